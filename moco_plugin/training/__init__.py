@@ -1,1 +1,1 @@
-
+"""Lightning around the method: optimizer, schedule, logs, monitor, checkpoints."""

@@ -1,1 +1,16 @@
+"""Everything that needs detectron2; importing this registers our components, data sets and config keys in it."""
 
+from moco_plugin.errors import UserError
+from moco_plugin.transfer import compat
+
+compat.before_import()
+try:
+    import detectron2.evaluation
+    import detectron2.modeling
+except ModuleNotFoundError as error:
+    raise UserError(
+        f"detectron2 needs {error.name}, which is not installed; run `pip install 'moco-plugin[detectron2]'`"
+    ) from error
+compat.after_import()
+
+from moco_plugin.transfer import datasets, resnet, roi_heads  # noqa: E402, F401  (they register themselves)

@@ -1,0 +1,112 @@
+"""Reads and writes detectron2's model zoo format: a pickle of numpy arrays, read without running its code."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from moco_plugin.errors import UserError
+from moco_plugin.files import atomic_path
+
+# What arrays and numpy scalars unpickle through; both names occur, since numpy 2 renamed the module.
+_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
+_rebuild_array = np.zeros(1).__reduce__()[0]
+_rebuild_scalar = np.float64(0).__reduce__()[0]
+
+
+def _latin1(text: str, encoding: str = "latin1") -> bytes:
+    """Stands for ``_codecs.encode``, which old pickle protocols call for bytes and nothing else."""
+    return text.encode("latin1")
+
+
+_ADMITTED: dict[tuple[str, str], Any] = {
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("collections", "OrderedDict"): OrderedDict,
+    ("_codecs", "encode"): _latin1,
+    **{(core, "_reconstruct"): _rebuild_array for core in _CORES},
+    **{(core, "scalar"): _rebuild_scalar for core in _CORES},
+    **{("builtins", builtin.__name__): builtin for builtin in (dict, list, str, int, float, bool)},
+}
+
+
+class _UnsafePickle(Exception):
+    """A pickle that asks for something other than arrays and builtins."""
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        module = "builtins" if module == "__builtin__" else module  # Python 2's name, in the oldest zoo files
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise _UnsafePickle(f"{module}.{name}") from None
+
+
+class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+    """Writes numpy's old module name, which every numpy reads (1.x knows no ``numpy._core``)."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if obj is _rebuild_array:
+            self.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n")
+        else:
+            super().save_global(obj, name)
+
+
+def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
+    """Reads a ``.pkl`` of detectron2's or Detectron's model zoo; no code in the file is run.
+
+    Args:
+        path: A pickle of dicts, lists, strings, numbers and numpy arrays.
+
+    Returns:
+        The pickled dict as it is: ``{"model": {name: array}, "__author__": ...}`` in detectron2's format.
+
+    Raises:
+        UserError: The file cannot be read, is no pickle of a dict, or holds anything else than the above.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = _Unpickler(file, encoding="latin1").load()
+    except _UnsafePickle as error:
+        raise UserError(
+            f"{path} is unsafe: unpickling it would call {error}; a weight file needs arrays and builtins "
+            "alone, so get one that holds nothing else"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except Exception as error:  # broken pickles raise almost anything
+        raise UserError(f"{path} is no whole pickle file ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a dict, as in the model zoo")
+    return content
+
+
+def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """Writes weights so that any detectron2 loads them with ``MODEL.WEIGHTS``; equal input gives equal bytes.
+
+    Args:
+        path: The ``.pkl`` file to write, whole or not at all.
+        model: Arrays under detectron2's names, such as ``res2.0.conv1.weight``.
+        metadata: Where the weights come from, of dicts, lists, strings and numbers; kept as ``moco_plugin``.
+    """
+    content = {
+        "model": {name: np.array(model[name], order="C") for name in sorted(model)},
+        "__author__": "MOCO",
+        "matching_heuristics": True,  # "res2.0..." then fits any "...res2.0..." of the model
+        "moco_plugin": metadata,
+    }
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            _dump(content, file)
+        load_zoo_pickle(temporary)  # what cannot be read back safely is not written
+
+
+def _dump(content: dict[str, Any], file: IO[bytes]) -> None:
+    pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
+    pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
+    pickler.dump(content)

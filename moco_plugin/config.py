@@ -1,0 +1,199 @@
+"""What a config may say: the schema as dataclasses, YAML files that inherit, and key=value overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from moco_plugin.errors import UsageError, nearest
+
+
+@dataclass
+class DataConfig:
+    """The images and the views that are made of them."""
+
+    root: str = MISSING
+    """Folder of images (nested or flat) or an idx images file; `[start:stop]` at its end takes a part."""
+    image_size: int = 224
+    """Side of a view in pixels."""
+    views: str = "auto"
+    """Augmentation: moco_v1, moco_v2, or auto for the method's own."""
+    view_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of lightly's transform that differ from the paper's."""
+    batched_views: bool = False
+    """Make the views of a whole batch at once, on the training device (images of one size only)."""
+    batch_size: int = 256
+    """Images a step over all processes."""
+    workers: int = -1
+    """Loader processes on each training process; -1 takes the available cores, at most 16."""
+    mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
+    crop_ratio: float = 0.875
+    """Evaluation resizes the short side to image_size / crop_ratio, then crops the centre."""
+
+
+@dataclass
+class OptimizerConfig:
+    """SGD as the papers have it."""
+
+    lr: float = 0.03
+    """Learning rate for reference_batch_size images a step."""
+    reference_batch_size: int = 256
+    scale_lr: bool = True
+    """Scale lr linearly by batch_size / reference_batch_size."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+
+
+@dataclass
+class ScheduleConfig:
+    """How long to train, and the learning rate along the way."""
+
+    epochs: int = 200
+    name: str = "cosine"
+    """cosine (to 0), step (times gamma at each milestone) or constant."""
+    milestones: list[int] = field(default_factory=list)
+    """Epochs at which `step` drops."""
+    gamma: float = 0.1
+    interval: str = "epoch"
+    """When the learning rate moves: each epoch (as v1 and v2 do) or each step."""
+
+
+@dataclass
+class KNNConfig:
+    """The kNN monitor, on when both sets have labels."""
+
+    train: str | None = None
+    """Labelled images whose features vote; same forms as data.root."""
+    test: str | None = None
+    k: int = 200
+    temperature: float = 0.1
+    every: int = 1
+    """Epochs between two measurements."""
+
+
+@dataclass
+class PretrainConfig:
+    """Everything a pre-training run is made of."""
+
+    method: str = "moco"
+    method_args: dict[str, Any] = field(default_factory=dict)
+    """Arguments of the method's class."""
+    backbone: str = "resnet50"
+    """Any timm model name."""
+    backbone_args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    knn: KNNConfig = field(default_factory=KNNConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of Lightning's Trainer: devices, num_nodes, precision, max_time, ..."""
+    seed: int = 0
+    out: str = "runs/pretrain"
+    """Folder for checkpoints, logs and the config as it ran."""
+    channels_last: bool = True
+    """Memory layout of images and convolutions; same numbers to round-off, faster on most devices."""
+
+
+def configs_folder() -> Path:
+    """Returns the folder of shipped configs: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def find_config(name: str | Path, kind: str) -> Path:
+    """Finds a config file by path, or a shipped one by name.
+
+    Args:
+        name: A path, or what follows ``configs/KIND/`` in the path of a shipped config, with or without suffix.
+        kind: Folder under ``configs/``: "pretrain" or "detectron2".
+
+    Raises:
+        UsageError: Nothing is there; the shipped names are listed.
+    """
+    shipped = configs_folder() / kind
+    text = str(name)
+    tail = text.split(f"configs/{kind}/")[-1]
+    for path in (Path(text).expanduser(), shipped / tail, shipped / f"{tail}.yaml"):
+        if path.is_file():
+            return path
+    names = sorted(
+        str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml") if p.stem[0] not in "_B"
+    )
+    raise UsageError(f"no config {text!r}; shipped are {', '.join(names)}{nearest(tail, names)}")
+
+
+def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
+    """Reads a YAML file over the one its ``_base_`` key names (relative to itself)."""
+    path = path.resolve()
+    if path in seen:
+        raise UsageError(f"{path} inherits from itself through its _base_")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}; expected keys and values")
+    base = content.pop("_base_", None)
+    config = OmegaConf.create(content)
+    return config if base is None else OmegaConf.merge(_read_yaml(path.parent / base, (*seen, path)), config)
+
+
+def _valid_keys(full_key: str) -> tuple[str, list[str]]:
+    """Returns the deepest section that ``full_key`` reaches and the keys valid in it."""
+    section: Any = PretrainConfig()
+    prefix = ""
+    for part in full_key.split(".")[:-1]:
+        child = getattr(section, part, None)
+        if not is_dataclass(child):
+            break
+        section, prefix = child, f"{prefix}{part}."
+    return prefix, [f.name for f in fields(section)]
+
+
+def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -> PretrainConfig:
+    """Builds a pre-training config: defaults, then a YAML file, then ``key=value`` overrides.
+
+    Args:
+        name: Path of a YAML file or name of a shipped one; None for the defaults alone.
+        overrides: Such as ``["method=moco", "data.batch_size=512"]``.
+
+    Raises:
+        UsageError: An unknown key, a value of the wrong type, or no images named.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise UsageError(f"{override!r} is no override; expected key=value, such as data.root=photos")
+    config = OmegaConf.structured(PretrainConfig)
+    layers = [] if name is None else [_read_yaml(find_config(name, "pretrain"))]
+    try:
+        layers.append(OmegaConf.from_dotlist(list(overrides)))
+        for layer in layers:
+            config = OmegaConf.merge(config, layer)
+        result: PretrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
+        key = getattr(error, "full_key", None) or ""
+        if "MissingMandatory" in type(error).__name__:
+            raise UsageError(f"{key} is not set; say {key}=VALUE, such as data.root=path/to/images") from error
+        prefix, valid = _valid_keys(key)
+        leaf = key.removeprefix(prefix)
+        if leaf and leaf.split(".")[0] not in valid:
+            where = f"under {prefix[:-1]}" if prefix else "at the top"
+            raise UsageError(
+                f"unknown config key {key!r}; valid {where} are {', '.join(valid)}{nearest(leaf, valid)}"
+            ) from error
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error
+    return result
+
+
+def config_dict(config: PretrainConfig) -> dict[str, Any]:
+    """Returns the config as plain nested dicts, lists, strings and numbers."""
+    return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]

@@ -1,0 +1,86 @@
+"""Reads idx files, the format of MNIST and Fashion-MNIST (a big-endian header, then raw bytes)."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from moco_plugin.errors import UserError
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+
+
+def is_idx(path: Path) -> bool:
+    """Tells an idx images or labels file by its name, as MNIST spells it, gzipped or not."""
+    return re.search(r"[-.]idx\d-ubyte(\.gz)?$", path.name) is not None
+
+
+def read_idx(path: str | Path) -> np.ndarray:
+    """Reads an idx file of unsigned bytes.
+
+    Args:
+        path: An idx file, gzipped or not.
+
+    Returns:
+        A uint8 array, N x H x W for images, N for labels.
+
+    Raises:
+        UserError: The file cannot be read, is no idx file of bytes, or is shorter than its header says.
+    """
+    path = Path(path)
+    try:
+        raw = path.read_bytes()
+        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}); is the file whole?") from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+        raise UserError(f"{path} is no idx file of unsigned bytes; expected a file such as train-images-idx3-ubyte.gz")
+    shape = np.frombuffer(data, ">u4", count=data[3], offset=4).astype(int)
+    body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
+    if body.size != shape.prod():
+        raise UserError(
+            f"{path} holds {body.size} bytes where its header says {shape.prod()}; it is broken off, get it again"
+        )
+    return body.reshape(shape)
+
+
+def split_slice(spec: str) -> tuple[Path, slice]:
+    """Splits ``PATH[start:stop]`` into the path and the slice; without brackets the slice is everything."""
+    match = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", str(spec))
+    if not match:
+        return Path(spec).expanduser(), slice(None)
+    start, stop = (int(text) if text else None for text in match.groups()[1:])
+    return Path(match[1]).expanduser(), slice(start, stop)
+
+
+def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
+    """Reads images and, from the labels file beside them, their labels.
+
+    Args:
+        spec: Path of an ``...images-idx3-ubyte[.gz]`` file, with an optional ``[start:stop]``.
+
+    Returns:
+        Images (uint8, N x H x W), labels (int64, N) or None without a labels file, and the class names if
+        there are ten classes, else None.
+    """
+    path, part = split_slice(spec)
+    images = read_idx(path)
+    if images.ndim != 3:
+        raise UserError(f"{path} holds an array of {images.ndim} dimensions; expected images (N x H x W)")
+    labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    labels = None
+    if labels_path != path and labels_path.exists():
+        labels = read_idx(labels_path).astype(np.int64)
+        if len(labels) != len(images):
+            raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
+    images, labels = images[part], labels if labels is None else labels[part]
+    if not len(images):
+        raise UserError(f"{spec} selects no image; the file holds {len(read_idx(path))}")
+    classes = FASHION_MNIST_CLASSES if labels is not None and labels.max() < 10 else None
+    return images, labels, classes

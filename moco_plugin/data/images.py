@@ -1,0 +1,172 @@
+"""Image sets: a folder, nested or flat, or an idx file; and what to do with images that cannot be decoded."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
+from moco_plugin.errors import UsageError, UserError
+
+MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
+
+
+class ImageSet:
+    """Images by number, with labels where there are any.
+
+    A folder's images are all image files below it in sorted order. Its labels are the first level of
+    subfolders, where every image lies in one. An idx file's labels lie beside it.
+
+    Args:
+        spec: A folder or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]`` at the end takes a part.
+
+    Attributes:
+        labels: int64, N, or None.
+        classes: Names of the labels, or None.
+        array: uint8, N x H x W, where the images are in memory, else None.
+    """
+
+    def __init__(self, spec: str) -> None:
+        self.spec = spec
+        self.array: np.ndarray | None = None
+        self.paths: list[Path] = []
+        self.labels: np.ndarray | None = None
+        self.classes: tuple[str, ...] | None = None
+        path, part = split_slice(spec)
+        if path.is_file() and is_idx(path):
+            self.array, self.labels, self.classes = load_idx_images(spec)
+            return
+        self.paths = _image_files(path)[part]
+        if not self.paths:
+            raise UserError(f"{spec} selects no image; {path} holds {len(_image_files(path))}")
+        parents = [p.relative_to(path).parts[0] if p.parent != path else "" for p in self.paths]
+        if all(parents) and len(set(parents)) > 1:
+            self.classes = tuple(sorted(set(parents)))
+            number = {name: i for i, name in enumerate(self.classes)}
+            self.labels = np.array([number[name] for name in parents], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.paths) if self.array is None else len(self.array)
+
+    def name(self, index: int) -> str:
+        """Returns what to call an image: its path, or its place in the file."""
+        return f"{self.spec} image {index}" if self.array is not None else str(self.paths[index])
+
+    def load(self, index: int) -> Image.Image | None:
+        """Returns an image in RGB, or None if it cannot be decoded."""
+        if self.array is not None:
+            return Image.fromarray(self.array[index]).convert("RGB")
+        try:
+            with Image.open(self.paths[index]) as image:
+                return image.convert("RGB")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
+            return None
+
+
+def _image_files(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise UserError(
+            f"{folder}: found {found}, expected a folder of images or an idx images file; check the path"
+        )
+    unreadable: list[OSError] = []
+    files = [
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, onerror=unreadable.append, followlinks=True)
+        for name in names
+        if name.lower().endswith(IMG_EXTENSIONS)
+    ]
+    if unreadable:
+        raise UserError(f"{unreadable[0].filename} cannot be read ({unreadable[0].strerror}); check its permissions")
+    if not files:
+        raise UserError(
+            f"{folder} holds no image at any depth; expected files ending in {', '.join(IMG_EXTENSIONS)}"
+        )
+    return sorted(files)
+
+
+class CorruptImages:
+    """Names and counts the images that could not be decoded; more than 1% of the set is an error."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.names: set[str] = set()
+
+    def add(self, names: Iterable[str]) -> None:
+        """Reports each new name on stderr; empty names stand for images that were fine."""
+        for name in sorted(set(names) - self.names - {""}):
+            self.names.add(name)
+            print(f"skipped: {name} cannot be decoded ({len(self.names)} so far)", file=sys.stderr)
+        if len(self.names) > MAX_CORRUPT * self.total:
+            raise UserError(
+                f"{len(self.names)} of {self.total} images cannot be decoded, more than 1%, "
+                f"{sorted(self.names)[0]} among them; repair or remove them"
+            )
+
+
+class TrainImages(Dataset[tuple[Any, str]]):
+    """Images for pre-training: (what ``transform`` makes of an image, "" or the name of a corrupt one).
+
+    In the place of a corrupt image comes the next one, so that batches keep their size.
+    """
+
+    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any]) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, str]:
+        corrupt = ""
+        for offset in range(len(self)):
+            image = self.images.load((index + offset) % len(self))
+            if image is not None:
+                return self.transform(image), corrupt
+            corrupt = corrupt or self.images.name(index)
+        raise UserError(f"none of the {len(self)} images of {self.images.spec} can be decoded")
+
+
+class RawImages(Dataset[tuple[Tensor, str]]):
+    """Images of one size as uint8 tensors (1 x H x W), for views that are made a batch at a time."""
+
+    def __init__(self, images: ImageSet) -> None:
+        if images.array is None:
+            raise UsageError(
+                f"data.batched_views needs images of one size, as in idx files, and {images.spec} is a folder; "
+                "set data.batched_views=false"
+            )
+        self.array = torch.from_numpy(images.array.copy())
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, str]:
+        return self.array[index][None], ""
+
+
+class LabelledImages(Dataset[tuple[Any, int, str]]):
+    """Images for evaluation: (image or None if corrupt, label or -1, name of a corrupt image or "")."""
+
+    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any]) -> None:
+        self.images = images
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Any, int, str]:
+        image = self.images.load(index)
+        if image is None:
+            return None, -1, self.images.name(index)
+        return self.transform(image), -1 if self.images.labels is None else int(self.images.labels[index]), ""

@@ -1,0 +1,290 @@
+"""Composes small scenes of several objects with boxes and masks, in VOC and COCO format at once."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import check_output
+
+FOREGROUND = 20  # grey level of 255 above which a pixel belongs to the object; Fashion-MNIST's ground is 0
+MIN_VISIBLE = 0.75  # share of an object that later objects leave visible
+MIN_OBJECTS, MAX_OBJECTS = 3, 6
+MIN_SCALE, MAX_SCALE = 0.9, 2.2  # of the object images: 25 to 62 pixels for 28
+
+
+@dataclass
+class SceneObject:
+    """One object of a scene: its class index from 0 and its visible pixels (bool, size x size)."""
+
+    label: int
+    mask: np.ndarray
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom in pixels from 0, right and bottom exclusive."""
+        rows, columns = np.flatnonzero(self.mask.any(axis=1)), np.flatnonzero(self.mask.any(axis=0))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def safe_class_name(name: str) -> str:
+    """Makes a class name a file name, as VOC's evaluation uses it: ``T-shirt/top`` to ``T-shirt-top``."""
+    return re.sub(r"[^\w-]+", "-", name)
+
+
+def compose_scene(
+    images: np.ndarray, labels: np.ndarray, size: int, random: np.random.Generator
+) -> tuple[np.ndarray, list[SceneObject]]:
+    """Puts three to six tinted objects on a textured ground, with little overlap.
+
+    Args:
+        images: Object images on black, uint8, N x H x W.
+        labels: Class index of each, N.
+        size: Side of the scene in pixels.
+        random: Decides everything that is not given.
+
+    Returns:
+        The scene (uint8, size x size x 3, RGB) and its objects, farthest first.
+    """
+    canvas = _background(size, random)
+    objects: list[SceneObject] = []
+    areas: list[int] = []  # of the whole objects, to compare the visible parts with
+    for _ in range(random.integers(MIN_OBJECTS, MAX_OBJECTS + 1)):
+        for _attempt in range(20):  # a crowded scene stays with fewer objects
+            index = random.integers(len(images))
+            scale = min(random.uniform(MIN_SCALE, MAX_SCALE), size / max(images.shape[1:]))
+            grey, alpha = _resized(images[index], scale)
+            height, width = alpha.shape
+            top, left = random.integers(size - height + 1), random.integers(size - width + 1)
+            mask = np.zeros((size, size), bool)
+            mask[top : top + height, left : left + width] = alpha >= 0.5
+            visible = [(other.mask & ~mask).sum() for other in objects]
+            if mask.any() and all(np.array(visible) >= MIN_VISIBLE * np.array(areas)):
+                break
+        else:
+            continue
+        tint = random.uniform(80, 255, size=3)
+        window = canvas[top : top + height, left : left + width]
+        colour = tint * (0.25 + 0.75 * grey[..., None])
+        window += alpha[..., None] * (colour - window)
+        for other in objects:
+            other.mask &= ~mask
+        objects.append(SceneObject(int(labels[index]), mask))
+        areas.append(int(mask.sum()))
+    return canvas.round().clip(0, 255).astype(np.uint8), objects
+
+
+def _resized(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Returns grey levels and opacity of an object image (H x W, 0 to 1), both resized by ``scale``."""
+    mask = image > FOREGROUND
+
+    # A hole is ground with object on all four sides of it.
+    after = [np.maximum.accumulate(mask, axis) for axis in (0, 1)]
+    before = [np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis) for axis in (0, 1)]
+    opaque = after[0] & before[0] & after[1] & before[1]
+    height, width = (max(1, round(scale * length)) for length in image.shape)
+
+    def resize(array: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(picture, np.float64) / 255
+
+    return resize(image), resize(opaque.astype(np.uint8) * 255)
+
+
+def _background(size: int, random: np.random.Generator) -> np.ndarray:
+    """Returns a coloured texture (float64, size x size x 3, about 0 to 255): noise at four scales."""
+    canvas = np.broadcast_to(random.uniform(40, 200, size=3), (size, size, 3)).copy()
+    for cells, strength in ((2, 60), (5, 40), (20, 25), (80, 12)):
+        noise = random.uniform(-1, 1, size=(cells, cells)).astype(np.float32)
+        layer = np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
+        canvas += strength * layer[..., None] * random.uniform(0.5, 1.5, size=3)
+    return canvas.clip(0, 255)
+
+
+def make_scenes(
+    output: str | Path,
+    train: tuple[np.ndarray, np.ndarray | None],
+    test: tuple[np.ndarray, np.ndarray | None],
+    class_names: Sequence[str] | None = None,
+    *,
+    num_train: int = 60,
+    num_test: int = 100,
+    size: int = 160,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Writes a detection data set of composed scenes, whole or not at all.
+
+    The folder is in VOC layout (``JPEGImages``, ``Annotations``, ``ImageSets``, ``SegmentationObject`` and
+    ``SegmentationClass``) and has COCO files beside it (``annotations/instances_{train,test}.json``, masks as
+    uncompressed run lengths). The same arguments give the same bytes, and a scene depends on the seed and on
+    its number only, so that a larger set begins with the smaller one.
+
+    Args:
+        output: Folder to make; detectron2 looks for it as ``$DETECTRON2_DATASETS/scenes``.
+        train: Object images (uint8, N x H x W, on black) and their labels (N, or None for a single class).
+        test: The same for the test scenes; give other images than for training.
+        class_names: One name a label; by default ``class_0`` and so on, or ``object``.
+        num_train: Number of training scenes.
+        num_test: Number of test scenes.
+        size: Side of the scenes in pixels; at least that of the object images.
+        seed: Seed of all random choices.
+        overwrite: Replace scenes that are there already.
+        progress: Show progress bars.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UsageError: A number that cannot be right, or ``output`` exists.
+        UserError: Images and labels that do not fit together.
+    """
+    output = _check_free(Path(output), overwrite)
+    if min(num_train, num_test) < 1 or seed < 0:
+        raise UsageError(
+            f"expected at least one scene and a seed from 0, got {num_train}, {num_test} and {seed}"
+        )
+    splits = {"train": (*_with_labels(train), num_train), "test": (*_with_labels(test), num_test)}
+    for images, _, _ in splits.values():
+        if size < MIN_SCALE * max(images.shape[1:]):
+            raise UsageError(f"scenes of {size} pixels are too small for objects of {max(images.shape[1:])}")
+    num_classes = 1 + max(int(labels.max()) for _, labels, _ in splits.values())
+    if class_names is None:
+        labelled = train[1] is not None or test[1] is not None
+        class_names = [f"class_{index}" for index in range(num_classes)] if labelled else ["object"]
+    if len(class_names) < num_classes:
+        raise UserError(f"labels go up to {num_classes - 1}, but there are {len(class_names)} class names")
+    names = [safe_class_name(name) for name in class_names]
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
+    try:
+        temporary.chmod(output.parent.stat().st_mode & 0o777)  # mkdtemp gives 0700
+        for number, (split, (images, labels, count)) in enumerate(splits.items()):
+            writer = _Writer(temporary, split, names)
+            for index in tqdm(range(count), desc=f"{split} scenes", unit="scene", disable=not progress):
+                random = np.random.default_rng([seed, number, index])
+                writer.add(f"{split}_{index:06d}", *compose_scene(images, labels, size, random))
+            writer.close()
+        if output.exists():
+            shutil.rmtree(output)
+        temporary.rename(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return output
+
+
+def _check_free(output: Path, overwrite: bool) -> Path:
+    check_output(output, overwrite)
+    if output.exists() and not (output / "annotations" / "instances_train.json").exists():
+        raise UsageError(f"{output} is there and holds no scenes, so it was kept; choose another output")
+    return output
+
+
+def _with_labels(source: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = source
+    if images.ndim != 3 or images.dtype != np.uint8 or not len(images):
+        raise UserError(f"expected object images as uint8 N x H x W, got {images.dtype} {images.shape}")
+    if labels is None:
+        return images, np.zeros(len(images), np.int64)
+    if len(labels) != len(images):
+        raise UserError(f"there are {len(labels)} labels for {len(images)} object images")
+    return images, labels
+
+
+class _Writer:
+    """Writes the scenes of one split below ``root``."""
+
+    def __init__(self, root: Path, split: str, names: Sequence[str]) -> None:
+        self.root, self.split, self.names = root, split, names
+        self.coco: dict[str, list] = {
+            "images": [],
+            "annotations": [],
+            "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
+        }
+        for folder in (
+            *("JPEGImages", "Annotations", "annotations", "ImageSets/Main", "ImageSets/Segmentation"),
+            *("SegmentationObject", "SegmentationClass"),
+        ):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+
+    def add(self, name: str, image: np.ndarray, objects: Sequence[SceneObject]) -> None:
+        height, width = image.shape[:2]
+        Image.fromarray(image).save(self.root / "JPEGImages" / f"{name}.jpg", quality=95)
+        image_id = len(self.coco["images"]) + 1
+        entry = {"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width}
+        self.coco["images"].append(entry)
+        for obj in objects:
+            left, top, right, bottom = obj.box
+            self.coco["annotations"].append(
+                {
+                    "id": len(self.coco["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": obj.label + 1,
+                    "bbox": [left, top, right - left, bottom - top],
+                    "area": int(obj.mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": run_lengths(obj.mask),
+                }
+            )
+        self._write_voc(name, (height, width), objects)
+
+    def _write_voc(self, name: str, shape: tuple[int, int], objects: Sequence[SceneObject]) -> None:
+        root = ElementTree.Element("annotation")
+        ElementTree.SubElement(root, "folder").text = "scenes"
+        ElementTree.SubElement(root, "filename").text = f"{name}.jpg"
+        _add_fields(ElementTree.SubElement(root, "size"), width=shape[1], height=shape[0], depth=3)
+        ElementTree.SubElement(root, "segmented").text = "1"
+        instances, classes = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+        for number, obj in enumerate(objects, start=1):
+            left, top, right, bottom = obj.box
+            node = ElementTree.SubElement(root, "object")
+            _add_fields(node, name=self.names[obj.label], pose="Unspecified", truncated=0, difficult=0)
+            # VOC counts pixels from 1 and includes the last one.
+            _add_fields(
+                ElementTree.SubElement(node, "bndbox"), xmin=left + 1, ymin=top + 1, xmax=right, ymax=bottom
+            )
+            instances[obj.mask], classes[obj.mask] = number, obj.label + 1
+        ElementTree.indent(root)
+        ElementTree.ElementTree(root).write(self.root / "Annotations" / f"{name}.xml")
+        for folder, array in (("SegmentationObject", instances), ("SegmentationClass", classes)):
+            picture = Image.fromarray(array).convert("P")
+            picture.putpalette(_PALETTE)
+            picture.save(self.root / folder / f"{name}.png")
+
+    def close(self) -> None:
+        names = "".join(f"{Path(image['file_name']).stem}\n" for image in self.coco["images"])
+        for folder in ("Main", "Segmentation"):
+            (self.root / "ImageSets" / folder / f"{self.split}.txt").write_text(names)
+        (self.root / "annotations" / f"instances_{self.split}.json").write_text(json.dumps(self.coco) + "\n")
+
+
+def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
+    """Encodes a bool mask (H x W) as COCO's uncompressed RLE: run lengths column by column, ground first."""
+    flat = mask.ravel(order="F")
+    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
+    counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
+
+
+def _add_fields(node: ElementTree.Element, **fields: str | int) -> None:
+    for key, value in fields.items():
+        ElementTree.SubElement(node, key).text = str(value)
+
+
+# The colours are for people only; the numbers in the pictures are what counts. 37, 91 and 53 spread neighbours apart.
+_PALETTE = [0, 0, 0] + [
+    channel for i in range(1, 256) for channel in (i * 37 % 256, i * 91 % 256, i * 53 % 256)
+]

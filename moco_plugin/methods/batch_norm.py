@@ -1,0 +1,77 @@
+"""What keeps batch norm from leaking which key belongs to which query (v1, section 3.3).
+
+Statistics shared by a query and its key betray the pair. The papers normalise on each GPU by itself and
+shuffle the keys between GPUs. Within one process the same is had by groups: each group of the batch is
+normalised by itself, and the keys are shuffled over the groups.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def has_batch_norm(module: nn.Module) -> bool:
+    """Tells whether any layer normalises over the batch."""
+    return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+
+
+class SplitBatchNorm(_BatchNorm):
+    """Batch norm over each of ``groups`` consecutive parts of the batch by itself.
+
+    Running statistics follow the mean over the groups, so that one step moves them as far as a step of the
+    layer it replaces. In eval mode it is that layer. State dict names do not change.
+    """
+
+    def __init__(self, layer: _BatchNorm, groups: int) -> None:
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        self.load_state_dict(layer.state_dict(), strict=False)
+        self.groups = groups
+        # timm's norm layers carry dropout and activation (BatchNormAct2d)
+        self.drop = getattr(layer, "drop", None) or nn.Identity()
+        self.act = getattr(layer, "act", None) or nn.Identity()
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # any shape with channels second
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return cast(Tensor, self.act(self.drop(super().forward(input))))
+        if len(input) % self.groups:
+            raise ValueError(batch_size_sentence(len(input), self.groups))
+        parts, means, variances = [], [], []
+        for part in input.chunk(self.groups):
+            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
+            # with momentum 1 the buffers come back as this group's own statistics
+            parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
+            means.append(mean)
+            variances.append(variance)
+        if self.running_mean is not None and self.running_var is not None:
+            self.num_batches_tracked += 1  # type: ignore[operator]
+            rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+            self.running_mean.lerp_(torch.stack(means).mean(dim=0), rate)
+            self.running_var.lerp_(torch.stack(variances).mean(dim=0), rate)
+        return cast(Tensor, self.act(self.drop(torch.cat(parts))))
+
+
+def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
+    """Returns ``module`` with every batch norm in it replaced by a SplitBatchNorm (like convert_sync_batchnorm)."""
+    if isinstance(module, _BatchNorm):
+        return SplitBatchNorm(module, groups)
+    for name, child in module.named_children():
+        setattr(module, name, split_batch_norm(child, groups))
+    return module
+
+
+def batch_size_sentence(batch_size: int, groups: int) -> str:
+    """Says what is wrong with a batch that does not divide into the groups, and the nearest sizes that do."""
+    below, above = batch_size // groups * groups, -(-batch_size // groups) * groups
+    sizes = f"{below} or {above}" if below else f"{above}"
+    return (
+        f"a batch of {batch_size} images does not split into {groups} batch norm groups; "
+        f"choose a batch of {sizes}, or another batch_norm_groups"
+    )

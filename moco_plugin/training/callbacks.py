@@ -1,0 +1,94 @@
+"""What watches a run: throughput, corrupt images, the kNN monitor."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from moco_plugin.config import PretrainConfig
+from moco_plugin.data.images import CorruptImages, ImageSet
+from moco_plugin.errors import UsageError
+from moco_plugin.evaluation.features import View, extract_features
+from moco_plugin.evaluation.knn import knn_top1
+
+
+class Throughput(pl.Callback):
+    """Logs ``images_per_second`` over all processes since the last logged step, monitoring left out."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.steps, self.start = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps, self.start = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.steps += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
+            pl_module.log("images_per_second", rate, prog_bar=True)
+            self.steps, self.start = 0, time.perf_counter()
+
+
+class CorruptImageWatch(pl.Callback):
+    """Names corrupt images as they come by; stops the run at more than 1% of the set."""
+
+    def __init__(self, total: int) -> None:
+        self.corrupt = CorruptImages(total)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
+        self.corrupt.add(batch[1])
+
+
+class KNNMonitor(pl.Callback):
+    """Logs ``knn_top1`` of the backbone before training and every few epochs.
+
+    Raises:
+        UsageError: A set has no labels, or the two have different classes.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        knn, data = config.knn, config.data
+        self.knn = knn
+        self.train, self.test = ImageSet(str(knn.train)), ImageSet(str(knn.test))
+        check_labels(self.train, self.test)
+        self.view = View(data.image_size, data.crop_ratio, data.mean, data.std)
+
+    def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measures and logs on the first process; the others wait."""
+        if trainer.is_global_zero:
+            sets = []
+            for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
+                sets += extract_features(
+                    pl_module.method.backbone, images, self.view, device=pl_module.device, progress=name
+                )
+            top1 = knn_top1(*sets, k=min(self.knn.k, len(sets[0])), temperature=self.knn.temperature)
+            trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
+            for logger in trainer.loggers:
+                logger.log_metrics({"knn_top1": top1}, step=trainer.global_step)
+            print(f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}%", flush=True)
+        trainer.strategy.barrier()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if epoch % self.knn.every == 0 or epoch == trainer.max_epochs:
+            self.measure(trainer, pl_module)
+
+
+def check_labels(train: ImageSet, test: ImageSet) -> None:
+    """Raises UsageError unless both sets have labels of the same classes."""
+    for images in (train, test):
+        if images.labels is None:
+            raise UsageError(
+                f"{images.spec} has no labels; expected a folder of one subfolder a class, or a labels idx file"
+            )
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
+        raise UsageError(f"{train.spec} and {test.spec} differ in classes: {', '.join(odd[:5])} in one only")

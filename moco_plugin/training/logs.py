@@ -1,0 +1,61 @@
+"""The CSV log: one row a logged step, in a file that a resumed run goes on with."""
+
+from __future__ import annotations
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
+
+from moco_plugin.files import atomic_path
+
+
+class CSVLog(Logger):
+    """Writes metrics to a CSV file with a ``step`` column; new metrics become new columns.
+
+    Args:
+        path: The file. What is there already is kept, up to the step that the run goes on from.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, Any]] = {}
+        if path.exists():
+            with open(path, newline="") as file:
+                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def forget_from(self, step: int) -> None:
+        """Drops the rows of ``step`` and later, which a resumed run writes again."""
+        self.rows = {s: row for s, row in self.rows.items() if s < step}
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.setdefault(step or 0, {"step": step or 0}).update(metrics)
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The config lies beside the log as config.yaml."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        columns = dict.fromkeys(column for row in self.rows.values() for column in row)
+        with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(columns))
+            writer.writeheader()
+            writer.writerows(self.rows[step] for step in sorted(self.rows))
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        self.save()

@@ -1,0 +1,115 @@
+"""The LightningModule: a method, its optimizer and its schedule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from fvcore.common.param_scheduler import (
+    ConstantParamScheduler,
+    CosineParamScheduler,
+    MultiStepParamScheduler,
+    ParamScheduler,
+)
+from torch import Tensor
+
+from moco_plugin.backbones import create_backbone, feature_dim
+from moco_plugin.config import PretrainConfig, ScheduleConfig, config_dict
+from moco_plugin.data.batched_views import BatchedViews
+from moco_plugin.data.normalize import normalize
+from moco_plugin.data.views import view_arguments
+from moco_plugin.errors import UsageError
+from moco_plugin.registry import build_method
+
+
+def lr_schedule(schedule: ScheduleConfig) -> ParamScheduler:
+    """Returns the factor on the learning rate as a function of the share of training done, 0 to 1.
+
+    Raises:
+        UsageError: Unknown schedule, or milestones out of order or beyond the last epoch.
+    """
+    if schedule.name == "cosine":
+        return CosineParamScheduler(1.0, 0.0)
+    if schedule.name == "constant":
+        return ConstantParamScheduler(1.0)
+    if schedule.name == "step":
+        milestones = schedule.milestones
+        if milestones != sorted(set(milestones)) or not all(0 < m < schedule.epochs for m in milestones):
+            raise UsageError(
+                f"schedule.milestones are {milestones}; expected rising epochs between 0 and {schedule.epochs}"
+            )
+        values = [schedule.gamma**i for i in range(len(milestones) + 1)]
+        return MultiStepParamScheduler(values, num_updates=schedule.epochs, milestones=milestones)
+    raise UsageError(f"unknown schedule.name {schedule.name!r}; known are cosine, step, constant")
+
+
+def scaled_lr(config: PretrainConfig) -> float:
+    """Returns the learning rate for the batch at hand: linear in the batch, unless scale_lr is off."""
+    optimizer = config.optimizer
+    scale = config.data.batch_size / optimizer.reference_batch_size if optimizer.scale_lr else 1.0
+    return optimizer.lr * scale
+
+
+class PretrainModule(pl.LightningModule):
+    """Trains a method on batches of views.
+
+    A batch is ``(views, corrupt)``: two uint8 tensors N x 3 x H x W, or, where the views are made here, one
+    tensor of uint8 images; and the names of corrupt images ("" for the others).
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.save_hyperparameters({"config": config_dict(config)})
+        backbone = create_backbone(config.backbone, **config.backbone_args)
+        self.method = build_method(config.method, backbone, feature_dim(backbone), **config.method_args)
+        self.schedule = lr_schedule(config.schedule)
+        self.batched_views: BatchedViews | None = None
+        if config.data.batched_views:
+            name = views_name(config)
+            arguments = view_arguments(name, config.data.image_size, **config.data.view_args)
+            self.batched_views = BatchedViews(arguments, grey_first=name == "moco_v1")
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Makes the views (if not made yet) and normalises them, on the training device."""
+        views, corrupt = batch
+        if self.batched_views is not None:
+            views = self.batched_views(views)
+        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        data = self.config.data
+        return [normalize(v, data.mean, data.std).contiguous(memory_format=layout) for v in views], corrupt
+
+    def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:
+        """One step of the method; its metrics are logged."""
+        (im_q, im_k), _ = batch
+        loss, metrics = self.method(im_q, im_k)
+        self.log_dict(metrics)
+        self.log("loss", loss.detach(), prog_bar=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """SGD over what takes a gradient, and the learning rate's schedule."""
+        optimizer = torch.optim.SGD(
+            [p for p in self.method.parameters() if p.requires_grad],
+            lr=scaled_lr(self.config),
+            momentum=self.config.optimizer.momentum,
+            weight_decay=self.config.optimizer.weight_decay,
+        )
+        interval = self.config.schedule.interval
+        if interval == "epoch":
+            total = self.config.schedule.epochs
+        elif interval == "step":
+            total = int(self.trainer.estimated_stepping_batches)
+        else:
+            raise UsageError(f"schedule.interval is {interval!r}; expected epoch or step")
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.schedule(min(done / total, 1.0)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+
+def views_name(config: PretrainConfig) -> str:
+    """Returns the views' name, with "auto" resolved to the method's own."""
+    if config.data.views != "auto":
+        return config.data.views
+    return "moco_v1" if config.method == "moco_v1" else "moco_v2"

@@ -1,0 +1,173 @@
+"""Pre-training from a config: builds everything, trains with Lightning's Trainer, resumes what was cut off."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from moco_plugin.config import PretrainConfig, config_dict
+from moco_plugin.data.images import ImageSet, RawImages, TrainImages
+from moco_plugin.data.views import build_views, view_arguments
+from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.files import atomic_path, write_json
+from moco_plugin.methods.batch_norm import batch_size_sentence
+from moco_plugin.training.callbacks import CorruptImageWatch, KNNMonitor, Throughput
+from moco_plugin.training.logs import CSVLog
+from moco_plugin.training.module import PretrainModule, scaled_lr, views_name
+
+MAY_CHANGE = ("trainer", "knn", "data.workers")  # keys that a resumed run may give other values
+
+
+def train_loader(config: PretrainConfig, images: ImageSet) -> DataLoader[Any]:
+    """Returns the shuffled batches of a training process; a last smaller batch is left out."""
+    data = config.data
+    if len(images) < data.batch_size:
+        raise UsageError(
+            f"data.batch_size is {data.batch_size} and {data.root} holds {len(images)} images; choose a smaller batch"
+        )
+    dataset: Any
+    if data.batched_views:
+        dataset = RawImages(images)
+        workers = 0
+    else:
+        name = views_name(config)
+        view_arguments(name, data.image_size, **data.view_args)
+        dataset = TrainImages(images, build_views(name, data.image_size, **data.view_args))
+        workers = min(16, len(os.sched_getaffinity(0))) if data.workers < 0 else data.workers
+    return DataLoader(
+        dataset, data.batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+    )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_same_config(path: Path, config: PretrainConfig) -> None:
+    """Raises UsageError if the run in this folder was started with another config."""
+    then, now = _flat(yaml.safe_load(path.read_text())), _flat(config_dict(config))
+    keys = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
+    keys = [key for key in keys if not key.startswith(MAY_CHANGE) and key != "out"]
+    if keys:
+        key = keys[0]
+        raise UsageError(
+            f"{path.parent} holds a run with another config ({key} was {then.get(key)}, now {now.get(key)}"
+            f"{f', and {len(keys) - 1} more' if keys[1:] else ''}) and was kept; "
+            "choose another out=, or --overwrite to start again"
+        )
+
+
+def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
+    """Trains as the config says, or goes on with the run that its ``out`` folder holds.
+
+    The folder gets ``config.yaml``, ``metrics.csv``, ``tensorboard/``, ``checkpoints/last.ckpt`` and, when all
+    is done, ``result.json``.
+
+    Args:
+        config: The run.
+        overwrite: Throw away what ``out`` holds.
+
+    Returns:
+        Path of the last checkpoint.
+
+    Raises:
+        UserError: Something in the config or the data is wrong; nothing saved is lost.
+    """
+    out = Path(config.out).expanduser()
+    last = out / "checkpoints" / "last.ckpt"
+    if (out / "config.yaml").exists() and not overwrite:
+        _check_same_config(out / "config.yaml", config)
+        if (out / "result.json").exists():
+            print(f"{out} holds this run, finished; nothing to do (--overwrite starts again)")
+            return last
+    elif out.exists() and any(out.iterdir()) and not overwrite:
+        raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
+
+    parameters = inspect.signature(pl.Trainer).parameters
+    for key in config.trainer:
+        if key not in parameters:
+            raise UsageError(f"unknown key trainer.{key}; it is no argument of Lightning's Trainer{nearest(key, parameters)}")
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    images = ImageSet(config.data.root)
+    loader = train_loader(config, images)
+    module = PretrainModule(config)
+    groups = config.method_args.get("batch_norm_groups", 8)
+    if getattr(module.method, "split", False) and config.data.batch_size % groups:
+        raise UsageError(f"data.batch_size: {batch_size_sentence(config.data.batch_size, groups)}")
+    callbacks: list[pl.Callback] = [
+        Throughput(config.data.batch_size),
+        CorruptImageWatch(len(images)),
+        ModelCheckpoint(last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
+    ]
+    if config.knn.train and config.knn.test:
+        callbacks.insert(1, KNNMonitor(config))
+
+    if overwrite and out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out / "config.yaml") as temporary:
+        temporary.write_text(yaml.safe_dump(config_dict(config), sort_keys=False))
+    csv_log = CSVLog(out / "metrics.csv")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    arguments = {
+        "max_epochs": config.schedule.epochs,
+        "logger": [csv_log, TensorBoardLogger(out, name="tensorboard", version="")],
+        "callbacks": callbacks,
+        "log_every_n_steps": 10,
+        "num_sanity_val_steps": 0,
+        "enable_model_summary": False,
+        "devices": 1,
+    }
+    trainer = pl.Trainer(**{**arguments, **config.trainer})
+    if trainer.world_size > 1:
+        raise UsageError(f"{trainer.world_size} processes were asked for; this version trains on one: trainer.devices=1")
+    _describe(config, module, images, trainer)
+    resume = last.exists()
+    if resume:
+        step = _resumed_step(last)
+        csv_log.forget_from(step + 1)
+        print(f"going on from {last}, step {step}")
+    trainer.fit(module, loader, ckpt_path=last if resume else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    write_json(out / "result.json", {"epochs": trainer.current_epoch, "steps": trainer.global_step, **metrics})
+    print(f"checkpoint: {last}")
+    return last
+
+
+def _resumed_step(path: Path) -> int:
+    from moco_plugin.checkpoints.read import load_file
+
+    state = load_file(path)
+    if "global_step" not in state:
+        raise UserError(f"{path} is no checkpoint of a run; --overwrite starts again")
+    return int(state["global_step"])
+
+
+def _describe(config: PretrainConfig, module: PretrainModule, images: ImageSet, trainer: pl.Trainer) -> None:
+    """Says what is about to happen: the model, the images, the learning rate and how it came about."""
+    encoder = sum(p.numel() for p in module.method.parameters() if p.requires_grad)
+    optimizer, batch = config.optimizer, config.data.batch_size
+    lr = f"{scaled_lr(config):g}"
+    if optimizer.scale_lr and batch != optimizer.reference_batch_size:
+        lr += f" = {optimizer.lr:g} x {batch}/{optimizer.reference_batch_size}"
+    print(
+        f"{config.method}, {config.backbone}, {encoder / 1e6:.2f} M trained parameters, on {trainer.strategy.root_device}\n"
+        f"{len(images)} images of {config.data.root}, {config.schedule.epochs} epochs of {len(images) // batch} steps\n"
+        f"batch {batch}, learning rate {lr}"
+    )

@@ -1,0 +1,188 @@
+"""Trains and evaluates detectors with detectron2's trainer, checked weights and a results.json."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any
+
+import detectron2.utils.comm as comm
+import torch
+import yaml
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.logger import setup_logger
+
+import moco_plugin
+from moco_plugin.errors import UsageError, nearest
+from moco_plugin.files import write_json
+from moco_plugin.transfer.compat import fit_device
+from moco_plugin.transfer.datasets import build_evaluator, require_dataset
+from moco_plugin.transfer.weights import check_file, load_weights
+
+RESULTS = "results.json"
+
+
+def find_config(name: str) -> Path:
+    """Finds a detectron2 config by path, or by name among those of this project.
+
+    Args:
+        name: A path, or a name below ``configs/detectron2`` with or without its folder and ``.yaml``.
+
+    Raises:
+        UsageError: No config of that name, or several.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    package = Path(moco_plugin.__file__).parent
+    for root in (package.parent / "configs" / "detectron2", package / "configs" / "detectron2"):
+        paths = sorted(root.rglob("*.yaml"))
+        known = {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+        wanted = name.removesuffix(".yaml")
+        found = [path for key, path in known.items() if key == wanted or key.endswith(f"/{wanted}")]
+        if len(found) == 1:
+            return found[0]
+        if known:
+            raise UsageError(f"no config file {name!r}{nearest(wanted, known)}; there are {', '.join(known)}")
+    raise UsageError(f"no config file {name!r}; give the path of a detectron2 YAML file")
+
+
+def load_config(config_file: str, overrides: list[str]) -> CfgNode:
+    """Reads a detectron2 config and checks everything that can be checked before work begins.
+
+    Args:
+        config_file: As in :func:`find_config`.
+        overrides: ``KEY VALUE`` pairs, as on detectron2's command line.
+
+    Raises:
+        UsageError: A file, key or value that cannot be right.
+    """
+    cfg = get_cfg()
+    path = find_config(config_file)
+    try:
+        cfg.merge_from_file(str(path))
+    except (KeyError, ValueError, AssertionError, TypeError, OSError, yaml.YAMLError) as error:
+        raise UsageError(f"config {path} is wrong: {_sentence(error, cfg)}") from error
+    if len(overrides) % 2:
+        raise UsageError(f"config overrides are pairs of KEY VALUE, got {' '.join(overrides)!r}")
+    try:
+        cfg.merge_from_list(overrides)
+    except (KeyError, ValueError, AssertionError, TypeError) as error:
+        raise UsageError(f"config override is wrong: {_sentence(error, cfg)}") from error
+    return cfg
+
+
+def _sentence(error: Exception, cfg: CfgNode) -> str:
+    text = " ".join(str(error.args[0] if error.args else error).split())
+    if isinstance(error, OSError):
+        text = f"{error.filename} cannot be read ({error.strerror})"
+    word = text.rsplit(" ", 1)[-1].strip("'\"")
+    return text + (nearest(word, _keys(cfg)) if "existent" in text else "")
+
+
+def _keys(node: Any, prefix: str = "") -> list[str]:
+    return [
+        key
+        for name, value in node.items()
+        for key in (_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"])
+    ]
+
+
+class Trainer(DefaultTrainer):
+    """detectron2's trainer; checks that the backbone is loaded, and leaves a ``results.json``.
+
+    Args:
+        cfg: A detectron2 config.
+        allow_partial: Train even if the weights leave part of the backbone random.
+    """
+
+    def __init__(self, cfg: CfgNode, allow_partial: bool = False) -> None:
+        self.allow_partial = allow_partial
+        super().__init__(cfg)
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Continues the run in ``OUTPUT_DIR`` if asked to and possible, else loads ``MODEL.WEIGHTS``."""
+        if resume and self.checkpointer.has_checkpoint():
+            check_file(self.checkpointer.get_checkpoint_file())
+            super().resume_or_load(resume=True)
+        else:
+            load_weights(self.model, self.cfg.MODEL.WEIGHTS, self.allow_partial)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """Evaluates on ``DATASETS.TEST``; ``results.json`` gets ``{data set: {task: {metric: value}}}``."""
+        results = super().test(cfg, model, evaluators)
+        if comm.is_main_process():
+            # detectron2 leaves out the name of a single data set
+            named = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
+            write_json(Path(cfg.OUTPUT_DIR) / RESULTS, _plain(named))
+        return dict(results)
+
+
+def _plain(value: Any) -> Any:
+    """Turns numpy numbers into Python's, and what could not be computed (NaN) into None, which JSON knows."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return None if math.isnan(value) else float(value)
+
+
+def prepare(args: argparse.Namespace) -> CfgNode:
+    """Turns command line arguments into a frozen config, having checked config, data sets and output.
+
+    Args:
+        args: detectron2's arguments (``config_file``, ``opts``, ``resume``, ``eval_only``, ``num_gpus``) and
+            ``overwrite``.
+
+    Raises:
+        UserError: Anything that would make the run fail or overwrite another one.
+    """
+    if args.num_gpus > max(1, torch.cuda.device_count()):
+        raise UsageError(
+            f"--num-gpus is {args.num_gpus}, and there are {torch.cuda.device_count()} GPUs here"
+        )
+    cfg = load_config(args.config_file, args.opts)
+    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+        require_dataset(name)
+    output = Path(cfg.OUTPUT_DIR)
+    earlier = [path for path in (output / RESULTS, output / "last_checkpoint") if path.exists()]
+    if earlier and not (args.resume or args.overwrite):
+        raise UsageError(
+            f"{output} holds a run already ({earlier[0].name}) and was kept; "
+            "pass --resume, --overwrite or another OUTPUT_DIR"
+        )
+    if args.overwrite and not args.eval_only and not args.resume:
+        # detectron2 would append to some of them
+        for pattern in (
+            RESULTS,
+            "last_checkpoint",
+            "model_*.pth",
+            "metrics.json",
+            "events.out.*",
+            "log.txt*",
+        ):
+            for path in output.glob(pattern):
+                path.unlink()
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=args.machine_rank, name="moco_plugin")
+    fit_device(cfg)
+    cfg.freeze()
+    return cfg
+
+
+def run(cfg: CfgNode, args: argparse.Namespace) -> None:
+    """Trains and evaluates, or only evaluates, in each process that detectron2 launches."""
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        load_weights(model, cfg.MODEL.WEIGHTS, args.allow_partial)
+        Trainer.test(cfg, model)
+        return
+    trainer = Trainer(cfg, args.allow_partial)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()

@@ -1,0 +1,88 @@
+"""The method reproduces the released code, step by step, from recorded runs (tests/data/README.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+
+from moco_plugin.methods import MoCo
+
+DATA = Path(__file__).parents[1] / "data"
+
+
+def load_trace(name: str) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    with np.load(DATA / f"{name}.npz", allow_pickle=False) as file:
+        trace = dict(file)
+    return trace, json.loads(trace["config"].tobytes())
+
+
+def trace_images(trace: dict[str, np.ndarray], config: dict[str, Any]) -> torch.Tensor:
+    shape = (config["steps"], 2, config["batch"] * config["world_size"], 3, 32, 32)
+    images = np.random.default_rng(config["seed"]).standard_normal(shape, dtype=np.float32)
+    checksum = [images.sum(dtype=np.float64), images.flat[0]]
+    np.testing.assert_allclose(checksum, trace["images_checksum"], rtol=1e-9)
+    return torch.from_numpy(images)
+
+
+def tiny_backbone() -> ResNet:
+    return ResNet(BasicBlock, [1, 1, 1, 1], channels=(4, 8, 16, 32), stem_width=4, num_classes=0)
+
+
+def from_official(trace: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
+    """Official names (encoder_q.layer1..., encoder_q.fc, queue C x K) to ours."""
+    state: dict[str, torch.Tensor] = {"queue.filled": torch.tensor(0)}
+    for key, value in trace.items():
+        if not key.startswith(prefix):
+            continue
+        name, tensor = key[len(prefix) :], torch.from_numpy(value)
+        if name == "queue":
+            state["queue.keys"] = tensor.T
+        elif name == "queue_ptr":
+            state["queue.pointer"] = tensor[0]
+        else:
+            encoder, rest = name.split(".", 1)
+            rest = f"head{rest[2:]}" if rest.startswith("fc.") else f"backbone.{rest}"
+            state[f"{encoder}.{rest}"] = tensor
+    return state
+
+
+def assert_final(model: MoCo, trace: dict[str, np.ndarray]) -> None:
+    expected = from_official(trace, "final/")
+    state = model.state_dict()
+    assert state.keys() == expected.keys()
+    for name in expected.keys() - {"queue.filled"}:
+        torch.testing.assert_close(state[name], expected[name], rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def train_step(model: MoCo, optimizer: torch.optim.Optimizer, views: torch.Tensor) -> float:
+    loss, _ = model(views[0], views[1])
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return float(loss.detach())
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_moco_v2_one_process(shuffled: bool) -> None:
+    trace, config = load_trace("moco_v2_1rank")
+    images = trace_images(trace, config)
+    # one group over the whole batch is plain batch norm, its keys in another order
+    how = {"batch_norm": "split", "batch_norm_groups": 1} if shuffled else {"batch_norm": "plain"}
+    model = MoCo(
+        tiny_backbone(), 32, dim=config["dim"], queue_size=config["K"], momentum=config["m"],
+        temperature=config["T"], mlp=config["mlp"], **how,
+    )  # fmt: skip
+    model.load_state_dict(from_official(trace, "init/"))
+    optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
+    torch.manual_seed(0)
+    for step in range(config["steps"]):
+        loss = train_step(model, optimizer, images[step])
+        assert loss == pytest.approx(trace["loss"][step, 0], rel=1e-4)
+        assert int(model.queue.pointer) == trace["queue_ptr"][step]
+    assert_final(model, trace)

@@ -1,0 +1,1 @@
+"""One short script a job; installed as console commands."""

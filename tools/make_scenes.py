@@ -1,0 +1,52 @@
+"""Composes detection scenes with boxes and masks from an idx file of object images such as Fashion-MNIST."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from moco_plugin.data.idx import load_idx_images
+from moco_plugin.data.scenes import make_scenes
+from moco_plugin.errors import command
+
+EXAMPLE = """example:
+  python tools/make_scenes.py datasets/scenes \\
+      --train 'fashion-mnist/train-images-idx3-ubyte.gz[40000:60000]' \\
+      --test fashion-mnist/t10k-images-idx3-ubyte.gz
+"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", help="folder to make; detectron2 looks for $DETECTRON2_DATASETS/scenes")
+    source = "idx images file for the %s scenes, with an optional [start:stop]; labels are found beside it"
+    parser.add_argument("--train", required=True, metavar="FILE", help=source % "training")
+    parser.add_argument("--test", required=True, metavar="FILE", help=source % "test")
+    parser.add_argument("--num-train", type=int, default=60, help="training scenes (default: %(default)s)")
+    parser.add_argument("--num-test", type=int, default=100, help="test scenes (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=160, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace scenes that are there already")
+    args = parser.parse_args(argv)
+
+    *train, names = load_idx_images(args.train)
+    *test, _ = load_idx_images(args.test)
+    make_scenes(
+        args.output,
+        (train[0], train[1]),
+        (test[0], test[1]),
+        names,
+        num_train=args.num_train,
+        num_test=args.num_test,
+        size=args.size,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
+    print(f"{args.num_train} training and {args.num_test} test scenes written to {args.output}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

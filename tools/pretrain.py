@@ -1,0 +1,47 @@
+#!/usr/bin/env python3
+"""Pre-trains a backbone with MoCo on unlabelled images."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from moco_plugin.errors import command
+
+EXAMPLES = """examples:
+  %(prog)s method=moco backbone=resnet50 data.root=photos out=runs/photos
+  %(prog)s --config moco_v2_resnet50_200ep data.root=imagenet/train knn.train=imagenet/train knn.test=imagenet/val
+  %(prog)s --print-config --config moco_v1_resnet50_200ep data.root=imagenet/train
+
+The same command goes on with a run that was cut off."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line and trains."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config", help="a YAML file, or the name of one under configs/pretrain")
+    parser.add_argument("--overwrite", action="store_true", help="throw away the run that the out folder holds")
+    parser.add_argument("--print-config", action="store_true", help="print the whole config, with defaults, and stop")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
+    args = parser.parse_intermixed_args(argv)
+
+    from moco_plugin.config import config_dict, load_config
+
+    config = load_config(args.config, args.overrides)
+    if args.print_config:
+        import yaml
+
+        print(yaml.safe_dump(config_dict(config), sort_keys=False), end="")
+        return 0
+    from moco_plugin.training.run import pretrain
+
+    pretrain(config, args.overwrite)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
