@@ -170,3 +170,15 @@ class LabelledImages(Dataset[tuple[Any, int, str]]):
         if image is None:
             return None, -1, self.images.name(index)
         return self.transform(image), -1 if self.images.labels is None else int(self.images.labels[index]), ""
+
+
+def check_labels(train: ImageSet, test: ImageSet) -> None:
+    """Raises UsageError unless both sets have labels of the same classes."""
+    for images in (train, test):
+        if images.labels is None:
+            raise UsageError(
+                f"{images.spec} has no labels; expected a folder of one subfolder a class, or a labels idx file"
+            )
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
+        raise UsageError(f"{train.spec} and {test.spec} differ in classes: {', '.join(odd[:5])} in one only")

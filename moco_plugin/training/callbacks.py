@@ -9,8 +9,7 @@ import pytorch_lightning as pl
 import torch
 
 from moco_plugin.config import PretrainConfig
-from moco_plugin.data.images import CorruptImages, ImageSet
-from moco_plugin.errors import UsageError
+from moco_plugin.data.images import CorruptImages, ImageSet, check_labels
 from moco_plugin.evaluation.features import View, extract_features
 from moco_plugin.evaluation.knn import knn_top1
 
@@ -80,15 +79,3 @@ class KNNMonitor(pl.Callback):
         epoch = trainer.current_epoch + 1
         if epoch % self.knn.every == 0 or epoch == trainer.max_epochs:
             self.measure(trainer, pl_module)
-
-
-def check_labels(train: ImageSet, test: ImageSet) -> None:
-    """Raises UsageError unless both sets have labels of the same classes."""
-    for images in (train, test):
-        if images.labels is None:
-            raise UsageError(
-                f"{images.spec} has no labels; expected a folder of one subfolder a class, or a labels idx file"
-            )
-    if train.classes != test.classes:
-        odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
-        raise UsageError(f"{train.spec} and {test.spec} differ in classes: {', '.join(odd[:5])} in one only")

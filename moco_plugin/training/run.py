@@ -11,10 +11,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
+from moco_plugin.checkpoints.read import load_file
 from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.images import ImageSet, RawImages, TrainImages
 from moco_plugin.data.views import build_views, view_arguments
@@ -108,12 +109,13 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     if getattr(module.method, "split", False) and config.data.batch_size % groups:
         raise UsageError(f"data.batch_size: {batch_size_sentence(config.data.batch_size, groups)}")
     callbacks: list[pl.Callback] = [
+        TQDMProgressBar(),
         Throughput(config.data.batch_size),
         CorruptImageWatch(len(images)),
         ModelCheckpoint(last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
     ]
     if config.knn.train and config.knn.test:
-        callbacks.insert(1, KNNMonitor(config))
+        callbacks.insert(2, KNNMonitor(config))
 
     if overwrite and out.exists():
         shutil.rmtree(out)
@@ -151,8 +153,6 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
 
 
 def _resumed_step(path: Path) -> int:
-    from moco_plugin.checkpoints.read import load_file
-
     state = load_file(path)
     if "global_step" not in state:
         raise UserError(f"{path} is no checkpoint of a run; --overwrite starts again")
