@@ -181,7 +181,9 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
         key = getattr(error, "full_key", None) or ""
         if "MissingMandatory" in type(error).__name__:
-            raise UsageError(f"{key} is not set; say {key}=VALUE, such as data.root=path/to/images") from error
+            raise UsageError(
+                f"{key} is not set; say {key}=VALUE, such as data.root=path/to/images"
+            ) from error
         prefix, valid = _valid_keys(key)
         leaf = key.removeprefix(prefix)
         if leaf and leaf.split(".")[0] not in valid:

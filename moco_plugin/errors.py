@@ -33,7 +33,9 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # not the user's to mend
+        warnings.filterwarnings(
+            "ignore", category=FutureWarning, module=r"torch\.jit"
+        )  # not the user's to mend
         try:
             return main(argv) or 0
         except UserError as error:

@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     check_output(args.output, args.overwrite)
     checkpoint = read_checkpoint(args.input, args.encoder)
-    print(f"{args.input}: {checkpoint.layout}, {checkpoint.architecture}, {checkpoint.method}, epoch {checkpoint.epoch}")
+    print(
+        f"{args.input}: {checkpoint.layout}, {checkpoint.architecture}, {checkpoint.method}, epoch {checkpoint.epoch}"
+    )
     for stage, difference in convert_to_detectron2(checkpoint, args.output, args.overwrite).items():
         print(f"{stage}: largest difference between timm and detectron2 {difference:.2e}")
     print(f"written: {args.output}")

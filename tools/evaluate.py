@@ -26,10 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     knn.add_argument("--weights", required=True, help="a checkpoint of any layout that convert_to_d2 reads")
-    knn.add_argument("--train", required=True, help="labelled images that vote: a folder, or an idx images file")
-    knn.add_argument("--test", required=True, help="labelled images to classify; [start:stop] takes a part of either")
+    knn.add_argument(
+        "--train", required=True, help="labelled images that vote: a folder, or an idx images file"
+    )
+    knn.add_argument(
+        "--test", required=True, help="labelled images to classify; [start:stop] takes a part of either"
+    )
+    knn.add_argument(
+        "--untrained", action="store_true", help="random weights in the same network, as a baseline"
+    )
     knn.add_argument("--k", type=int, default=200, help="neighbours (default %(default)s)")
-    knn.add_argument("--temperature", type=float, default=0.1, help="votes weigh exp(sim / T) (default %(default)s)")
+    knn.add_argument(
+        "--temperature", type=float, default=0.1, help="votes weigh exp(sim / T) (default %(default)s)"
+    )
     knn.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
     knn.add_argument("--image-size", type=int, help="side of the test view (default: as trained)")
     knn.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")

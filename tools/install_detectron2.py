@@ -31,7 +31,9 @@ def _pip(*arguments: str) -> bool:
 def _reachable(url: str) -> bool:
     try:
         environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-        check = subprocess.run(["git", "ls-remote", url, "HEAD"], capture_output=True, timeout=20, env=environment)
+        check = subprocess.run(
+            ["git", "ls-remote", url, "HEAD"], capture_output=True, timeout=20, env=environment
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return check.returncode == 0
@@ -42,7 +44,17 @@ def _install_sdist() -> bool:
         requirement = Path(folder, "requirement.txt")
         requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
         source = ["--no-deps", "--no-build-isolation"]
-        if not _pip("download", "-q", *source, "--no-binary=:all:", "--require-hashes", "-d", folder, "-r", str(requirement)):
+        if not _pip(
+            "download",
+            "-q",
+            *source,
+            "--no-binary=:all:",
+            "--require-hashes",
+            "-d",
+            folder,
+            "-r",
+            str(requirement),
+        ):
             return False
         (archive,) = Path(folder).glob("*.tar.gz")
         return _pip("install", "-q", *source, "--use-pep517", *PURE_PYTHON, str(archive))
@@ -52,7 +64,9 @@ def _install_sdist() -> bool:
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parses the command line and installs."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example:\n  %(prog)s", formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        epilog="example:\n  %(prog)s",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.parse_args(argv)
     if importlib.util.find_spec("detectron2"):

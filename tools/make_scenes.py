@@ -1,28 +1,30 @@
+#!/usr/bin/env python3
 """Composes detection scenes with boxes and masks from an idx file of object images such as Fashion-MNIST."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 from moco_plugin.data.idx import load_idx_images
 from moco_plugin.data.scenes import make_scenes
 from moco_plugin.errors import command
 
-EXAMPLE = """example:
-  python tools/make_scenes.py datasets/scenes \\
+EXAMPLES = """example:
+  %(prog)s datasets/scenes \\
       --train 'fashion-mnist/train-images-idx3-ubyte.gz[40000:60000]' \\
-      --test fashion-mnist/t10k-images-idx3-ubyte.gz
-"""
+      --test fashion-mnist/t10k-images-idx3-ubyte.gz"""
 
 
 @command
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line and composes the scenes."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", help="folder to make; detectron2 looks for $DETECTRON2_DATASETS/scenes")
-    source = "idx images file for the %s scenes, with an optional [start:stop]; labels are found beside it"
+    source = "idx images file for the %s scenes, with an optional [start:stop]; its labels lie beside it"
     parser.add_argument("--train", required=True, metavar="FILE", help=source % "training")
     parser.add_argument("--test", required=True, metavar="FILE", help=source % "test")
     parser.add_argument("--num-train", type=int, default=60, help="training scenes (default: %(default)s)")
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         overwrite=args.overwrite,
     )
     print(f"{args.num_train} training and {args.num_test} test scenes written to {args.output}")
+    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

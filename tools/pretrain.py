@@ -24,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="a YAML file, or the name of one under configs/pretrain")
-    parser.add_argument("--overwrite", action="store_true", help="throw away the run that the out folder holds")
-    parser.add_argument("--print-config", action="store_true", help="print the whole config, with defaults, and stop")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="throw away the run that the out folder holds"
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the whole config, with defaults, and stop"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
     args = parser.parse_intermixed_args(argv)
 

@@ -32,8 +32,8 @@ def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> di
         UserError: A tensor that no detectron2 ResNet has, such as those of a deep stem.
     """
     for name in state:
-        if not re.fullmatch(
-            r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+", name
-        ):
-            raise UserError(f"detectron2's ResNet has no twin of {name!r}; expected a plain ResNet or ResNeXt")
+        if not re.fullmatch(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+", name):
+            raise UserError(
+                f"detectron2's ResNet has no twin of {name!r}; expected a plain ResNet or ResNeXt"
+            )
     return {detectron2_name(name): value.numpy() for name, value in {**state, **head}.items()}

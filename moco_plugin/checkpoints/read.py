@@ -28,6 +28,7 @@ class Checkpoint:
         layout: Whose layout it is.
         architecture: Name of the backbone.
         backbone: The timm network, in eval mode, with the weights loaded, without a head.
+        untrained: Builds the same network with random weights, from the run's seed where the file has it.
         head: The projection head's weights under the names that official checkpoints give them (fc...).
         view: How images are shown to the backbone.
         epoch: Epochs trained, where the file says.
@@ -39,6 +40,7 @@ class Checkpoint:
     layout: str
     architecture: str
     backbone: nn.Module
+    untrained: Callable[[], nn.Module]
     head: dict[str, Tensor] = field(default_factory=dict)
     view: View = field(default_factory=lambda: IMAGENET_VIEW)
     epoch: int | None = None
@@ -82,17 +84,24 @@ def _read_ours(path: Path, file: dict[str, Any], encoder: str) -> Checkpoint | N
     weights = below(file.get("state_dict") or {}, f"method.encoder_{encoder[0]}.")
     if not config or not weights:
         return None
+
+    def untrained() -> nn.Module:
+        torch.manual_seed(config["seed"])
+        return create_backbone(config["backbone"], **{**config["backbone_args"], "pretrained": False}).eval()
+
     try:
-        backbone = create_backbone(config["backbone"], **{**config["backbone_args"], "pretrained": False})
+        backbone = untrained()
         backbone.load_state_dict(below(weights, "backbone."))
         data = config["data"]
         view = View(data["image_size"], data["crop_ratio"], data["mean"], data["std"])
     except (KeyError, RuntimeError, TypeError) as error:
-        raise UserError(f"{path} does not hold the weights that its config names: {error}".split("\n")[0]) from error
+        raise UserError(
+            f"{path} does not hold the weights that its config names: {error}".split("\n")[0]
+        ) from error
     head = {f"fc.{key}": value for key, value in below(weights, "head.").items()}
     epoch = file.get("epoch")
     return Checkpoint(
-        path, "moco_plugin", config["backbone"], backbone.eval(), head, view,
+        path, "moco_plugin", config["backbone"], backbone, untrained, head, view,
         None if epoch is None else epoch + 1, config["method"],
     )  # fmt: skip
 
@@ -102,9 +111,13 @@ def _read_official(path: Path, file: dict[str, Any], encoder: str) -> Checkpoint
     if not weights:
         return None
     head = {key: value for key, value in weights.items() if key.startswith("fc.")}
-    name, backbone = resnet_from_state({key: value for key, value in weights.items() if key not in head})
+    name, untrained, backbone = resnet_from_state(
+        {key: value for key, value in weights.items() if key not in head}
+    )
     method = "moco_v2" if "fc.2.weight" in head else "moco_v1"
-    return Checkpoint(path, "official MoCo v1/v2", name, backbone, head, epoch=file.get("epoch"), method=method)
+    return Checkpoint(
+        path, "official MoCo v1/v2", name, backbone, untrained, head, epoch=file.get("epoch"), method=method
+    )
 
 
 LAYOUTS: tuple[Callable[[Path, dict[str, Any], str], Checkpoint | None], ...] = (_read_ours, _read_official)

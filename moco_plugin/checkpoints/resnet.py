@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor
 
 from moco_plugin.errors import UserError
 
-NAMES = {
+NAMES: dict[tuple[bool, tuple[int, ...]], str] = {
     (False, (2, 2, 2, 2)): "resnet18",
     (False, (3, 4, 6, 3)): "resnet34",
     (True, (3, 4, 6, 3)): "resnet50",
@@ -19,7 +19,7 @@ NAMES = {
 }
 
 
-def resnet_from_state(state: Mapping[str, Tensor]) -> tuple[str, ResNet]:
+def resnet_from_state(state: Mapping[str, Tensor]) -> tuple[str, Callable[[], ResNet], ResNet]:
     """Builds the timm ResNet that a state dict in torchvision's (and timm's) names belongs to.
 
     Plain residual networks of any depth, width, cardinality and base width: a 7x7 stem, then four stages of
@@ -29,8 +29,8 @@ def resnet_from_state(state: Mapping[str, Tensor]) -> tuple[str, ResNet]:
         state: Weights without classifier.
 
     Returns:
-        A name such as "resnet50" (with its widths where they are not the usual ones), and the network in eval
-        mode with the weights loaded.
+        A name such as "resnet50" (with its widths where they are not the usual ones), a function that builds
+        the network with random weights, and the network with the weights loaded; both in eval mode.
 
     Raises:
         UserError: The weights are no such network's, or some are missing or left over.
@@ -54,10 +54,14 @@ def resnet_from_state(state: Mapping[str, Tensor]) -> tuple[str, ResNet]:
         width, per_group = state["layer1.0.conv2.weight"].shape[:2]
         cardinality = width // per_group if bottleneck else 1
         base_width = 64 * width // (cardinality * channels[0]) if bottleneck else 64
-        network = ResNet(
-            Bottleneck if bottleneck else BasicBlock, tuple(blocks), num_classes=0, channels=channels,
-            cardinality=cardinality, base_width=base_width, in_chans=stem.shape[1],
-        )  # fmt: skip
+
+        def untrained() -> ResNet:
+            return ResNet(
+                Bottleneck if bottleneck else BasicBlock, tuple(blocks), num_classes=0, channels=channels,
+                cardinality=cardinality, base_width=base_width, zero_init_last=False,
+            ).eval()  # fmt: skip
+
+        network = untrained()
         network.load_state_dict(dict(state))
     except (RuntimeError, KeyError, ZeroDivisionError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
@@ -69,4 +73,4 @@ def resnet_from_state(state: Mapping[str, Tensor]) -> tuple[str, ResNet]:
         name = f"wide_{name}, base width {base_width}"
     if channels[0] != 64:
         name += f", channels {'-'.join(map(str, channels))}"
-    return name, network.eval()
+    return name, untrained, network

@@ -47,14 +47,14 @@ class _Unpickler(pickle.Unpickler):
             raise _UnsafePickle(f"{module}.{name}") from None
 
 
-class _Pickler(pickle._Pickler):  # type: ignore[name-defined,misc]
+class _Pickler(pickle._Pickler):
     """Writes numpy's old module name, which every numpy reads (1.x knows no ``numpy._core``)."""
 
     def save_global(self, obj: Any, name: str | None = None) -> None:
         if obj is _rebuild_array:
-            self.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n")
+            self.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n")  # type: ignore[attr-defined]
         else:
-            super().save_global(obj, name)
+            super().save_global(obj, name)  # type: ignore[misc]
 
 
 def load_zoo_pickle(path: str | Path) -> dict[str, Any]:

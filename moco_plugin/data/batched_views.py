@@ -17,6 +17,7 @@ from moco_plugin.errors import UsageError
 
 RATIO = (3 / 4, 4 / 3)  # RandomResizedCrop's default
 TRIES = 10  # RandomResizedCrop's, before it takes the centre
+BLUR_PASSES = 3  # Pillow's
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -43,19 +44,26 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Returns the matrices (N x size x size) of Gaussian blurs along one axis, edge pixels repeated.
+    """Returns the matrices (N x size x size) of Pillow's Gaussian blurs along one axis, edge pixels repeated.
+
+    Pillow blurs three times with a box whose ends weigh less, its radius chosen so that the variance is
+    sigma squared (Gwosdek et al. 2011).
 
     Args:
         sigma: Standard deviations in pixels, N, all above 0.
         size: Pixels along the axis.
     """
-    reach = math.ceil(3 * float(sigma.max()))
+    variance = sigma**2 / BLUR_PASSES  # of one box
+    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
+    part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
+    radius = (whole + part)[:, None]  # N x 1
+    reach = math.ceil(float(radius.max()))
     offset = torch.arange(-reach, reach + 1, device=sigma.device)
-    weight = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    weight = weight / weight.sum(dim=1, keepdim=True)  # N x offsets
+    weight = (radius + 1 - offset.abs()).clamp(0, 1) / (2 * radius + 1)  # N x offsets
     column = (torch.arange(size, device=sigma.device)[:, None] + offset).clamp(0, size - 1)  # size x offsets
-    matrix = torch.zeros(len(sigma), size, size, device=sigma.device)
-    return matrix.scatter_add_(2, column.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
+    box = torch.zeros(len(sigma), size, size, device=sigma.device)
+    box.scatter_add_(2, column.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
+    return torch.linalg.matrix_power(box, BLUR_PASSES)
 
 
 def grey(images: Tensor) -> Tensor:
@@ -92,7 +100,9 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     value, chroma = images.amax(dim=1), images.amax(dim=1) - images.amin(dim=1)
     safe = chroma.clamp(min=1e-8)
     hue = torch.where(value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))  # fmt: skip
-    corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None]  # HSV to RGB, one channel each
+    corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[
+        :, None, None
+    ]  # HSV to RGB, one channel each
     k = (corner + (hue[:, None] + 6 * factor)) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -114,7 +124,9 @@ class BatchedViews:
     def __init__(self, arguments: dict[str, Any], grey_first: bool = False) -> None:
         for key in ("vf_prob", "rr_prob"):
             if arguments[key]:
-                raise UsageError(f"data.view_args.{key} is {arguments[key]}; it needs data.batched_views=false")
+                raise UsageError(
+                    f"data.view_args.{key} is {arguments[key]}; it needs data.batched_views=false"
+                )
         self.arguments = arguments
         self.grey_first = grey_first
 
@@ -147,7 +159,9 @@ class BatchedViews:
         w = torch.where(any_fits, w.gather(1, first)[:, 0], centre_w)
         h = torch.where(any_fits, h.gather(1, first)[:, 0], centre_h)
         x = torch.where(any_fits, (torch.rand(n, device=device) * (width - w + 1)).floor(), (width - w) // 2)
-        y = torch.where(any_fits, (torch.rand(n, device=device) * (height - h + 1)).floor(), (height - h) // 2)
+        y = torch.where(
+            any_fits, (torch.rand(n, device=device) * (height - h + 1)).floor(), (height - h) // 2
+        )
         rows, columns = resize_matrix(y, h, height, size), resize_matrix(x, w, width, size)
         flip = self._chosen(images, self.arguments["hf_prob"])
         columns[flip] = columns[flip].flip(dims=(1,))
@@ -164,7 +178,9 @@ class BatchedViews:
             factors.append(torch.empty(len(chosen), 1, 1, 1, device=views.device).uniform_(low, high))
         for turn in order.unbind(dim=1):  # every image has its own order
             for number, adjust in enumerate(ADJUSTMENTS):
-                if spans[number] and not (views.shape[1] == 1 and number >= 2):  # grey has no colour to change
+                if spans[number] and not (
+                    views.shape[1] == 1 and number >= 2
+                ):  # grey has no colour to change
                     now = (turn == number).nonzero()[:, 0]
                     jittered[now] = adjust(jittered[now], factors[number][now])
         views[chosen] = jittered

@@ -23,7 +23,10 @@ def _apt_get_install() -> None:
     if not shutil.which("apt-get") or (as_root and not shutil.which("sudo")):
         return
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (["update", "-qq"], ["install", "-y", "-qq", "--no-install-recommends", "dataset-fashion-mnist"]):
+    for arguments in (
+        ["update", "-qq"],
+        ["install", "-y", "-qq", "--no-install-recommends", "dataset-fashion-mnist"],
+    ):
         subprocess.run([*as_root, "apt-get", *arguments], env=environment, capture_output=True)
 
 

@@ -40,7 +40,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); is the file whole?") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
-        raise UserError(f"{path} is no idx file of unsigned bytes; expected a file such as train-images-idx3-ubyte.gz")
+        raise UserError(
+            f"{path} is no idx file of unsigned bytes; expected a file such as train-images-idx3-ubyte.gz"
+        )
     shape = np.frombuffer(data, ">u4", count=data[3], offset=4).astype(int)
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
     if body.size != shape.prod():
@@ -78,7 +80,9 @@ def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str
     if labels_path != path and labels_path.exists():
         labels = read_idx(labels_path).astype(np.int64)
         if len(labels) != len(images):
-            raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
+            raise UserError(
+                f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}"
+            )
     images, labels = images[part], labels if labels is None else labels[part]
     if not len(images):
         raise UserError(f"{spec} selects no image; the file holds {len(read_idx(path))}")

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
+from moco_plugin.data.order import seeded
 from moco_plugin.errors import UsageError, UserError
 
 MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
@@ -87,7 +88,9 @@ def _image_files(folder: Path) -> list[Path]:
         if name.lower().endswith(IMG_EXTENSIONS)
     ]
     if unreadable:
-        raise UserError(f"{unreadable[0].filename} cannot be read ({unreadable[0].strerror}); check its permissions")
+        raise UserError(
+            f"{unreadable[0].filename} cannot be read ({unreadable[0].strerror}); check its permissions"
+        )
     if not files:
         raise UserError(
             f"{folder} holds no image at any depth; expected files ending in {', '.join(IMG_EXTENSIONS)}"
@@ -117,22 +120,25 @@ class CorruptImages:
 class TrainImages(Dataset[tuple[Any, str]]):
     """Images for pre-training: (what ``transform`` makes of an image, "" or the name of a corrupt one).
 
-    In the place of a corrupt image comes the next one, so that batches keep their size.
+    Asked for by position (see EpochOrder), which also seeds the transform. In the place of a corrupt image
+    comes the next one, so that batches keep their size.
     """
 
-    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any]) -> None:
+    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any], seed: int) -> None:
         self.images = images
         self.transform = transform
+        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, index: int) -> tuple[Any, str]:
-        corrupt = ""
+    def __getitem__(self, position: int) -> tuple[Any, str]:
+        index, corrupt = position % len(self), ""
         for offset in range(len(self)):
             image = self.images.load((index + offset) % len(self))
             if image is not None:
-                return self.transform(image), corrupt
+                with seeded(self.seed, position):
+                    return self.transform(image), corrupt
             corrupt = corrupt or self.images.name(index)
         raise UserError(f"none of the {len(self)} images of {self.images.spec} can be decoded")
 
@@ -151,8 +157,8 @@ class RawImages(Dataset[tuple[Tensor, str]]):
     def __len__(self) -> int:
         return len(self.array)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, str]:
-        return self.array[index][None], ""
+    def __getitem__(self, position: int) -> tuple[Tensor, str]:
+        return self.array[position % len(self)][None], ""
 
 
 class LabelledImages(Dataset[tuple[Any, int, str]]):

@@ -284,7 +284,7 @@ def _add_fields(node: ElementTree.Element, **fields: str | int) -> None:
         ElementTree.SubElement(node, key).text = str(value)
 
 
-# The colours are for people only; the numbers in the pictures are what counts. 37, 91 and 53 spread neighbours apart.
+# Colours for people to look at; what counts are the numbers. 37, 91 and 53 spread neighbours apart.
 _PALETTE = [0, 0, 0] + [
     channel for i in range(1, 256) for channel in (i * 37 % 256, i * 91 % 256, i * 53 % 256)
 ]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from lightly.transforms import MoCoV1Transform, MoCoV2Transform
 from lightly.transforms.multi_view_transform import MultiViewTransform
@@ -54,16 +54,17 @@ def build_views(name: str, image_size: int, **overrides: Any) -> Callable[[Image
     views = VIEWS[name][0](**view_arguments(name, image_size, **overrides), normalize=None)
     for view in {id(view): view for view in views.transforms}.values():  # lightly's two are one object
         *steps, _to_float = view.transform.transforms
-        if name == "moco_v1":  # the paper's order: grey comes before the jitter, which then works on grey images
+        if (
+            name == "moco_v1"
+        ):  # the paper's order: grey comes before the jitter, which then works on grey images
             grey = next(s for s in steps if isinstance(s, v2.RandomGrayscale))
             steps.remove(grey)
             steps.insert(1, grey)
         view.transform = v2.Compose([*steps, v2.PILToTensor()])
-    return views
+    return cast(Callable[[Image.Image], list[Tensor]], views)
 
 
 def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image], Tensor]:
     """Returns the usual test view, uint8: short side to image_size / crop_ratio, then the centre."""
-    return v2.Compose(
-        [v2.Resize(round(image_size / crop_ratio)), v2.CenterCrop(image_size), v2.PILToTensor()]
-    )
+    steps = [v2.Resize(round(image_size / crop_ratio)), v2.CenterCrop(image_size), v2.PILToTensor()]
+    return cast(Callable[[Image.Image], Tensor], v2.Compose(steps))

@@ -28,11 +28,12 @@ def knn_top1(
         UsageError: k is above N.
     """
     if not 0 < k <= len(train_labels):
-        raise UsageError(f"k is {k} with {len(train_labels)} labelled training images; choose k from 1 to that")
+        raise UsageError(
+            f"k is {k} with {len(train_labels)} labelled training images; choose k from 1 to that"
+        )
     classes = int(train_labels.max()) + 1
     correct = 0
     for features, labels in zip(test_features.split(CHUNK), test_labels.split(CHUNK), strict=True):
         votes = knn_predict(features, train_features.T, train_labels, classes, knn_k=k, knn_t=temperature)
         correct += int((votes[:, 0] == labels).sum())
     return 100 * correct / len(test_labels)
-

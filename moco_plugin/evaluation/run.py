@@ -28,14 +28,17 @@ def evaluate_knn(args: Namespace) -> dict[str, Any]:
     checkpoint = read_checkpoint(args.weights, args.encoder)
     view = replace(checkpoint.view, image_size=args.image_size or checkpoint.view.image_size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sets = []
+    backbone = checkpoint.untrained() if args.untrained else checkpoint.backbone
+    sets: list[torch.Tensor] = []
     for name, images in (("train features", train), ("test features", test)):
         sets += extract_features(
-            checkpoint.backbone.to(device), images, view, device=device, batch_size=args.batch_size,
+            backbone.to(device), images, view, device=device, batch_size=args.batch_size,
             workers=args.workers, progress=name,
         )  # fmt: skip
-    top1 = knn_top1(*sets, k=args.k, temperature=args.temperature)
-    print(f"kNN top-1 {top1:.2f}% (k {args.k}, T {args.temperature}, {len(train)} train, {len(test)} test images)")
+    top1 = knn_top1(sets[0], sets[1], sets[2], sets[3], k=args.k, temperature=args.temperature)
+    print(
+        f"kNN top-1 {top1:.2f}% (k {args.k}, T {args.temperature}, {len(train)} train, {len(test)} test images)"
+    )
     result = {
         "protocol": "knn",
         "top1": top1,
@@ -44,6 +47,7 @@ def evaluate_knn(args: Namespace) -> dict[str, Any]:
         "train": args.train,
         "test": args.test,
         "image_size": view.image_size,
+        "untrained": args.untrained,
         "weights": str(checkpoint.path),
         "weights_sha256": checkpoint.sha256,
         "architecture": checkpoint.architecture,

@@ -28,7 +28,9 @@ class SplitBatchNorm(_BatchNorm):
     """
 
     def __init__(self, layer: _BatchNorm, groups: int) -> None:
-        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        super().__init__(
+            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+        )
         self.load_state_dict(layer.state_dict(), strict=False)
         self.groups = groups
         # timm's norm layers carry dropout and activation (BatchNormAct2d)
@@ -45,14 +47,14 @@ class SplitBatchNorm(_BatchNorm):
             raise ValueError(batch_size_sentence(len(input), self.groups))
         parts, means, variances = [], [], []
         for part in input.chunk(self.groups):
-            mean, variance = torch.zeros_like(self.running_mean), torch.zeros_like(self.running_var)  # type: ignore[arg-type]
+            mean, variance = (torch.zeros(self.num_features, device=input.device) for _ in range(2))
             # with momentum 1 the buffers come back as this group's own statistics
             parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
             means.append(mean)
             variances.append(variance)
         if self.running_mean is not None and self.running_var is not None:
-            self.num_batches_tracked += 1  # type: ignore[operator]
-            rate = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)  # type: ignore[arg-type]
+            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+            rate = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
             self.running_mean.lerp_(torch.stack(means).mean(dim=0), rate)
             self.running_var.lerp_(torch.stack(variances).mean(dim=0), rate)
         return cast(Tensor, self.act(self.drop(torch.cat(parts))))

@@ -38,7 +38,9 @@ class CorruptImageWatch(pl.Callback):
     def __init__(self, total: int) -> None:
         self.corrupt = CorruptImages(total)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int
+    ) -> None:
         self.corrupt.add(batch[1])
 
 
@@ -59,12 +61,19 @@ class KNNMonitor(pl.Callback):
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measures and logs on the first process; the others wait."""
         if trainer.is_global_zero:
-            sets = []
+            sets: list[torch.Tensor] = []
             for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
                 sets += extract_features(
                     pl_module.method.backbone, images, self.view, device=pl_module.device, progress=name
                 )
-            top1 = knn_top1(*sets, k=min(self.knn.k, len(sets[0])), temperature=self.knn.temperature)
+            top1 = knn_top1(
+                sets[0],
+                sets[1],
+                sets[2],
+                sets[3],
+                k=min(self.knn.k, len(sets[0])),
+                temperature=self.knn.temperature,
+            )
             trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
             for logger in trainer.loggers:
                 logger.log_metrics({"knn_top1": top1}, step=trainer.global_step)

@@ -26,7 +26,9 @@ class CSVLog(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         if path.exists():
             with open(path, newline="") as file:
-                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+                self.rows = {
+                    int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)
+                }
 
     @property
     def name(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -18,6 +18,7 @@ from moco_plugin.backbones import create_backbone, feature_dim
 from moco_plugin.config import PretrainConfig, ScheduleConfig, config_dict
 from moco_plugin.data.batched_views import BatchedViews
 from moco_plugin.data.normalize import normalize
+from moco_plugin.data.order import seed_of
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError
 from moco_plugin.registry import build_method
@@ -71,6 +72,13 @@ class PretrainModule(pl.LightningModule):
             arguments = view_arguments(name, config.data.image_size, **config.data.view_args)
             self.batched_views = BatchedViews(arguments, grey_first=name == "moco_v1")
 
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Seeds each step by its number, so that a resumed run draws what an uninterrupted one would have."""
+        trainer = self.trainer
+        step = trainer.fit_loop.batch_idx + 1  # within the epoch
+        torch.manual_seed(seed_of(self.config.seed, trainer.current_epoch, step, self.global_rank))
+        return batch
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Makes the views (if not made yet) and normalises them, on the training device."""
         views, corrupt = batch
@@ -87,7 +95,7 @@ class PretrainModule(pl.LightningModule):
         self.log_dict(metrics)
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
-        return loss
+        return cast(Tensor, loss)
 
     def configure_optimizers(self) -> Any:
         """SGD over what takes a gradient, and the learning rate's schedule."""
@@ -104,7 +112,9 @@ class PretrainModule(pl.LightningModule):
             total = int(self.trainer.estimated_stepping_batches)
         else:
             raise UsageError(f"schedule.interval is {interval!r}; expected epoch or step")
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: self.schedule(min(done / total, 1.0)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: self.schedule(min(done / total, 1.0))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
 
 

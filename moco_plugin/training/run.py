@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from moco_plugin.checkpoints.read import load_file
 from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.images import ImageSet, RawImages, TrainImages
+from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.views import build_views, view_arguments
 from moco_plugin.errors import UsageError, UserError, nearest
 from moco_plugin.files import atomic_path, write_json
@@ -43,10 +44,15 @@ def train_loader(config: PretrainConfig, images: ImageSet) -> DataLoader[Any]:
     else:
         name = views_name(config)
         view_arguments(name, data.image_size, **data.view_args)
-        dataset = TrainImages(images, build_views(name, data.image_size, **data.view_args))
+        dataset = TrainImages(images, build_views(name, data.image_size, **data.view_args), config.seed)
         workers = min(16, len(os.sched_getaffinity(0))) if data.workers < 0 else data.workers
     return DataLoader(
-        dataset, data.batch_size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=workers > 0
+        dataset,
+        data.batch_size,
+        sampler=EpochOrder(len(images), config.seed),
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
     )
 
 
@@ -94,25 +100,34 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         if (out / "result.json").exists():
             print(f"{out} holds this run, finished; nothing to do (--overwrite starts again)")
             return last
-    elif out.exists() and any(out.iterdir()) and not overwrite:
+    elif out.exists() and not (out / "config.yaml").exists() and any(out.iterdir()):
         raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
 
     parameters = inspect.signature(pl.Trainer).parameters
     for key in config.trainer:
         if key not in parameters:
-            raise UsageError(f"unknown key trainer.{key}; it is no argument of Lightning's Trainer{nearest(key, parameters)}")
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+            raise UsageError(
+                f"unknown key trainer.{key}; it is no argument of Lightning's Trainer{nearest(key, parameters)}"
+            )
+    pl.seed_everything(config.seed, verbose=False)
     images = ImageSet(config.data.root)
     loader = train_loader(config, images)
     module = PretrainModule(config)
     groups = config.method_args.get("batch_norm_groups", 8)
     if getattr(module.method, "split", False) and config.data.batch_size % groups:
         raise UsageError(f"data.batch_size: {batch_size_sentence(config.data.batch_size, groups)}")
+    queue_size = len(getattr(module.method, "queue", ())) or config.data.batch_size
+    if queue_size < config.data.batch_size:
+        raise UsageError(
+            f"method_args.queue_size is {queue_size}, below the batch of {config.data.batch_size}; choose a larger queue"
+        )
     callbacks: list[pl.Callback] = [
         TQDMProgressBar(),
         Throughput(config.data.batch_size),
         CorruptImageWatch(len(images)),
-        ModelCheckpoint(last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True),
+        ModelCheckpoint(
+            last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
+        ),
     ]
     if config.knn.train and config.knn.test:
         callbacks.insert(2, KNNMonitor(config))
@@ -133,10 +148,13 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
         "devices": 1,
+        "use_distributed_sampler": False,
     }
     trainer = pl.Trainer(**{**arguments, **config.trainer})
     if trainer.world_size > 1:
-        raise UsageError(f"{trainer.world_size} processes were asked for; this version trains on one: trainer.devices=1")
+        raise UsageError(
+            f"{trainer.world_size} processes were asked for; this version trains on one: trainer.devices=1"
+        )
     _describe(config, module, images, trainer)
     resume = last.exists()
     if resume:
@@ -146,8 +164,15 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     trainer.fit(module, loader, ckpt_path=last if resume else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if trainer.current_epoch < config.schedule.epochs:
+        print(
+            f"stopped after epoch {trainer.current_epoch} of {config.schedule.epochs}; the same command goes on"
+        )
+        return last
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    write_json(out / "result.json", {"epochs": trainer.current_epoch, "steps": trainer.global_step, **metrics})
+    write_json(
+        out / "result.json", {"epochs": trainer.current_epoch, "steps": trainer.global_step, **metrics}
+    )
     print(f"checkpoint: {last}")
     return last
 

@@ -1,4 +1,4 @@
-"""Everything that needs detectron2; importing this registers our components, data sets and config keys in it."""
+"""Everything that needs detectron2; importing it registers our components, data sets and config keys."""
 
 from moco_plugin.errors import UserError
 from moco_plugin.transfer import compat
@@ -6,7 +6,7 @@ from moco_plugin.transfer import compat
 compat.before_import()
 try:
     import detectron2.evaluation
-    import detectron2.modeling
+    import detectron2.modeling  # noqa: F401
 except ModuleNotFoundError as error:
     raise UserError(
         f"detectron2 needs {error.name}, which is not installed; run `pip install 'moco-plugin[detectron2]'`"

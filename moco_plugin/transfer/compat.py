@@ -22,7 +22,7 @@ from moco_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# numpy's old names for Python's own types: gone in numpy 1.24, used throughout detectron2 0.6, no longer on its main
+# numpy's old names for Python's own types: gone in numpy 1.24, used all over detectron2 0.6
 NUMPY_ALIASES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "object": object}
 
 
@@ -69,7 +69,7 @@ def before_import() -> list[str]:
     package = package_dir()
     supplied = []
     if not hasattr(Image, "LINEAR") and "Image.LINEAR" in _sources(package):
-        Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]  # the same filter, by its older name
+        Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]  # its older name
         supplied.append("PIL.Image.LINEAR")
     for name, builtin in NUMPY_ALIASES.items():
         # vars, because hasattr makes numpy warn about the name
@@ -113,7 +113,7 @@ def _importable(name: str) -> bool:
 
 
 def _operators_stand_in() -> ModuleType:
-    module = ModuleType("detectron2._C", "Stands for detectron2's C++ operators, none of which is here.")
+    module = ModuleType("detectron2._C", "In place of detectron2's C++ operators.")
     module.__spec__ = ModuleSpec("detectron2._C", loader=None)
 
     def missing(name: str) -> Any:
@@ -146,8 +146,8 @@ def _pkg_resources_stand_in() -> ModuleType:
 def fit_device(cfg: Any) -> list[str]:
     """Adapts a detectron2 config to the machine, and says so.
 
-    Without CUDA, ``MODEL.DEVICE`` becomes ``cpu``; on a CPU, synchronised batch norm becomes batch norm, which
-    is the same thing within one process.
+    Without CUDA, ``MODEL.DEVICE`` becomes ``cpu``; on a CPU, synchronised batch norm becomes batch norm,
+    which is the same thing within one process.
 
     Args:
         cfg: A detectron2 config that is not frozen; changed in place.

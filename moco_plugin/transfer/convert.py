@@ -33,14 +33,23 @@ def largest_differences(source: nn.Module, target: nn.Module, size: int = 96) ->
 
     Returns:
         The largest absolute difference at each stage.
+
+    Raises:
+        UserError: A stage gives zeros alone.
     """
     images = torch.randn(2, 3, size, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = copy.deepcopy(source).double().eval().forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
+    source = copy.deepcopy(source).double().eval()
+    expected = source.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)  # type: ignore[operator]
     found = target.double().eval()(images)
+    for name, features in zip(STAGES, expected, strict=True):
+        if not features.any():  # equal zeros would prove nothing
+            raise UserError(f"the network's {name} features are all zero, so its weights are no trained ones")
     return {name: float((e - found[name]).abs().max()) for name, e in zip(STAGES, expected, strict=True)}
 
 
-def convert_to_detectron2(checkpoint: Checkpoint, output: str | Path, overwrite: bool = False) -> dict[str, float]:
+def convert_to_detectron2(
+    checkpoint: Checkpoint, output: str | Path, overwrite: bool = False
+) -> dict[str, float]:
     """Writes a ResNet checkpoint as a detectron2 zoo file, after showing that both compute the same.
 
     The file is written, read back, and loaded into detectron2's ResNet; only if that gives the features of

@@ -1,4 +1,4 @@
-"""Registers the composed scenes in detectron2, checks that data sets are there, and picks their evaluators."""
+"""Registers the composed scenes, checks that data sets are there, and picks their evaluators."""
 
 from __future__ import annotations
 

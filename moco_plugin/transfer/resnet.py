@@ -19,7 +19,7 @@ NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 
 
 
 def add_moco_config(cfg: Any) -> None:
-    """Adds our config keys to a detectron2 config; importing this module adds them to detectron2's defaults."""
+    """Adds our config keys to a detectron2 config; detectron2's defaults get them on import."""
     # blocks of res2 to res5; empty: as MODEL.RESNETS.DEPTH has them
     cfg.MODEL.RESNETS.setdefault("NUM_BLOCKS", [])
 
@@ -48,8 +48,8 @@ def make_resnet(
         stem_channels: Channels after the stem.
         num_blocks: Blocks of each of the four stages.
         out_channels: Channels after each stage.
-        bottleneck_channels: Channels of the 3 x 3 convolutions of each stage; None builds the two-layer blocks
-            of ResNet-18 and 34.
+        bottleneck_channels: Channels of the 3 x 3 convolutions of each stage; None builds the two-layer
+            blocks of ResNet-18 and 34.
         num_groups: Groups of the 3 x 3 convolutions.
         stride_in_1x1: Whether a bottleneck strides in its first convolution (MSRA's models) or in its second.
         res5_dilation: 2 keeps res5 at stride 16, with dilated convolutions.
@@ -169,7 +169,8 @@ def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
     except KeyError as error:
         raise UserError(f"these are no weights of detectron2's ResNet: {error} is missing") from error
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"these weights do not make up one ResNet: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"these weights do not make up one ResNet of detectron2: {reason}") from error
     return network.eval()
 
 

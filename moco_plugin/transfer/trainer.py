@@ -15,7 +15,7 @@ from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import setup_logger
 
-import moco_plugin
+from moco_plugin.config import find_config
 from moco_plugin.errors import UsageError, nearest
 from moco_plugin.files import write_json
 from moco_plugin.transfer.compat import fit_device
@@ -25,42 +25,18 @@ from moco_plugin.transfer.weights import check_file, load_weights
 RESULTS = "results.json"
 
 
-def find_config(name: str) -> Path:
-    """Finds a detectron2 config by path, or by name among those of this project.
-
-    Args:
-        name: A path, or a name below ``configs/detectron2`` with or without its folder and ``.yaml``.
-
-    Raises:
-        UsageError: No config of that name, or several.
-    """
-    if Path(name).is_file():
-        return Path(name)
-    package = Path(moco_plugin.__file__).parent
-    for root in (package.parent / "configs" / "detectron2", package / "configs" / "detectron2"):
-        paths = sorted(root.rglob("*.yaml"))
-        known = {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
-        wanted = name.removesuffix(".yaml")
-        found = [path for key, path in known.items() if key == wanted or key.endswith(f"/{wanted}")]
-        if len(found) == 1:
-            return found[0]
-        if known:
-            raise UsageError(f"no config file {name!r}{nearest(wanted, known)}; there are {', '.join(known)}")
-    raise UsageError(f"no config file {name!r}; give the path of a detectron2 YAML file")
-
-
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Reads a detectron2 config and checks everything that can be checked before work begins.
 
     Args:
-        config_file: As in :func:`find_config`.
+        config_file: A path, or a name below ``configs/detectron2``.
         overrides: ``KEY VALUE`` pairs, as on detectron2's command line.
 
     Raises:
         UsageError: A file, key or value that cannot be right.
     """
     cfg = get_cfg()
-    path = find_config(config_file)
+    path = find_config(config_file, "detectron2")
     try:
         cfg.merge_from_file(str(path))
     except (KeyError, ValueError, AssertionError, TypeError, OSError, yaml.YAMLError) as error:

@@ -18,6 +18,8 @@ from moco_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
+ADVICE = "convert the file with tools/convert_to_d2.py"
+
 
 @dataclass(frozen=True)
 class Coverage:
@@ -55,14 +57,10 @@ def backbone_tensors(model: nn.Module) -> list[str]:
     ]
 
 
-class _CheckedCheckpointer(DetectionCheckpointer):
-    """detectron2's own loading and matching of names, with a safe reader before and a count after."""
+class _CountingCheckpointer(DetectionCheckpointer):
+    """detectron2's own loading and matching of names; remembers what stayed unfilled."""
 
     missing_keys: frozenset[str] = frozenset()
-
-    def _load_file(self, filename: str) -> Any:
-        check_file(filename)
-        return super()._load_file(filename)
 
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
@@ -113,18 +111,19 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False) -> Co
         local = PathManager.get_local_path(path)
     except Exception as error:  # whatever a download may raise
         raise UserError(f"weights {path} cannot be fetched: {error}") from error
-    checkpointer = _CheckedCheckpointer(model)
+    check_file(local)
+    checkpointer = _CountingCheckpointer(model)
     try:
         checkpointer.load(local, checkpointables=[])
     except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{path} does not hold weights that detectron2 can match: {error}") from error
+        raise UserError(f"{path} is not in a layout of detectron2's ({error}); {ADVICE}") from error
     missing = tuple(name for name in tensors if name in checkpointer.missing_keys)
     coverage = Coverage(path, tuple(tensors), missing)
     logger.info(str(coverage))
     if coverage.missing and not allow_partial:
         first = ", ".join(coverage.missing[:3]) + (", ..." if len(coverage.missing) > 3 else "")
         raise UserError(
-            f"{coverage}; not filled: {first}; the rest would stay random, so convert the file with "
-            "tools/convert_to_d2.py, choose the config that fits it, or pass --allow-partial"
+            f"{coverage}; not filled and so random: {first}; {ADVICE}, choose the config that fits it, "
+            "or pass --allow-partial"
         )
     return coverage

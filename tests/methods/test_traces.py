@@ -57,7 +57,9 @@ def assert_final(model: MoCo, trace: dict[str, np.ndarray]) -> None:
     state = model.state_dict()
     assert state.keys() == expected.keys()
     for name in expected.keys() - {"queue.filled"}:
-        torch.testing.assert_close(state[name], expected[name], rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            state[name], expected[name], rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def train_step(model: MoCo, optimizer: torch.optim.Optimizer, views: torch.Tensor) -> float:
@@ -79,7 +81,9 @@ def test_moco_v2_one_process(shuffled: bool) -> None:
         temperature=config["T"], mlp=config["mlp"], **how,
     )  # fmt: skip
     model.load_state_dict(from_official(trace, "init/"))
-    optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
+    optimizer = torch.optim.SGD(
+        model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4
+    )
     torch.manual_seed(0)
     for step in range(config["steps"]):
         loss = train_step(model, optimizer, images[step])

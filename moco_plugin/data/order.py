@@ -1,0 +1,64 @@
+"""Which images come when, and with which random numbers: functions of the seed, never of what ran before.
+
+So a run gives the same result with any number of loader processes, and goes on exactly where it was cut off.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+
+
+def seed_of(*numbers: int) -> int:
+    """Mixes numbers (a run's seed, a step, ...) into one seed of 32 bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+@contextmanager
+def seeded(*numbers: int) -> Iterator[None]:
+    """Seeds torch's, numpy's and Python's generators inside the block, and puts them back after it."""
+    seed = seed_of(*numbers)
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        np.random.seed(seed)
+        random.seed(seed)
+        try:
+            yield
+        finally:
+            np.random.set_state(numpy_state)
+            random.setstate(python_state)
+
+
+class EpochOrder(Sampler[int]):
+    """A new order of the images each epoch, drawn from the seed and the epoch.
+
+    It yields positions, ``epoch * length + image``, so that a dataset can draw new views of an image each
+    epoch (``divmod(position, length)`` gives both back).
+
+    Args:
+        length: Images in the set.
+        seed: The run's.
+    """
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length = length
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        order = torch.randperm(self.length, generator=generator)
+        return iter((self.epoch * self.length + order).tolist())

@@ -1,0 +1,121 @@
+"""Tables for a terminal and a page, and the comparison of measurements over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class Table:
+    """Cells as text; the first column names the rows, the others are aligned right."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: str = ""
+
+    def text(self) -> str:
+        """Returns the table in plain text, for a terminal."""
+        lines = [self.columns, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
+        padded = [
+            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+            for line in lines
+        ]  # fmt: skip
+        padded.insert(1, "  ".join("-" * width for width in widths))
+        return "\n".join(line.rstrip() for line in padded)
+
+
+@dataclass
+class Comparison:
+    """One measure, from 0 to 100, with MoCo and without it.
+
+    Attributes:
+        name: What is measured.
+        baseline_name: What MoCo is compared with.
+        baseline: The values without MoCo, one a seed.
+        moco: The values with MoCo, as many.
+        unit: What is written after a value in a sentence, such as "%".
+    """
+
+    name: str
+    baseline_name: str
+    baseline: Sequence[float]
+    moco: Sequence[float]
+    unit: str = ""
+
+    @property
+    def gain(self) -> float:
+        """The mean with MoCo less the mean without."""
+        return statistics.fmean(self.moco) - statistics.fmean(self.baseline)
+
+    @property
+    def within_spread(self) -> bool:
+        """Whether the gain is no larger than the larger of the two spreads between seeds."""
+        return abs(self.gain) <= max(spread(self.baseline) or 0.0, spread(self.moco) or 0.0)
+
+    @property
+    def won(self) -> bool:
+        """Whether MoCo is better by more than the seeds differ, and by enough to be seen in the table."""
+        return round(self.gain, 1) > 0 and not self.within_spread
+
+    def sentence(self) -> str:
+        """Returns what came out, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
+        change = round(self.gain, 1)
+        verb = "rises" if change > 0 else "falls" if change < 0 else "stays the same,"
+        before, after = statistics.fmean(self.baseline), statistics.fmean(self.moco)
+        text = f"{self.name} {verb} from {before:.1f}{self.unit} ({self.baseline_name}) to {after:.1f}{self.unit} (MoCo)"
+        if len(self.moco) > 1:
+            text += f", mean of {len(self.moco)} seeds"
+            if change and self.within_spread:
+                text += ", a difference within the spread between seeds"
+        return text
+
+    def summary(self) -> dict[str, object]:
+        """Returns mean, sample standard deviation (None for one seed) and values of both, for JSON."""
+        return {
+            "gain": self.gain,
+            **{
+                name: {"mean": statistics.fmean(values), "std": spread(values), "seeds": list(values)}
+                for name, values in (("baseline", self.baseline), ("moco", self.moco))
+            },
+        }
+
+
+def spread(values: Sequence[float]) -> float | None:
+    """Returns the sample standard deviation, or None for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def mean_and_spread(values: Sequence[float]) -> str:
+    """Returns ``12.3 ± 0.4``, or ``12.3`` for a single value."""
+    deviation = spread(values)
+    mean = f"{statistics.fmean(values):.1f}"
+    return mean if deviation is None else f"{mean} ± {deviation:.1f}"
+
+
+def headline(comparisons: Sequence[Comparison]) -> str:
+    """Returns one sentence: whether MoCo helps in all, some or none of the comparisons, and by how much."""
+    won = [comparison.won for comparison in comparisons]
+    verdict = "helps" if all(won) else "helps in part" if any(won) else "does not help here"
+    return f"MoCo pre-training {verdict}: {'; '.join(c.sentence() for c in comparisons)}."
+
+
+def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Table:
+    """Returns a table of one comparison a row: both means with their spreads, and the gain."""
+    rows = [
+        (c.name, mean_and_spread(c.baseline), mean_and_spread(c.moco), f"{c.gain:+.1f}", str(len(c.moco)))
+        for c in comparisons
+    ]
+    return Table(("measure, 0 to 100", "without MoCo", "with MoCo", "gain", "seeds"), rows, caption)
+
+
+def seed_table(comparisons: Sequence[Comparison], seeds: Sequence[str], caption: str = "") -> Table:
+    """Returns a table of the single values: a column a seed."""
+    rows = [
+        (f"{c.name}, {name}", *(f"{value:.1f}" for value in values))
+        for c in comparisons
+        for name, values in ((c.baseline_name, c.baseline), ("MoCo", c.moco))
+    ]
+    return Table(("measure, 0 to 100", *seeds), rows, caption)

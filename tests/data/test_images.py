@@ -1,0 +1,119 @@
+"""Image sets and what is wrong with them."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moco_plugin.data.idx import load_idx_images, read_idx, split_slice
+from moco_plugin.data.images import CorruptImages, ImageSet, LabelledImages, TrainImages, check_labels
+from moco_plugin.errors import UserError
+from tests.conftest import TEST, TRAIN
+
+
+def save_images(folder: Path, *names: str) -> None:
+    for number, name in enumerate(names):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (number, 0, 0)).save(path)
+
+
+def test_nested_folder_has_labels_and_a_fixed_order(tmp_path: Path) -> None:
+    save_images(tmp_path, "cat/2.png", "cat/deep/1.png", "dog/0.JPG")
+    (tmp_path / "cat" / "notes.txt").write_text("no image")
+    images = ImageSet(str(tmp_path))
+    assert [images.name(i).removeprefix(f"{tmp_path}/") for i in range(3)] == [
+        "cat/2.png",
+        "cat/deep/1.png",
+        "dog/0.JPG",
+    ]
+    assert images.classes == ("cat", "dog")
+    assert images.labels is not None and images.labels.tolist() == [0, 0, 1]
+
+
+def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    save_images(tmp_path, "a.png", "b.png")
+    assert ImageSet(str(tmp_path)).labels is None
+    assert len(ImageSet(f"{tmp_path}[1:]")) == 1
+
+
+def test_idx_file_with_slice() -> None:
+    images, labels, classes = load_idx_images(f"{TRAIN}[10:30]")
+    assert images.shape == (20, 28, 28)
+    assert (
+        labels is not None
+        and labels.tolist() == read_idx(TRAIN.replace("images-idx3", "labels-idx1"))[10:30].tolist()
+    )
+    assert classes is not None and classes[9] == "Ankle boot"
+    assert np.array_equal(np.asarray(ImageSet(f"{TRAIN}[10:30]").load(3))[..., 1], images[3])
+
+
+@pytest.mark.parametrize(
+    ("spec", "path", "part"),
+    [("a/b[3:7]", "a/b", slice(3, 7)), ("a[:5]", "a", slice(None, 5)), ("a[1]", "a[1]", slice(None))],
+)
+def test_split_slice(spec: str, path: str, part: slice) -> None:
+    assert split_slice(spec) == (Path(path), part)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no idx file"),
+        (b"\x89PNG....", "no idx file"),
+        (
+            b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567",
+            "holds 7 bytes where its header says 8",
+        ),
+        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a")[:-9], "cannot be read"),
+    ],
+)
+def test_broken_idx_files(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "x-images-idx3-ubyte"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        read_idx(path)
+
+
+def test_folders_that_hold_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="holds no image at any depth"):
+        ImageSet(str(tmp_path))
+    with pytest.raises(UserError, match="found nothing, expected a folder of images"):
+        ImageSet(str(tmp_path / "absent"))
+    with pytest.raises(UserError, match="selects no image"):
+        ImageSet(f"{TRAIN}[600:]")
+
+
+def test_corrupt_image_is_named_and_replaced_in_training_left_out_in_evaluation(tmp_path: Path) -> None:
+    save_images(tmp_path, "0.png", "1.png", "2.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
+    images = ImageSet(str(tmp_path))
+    train = TrainImages(images, lambda image: image.getpixel((0, 0))[0], seed=0)
+    assert [train[i] for i in range(3)] == [(0, ""), (2, str(tmp_path / "1.png")), (2, "")]
+    assert LabelledImages(images, lambda image: image)[1] == (None, -1, str(tmp_path / "1.png"))
+
+
+def test_one_percent_may_be_corrupt(capsys: pytest.CaptureFixture[str]) -> None:
+    corrupt = CorruptImages(total=100)
+    corrupt.add(["", "a.png", ""])
+    corrupt.add(["a.png"])  # seen again: neither counted nor named twice
+    assert capsys.readouterr().err == "skipped: a.png cannot be decoded (1 so far)\n"
+    with pytest.raises(UserError, match=r"2 of 100 images cannot be decoded, more than 1%, a.png among them"):
+        corrupt.add(["b.png"])
+
+
+def test_labels_must_match(tmp_path: Path) -> None:
+    save_images(tmp_path / "one", "cat/0.png", "dog/0.png")
+    save_images(tmp_path / "two", "cat/0.png", "owl/0.png")
+    save_images(tmp_path / "flat", "0.png")
+    sets = {name: ImageSet(str(tmp_path / name)) for name in ("one", "two", "flat")}
+    check_labels(sets["one"], sets["one"])
+    with pytest.raises(UserError, match="differ in classes: dog, owl in one only"):
+        check_labels(sets["one"], sets["two"])
+    with pytest.raises(UserError, match="flat has no labels"):
+        check_labels(sets["one"], sets["flat"])
+    check_labels(ImageSet(TRAIN), ImageSet(TEST))

@@ -1,0 +1,53 @@
+"""Order and random numbers depend on the seed alone."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from moco_plugin.data.images import ImageSet, TrainImages
+from moco_plugin.data.order import EpochOrder, seeded
+from moco_plugin.data.views import build_views
+from tests.conftest import TRAIN
+
+
+def test_epochs_hold_every_image_once_in_orders_of_their_own() -> None:
+    order, epochs = EpochOrder(20, seed=1), []
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        positions = list(order)
+        assert sorted(positions) == list(range(20 * epoch, 20 * epoch + 20))
+        epochs.append([position % 20 for position in positions])
+    assert epochs[0] != epochs[1]
+    assert list(EpochOrder(20, seed=1)) == epochs[0] != list(EpochOrder(20, seed=2))
+
+
+def test_seeded_gives_the_generators_back() -> None:
+    def draw() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.rand()), random.random()
+
+    with seeded(3, 4):
+        inside = draw()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    expected = draw()
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
+    with seeded(3, 4):
+        assert draw() == inside
+    assert draw() == expected
+
+
+def test_views_do_not_depend_on_the_number_of_workers() -> None:
+    dataset = TrainImages(ImageSet(f"{TRAIN}[0:12]"), build_views("moco_v2", 16), seed=5)
+    batches = []
+    for workers in (0, 1, 2):
+        loader = DataLoader(dataset, 4, sampler=EpochOrder(12, 5), num_workers=workers)
+        batches.append(torch.stack([torch.stack(views) for views, _ in loader]))
+    assert torch.equal(batches[0], batches[1]) and torch.equal(batches[0], batches[2])
+    assert not torch.equal(dataset[0][0][0], dataset[12][0][0])  # another epoch, another view

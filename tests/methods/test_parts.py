@@ -1,0 +1,177 @@
+"""The parts of the method against their definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moco_plugin.methods import MoCo, contrast, moco_v1
+from moco_plugin.methods.batch_norm import SplitBatchNorm, batch_size_sentence, split_batch_norm
+from moco_plugin.methods.contrast import queue_contrast
+from moco_plugin.methods.key_queue import KeyQueue
+
+
+def unit(rows: int, dim: int) -> Tensor:
+    return F.normalize(torch.randn(rows, dim), dim=1)
+
+
+def convnet() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+@pytest.mark.parametrize("block", [1, 3, 50, 1000])
+def test_queue_contrast_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(contrast, "QUEUE_BLOCK", block)
+    q, k, queue = unit(6, 8).requires_grad_(), unit(6, 8), unit(50, 8)
+    logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue.T], dim=1) / 0.07
+    expected = F.cross_entropy(logits, torch.zeros(6, dtype=torch.int64), reduction="none")
+    weight = torch.rand(6)
+    (expected_grad,) = torch.autograd.grad((expected * weight).sum(), q)
+
+    loss, rank = queue_contrast(q, k, queue, 0.07)
+    (grad,) = torch.autograd.grad((loss * weight).sum(), q)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(grad, expected_grad)
+    torch.testing.assert_close(rank, (logits[:, 1:] > logits[:, :1]).sum(dim=1))
+
+
+def test_queue_contrast_keeps_no_logits_and_allows_a_changing_queue() -> None:
+    q, k, queue = unit(4, 8).requires_grad_(), unit(4, 8), unit(20, 8)
+    loss, _ = queue_contrast(q, k, queue, 0.2)
+    saved = [t for t in loss.grad_fn.saved_tensors]  # type: ignore[union-attr]
+    assert sum(t.numel() for t in saved) == 4 * 8
+    (before,) = torch.autograd.grad(loss.sum(), q, retain_graph=True)
+    queue.zero_()
+    (after,) = torch.autograd.grad(loss.sum(), q)
+    torch.testing.assert_close(before, after)
+
+
+def test_queue_is_first_in_first_out_for_any_batch() -> None:
+    queue, seen = KeyQueue(10, 4), []
+    for size in (3, 4, 1, 10, 7):
+        keys = unit(size, 4)
+        queue.enqueue(keys)
+        seen += list(keys)
+    kept = {tuple(key.tolist()) for key in queue.keys}
+    assert kept == {tuple(key.tolist()) for key in seen[-10:]}
+    assert int(queue.pointer) == 25 % 10
+    assert int(queue.filled) == 10
+
+
+def test_queue_smaller_than_the_batch_is_an_error() -> None:
+    with pytest.raises(ValueError, match="a batch of 5 keys does not fit a queue of 4"):
+        KeyQueue(4, 2).enqueue(unit(5, 2))
+
+
+def test_split_batch_norm_normalises_each_group_by_itself() -> None:
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d(3)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+        layer.bias.normal_()
+    split = split_batch_norm(nn.Sequential(layer), 4)[0]  # type: ignore[index]
+    assert isinstance(split, SplitBatchNorm)
+    assert split.state_dict().keys() == layer.state_dict().keys()
+    x = torch.randn(8, 3, 5, 5) * torch.arange(1, 9)[:, None, None, None]
+    mean, var = [], []
+    for part, out in zip(x.chunk(4), split(x).chunk(4), strict=True):
+        reference = nn.BatchNorm2d(3, momentum=1.0)
+        reference.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(out, reference(part))
+        mean.append(reference.running_mean)
+        var.append(reference.running_var)
+    torch.testing.assert_close(split.running_mean, 0.1 * torch.stack(mean).mean(dim=0))  # type: ignore[arg-type]
+    torch.testing.assert_close(split.running_var, 0.9 + 0.1 * torch.stack(var).mean(dim=0))  # type: ignore[arg-type]
+    layer.load_state_dict(split.state_dict())
+    torch.testing.assert_close(split.eval()(x), layer.eval()(x))
+
+
+def test_split_batch_norm_keeps_timm_activation() -> None:
+    from timm.layers import BatchNormAct2d
+
+    layer = BatchNormAct2d(3)
+    split = split_batch_norm(BatchNormAct2d(3), 1)
+    x = torch.randn(4, 3, 2, 2)
+    torch.testing.assert_close(split(x), layer(x))
+    assert (split(x) >= 0).all()
+
+
+def test_batch_that_does_not_split_names_the_nearest_sizes() -> None:
+    assert "choose a batch of 96 or 104," in batch_size_sentence(100, 8)
+    assert "choose a batch of 8," in batch_size_sentence(5, 8)
+    with pytest.raises(ValueError, match="8 batch norm groups"):
+        MoCo(convnet(), 4, dim=4, queue_size=16)(torch.randn(6, 3, 8, 8), torch.randn(6, 3, 8, 8))
+
+
+def test_key_encoder_follows_parameters_and_keeps_its_own_statistics() -> None:
+    torch.manual_seed(0)
+    model = MoCo(convnet(), 4, dim=4, queue_size=16, momentum=0.9, batch_norm_groups=2)
+    with torch.no_grad():
+        for p in model.encoder_q.parameters():
+            p.add_(torch.randn_like(p))
+    expected = [
+        0.9 * k.detach() + 0.1 * q.detach()
+        for k, q in zip(model.encoder_k.parameters(), model.encoder_q.parameters(), strict=True)
+    ]
+    model(torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8) * 3)
+    for found, e in zip(model.encoder_k.parameters(), expected, strict=True):
+        torch.testing.assert_close(found, e)
+        assert not found.requires_grad
+    statistics = [
+        dict(e.named_buffers())["backbone.1.running_var"] for e in (model.encoder_q, model.encoder_k)
+    ]
+    assert not torch.allclose(*statistics)
+
+
+def test_shuffled_keys_come_back_in_order() -> None:
+    """Without batch norm in the way, the key of an image must stand where its query stands."""
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
+    model = MoCo(backbone, 6, dim=4, queue_size=32, batch_norm="split", batch_norm_groups=4)
+    images = torch.randn(16, 3, 2, 2)
+    expected = model.encoder_k(images)
+    model(images, images)
+    torch.testing.assert_close(model.queue.keys[:16], expected)
+
+
+def test_metrics() -> None:
+    torch.manual_seed(0)
+    model = MoCo(nn.Flatten(), 12, dim=12, queue_size=64, momentum=1.0, mlp=False)
+    assert not model.split  # nothing normalises over the batch
+    for head in (model.encoder_q.head, model.encoder_k.head):
+        nn.init.eye_(head.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+    images = torch.randn(8, 3, 2, 2)
+    loss, metrics = model(images, images)  # key equals query: nothing can beat it
+    assert metrics["top1"] == metrics["top5"] == 100
+    assert 0.5 < metrics["feature_std"] < 1.1
+    assert metrics["queue_filled"] == 8 / 64
+    _, collapsed = model(images[:1].expand(8, -1, -1, -1), images)
+    assert collapsed["feature_std"] < 1e-5
+    assert loss < 1
+
+
+def test_recipes_have_their_papers_heads_and_temperatures() -> None:
+    v1, v2 = moco_v1(nn.Flatten(), 12), MoCo(nn.Flatten(), 12)
+    assert isinstance(v1.encoder_q.head, nn.Linear) and v1.temperature == 0.07
+    assert [type(layer) for layer in v2.encoder_q.head] == [nn.Linear, nn.ReLU, nn.Linear]  # type: ignore[union-attr]
+    assert v2.temperature == 0.2
+    for model in (v1, v2):
+        assert (len(model.queue), model.momentum, model.queue.keys.shape[1]) == (65536, 0.999, 128)
+    assert moco_v1(nn.Flatten(), 12, temperature=0.5).temperature == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"momentum": 1.5}, "momentum is 1.5"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"batch_norm": "x"}, "'x'"),
+    ],
+)
+def test_arguments_out_of_range(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MoCo(nn.Flatten(), 12, **arguments)  # type: ignore[arg-type]

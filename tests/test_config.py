@@ -1,0 +1,124 @@
+"""Configs: the shipped recipes, inheritance, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from moco_plugin.config import config_dict, configs_folder, load_config
+from moco_plugin.errors import UsageError
+from moco_plugin.registry import METHODS, build_method
+from moco_plugin.training.module import lr_schedule, scaled_lr
+
+SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yaml"))
+
+
+def rate(name: str, epoch: int) -> float:
+    config = load_config(name, ["data.root=x"])
+    return scaled_lr(config) * lr_schedule(config.schedule)(epoch / config.schedule.epochs)
+
+
+def test_recipes_are_the_papers() -> None:
+    v1, v2, longer = (
+        load_config(name, ["data.root=x"])
+        for name in ("moco_v1_resnet50_200ep", "moco_v2_resnet50_200ep", "moco_v2_resnet50_800ep")
+    )
+    for config in (v1, v2, longer):
+        assert (
+            config.backbone == "resnet50" and config.data.image_size == 224 and config.data.batch_size == 256
+        )
+        assert (config.optimizer.lr, config.optimizer.momentum, config.optimizer.weight_decay) == (
+            0.03,
+            0.9,
+            1e-4,
+        )
+        assert (config.method_args["queue_size"], config.method_args["momentum"]) == (65536, 0.999)
+    assert (v1.method, v1.method_args["temperature"], v1.method_args["mlp"]) == ("moco_v1", 0.07, False)
+    assert (v2.method, v2.method_args["temperature"], v2.method_args["mlp"]) == ("moco_v2", 0.2, True)
+    assert (v1.schedule.epochs, v2.schedule.epochs, longer.schedule.epochs) == (200, 200, 800)
+
+
+@pytest.mark.parametrize(
+    ("name", "epoch", "expected"),
+    [
+        ("moco_v1_resnet50_200ep", 119, 0.03),
+        ("moco_v1_resnet50_200ep", 120, 0.003),
+        ("moco_v1_resnet50_200ep", 160, 0.0003),
+        ("moco_v2_resnet50_200ep", 0, 0.03),
+        ("moco_v2_resnet50_200ep", 100, 0.015),
+        ("moco_v2_resnet50_800ep", 400, 0.015),
+    ],
+)
+def test_learning_rate_by_epoch(name: str, epoch: int, expected: float) -> None:
+    assert rate(name, epoch) == pytest.approx(expected)
+
+
+def test_learning_rate_scales_with_the_batch_unless_told_not_to() -> None:
+    assert scaled_lr(load_config(None, ["data.root=x", "data.batch_size=512"])) == pytest.approx(0.06)
+    fixed = load_config(None, ["data.root=x", "data.batch_size=512", "optimizer.scale_lr=false"])
+    assert scaled_lr(fixed) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configs_load_and_survive_a_round_trip(name: str) -> None:
+    config = load_config(name, ["data.root=x"])
+    assert config.method in METHODS
+    assert config_dict(config)["data"]["root"] == "x"
+    build_method(config.method, nn.Flatten(), 4, **{**config.method_args, "queue_size": 16})
+
+
+def test_own_file_inherits(tmp_path: Path) -> None:
+    shipped = configs_folder() / "pretrain" / "moco_v2_resnet50_200ep.yaml"
+    (tmp_path / "mine.yaml").write_text(f"_base_: {shipped}\ndata: {{root: photos, batch_size: 64}}\n")
+    config = load_config(tmp_path / "mine.yaml", ["data.batch_size=32"])
+    assert (config.data.root, config.data.batch_size, config.method_args["temperature"]) == (
+        "photos",
+        32,
+        0.2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.rot=x"], "unknown config key 'data.rot'; valid under data are root, .*did you mean 'root'"),
+        (["metod=moco"], "unknown config key 'metod'; valid at the top are method, .*did you mean 'method'"),
+        (["data.batch_size=many"], "config key 'data.batch_size'"),
+        ([], "data.root is not set"),
+        (["--overwrit"], "expected key=value"),
+    ],
+)
+def test_mistakes_name_their_path(overrides: list[str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_config(None, overrides)
+
+
+def test_unknown_config_lists_the_shipped_ones() -> None:
+    with pytest.raises(UsageError, match="moco_v1_resnet50_200ep, .*did you mean .*'moco_v2_resnet50_200ep'"):
+        load_config("moco_v2_resnet50", [])
+
+
+def test_config_that_inherits_from_itself(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("_base_: a.yaml\n")
+    with pytest.raises(UsageError, match="inherits from itself"):
+        load_config(tmp_path / "a.yaml", [])
+
+
+def test_unknown_method_and_argument() -> None:
+    with pytest.raises(UsageError, match="unknown method 'moco_v4'; known are moco, .*did you mean"):
+        build_method("moco_v4", nn.Flatten(), 4)
+    with pytest.raises(UsageError, match="method_args.temprature; .*did you mean 'temperature'"):
+        build_method("moco_v1", nn.Flatten(), 4, temprature=0.1)
+    with pytest.raises(UsageError, match="momentum is 2"):
+        build_method("moco", nn.Flatten(), 4, momentum=2)
+
+
+def test_built_method_trains() -> None:
+    torch.manual_seed(0)
+    method = build_method("moco", nn.Flatten(), 12, queue_size=16)
+    loss, _ = method(torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
+    loss.backward()
+    assert all(p.grad is not None for p in method.encoder_q.parameters())  # type: ignore[union-attr]

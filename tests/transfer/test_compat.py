@@ -1,0 +1,97 @@
+"""compat supplies what is missing, and nothing where nothing is."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy
+import pytest
+from PIL import Image
+
+from moco_plugin.errors import UserError
+
+pytest.importorskip("detectron2")
+from moco_plugin.transfer import compat
+
+OLD = "from detectron2 import _C\nx = np.int(0) + np.float(1)\ny = Image.LINEAR\n"
+NEW = "try:\n    from detectron2 import _C\nexcept ImportError:\n    pass\n"
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for detectron2's folder, in a Python where everything detectron2 0.6 wants is missing."""
+    (tmp_path / "layers").mkdir()
+    monkeypatch.setattr(compat, "package_dir", lambda: tmp_path)
+    monkeypatch.delitem(sys.modules, "detectron2._C", raising=False)
+    for owner, name in ((numpy, "int"), (numpy, "float"), (numpy, "str"), (Image, "LINEAR")):
+        if name in vars(owner):
+            monkeypatch.delattr(owner, name)
+    compat._sources.cache_clear()
+    yield tmp_path
+    compat._sources.cache_clear()
+
+
+def test_supplies_what_is_used_and_missing_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (package / "layers" / "deform_conv.py").write_text(OLD)
+    assert compat.before_import() == ["PIL.Image.LINEAR", "numpy.int", "numpy.float", "detectron2._C"]
+    assert (numpy.int, numpy.float) == (int, float)
+    assert Image.LINEAR == Image.Resampling.BILINEAR
+    assert "str" not in vars(numpy)  # this source does not use it
+    with pytest.raises(AttributeError, match=r"without its C\+\+ operators and has no 'nms_rotated'"):
+        sys.modules["detectron2._C"].nms_rotated  # noqa: B018
+    assert compat.before_import() == []
+
+
+def test_newer_detectron2_needs_nothing(package: Path) -> None:
+    (package / "layers" / "deform_conv.py").write_text(NEW)
+    assert compat.before_import() == []
+    assert "detectron2._C" not in sys.modules and not hasattr(Image, "LINEAR")
+
+
+def test_built_operators_are_left_alone(package: Path) -> None:
+    (package / "layers" / "deform_conv.py").write_text("from detectron2 import _C\n")
+    (package / "_C.py").write_text("")
+    assert compat.has_operators(package)
+    assert compat.before_import() == []
+
+
+def test_after_import_is_done() -> None:
+    assert compat.before_import() == [] and compat.after_import() == []
+    from detectron2 import model_zoo
+
+    with pytest.raises(RuntimeError, match="not available in Model Zoo"):
+        model_zoo.get_config_file("no/such.yaml")
+
+
+def test_without_detectron2_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="detectron2 is not installed; run `make setup`"):
+        compat.package_dir()
+
+
+def test_fit_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    from detectron2.config import get_cfg
+
+    def config(device: str):  # noqa: ANN202
+        cfg = get_cfg()
+        cfg.MODEL.DEVICE = device
+        cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM = "SyncBN"
+        cfg.MODEL.ROI_BOX_HEAD.NORM = "GN"
+        return cfg
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    cfg = config("cuda")
+    changes = compat.fit_device(cfg)
+    assert cfg.MODEL.DEVICE == "cpu" and len(changes) == 4
+    assert {c.split(":")[0] for c in changes[1:]} == {
+        "MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_MASK_HEAD.NORM"
+    }  # fmt: skip
+    assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == "BN"
+    assert cfg.MODEL.ROI_BOX_HEAD.NORM == "GN"
+    assert compat.fit_device(cfg) == []
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    cfg = config("cuda")
+    assert compat.fit_device(cfg) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN"

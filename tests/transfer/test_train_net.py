@@ -1,0 +1,208 @@
+"""Training and evaluation at toy size, through the tool and through detectron2's own trainer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("detectron2")
+import moco_plugin.transfer  # noqa: F401  (before detectron2)
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
+
+from moco_plugin.checkpoints.zoo_pickle import save_zoo_pickle
+from moco_plugin.config import find_config
+from moco_plugin.data.idx import load_idx_images
+from moco_plugin.data.scenes import make_scenes
+from moco_plugin.tools.train_net import main
+from moco_plugin.transfer.datasets import register_scenes
+from moco_plugin.transfer.resnet import make_resnet
+from tests.conftest import TEST, TRAIN, Tool
+
+TINY = [
+    "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
+    "TEST.PRECISE_BN.NUM_ITER", "2", "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
+    "DATALOADER.NUM_WORKERS", "0", "SEED", "1",
+]  # fmt: skip
+TOY = ["DATASETS.TRAIN", "('toy_train',)", "DATASETS.TEST", "('toy_test',)"]
+FPN = "demo/scenes_R_18_FPN_quarter"
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for DETECTRON2_DATASETS; its scenes are also registered as ``toy_*`` in this process."""
+    root = tmp_path_factory.mktemp("datasets")
+    train, train_labels, names = load_idx_images(f"{TRAIN}[0:50]")
+    test, test_labels, _ = load_idx_images(f"{TEST}[0:50]")
+    make_scenes(
+        root / "scenes", (train, train_labels), (test, test_labels), names,
+        num_train=6, num_test=3, size=96, progress=False,
+    )  # fmt: skip
+    register_scenes(root / "scenes", "toy")
+    return root
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_mask_rcnn_through_the_tool_and_resumed(datasets: Path, tmp_path: Path, tool: Tool) -> None:
+    out = tmp_path / "run"
+    shown = tool(
+        "train_net", "--config-file", FPN, *TINY, "OUTPUT_DIR", out, DETECTRON2_DATASETS=str(datasets)
+    ).stdout
+    assert "weights: none, random initialisation" in shown
+    assert "MODEL.FPN.NORM: SyncBN does not train on a CPU" in shown
+    assert "Computing precise BN statistics" in shown
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["scenes_test"] and set(results["scenes_test"]) == {"bbox", "segm"}
+
+    again = ["--config-file", FPN, *TINY, *TOY, "OUTPUT_DIR", str(out)]
+    assert main(again) == 2  # a run is there, and is kept
+    assert main(["--resume", *again, "SOLVER.MAX_ITER", "3"]) == 0
+    assert (out / "last_checkpoint").read_text() == "model_final.pth"
+    final = torch.load(out / "model_final.pth", weights_only=True)
+    assert final["iteration"] == 2
+    assert "Starting training from iteration 2" in (out / "log.txt").read_text()
+    assert list(json.loads((out / "results.json").read_text())) == ["toy_test"]
+
+    evaluated = tmp_path / "evaluated"
+    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(evaluated)]
+    assert main(["--eval-only", "--config-file", FPN, *TINY, *TOY, *weights]) == 0
+    assert "105 of 105 backbone tensors" in (evaluated / "log.txt").read_text()
+    assert (evaluated / "results.json").read_text() == (out / "results.json").read_text()
+
+    assert main(["--overwrite", *again]) == 0
+    lines = [json.loads(line)["iteration"] for line in (out / "metrics.json").read_text().splitlines()]
+    assert max(lines) <= 2  # nothing of the longer run is left
+
+
+def test_seed_decides_the_run(datasets: Path, tmp_path: Path) -> None:
+    states = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        arguments = [*TINY, *TOY, "OUTPUT_DIR", str(tmp_path / name), "SEED", seed, "DATASETS.TEST", "()"]
+        assert main(["--config-file", FPN, *arguments]) == 0
+        states.append(torch.load(tmp_path / name / "model_final.pth", weights_only=True)["model"])
+    key = "backbone.bottom_up.res5.1.conv2.weight"
+    assert torch.equal(states[0][key], states[1][key]) and not torch.equal(states[0][key], states[2][key])
+
+
+def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> None:
+    channels = [32, 64, 128, 256]
+    backbone = make_resnet(
+        num_blocks=[1, 1, 1, 3], stem_channels=16, out_channels=channels,
+        bottleneck_channels=[8, 16, 32, 64],
+    )  # fmt: skip
+    arrays = {k: v.numpy() for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
+    save_zoo_pickle(tmp_path / "tiny.pkl", arrays, {})
+    code = main([
+        "--config-file", "voc/pascal_voc_R_50_C4_24k_moco", *TINY,
+        "DATASETS.TRAIN", "('toy_voc_train',)", "DATASETS.TEST", "('toy_voc_test',)",
+        "MODEL.WEIGHTS", str(tmp_path / "tiny.pkl"), "OUTPUT_DIR", str(tmp_path / "run"),
+        "MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8",
+        "MODEL.RESNETS.NUM_BLOCKS", "[1, 1, 1, 1]", "MODEL.ROI_HEADS.NUM_CLASSES", "10",
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32]]",
+        "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
+    ])  # fmt: skip
+    assert code == 0
+    # stem, 3 blocks and 3 blocks in the heads, 3 convolutions each, and 4 shortcuts: 23, each with a norm
+    assert "weights: 115 of 115 backbone tensors" in (tmp_path / "run" / "log.txt").read_text()
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert set(results["toy_voc_test"]["bbox"]) == {"AP", "AP50", "AP75"}
+    state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
+    assert state["roi_heads.res5.norm.running_mean"].shape == (256,)
+    assert state["roi_heads.res5.norm.running_mean"].abs().max() > 0  # it was used
+
+
+@pytest.mark.parametrize("name", ["demo/scenes_R_18_FPN_quarter", "demo/scenes_R_18_FPN_quarter_moco"])
+def test_detectron2s_own_trainer_takes_the_config(datasets: Path, tmp_path: Path, name: str) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(find_config(name, "detectron2")))
+    cfg.merge_from_list([*TINY, *TOY, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
+    cfg.merge_from_list(["SOLVER.MAX_ITER", "1", "TEST.PRECISE_BN.ENABLED", "False"])
+    if name.endswith("moco"):
+        network = make_resnet(
+            num_blocks=[2, 2, 2, 2], out_channels=[16, 32, 64, 128], bottleneck_channels=None
+        )
+        save_zoo_pickle(tmp_path / "w.pkl", {k: v.numpy() for k, v in network.state_dict().items()}, {})
+        cfg.MODEL.WEIGHTS = str(tmp_path / "w.pkl")
+    trainer = DefaultTrainer(cfg)
+    trainer.resume_or_load(resume=False)
+    if name.endswith("moco"):
+        loaded = trainer.model.backbone.bottom_up.res4[1].conv2.weight
+        assert torch.equal(loaded, network.res4[1].conv2.weight)
+    trainer.train()
+    assert (tmp_path / "model_final.pth").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "voc/pascal_voc_R_50_C4_24k", "voc/pascal_voc_R_50_C4_24k_moco",
+        "coco/coco_R_50_C4_2x", "coco/coco_R_50_C4_2x_moco",
+    ],
+)  # fmt: skip
+def test_paper_configs(name: str) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(find_config(name, "detectron2")))
+    assert cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeadsExtraNorm" and cfg.MODEL.BACKBONE.FREEZE_AT == 0
+    assert cfg.MODEL.RESNETS.NORM == "SyncBN" and cfg.TEST.PRECISE_BN.ENABLED
+    assert (cfg.MODEL.RPN.PRE_NMS_TOPK_TEST, cfg.MODEL.RPN.POST_NMS_TOPK_TEST) == (6000, 1000)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+    if name.startswith("voc"):
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS) == (24000, (18000, 22000), 100)
+        assert (min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.MODEL.MASK_ON) == (480, False)
+    else:
+        assert (cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS) == (180000, (120000, 160000))
+        assert (min(cfg.INPUT.MIN_SIZE_TRAIN), cfg.MODEL.MASK_ON) == (640, True)
+    if name.endswith("moco"):
+        assert (cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.STRIDE_IN_1X1) == ("RGB", False)
+        assert cfg.MODEL.PIXEL_MEAN == [123.675, 116.280, 103.530]
+        assert cfg.MODEL.PIXEL_STD == [58.395, 57.120, 57.375]
+    else:
+        assert (cfg.INPUT.FORMAT, cfg.MODEL.RESNETS.STRIDE_IN_1X1) == ("BGR", True)
+        assert cfg.MODEL.WEIGHTS == "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["SOLVER.BASELR", "1"], "SOLVER.BASE_LR"),
+        (["SOLVER.MAX_ITER", "many"], "config override is wrong"),
+        (["SOLVER.MAX_ITER"], "pairs of KEY VALUE"),
+        (["--config-file", "demo/nothing"], "no config"),
+        (["DATASETS.TRAIN", "('scenes_trian',)"], "scenes_train"),
+        (["DATASETS.TRAIN", "('voc_2007_trainval',)"], "DETECTRON2_DATASETS"),
+        (["DATASETS.TRAIN", "('scenes_train',)"], "tools/make_scenes.py"),
+        (["--num-gpus", "64"], "--num-gpus"),
+        (["MODEL.WEIGHTS", "/no/such/file.pkl"], "does not exist"),
+    ],
+)
+def test_mistakes_end_in_one_sentence(
+    datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture, arguments: list[str], message: str
+) -> None:
+    options = arguments if arguments[0].startswith("--") else []
+    overrides = [] if options else arguments
+    code = main(["--config-file", FPN, *options, *TINY, *TOY, "OUTPUT_DIR", str(tmp_path / "o"), *overrides])
+    captured = capsys.readouterr()
+    assert code in (1, 2)
+    (line,) = [line for line in captured.err.splitlines() if line.startswith("error: ")]
+    assert message in line and "Traceback" not in captured.err
+
+
+def test_wrong_key_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "wrong.yaml"
+    path.write_text("MODEL:\n  RESNETS:\n    DEPT: 50\nVERSION: 2\n")
+    assert main(["--config-file", str(path)]) == 2
+    assert "MODEL.RESNETS.DEPTH" in capsys.readouterr().err
+    path.write_text("_BASE_: absent.yaml\n")
+    assert main(["--config-file", str(path)]) == 2
+    assert "absent.yaml" in capsys.readouterr().err

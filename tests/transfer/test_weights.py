@@ -1,0 +1,174 @@
+"""Weight files: read safely, written reproducibly, and shown to fill the whole backbone."""
+
+from __future__ import annotations
+
+import pickle
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
+from moco_plugin.errors import UserError
+
+pytest.importorskip("detectron2")
+import moco_plugin.transfer  # noqa: F401  (before detectron2)
+from detectron2.config import get_cfg
+from detectron2.modeling import build_model
+
+from moco_plugin.config import find_config
+from moco_plugin.transfer.resnet import make_resnet
+from moco_plugin.transfer.weights import backbone_tensors, load_weights
+
+
+class Exploit:
+    def __reduce__(self) -> tuple:
+        return print, ("code in the file was run",)
+
+
+def test_unsafe_pickles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = tmp_path / "weights.pkl"
+    for content in (Exploit(), {"model": {"a": Exploit()}}, {"model": np.array([Exploit()], object)}):
+        path.write_bytes(pickle.dumps(content))
+        with pytest.raises(UserError, match=r"unsafe: unpickling it would call builtins\.print"):
+            load_zoo_pickle(path)
+    path.write_bytes(pickle.dumps({"model": {"a": torch.zeros(1)}}))
+    with pytest.raises(UserError, match=r"unsafe.*torch"):
+        load_zoo_pickle(path)
+    assert capsys.readouterr().out == ""
+
+
+def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pkl"
+    whole = pickle.dumps({"model": {"a": np.zeros(100)}})
+    for content, message in ((whole[:50], "no whole pickle"), (b"", "no whole"), (pickle.dumps([1]), "a list")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            load_zoo_pickle(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_zoo_pickle(tmp_path / "absent.pkl")
+
+
+@pytest.mark.parametrize("protocol", range(5))
+def test_what_the_zoo_holds_is_read(tmp_path: Path, protocol: int) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    content = {"model": OrderedDict(a=array, b=array.T), "n": np.float64(2.5), "list": ["x", 1, True, None]}
+    (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    found = load_zoo_pickle(tmp_path / "zoo.pkl")
+    assert np.array_equal(found["model"]["a"], array) and np.array_equal(found["model"]["b"], array.T)
+    assert found["n"] == 2.5 and found["list"] == ["x", 1, True, None]
+
+
+def test_saved_bytes_depend_on_content_alone(tmp_path: Path) -> None:
+    a, b = np.arange(6.0).reshape(2, 3), np.array(7)
+    text = "res" + "net"
+    save_zoo_pickle(tmp_path / "1.pkl", {"a": a, "b": b}, {"x": text, "y": text})
+    save_zoo_pickle(tmp_path / "2.pkl", {"b": b, "a": np.asfortranarray(a)}, {"x": text, "y": "".join(text)})
+    assert (tmp_path / "1.pkl").read_bytes() == (tmp_path / "2.pkl").read_bytes()
+    with open(tmp_path / "1.pkl", "rb") as file:
+        content = pickle.load(file, encoding="latin1")  # as detectron2 reads it
+    assert content["__author__"] == "MOCO" and content["matching_heuristics"] is True
+    assert content["moco_plugin"] == {"x": "resnet", "y": "resnet"}
+    assert np.array_equal(content["model"]["a"], a) and content["model"]["b"].shape == ()
+
+    with pytest.raises(UserError, match="unsafe"):
+        save_zoo_pickle(tmp_path / "3.pkl", {"a": a}, {"path": Path("x")})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.pkl", "2.pkl"]
+
+
+def fpn_detector() -> torch.nn.Module:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(find_config("demo/scenes_R_18_FPN_quarter", "detectron2")))
+    cfg.MODEL.DEVICE = "cpu"
+    return build_model(cfg)
+
+
+def arrays(**options: object) -> dict[str, np.ndarray]:
+    """A random quarter-width ResNet-18 under detectron2's names, as a converter would write it."""
+    options = {"num_blocks": (2, 2, 2, 2), "out_channels": (16, 32, 64, 128), "bottleneck_channels": None} | options
+    state = make_resnet(**options).state_dict()
+    return {k: v.numpy() for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+def test_full_coverage_puts_the_weights_in_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, weights, model = tmp_path / "full.pkl", arrays(), fpn_detector()
+    save_zoo_pickle(path, {**weights, "stem.fc.weight": np.zeros((8, 128), np.float32)}, {})
+    with caplog.at_level("INFO"):
+        coverage = load_weights(model, str(path))
+    # stem, 8 blocks of 2 convolutions, 4 shortcuts (the stem is wider than res2): 21 times weight and norm
+    assert len(coverage.tensors) == 21 * 5 and coverage.missing == ()
+    assert f"weights: 105 of 105 backbone tensors filled from {path}" in caplog.text
+    state = model.state_dict()
+    for name, array in weights.items():
+        assert np.array_equal(state[f"backbone.bottom_up.{name}"].numpy(), array)
+
+
+def test_what_is_not_filled_is_named(tmp_path: Path) -> None:
+    path, weights = tmp_path / "part.pkl", arrays()
+    del weights["res3.1.conv2.weight"], weights["stem.conv1.norm.running_var"]
+    weights["res2.0.conv1.weight"] = np.zeros((16, 64, 1, 1), np.float32)  # of the wrong shape
+    save_zoo_pickle(path, weights, {})
+    with pytest.raises(UserError, match=r"weights: 102 of 105 backbone tensors.*random: .*res3\.1\.conv2") as error:
+        load_weights(fpn_detector(), str(path))
+    assert "res2.0.conv1.weight" in str(error.value) and "--allow-partial" in str(error.value)
+    coverage = load_weights(fpn_detector(), str(path), allow_partial=True)
+    assert {name.removeprefix("backbone.bottom_up.") for name in coverage.missing} == {
+        "res3.1.conv2.weight", "stem.conv1.norm.running_var", "res2.0.conv1.weight"
+    }  # fmt: skip
+
+
+def test_raw_checkpoint_of_the_wrong_layout_is_refused(tmp_path: Path) -> None:
+    state = {f"module.encoder_q.{k}": torch.zeros(v.shape) for k, v in arrays().items()}
+    torch.save({"state_dict": state}, tmp_path / "moco.pth")
+    with pytest.raises(UserError, match="convert_to_d2"):
+        load_weights(fpn_detector(), str(tmp_path / "moco.pth"))
+    torch.save({"model": state}, tmp_path / "moco2.pth")
+    with pytest.raises(UserError, match="weights: 0 of 105 backbone tensors"):
+        load_weights(fpn_detector(), str(tmp_path / "moco2.pth"))
+
+
+def test_detectors_own_checkpoint_fills_everything(tmp_path: Path) -> None:
+    source = fpn_detector()
+    torch.save({"model": source.state_dict(), "iteration": 3}, tmp_path / "model_final.pth")
+    model = fpn_detector()
+    assert load_weights(model, str(tmp_path / "model_final.pth")).missing == ()
+    for name, tensor in source.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_random_initialisation_and_unreadable_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = fpn_detector()
+    with caplog.at_level("INFO"):
+        load_weights(model, "")
+    assert "weights: none, random initialisation" in caplog.text
+    with pytest.raises(UserError, match="does not exist"):
+        load_weights(model, str(tmp_path / "absent.pkl"))
+    (tmp_path / "unsafe.pkl").write_bytes(pickle.dumps({"model": Exploit()}))
+    with pytest.raises(UserError, match="unsafe"):
+        load_weights(model, str(tmp_path / "unsafe.pkl"))
+    (tmp_path / "unsafe.pth").write_bytes(pickle.dumps({"model": Exploit()}))
+    with pytest.raises(UserError, match="cannot|safely"):
+        load_weights(model, str(tmp_path / "unsafe.pth"))
+
+
+def test_c4_counts_res5_in_the_heads_but_not_the_extra_norm(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(find_config("voc/pascal_voc_R_50_C4_24k_moco", "detectron2")))
+    cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.RESNETS.NORM = "BN"
+    model = build_model(cfg)
+    names = backbone_tensors(model)
+    assert len(names) == 53 * 5  # all of a ResNet-50: 53 convolutions, each with a norm
+    assert "roi_heads.res5.2.conv3.norm.running_var" in names
+    assert [n for n in model.state_dict() if n.startswith("roi_heads.res5.norm.")] and not [
+        n for n in names if ".norm.norm" in n or n.startswith("roi_heads.res5.norm")
+    ]
+    state = {n.removeprefix("backbone.").removeprefix("roi_heads."): model.state_dict()[n].numpy() for n in names}
+    save_zoo_pickle(tmp_path / "r50.pkl", state, {})
+    assert load_weights(model, str(tmp_path / "r50.pkl")).missing == ()
+    state = {name: array for name, array in state.items() if not name.startswith("res5")}
+    save_zoo_pickle(tmp_path / "no_res5.pkl", state, {})
+    with pytest.raises(UserError, match=r"weights: 215 of 265 .*roi_heads\.res5\.0"):
+        load_weights(model, str(tmp_path / "no_res5.pkl"))

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Shows the whole path: MoCo learns from unlabelled images, and a detectron2 detector profits from it."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_plugin.errors import command
+
+EXAMPLES = """examples:
+  %(prog)s
+  %(prog)s --quick
+
+What was broken off goes on where it stopped."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line and runs the demo."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="every stage at toy size, to see that it works")
+    parser.add_argument("--seeds", type=int, help="detectors from each initialisation (default 3, quick 1)")
+    parser.add_argument(
+        "--out", type=Path, help="folder for everything (default runs/demo or runs/demo_quick)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="throw away what is in the folder")
+    args = parser.parse_args(argv)
+
+    from moco_plugin.demo import Demo
+
+    folder = args.out or Path("runs/demo_quick" if args.quick else "runs/demo")
+    if args.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    Demo(folder, args.quick).run(args.seeds or (1 if args.quick else 3))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
