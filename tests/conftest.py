@@ -34,7 +34,7 @@ def tool() -> Tool:
         result = subprocess.run(
             [sys.executable, str(script), *map(str, arguments)],
             capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+            env={**os.environ, **environment},
         )  # fmt: skip
         assert result.returncode == code, (
             f"exit code {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"

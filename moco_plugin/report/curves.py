@@ -38,7 +38,8 @@ def read_curve(path: Path, column: str) -> tuple[list[int], list[float]]:
 
 def line_chart(
     steps: Sequence[int], values: Sequence[float], title: str, alt: str, *,
-    noisy: bool = False, limits: tuple[float, float] | None = None, reference: tuple[float, str] | None = None,
+    noisy: bool = False, limits: tuple[float, float] | None = None,
+    reference: tuple[float, str] | None = None,
 ) -> Html:  # fmt: skip
     """Returns a chart of values over steps, for light and for dark pages.
 
@@ -59,7 +60,7 @@ def line_chart(
             axes.plot(steps, values, color=colours["line"], alpha=0.3, linewidth=1)
             window = min(SMOOTHING, len(values))
             mean = np.convolve(values, np.ones(window) / window, mode="valid")
-            axes.plot(steps[window - 1 :], mean, color=colours["line"], linewidth=2)
+            axes.plot(steps[window // 2 :][: len(mean)], mean, color=colours["line"], linewidth=2)
         else:
             axes.plot(steps, values, color=colours["line"], linewidth=2, marker="o", markersize=5)
         if reference is not None:

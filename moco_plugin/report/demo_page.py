@@ -7,20 +7,20 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.checkpoints.read import read_checkpoint
+from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.config import PretrainConfig, load_config
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path, write_json
 from moco_plugin.report.curves import line_chart, read_curve
 from moco_plugin.report.demo_results import DemoResults, read_results, seed_folder
-from moco_plugin.report.detections import MIN_SCORE, detections_figure, read_scenes
+from moco_plugin.report.detections import MIN_SCORE, Scene, detections_figure, read_scenes
 from moco_plugin.report.files import read_json
 from moco_plugin.report.neighbours import nearest_neighbours
 from moco_plugin.report.page import Fact, Page
 from moco_plugin.report.pairs import view_pairs
 from moco_plugin.report.pictures import grid
-from moco_plugin.report.tables import comparison_table, headline, mean_and_spread, seed_table
+from moco_plugin.report.tables import comparison_table, headline, seed_table
 
 SCENES = 4
 
@@ -29,7 +29,7 @@ def write_demo_report(folder: Path, output: Path) -> str:
     """Writes the page of a demo run, with a ``results.json`` beside it.
 
     Args:
-        folder: What ``tools/demo.py`` has filled: ``pretrain/``, ``knn_*.json``, ``transfer/``, ``data/scenes/``.
+        folder: What ``tools/demo.py`` fills: ``pretrain``, ``knn_*.json``, ``transfer`` and ``data/scenes``.
         output: The HTML file.
 
     Returns:
@@ -40,15 +40,22 @@ def write_demo_report(folder: Path, output: Path) -> str:
     """
     results = read_results(folder)
     config = _read_config(folder)
+    checkpoint = read_checkpoint(folder / "pretrain" / "checkpoints" / "last.ckpt")
+    scenes = read_scenes(folder / "data" / "scenes", SCENES)
+    first = results.seeds[0]
+    detectors = {
+        "Random init": _read_detections(seed_folder(folder, "random", first)),
+        "MoCo": _read_detections(seed_folder(folder, "moco", first)),
+    }
     main = [results.knn, results.transfer[0]]
     all_results = [results.knn, *results.transfer]
     page = Page("Momentum contrast, from pixels to detections", headline(main))
     _add_results(page, results)
     _add_curves(page, folder, config)
     _add_views(page, config)
-    _add_neighbours(page, folder, results)
-    _add_detections(page, folder, results)
-    _add_making(page, folder, config, results)
+    _add_neighbours(page, folder, results, checkpoint)
+    _add_detections(page, scenes, detectors, _seed_name(first))
+    _add_making(page, folder, config)
     with atomic_path(output) as temporary:
         temporary.write_text(page.html(), encoding="utf-8")
     summary: dict[str, Any] = {"headline": headline(main), "seeds": results.seeds}
@@ -57,7 +64,8 @@ def write_demo_report(folder: Path, output: Path) -> str:
         for comparison in all_results
     }
     write_json(output.with_name("results.json"), summary)
-    tables = (comparison_table(all_results), seed_table(results.transfer, results.seeds))
+    seeds = list(map(_seed_name, results.seeds))
+    tables = (comparison_table(all_results), seed_table(results.transfer, seeds))
     return "\n\n".join((headline(main), *(table.text() for table in tables)))
 
 
@@ -66,6 +74,10 @@ def _read_config(folder: Path) -> PretrainConfig:
     if not path.is_file():
         raise UserError(f"{path} is missing; run the pre-training stage")
     return load_config(path)
+
+
+def _seed_name(folder_name: str) -> str:
+    return folder_name.replace("seed", "seed ")
 
 
 def _add_results(page: Page, results: DemoResults) -> None:
@@ -81,10 +93,10 @@ def _add_results(page: Page, results: DemoResults) -> None:
     )
     protocol = results.knn_protocol
     page.text(
-        f"kNN accuracy says how often the {protocol.get('k', 'k')} nearest training images vote for the right "
-        "class of a test image when images are compared by the network's features alone. AP and AP50 are COCO's "
-        "average precision of boxes and masks of a Mask R-CNN that was trained on few labelled scenes, once from "
-        "random weights and once from MoCo's, with everything else the same."
+        f"kNN accuracy says how often the {protocol.get('k', 'k')} nearest training images vote for the "
+        "right class of a test image, with images compared by the network's features alone. AP and AP50 "
+        "are COCO's average precision of the boxes and masks of a Mask R-CNN trained on few labelled scenes, "
+        "once from random weights and once from MoCo's, with everything else the same."
     )
     several = "mean ± sample standard deviation over seeds" if len(results.seeds) > 1 else "a single seed"
     page.table(
@@ -92,7 +104,9 @@ def _add_results(page: Page, results: DemoResults) -> None:
             [results.knn, *results.transfer], f"Untrained or random weights and MoCo, {several}."
         )
     )
-    page.table(seed_table(results.transfer, results.seeds, "Detection with each seed."))
+    page.table(
+        seed_table(results.transfer, list(map(_seed_name, results.seeds)), "Detection with each seed.")
+    )
 
 
 def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
@@ -116,36 +130,35 @@ def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
     )
     page.figure(
         grid(charts, "medium"),
-        "Left: the loss of telling an image's other view from the keys in the queue, as logged (pale) and averaged "
-        "(bold). It rises while the queue fills with real keys, which are harder to tell apart than the random "
-        "ones it starts with. Middle: kNN accuracy with labels that training never sees. Right: the standard "
-        "deviation of the features, 1 where they use the whole sphere and 0 where all images look alike.",
+        "Contrastive loss: how hard it is to tell the other view of an image from the keys in the queue, as "
+        "logged (pale) and averaged (bold). kNN accuracy: measured with labels that training never sees. "
+        "Feature spread: the standard deviation of the queries, 1 where they use the whole sphere and 0 "
+        "where all images look the same to the network.",
     )  # fmt: skip
 
 
 def _add_views(page: Page, config: PretrainConfig) -> None:
     page.section("What MoCo learns from")
     page.text(
-        "No labels: two random views of one image should have similar features, and views of different images "
-        "should not. Each card holds an unlabelled image and two views as the training draws them."
+        "No labels: two random views of one image should have similar features, and views of different "
+        "images should not. Each card holds an unlabelled image and two views, drawn as in training."
     )
     page.figure(
         view_pairs(config),
-        "Cropping, jitter of brightness and contrast, blur and flips change how an image looks and leave what it "
-        "is. Images are spread evenly over the training set.",
+        "Random crops, jitter, blur and flips change how an image looks, but not what it shows. The images "
+        "are spread evenly over the training set.",
     )
 
 
-def _add_neighbours(page: Page, folder: Path, results: DemoResults) -> None:
-    path = folder / "pretrain" / "checkpoints" / "last.ckpt"
+def _add_neighbours(page: Page, folder: Path, results: DemoResults, checkpoint: Checkpoint) -> None:
     train, test = (ImageSet(_spec(folder, results, name)) for name in ("train", "test"))
-    pictures, right, total = nearest_neighbours(read_checkpoint(path), train, test)
+    pictures, right, total = nearest_neighbours(checkpoint, train, test)
     page.section("What it finds similar")
     page.figure(
         pictures,
-        "Left: the first test image of each class. Right of it: the training images with the most similar MoCo "
-        f"features, most similar first. A solid green frame marks the same class, a dashed red one another: {right} "
-        f"of {total} neighbours have the class of their test image.",
+        "Left: the first test image of each class. Right of it: the training images with the most similar "
+        "MoCo features, most similar first. A solid green frame marks the same class, a dashed red one "
+        f"another: {right} of {total} neighbours have the class of their test image.",
     )
 
 
@@ -155,18 +168,16 @@ def _spec(folder: Path, results: DemoResults, name: str) -> str:
     return str(results.knn_protocol[name])
 
 
-def _add_detections(page: Page, folder: Path, results: DemoResults) -> None:
-    seed = results.seeds[0]
-    detectors = {
-        name: _read_detections(seed_folder(folder, init, seed))
-        for name, init in (("Random init", "random"), ("MoCo", "moco"))
-    }
+def _add_detections(
+    page: Page, scenes: list[Scene], detectors: dict[str, list[dict[str, Any]]], seed: str
+) -> None:
     page.section("What a detector makes of it")
     page.figure(
-        detections_figure(read_scenes(folder / "data" / "scenes", SCENES), detectors),
-        f"The first test scenes, with the objects in them and the detections of both detectors of {seed}: those of "
-        f"score {MIN_SCORE} or more, each with its class, score and mask. An object counts as found where a "
-        "detection of its class overlaps its box by half or more (intersection over union).",
+        detections_figure(scenes, detectors),
+        "The first test scenes with the objects in them, and what the two detectors of "
+        f"{seed} find: class, score, box and mask of each detection of score {MIN_SCORE} or "
+        "more. An object counts as found where a detection of its class overlaps its box by half or more "
+        "(intersection over union).",
     )
 
 
@@ -180,7 +191,7 @@ def _read_detections(folder: Path) -> list[dict[str, Any]]:
     return detections
 
 
-def _add_making(page: Page, folder: Path, config: PretrainConfig, results: DemoResults) -> None:
+def _add_making(page: Page, folder: Path, config: PretrainConfig) -> None:
     log = folder / "pretrain" / "metrics.csv"
     steps, _ = read_curve(log, "loss")
     _, rate = read_curve(log, "images_per_second")
@@ -198,7 +209,6 @@ def _add_making(page: Page, folder: Path, config: PretrainConfig, results: DemoR
             "training": f"{config.schedule.epochs} epochs, {steps[-1] + 1} steps, "
             f"{statistics.median(rate):.0f} images a second",
             "learning rate": f"{config.optimizer.lr}, {config.schedule.name}",
-            "detection": f"{len(results.seeds)} seeds; box AP {mean_and_spread(results.transfer[0].moco)} with MoCo",
         }
     )
     commands = folder / "commands.txt"

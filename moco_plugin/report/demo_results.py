@@ -10,7 +10,12 @@ from moco_plugin.errors import UserError
 from moco_plugin.report.files import read_json
 from moco_plugin.report.tables import Comparison
 
-MEASURES = (("bbox", "AP", "box AP"), ("bbox", "AP50", "box AP50"), ("segm", "AP", "mask AP"), ("segm", "AP50", "mask AP50"))  # fmt: skip
+MEASURES = (
+    ("bbox", "AP", "box AP"),
+    ("bbox", "AP50", "box AP50"),
+    ("segm", "AP", "mask AP"),
+    ("segm", "AP50", "mask AP50"),
+)
 
 
 @dataclass

@@ -20,7 +20,8 @@ MIN_IOU = 0.5  # overlap from which an object counts as found
 FALLBACK = 3  # detections shown where none reaches MIN_SCORE
 SIDE = 560  # pixels, of a scene as shown
 COLOURS = (
-    "#4e9bff", "#ff9d3c", "#4fd07f", "#ff6b6b", "#b58cff", "#f2d13c", "#ff7ac6", "#3fd6d0", "#c8e25a", "#ffffff",
+    "#4e9bff", "#ff9d3c", "#4fd07f", "#ff6b6b", "#b58cff",
+    "#f2d13c", "#ff7ac6", "#3fd6d0", "#c8e25a", "#ffffff",
 )  # fmt: skip
 
 
@@ -143,7 +144,7 @@ def _draw(scene: Scene, objects: Sequence[dict[str, Any]]) -> Image.Image:
             colour = COLOURS[numbers[obj["category_id"]] % len(COLOURS)]
             picture.paste(Image.new("RGB", size, colour), mask=smooth)
     draw = ImageDraw.Draw(picture)
-    font = ImageFont.load_default(size=19)
+    font = ImageFont.load_default(size=23)
     for obj in objects:
         colour = COLOURS[numbers[obj["category_id"]] % len(COLOURS)]
         left, top, box_width, box_height = (scale * value for value in obj["bbox"])
@@ -152,7 +153,7 @@ def _draw(scene: Scene, objects: Sequence[dict[str, Any]]) -> Image.Image:
         colour = COLOURS[numbers[obj["category_id"]] % len(COLOURS)]
         left, top = (scale * value for value in obj["bbox"][:2])
         label = scene.classes[obj["category_id"]] + (f" {obj['score']:.2f}" if "score" in obj else "")
-        label_width, label_height = draw.textlength(label, font) + 10, 24
+        label_width, label_height = draw.textlength(label, font) + 10, 29
         x = max(0, min(left, size[0] - label_width))
         y = top - label_height if top >= label_height else top
         draw.rectangle((x, y, x + label_width, y + label_height), fill=colour)

@@ -61,9 +61,8 @@ class Page:
             for row in table.rows
         )
         caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-        self._add(
-            f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        )
+        rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
+        self._add(f'<div class="wide"><table>{caption}{rows}</table></div>')
 
     def settings(self, settings: Mapping[str, str]) -> None:
         """Adds names and their values, one a line."""

@@ -38,13 +38,13 @@ def tile(image: Image.Image, alt: str, label: str, frame: str = "") -> Html:
     """Returns a small picture with a word below it.
 
     Args:
-        image: Shown 78 pixels wide.
+        image: Shown 95 pixels wide.
         alt: What it shows.
         label: The word.
         frame: "right" for a green frame, "wrong" for a dashed red one, or none.
     """
     small = image.copy()
-    small.thumbnail((156, 156))
+    small.thumbnail((190, 190))
     return Html(f'<div class="tile {frame}">{picture(small, alt)}<span>{escape(label)}</span></div>')
 
 

@@ -25,21 +25,27 @@ section {
   margin: 26px 0; padding: 24px 26px; background: var(--card);
   border: 1px solid var(--line); border-radius: 12px;
 }
+section > :last-child { margin-bottom: 0; }
 h2 { margin: 0 0 10px; font-size: 1.25rem; letter-spacing: -0.01em; }
 p { max-width: 80ch; margin: 0 0 14px; }
 footer { padding-bottom: 40px; color: var(--soft); font-size: .875rem; }
 
-.facts { display: grid; gap: 14px; grid-template-columns: repeat(auto-fit, minmax(190px, 1fr)); margin: 0 0 20px; }
+.facts {
+  display: grid; gap: 14px; margin: 0 0 20px;
+  grid-template-columns: repeat(auto-fit, minmax(190px, 1fr));
+}
 .facts div { padding: 14px 16px; background: var(--tint); border-radius: 10px; }
 .facts dt { font-size: .875rem; color: var(--soft); }
 .facts dd { margin: 0; }
 .facts .value { font-size: 1.9rem; font-weight: 650; line-height: 1.25; color: var(--accent); }
 .facts .note { font-size: .875rem; }
 
-.wide { overflow-x: auto; margin: 0 0 16px; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.wide {
+  display: inline-block; max-width: 100%; margin: 0 36px 16px 0; overflow-x: auto; vertical-align: top;
+}
+table { border-collapse: collapse; font-size: .95rem; font-variant-numeric: tabular-nums; }
 caption { padding-bottom: 8px; text-align: left; font-size: .9rem; color: var(--soft); }
-th, td { padding: 7px 0 7px 28px; text-align: right; border-bottom: 1px solid var(--line); }
+th, td { padding: 7px 0 7px 22px; text-align: right; border-bottom: 1px solid var(--line); }
 th:first-child, td:first-child { padding-left: 0; text-align: left; }
 td { white-space: nowrap; }
 thead th { font-size: .82rem; font-weight: 600; color: var(--soft); }
@@ -49,7 +55,8 @@ dl.settings dt { color: var(--soft); }
 dl.settings dd { margin: 0; overflow-wrap: anywhere; }
 pre {
   margin: 0 0 16px; padding: 14px 16px; overflow-x: auto; background: var(--ground);
-  border: 1px solid var(--line); border-radius: 8px; font: .8rem/1.6 ui-monospace, "Cascadia Mono", Menlo, monospace;
+  border: 1px solid var(--line); border-radius: 8px;
+  font: .8rem/1.6 ui-monospace, "Cascadia Mono", Menlo, monospace;
 }
 
 figure { margin: 0 0 16px; }
@@ -60,10 +67,11 @@ img { display: block; max-width: 100%; height: auto; }
 .grid.medium { grid-template-columns: repeat(auto-fit, minmax(290px, 1fr)); gap: 22px; }
 .row { display: flex; align-items: center; gap: 10px; overflow-x: auto; }
 .card { padding: 12px 14px; border: 1px solid var(--line); border-radius: 10px; }
-.tile { flex: none; width: 78px; text-align: center; }
+.tile { flex: none; width: 95px; text-align: center; }
 .tile img { width: 100%; border-radius: 6px; }
-.tile span, .panel span { display: block; margin-top: 4px; font-size: .75rem; line-height: 1.25; color: var(--soft); }
-.tile span { white-space: nowrap; }
+.tile span, .panel span { display: block; margin-top: 4px; line-height: 1.25; color: var(--soft); }
+.tile span { font-size: .75rem; white-space: nowrap; }
+.card .tile { flex: 1; width: auto; }
 .row > .tile:first-child { margin-right: 8px; }
 .row > .tile:first-child span { color: var(--text); font-weight: 600; }
 .tile.right img { outline: 3px solid var(--good); outline-offset: -1px; }
@@ -74,7 +82,12 @@ img { display: block; max-width: 100%; height: auto; }
 .panel b { display: block; margin-bottom: 6px; font-size: .9rem; font-weight: 600; }
 .panel span { font-size: .85rem; }
 @media (max-width: 640px) {
-  header { padding-top: 28px; } h1 { font-size: 1.55rem; } section { padding: 18px 16px; border-radius: 10px; }
-  dl.settings { grid-template-columns: 1fr; gap: 0; } dl.settings dd { margin-bottom: 8px; }
+  header { padding-top: 28px; }
+  h1 { font-size: 1.55rem; }
+  .wide { margin-right: 0; }
+  th, td { padding-left: 14px; }
+  section { padding: 18px 16px; border-radius: 10px; }
+  dl.settings { grid-template-columns: 1fr; gap: 0; }
+  dl.settings dd { margin-bottom: 8px; }
 }
 """

@@ -20,11 +20,10 @@ class Table:
         lines = [self.columns, *self.rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
         padded = [
-            "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-            for line in lines
-        ]  # fmt: skip
-        padded.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(line.rstrip() for line in padded)
+            [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
+            for line in (*lines[:1], ["-" * width for width in widths], *lines[1:])
+        ]
+        return "\n".join("  ".join(line) for line in padded)
 
 
 @dataclass
@@ -64,8 +63,8 @@ class Comparison:
         """Returns what came out, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
         change = round(self.gain, 1)
         verb = "rises" if change > 0 else "falls" if change < 0 else "stays the same,"
-        before, after = statistics.fmean(self.baseline), statistics.fmean(self.moco)
-        text = f"{self.name} {verb} from {before:.1f}{self.unit} ({self.baseline_name}) to {after:.1f}{self.unit} (MoCo)"
+        before, after = (f"{statistics.fmean(v):.1f}{self.unit}" for v in (self.baseline, self.moco))
+        text = f"{self.name} {verb} from {before} ({self.baseline_name}) to {after} (MoCo)"
         if len(self.moco) > 1:
             text += f", mean of {len(self.moco)} seeds"
             if change and self.within_spread:

@@ -93,7 +93,7 @@ def after_import() -> list[str]:
         from detectron2.evaluation import coco_evaluation
         from pycocotools.cocoeval import COCOeval
 
-        # The fast evaluation is C++; pycocotools' own computes the same. detectron2's main branch does likewise.
+        # The fast evaluation is C++; pycocotools computes the same, and detectron2's main falls back to it.
         if coco_evaluation.COCOeval_opt is not COCOeval:
             coco_evaluation.COCOeval_opt = COCOeval
             supplied.append("COCOeval_opt")

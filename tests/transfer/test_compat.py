@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import pytest
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
 from moco_plugin.errors import UserError
-
-pytest.importorskip("detectron2")
 from moco_plugin.transfer import compat
 
 OLD = "from detectron2 import _C\nx = np.int(0) + np.float(1)\ny = Image.LINEAR\n"
@@ -20,7 +21,7 @@ NEW = "try:\n    from detectron2 import _C\nexcept ImportError:\n    pass\n"
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A stand-in for detectron2's folder, in a Python where everything detectron2 0.6 wants is missing."""
     (tmp_path / "layers").mkdir()
     monkeypatch.setattr(compat, "package_dir", lambda: tmp_path)
@@ -59,8 +60,6 @@ def test_built_operators_are_left_alone(package: Path) -> None:
 
 def test_after_import_is_done() -> None:
     assert compat.before_import() == [] and compat.after_import() == []
-    from detectron2 import model_zoo
-
     with pytest.raises(RuntimeError, match="not available in Model Zoo"):
         model_zoo.get_config_file("no/such.yaml")
 
@@ -72,9 +71,7 @@ def test_without_detectron2_one_sentence(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_fit_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    from detectron2.config import get_cfg
-
-    def config(device: str):  # noqa: ANN202
+    def config(device: str) -> CfgNode:
         cfg = get_cfg()
         cfg.MODEL.DEVICE = device
         cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM = "SyncBN"

@@ -94,7 +94,8 @@ def test_nothing_is_written_when_the_features_differ(tmp_path: Path, monkeypatch
 def test_dead_network_proves_nothing(tmp_path: Path) -> None:
     file = official("resnet18")
     file["state_dict"]["module.encoder_q.bn1.bias"].fill_(-1e3)
-    file["state_dict"]["module.encoder_q.layer1.0.bn2.bias"].fill_(-1e3)
+    for block in (0, 1):
+        file["state_dict"][f"module.encoder_q.layer1.{block}.bn2.bias"].fill_(-1e3)
     torch.save(file, tmp_path / "moco.pth.tar")
     with pytest.raises(UserError, match="features are all zero"):
         convert.convert_to_detectron2(read_checkpoint(tmp_path / "moco.pth.tar"), tmp_path / "moco.pkl")

@@ -8,19 +8,15 @@ import numpy as np
 import pytest
 import timm
 import torch
-
-from moco_plugin.errors import UserError
-
-pytest.importorskip("detectron2")
-import moco_plugin.transfer  # noqa: F401  (before detectron2)
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
+from moco_plugin.errors import UserError
 from moco_plugin.transfer.resnet import make_resnet, resnet_for_weights
 
 
-def config(name: str, **options: object):  # noqa: ANN201
+def config(name: str, **options: object) -> CfgNode:
     cfg = get_cfg()
     cfg.MODEL.BACKBONE.NAME = name
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
@@ -95,8 +91,10 @@ def test_features_of_timm(name: str) -> None:
     assert not target.training
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
-        expected = source.double().eval().forward_intermediates(
-            images, indices=[1, 2, 3, 4], intermediates_only=True
+        expected = (
+            source.double()
+            .eval()
+            .forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
         )
         found = target.double()(images)
     for stage, features in zip(("res2", "res3", "res4", "res5"), expected, strict=True):

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-
-from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
-from moco_plugin.errors import UserError
-
-pytest.importorskip("detectron2")
-import moco_plugin.transfer  # noqa: F401  (before detectron2)
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
+from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.config import find_config
+from moco_plugin.errors import UserError
 from moco_plugin.transfer.resnet import make_resnet
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
 
@@ -28,7 +25,7 @@ class Exploit:
         return print, ("code in the file was run",)
 
 
-def test_unsafe_pickles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_unsafe_pickles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "weights.pkl"
     for content in (Exploit(), {"model": {"a": Exploit()}}, {"model": np.array([Exploit()], object)}):
         path.write_bytes(pickle.dumps(content))
@@ -43,7 +40,8 @@ def test_unsafe_pickles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pkl"
     whole = pickle.dumps({"model": {"a": np.zeros(100)}})
-    for content, message in ((whole[:50], "no whole pickle"), (b"", "no whole"), (pickle.dumps([1]), "a list")):
+    broken = (whole[:50], "no whole pickle"), (b"", "no whole pickle"), (pickle.dumps([1]), "holds a list")
+    for content, message in broken:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
             load_zoo_pickle(path)
@@ -87,8 +85,8 @@ def fpn_detector() -> torch.nn.Module:
 
 def arrays(**options: object) -> dict[str, np.ndarray]:
     """A random quarter-width ResNet-18 under detectron2's names, as a converter would write it."""
-    options = {"num_blocks": (2, 2, 2, 2), "out_channels": (16, 32, 64, 128), "bottleneck_channels": None} | options
-    state = make_resnet(**options).state_dict()
+    shape = {"num_blocks": (2, 2, 2, 2), "out_channels": (16, 32, 64, 128), "bottleneck_channels": None}
+    state = make_resnet(**(shape | options)).state_dict()
     return {k: v.numpy() for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
@@ -110,8 +108,9 @@ def test_what_is_not_filled_is_named(tmp_path: Path) -> None:
     del weights["res3.1.conv2.weight"], weights["stem.conv1.norm.running_var"]
     weights["res2.0.conv1.weight"] = np.zeros((16, 64, 1, 1), np.float32)  # of the wrong shape
     save_zoo_pickle(path, weights, {})
-    with pytest.raises(UserError, match=r"weights: 102 of 105 backbone tensors.*random: .*res3\.1\.conv2") as error:
+    with pytest.raises(UserError, match=r"weights: 102 of 105 backbone tensors") as error:
         load_weights(fpn_detector(), str(path))
+    assert "random: backbone.bottom_up." in str(error.value) and "res3.1.conv2.weight" in str(error.value)
     assert "res2.0.conv1.weight" in str(error.value) and "--allow-partial" in str(error.value)
     coverage = load_weights(fpn_detector(), str(path), allow_partial=True)
     assert {name.removeprefix("backbone.bottom_up.") for name in coverage.missing} == {
@@ -149,7 +148,7 @@ def test_random_initialisation_and_unreadable_files(tmp_path: Path, caplog: pyte
     with pytest.raises(UserError, match="unsafe"):
         load_weights(model, str(tmp_path / "unsafe.pkl"))
     (tmp_path / "unsafe.pth").write_bytes(pickle.dumps({"model": Exploit()}))
-    with pytest.raises(UserError, match="cannot|safely"):
+    with pytest.raises(UserError, match="no weight file that can be read safely"):
         load_weights(model, str(tmp_path / "unsafe.pth"))
 
 
@@ -165,7 +164,7 @@ def test_c4_counts_res5_in_the_heads_but_not_the_extra_norm(tmp_path: Path) -> N
     assert [n for n in model.state_dict() if n.startswith("roi_heads.res5.norm.")] and not [
         n for n in names if ".norm.norm" in n or n.startswith("roi_heads.res5.norm")
     ]
-    state = {n.removeprefix("backbone.").removeprefix("roi_heads."): model.state_dict()[n].numpy() for n in names}
+    state = {re.sub(r"^(backbone|roi_heads)\.", "", n): model.state_dict()[n].numpy() for n in names}
     save_zoo_pickle(tmp_path / "r50.pkl", state, {})
     assert load_weights(model, str(tmp_path / "r50.pkl")).missing == ()
     state = {name: array for name, array in state.items() if not name.startswith("res5")}

@@ -1,0 +1,181 @@
+"""The demo's page: right numbers, whole HTML, nothing fetched, and what a browser makes of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from moco_plugin.errors import UserError
+from moco_plugin.report.demo_page import write_demo_report
+from moco_plugin.report.page import Page
+from moco_plugin.report.tables import Table
+from tests.report.browser import load
+from tests.report.conftest import BOX_AP, COMMAND, write_knn, write_transfer
+
+VOID = {"meta", "link", "img", "source", "br"}
+
+
+class Reader(HTMLParser):
+    """Checks that every element is closed in order, and keeps what tests ask for."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def report(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    output = tmp_path_factory.mktemp("report") / "report.html"
+    return output, write_demo_report(demo_folder, output)
+
+
+def test_numbers_in_page_table_and_json(report: tuple[Path, str]) -> None:
+    output, table = report
+    sentence = (
+        "MoCo pre-training helps: kNN accuracy rises from 60.0% (untrained) to 70.2% (MoCo); "
+        "box AP rises from 12.0 (random init) to 22.0 (MoCo), mean of 3 seeds."
+    )
+    text = Reader(output.read_text()).text
+    results = json.loads((output.parent / "results.json").read_text())
+    assert sentence in text and table.startswith(sentence) and results["headline"] == sentence
+    assert re.search(r"box AP +12\.0 ± 2\.0 +22\.0 ± 2\.6 +\+10\.0 +3\n", table)
+    assert re.search(r"mask AP50, MoCo +20\.0 +21\.0 +25\.0$", table)
+    box = results["results"]["box AP"]
+    assert (box["baseline"]["mean"], box["moco"]["mean"], box["gain"]) == (12.0, 22.0, 10.0)
+    assert (box["baseline"]["std"], box["moco"]["std"]) == pytest.approx((2.0, 7**0.5))
+    assert [box[init]["seeds"] for init in ("baseline", "moco")] == list(BOX_AP.values())
+    assert results["results"]["kNN accuracy"]["moco"] == {"mean": 70.25, "std": None, "seeds": [70.25]}
+
+
+def test_page_is_whole_and_fetches_nothing(report: tuple[Path, str]) -> None:
+    html = report[0].read_text()
+    reader = Reader(html)
+    headings = (
+        "Results",
+        "Pre-training",
+        "What MoCo learns from",
+        "What it finds similar",
+        "How this was made",
+    )
+    places = [html.index(f"<h2>{heading}</h2>") for heading in headings]
+    assert places == sorted(places)
+    addresses = [
+        attributes[name]
+        for _, attributes in reader.elements
+        for name in ("src", "href", "srcset")
+        if name in attributes
+    ]
+    assert addresses and all(address.startswith("data:") for address in addresses)
+    assert "http:" not in html and "https:" not in html and "url(" not in html and "@import" not in html
+    assert "script" not in {tag for tag, _ in reader.elements}
+    pictures = [attributes for tag, attributes in reader.elements if tag == "img"]
+    assert all(attributes["alt"] for attributes in pictures)
+    # 3 curves, 12 images and their pairs of views, 3 classes with 8 neighbours, 2 scenes of 3 panels
+    assert len(pictures) == 3 + 12 * 3 + 3 * 9 + 2 * 3
+    for address in addresses:
+        if address.startswith("data:image"):
+            with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as image:
+                image.load()
+
+
+def test_text_is_escaped(report: tuple[Path, str]) -> None:
+    html = report[0].read_text()
+    assert COMMAND not in html and COMMAND in Reader(html).text
+    page = Page("<i>", "a & b")
+    page.section("<b>")
+    page.text("<script>")
+    page.table(Table(("<u>", "x"), [("<s>", "<p>")], "<q>"))
+    page.settings({"<em>": "<a>"})
+    tags = {tag for tag, _ in Reader(page.html()).elements}
+    assert not tags & {"i", "b", "script", "u", "s", "q", "em", "a"}
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    return Path(shutil.copytree(folder, to / "copy"))
+
+
+def test_page_says_so_when_moco_loses(demo_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(demo_folder, tmp_path)
+    write_knn(folder, 60.0, 55.0)
+    write_transfer(folder, {"random": [20.0], "moco": [5.0]})
+    for run in folder.glob("transfer/*/seed[12]"):
+        shutil.rmtree(run)
+    for path in folder.glob("transfer/*/seed0/results.json"):  # as COCOEvaluator leaves it, without masks
+        path.write_text(json.dumps({"bbox": json.loads(path.read_text())["scenes_test"]["bbox"]}))
+    table = write_demo_report(folder, tmp_path / "out" / "report.html")
+    sentence = (
+        "MoCo pre-training does not help here: kNN accuracy falls from 60.0% (untrained) to 55.0% (MoCo); "
+        "box AP falls from 20.0 (random init) to 5.0 (MoCo)."
+    )
+    assert table.startswith(sentence) and "mask" not in table
+    assert sentence in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "pretrain/metrics.csv",
+        "pretrain/config.yaml",
+        "pretrain/checkpoints/last.ckpt",
+        "knn_random.json",
+        "knn_moco.json",
+        "transfer/random/seed1/results.json",
+        "transfer/moco/seed0/inference/coco_instances_results.json",
+        "data/scenes/annotations/instances_test.json",
+        "data/scenes/JPEGImages/test_000001.jpg",
+    ],
+)
+def test_missing_and_broken_files_are_named(name: str, demo_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(demo_folder, tmp_path)
+    for spoil in (lambda path: path.write_text("[1"), Path.unlink):
+        spoil(folder / name)
+        with pytest.raises(UserError) as error:
+            write_demo_report(folder, tmp_path / "report.html")
+        assert str(folder / name) in str(error.value)
+        assert "\n" not in str(error.value)
+        assert not list(tmp_path.glob("*report*"))
+
+
+def test_browser_shows_every_picture_and_has_no_complaint(report: tuple[Path, str], tmp_path: Path) -> None:
+    html = report[0].read_text()
+    count = """<script>addEventListener("load", () => {
+      const images = [...document.images];
+      document.body.dataset.shown = images.filter(i => i.complete && i.naturalWidth > 0).length;
+      document.body.dataset.wide = document.documentElement.scrollWidth > innerWidth;
+    });</script>"""
+    page = tmp_path / "counted.html"
+    page.write_text(html.replace("</body>", f"{count}</body>"))
+    document, complaints = load(page, tmp_path / "profile")
+    assert f'data-shown="{html.count("<img ")}"' in document
+    assert 'data-wide="false"' in document
+    assert complaints == []
+
+
+def test_browser_would_notice(tmp_path: Path) -> None:
+    page = tmp_path / "bad.html"
+    page.write_text("<!DOCTYPE html><script>missing()</script>")
+    assert "missing is not defined" in load(page, tmp_path / "profile")[1][0]
