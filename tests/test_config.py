@@ -97,7 +97,9 @@ def test_mistakes_name_their_path(overrides: list[str], message: str) -> None:
 
 
 def test_unknown_config_lists_the_shipped_ones() -> None:
-    with pytest.raises(UsageError, match="moco_v1_resnet50_200ep, .*did you mean .*'moco_v2_resnet50_200ep'"):
+    with pytest.raises(
+        UsageError, match=r"moco_v1_resnet50_200ep, .*did you mean .*'moco_v2_resnet50_200ep'"
+    ):
         load_config("moco_v2_resnet50", [])
 
 
@@ -108,9 +110,9 @@ def test_config_that_inherits_from_itself(tmp_path: Path) -> None:
 
 
 def test_unknown_method_and_argument() -> None:
-    with pytest.raises(UsageError, match="unknown method 'moco_v4'; known are moco, .*did you mean"):
+    with pytest.raises(UsageError, match=r"unknown method 'moco_v4'; known are moco, .*did you mean"):
         build_method("moco_v4", nn.Flatten(), 4)
-    with pytest.raises(UsageError, match="method_args.temprature; .*did you mean 'temperature'"):
+    with pytest.raises(UsageError, match=r"method_args.temprature; .*did you mean 'temperature'"):
         build_method("moco_v1", nn.Flatten(), 4, temprature=0.1)
     with pytest.raises(UsageError, match="momentum is 2"):
         build_method("moco", nn.Flatten(), 4, momentum=2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor
@@ -57,7 +58,7 @@ def resnet_from_state(state: Mapping[str, Tensor]) -> tuple[str, Callable[[], Re
 
         def untrained() -> ResNet:
             return ResNet(
-                Bottleneck if bottleneck else BasicBlock, tuple(blocks), num_classes=0, channels=channels,
+                cast(Any, Bottleneck if bottleneck else BasicBlock), tuple(blocks), num_classes=0, channels=channels,
                 cardinality=cardinality, base_width=base_width, zero_init_last=False,
             ).eval()  # fmt: skip
 

@@ -8,7 +8,7 @@ size, such as those of idx files.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -63,7 +63,7 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
     column = (torch.arange(size, device=sigma.device)[:, None] + offset).clamp(0, size - 1)  # size x offsets
     box = torch.zeros(len(sigma), size, size, device=sigma.device)
     box.scatter_add_(2, column.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
-    return torch.linalg.matrix_power(box, BLUR_PASSES)
+    return cast(Tensor, torch.linalg.matrix_power(box, BLUR_PASSES))
 
 
 def grey(images: Tensor) -> Tensor:
@@ -99,7 +99,8 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     red, green, blue = images.unbind(dim=1)
     value, chroma = images.amax(dim=1), images.amax(dim=1) - images.amin(dim=1)
     safe = chroma.clamp(min=1e-8)
-    hue = torch.where(value == red, (green - blue) / safe, torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe))  # fmt: skip
+    sextant = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
+    hue = torch.where(value == red, (green - blue) / safe, sextant)
     corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[
         :, None, None
     ]  # HSV to RGB, one channel each

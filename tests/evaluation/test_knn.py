@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from moco_plugin.tools.evaluate import main
 from torch.nn import functional as F
 
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import knn
 from moco_plugin.evaluation.knn import knn_top1
-from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN, Tool
 
 

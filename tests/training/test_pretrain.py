@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from moco_plugin.tools.pretrain import main
 from PIL import Image
 
-from moco_plugin.tools.pretrain import main
 from tests.conftest import TINY, TRAIN, Tool
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from moco_plugin.tools.convert_to_d2 import main
 
 from moco_plugin.checkpoints.detectron2 import detectron2_name
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
-from moco_plugin.tools.convert_to_d2 import main
 from moco_plugin.transfer import convert
 from tests.checkpoints.test_read import OFFICIAL, official
 from tests.conftest import Tool
