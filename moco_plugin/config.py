@@ -40,8 +40,10 @@ class DataConfig:
 
 @dataclass
 class OptimizerConfig:
-    """SGD as the papers have it."""
+    """The optimizer, with the learning rate stated for a reference batch."""
 
+    name: str = "sgd"
+    """sgd (v1, v2), lars (v3's ResNets) or adamw (v3's ViTs)."""
     lr: float = 0.03
     """Learning rate for reference_batch_size images a step."""
     reference_batch_size: int = 256

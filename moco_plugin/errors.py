@@ -33,8 +33,8 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
-        # before torch is loaded: threads that spin while they wait make a busy machine many times slower
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+        # before torch is loaded: threads that spin for long while they wait make a busy machine many times slower
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
         warnings.filterwarnings(
             "ignore", category=FutureWarning, module=r"torch\.jit"
         )  # not the user's to mend

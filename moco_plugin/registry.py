@@ -10,12 +10,13 @@ from fvcore.common.registry import Registry
 from torch import nn
 
 from moco_plugin.errors import UsageError, nearest
-from moco_plugin.methods import MoCo, moco_v1
+from moco_plugin.methods import MoCo, MoCoV3, moco_v1
 
 METHODS = Registry("METHODS")
 METHODS._do_register("moco", MoCo)
 METHODS._do_register("moco_v1", moco_v1)
 METHODS._do_register("moco_v2", MoCo)
+METHODS._do_register("moco_v3", MoCoV3)
 
 
 def method_names() -> list[str]:
@@ -24,7 +25,7 @@ def method_names() -> list[str]:
 
 
 def _arguments(builder: Callable[..., nn.Module]) -> Iterator[str]:
-    for function in (builder, MoCo):  # a recipe's **arguments are those of the class it builds
+    for function in (builder, MoCo) if builder is moco_v1 else (builder,):  # v1's **arguments are MoCo's
         for name, parameter in inspect.signature(function).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 yield name

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
@@ -21,10 +20,7 @@ EXAMPLES = """examples:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parses detectron2's command line and ours, and launches."""
-    # Threads that spin while they wait slow a run sevenfold once anything else wants the cores. This must be
-    # set before torch is imported, as must our compatibility before detectron2.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from moco_plugin.transfer import trainer  # noqa: I001
+    from moco_plugin.transfer import trainer  # noqa: I001  (must come before detectron2 itself)
     from detectron2.engine import default_argument_parser, launch
 
     parser = default_argument_parser(epilog=EXAMPLES)

@@ -2,7 +2,7 @@
 
 Statistics shared by a query and its key betray the pair. The papers normalise on each GPU by itself and
 shuffle the keys between GPUs. Within one process the same is had by groups: each group of the batch is
-normalised by itself, and the keys are shuffled over the groups.
+normalised by itself, and the keys are shuffled over the groups (and over the processes, if there are several).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def has_batch_norm(module: nn.Module) -> bool:
 
 
 class SplitBatchNorm(_BatchNorm):
-    """Batch norm over each of ``groups`` consecutive parts of the batch by itself.
+    """Batch norm over each of ``groups`` consecutive parts of the batch by itself, of two images at least.
 
     Running statistics follow the mean over the groups, so that one step moves them as far as a step of the
     layer it replaces. In eval mode it is that layer. State dict names do not change.
@@ -41,12 +41,11 @@ class SplitBatchNorm(_BatchNorm):
         pass  # any shape with channels second
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
+        groups = min(self.groups, len(input) // 2)
+        if groups <= 1 or not self.training:
             return cast(Tensor, self.act(self.drop(super().forward(input))))
-        if len(input) % self.groups:
-            raise ValueError(batch_size_sentence(len(input), self.groups))
         parts, means, variances = [], [], []
-        for part in input.chunk(self.groups):
+        for part in input.tensor_split(groups):
             mean, variance = (torch.zeros(self.num_features, device=input.device) for _ in range(2))
             # with momentum 1 the buffers come back as this group's own statistics
             parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
@@ -69,11 +68,8 @@ def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
     return module
 
 
-def batch_size_sentence(batch_size: int, groups: int) -> str:
-    """Says what is wrong with a batch that does not divide into the groups, and the nearest sizes that do."""
-    below, above = batch_size // groups * groups, -(-batch_size // groups) * groups
-    sizes = f"{below} or {above}" if below else f"{above}"
-    return (
-        f"a batch of {batch_size} images does not split into {groups} batch norm groups; "
-        f"choose a batch of {sizes}, or another batch_norm_groups"
-    )
+def set_groups(module: nn.Module, groups: int) -> None:
+    """Sets the number of groups of every SplitBatchNorm in ``module``."""
+    for layer in module.modules():
+        if isinstance(layer, SplitBatchNorm):
+            layer.groups = groups

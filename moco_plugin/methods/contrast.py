@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 QUEUE_BLOCK = 8192  # keys scored at a time: N x 8192 floats live at once, not N x K
 
@@ -61,3 +62,25 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
     """
     with torch.autocast(q.device.type, enabled=False):
         return _QueueContrast.apply(q.float(), k.detach().float(), queue.float(), temperature)  # type: ignore[no-any-return]
+
+
+def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
+    """InfoNCE of queries against the keys of the whole batch, times 2T (v3, Algorithm 1).
+
+    Computed in float32 whatever the precision around it.
+
+    Args:
+        q: This process's queries of unit length, N x C.
+        keys: The keys of all processes of unit length, M x C, without gradient.
+        first: Row of ``keys`` that is the positive of the first query; those of the others follow.
+        temperature: T, above 0.
+
+    Returns:
+        The loss per query (N) and the rank of the positive among the M keys (N, 0 is best).
+    """
+    with torch.autocast(q.device.type, enabled=False):
+        logits = q.float() @ keys.detach().float().T / temperature  # N x M
+        labels = torch.arange(first, first + len(q), device=q.device)
+        loss = F.cross_entropy(logits, labels, reduction="none") * (2 * temperature)
+        positive = logits.detach().gather(1, labels[:, None])
+        return loss, (logits.detach() > positive).sum(dim=1)

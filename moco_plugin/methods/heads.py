@@ -14,3 +14,27 @@ def mlp_head(in_dim: int, dim: int, hidden_dim: int | None = None) -> nn.Module:
     """v2's head: linear, ReLU, linear; the hidden layer is as wide as the features unless said otherwise."""
     hidden_dim = hidden_dim or in_dim
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+
+
+def batch_norm_mlp(layers: int, in_dim: int, hidden_dim: int, dim: int, last_norm: bool = True) -> nn.Module:
+    """v3's projector and predictor: linear layers without bias, each followed by batch norm, ReLU between.
+
+    Args:
+        layers: Linear layers, at least 1.
+        in_dim: Width of the input.
+        hidden_dim: Width between the layers.
+        dim: Width of the output.
+        last_norm: Batch norm, without affine parameters, on the output.
+    """
+    modules: list[nn.Module] = []
+    for _ in range(layers - 1):
+        modules += [
+            nn.Linear(in_dim, hidden_dim, bias=False),
+            nn.BatchNorm1d(hidden_dim),
+            nn.ReLU(inplace=True),
+        ]
+        in_dim = hidden_dim
+    modules.append(nn.Linear(in_dim, dim, bias=False))
+    if last_norm:
+        modules.append(nn.BatchNorm1d(dim, affine=False))
+    return nn.Sequential(*modules)

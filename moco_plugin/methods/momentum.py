@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+MOMENTUM_SCHEDULES = ("constant", "cosine")
 
 
 def momentum_copy(encoder: nn.Module) -> nn.Module:
@@ -13,10 +16,38 @@ def momentum_copy(encoder: nn.Module) -> nn.Module:
     return copy.deepcopy(encoder).requires_grad_(False)
 
 
+def momentum_at(momentum: float, schedule: str, progress: float) -> float:
+    """Returns m after a share of training: as it was, or rising to 1 by half a cosine (v3, section 4).
+
+    Args:
+        momentum: m at the start, 0 to 1.
+        schedule: One of MOMENTUM_SCHEDULES.
+        progress: Share of training done, 0 to 1.
+    """
+    if schedule == "constant":
+        return momentum
+    return 1 - (1 - momentum) * (1 + math.cos(math.pi * progress)) / 2
+
+
 @torch.no_grad()
 def update_momentum(encoder_q: nn.Module, encoder_k: nn.Module, m: float) -> None:
     """Moves the key encoder towards the query encoder: k = m k + (1 - m) q (v1, equation 2).
 
-    Parameters only: the key encoder's batch norm statistics are its own, as in the released code.
+    Parameters only: the key encoder's batch norm statistics are its own, as in the released code. Rounded as
+    the equation is written (lerp, or a fused product and sum, round otherwise, which v3's recorded run,
+    started at a high learning rate, amplifies a thousandfold within ten steps).
     """
-    torch._foreach_lerp_(list(encoder_k.parameters()), list(encoder_q.parameters()), 1.0 - m)
+    q: list[Tensor] = list(encoder_q.parameters())
+    k: list[Tensor] = list(encoder_k.parameters())
+    torch._foreach_mul_(k, m)
+    torch._foreach_add_(k, torch._foreach_mul(q, 1.0 - m))
+
+
+def check_momentum(momentum: float, schedule: str, temperature: float) -> None:
+    """Raises ValueError unless the arguments that all versions share are in range."""
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"momentum is {momentum}; expected 0 to 1")
+    if schedule not in MOMENTUM_SCHEDULES:
+        raise ValueError(f"momentum_schedule is {schedule!r}; expected {' or '.join(MOMENTUM_SCHEDULES)}")
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; expected a value above 0")

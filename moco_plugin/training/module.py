@@ -22,6 +22,7 @@ from moco_plugin.data.order import seed_of
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError
 from moco_plugin.registry import build_method
+from moco_plugin.training.optimizers import build_optimizer
 
 
 def lr_schedule(schedule: ScheduleConfig) -> ParamScheduler:
@@ -65,6 +66,8 @@ class PretrainModule(pl.LightningModule):
         self.save_hyperparameters({"config": config_dict(config)})
         backbone = create_backbone(config.backbone, **config.backbone_args)
         self.method = build_method(config.method, backbone, feature_dim(backbone), **config.method_args)
+        self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
+        self.method.to(memory_format=self.layout)
         self.schedule = lr_schedule(config.schedule)
         self.batched_views: BatchedViews | None = None
         if config.data.batched_views:
@@ -84,27 +87,25 @@ class PretrainModule(pl.LightningModule):
         views, corrupt = batch
         if self.batched_views is not None:
             views = self.batched_views(views)
-        layout = torch.channels_last if self.config.channels_last else torch.contiguous_format
         data = self.config.data
-        return [normalize(v, data.mean, data.std).contiguous(memory_format=layout) for v in views], corrupt
+        return [
+            normalize(v, data.mean, data.std).contiguous(memory_format=self.layout) for v in views
+        ], corrupt
 
     def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:
         """One step of the method; its metrics are logged."""
         (im_q, im_k), _ = batch
-        loss, metrics = self.method(im_q, im_k)
+        progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
+        loss, metrics = self.method(im_q, im_k, progress)
         self.log_dict(metrics)
         self.log("loss", loss.detach(), prog_bar=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return cast(Tensor, loss)
 
     def configure_optimizers(self) -> Any:
-        """SGD over what takes a gradient, and the learning rate's schedule."""
-        optimizer = torch.optim.SGD(
-            [p for p in self.method.parameters() if p.requires_grad],
-            lr=scaled_lr(self.config),
-            momentum=self.config.optimizer.momentum,
-            weight_decay=self.config.optimizer.weight_decay,
-        )
+        """The optimizer over what takes a gradient, and the learning rate's schedule."""
+        parameters = [p for p in self.method.parameters() if p.requires_grad]
+        optimizer = build_optimizer(self.config.optimizer, parameters, scaled_lr(self.config))
         interval = self.config.schedule.interval
         if interval == "epoch":
             total = self.config.schedule.epochs

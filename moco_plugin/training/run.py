@@ -22,7 +22,6 @@ from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.views import build_views, view_arguments
 from moco_plugin.errors import UsageError, UserError, nearest
 from moco_plugin.files import atomic_path, write_json
-from moco_plugin.methods.batch_norm import batch_size_sentence
 from moco_plugin.training.callbacks import CorruptImageWatch, KNNMonitor, Throughput
 from moco_plugin.training.logs import CSVLog
 from moco_plugin.training.module import PretrainModule, scaled_lr, views_name
@@ -113,14 +112,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     images = ImageSet(config.data.root)
     loader = train_loader(config, images)
     module = PretrainModule(config)
-    groups = config.method_args.get("batch_norm_groups", 8)
-    if getattr(module.method, "split", False) and config.data.batch_size % groups:
-        raise UsageError(f"data.batch_size: {batch_size_sentence(config.data.batch_size, groups)}")
-    queue_size = len(getattr(module.method, "queue", ())) or config.data.batch_size
-    if queue_size < config.data.batch_size:
-        raise UsageError(
-            f"method_args.queue_size is {queue_size}, below the batch of {config.data.batch_size}; choose a larger queue"
-        )
+    _check_batch(config, module.method, 1)
     callbacks: list[pl.Callback] = [
         TQDMProgressBar(),
         Throughput(config.data.batch_size),
@@ -175,6 +167,24 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     )
     print(f"checkpoint: {last}")
     return last
+
+
+def _check_batch(config: PretrainConfig, method: Any, processes: int) -> None:
+    """Raises UsageError if the batch does not divide into its parts, or has more keys than the queue holds."""
+    batch = config.data.batch_size
+    groups = method.groups(processes) if hasattr(method, "groups") else 1
+    parts = processes * groups
+    if batch % parts:
+        below, above = batch // parts * parts, -(-batch // parts) * parts
+        raise UsageError(
+            f"data.batch_size is {batch}, which {processes} processes with {groups} batch norm groups each do not "
+            f"divide; choose a batch of {f'{below} or ' if below else ''}{above}, or another batch_norm_groups"
+        )
+    if hasattr(method, "queue") and len(method.queue) < batch * (1 + method.symmetric):
+        raise UsageError(
+            f"method_args.queue_size is {len(method.queue)}, below the {batch * (1 + method.symmetric)} keys of a "
+            "batch; choose a larger queue"
+        )
 
 
 def _resumed_step(path: Path) -> int:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moco_plugin.methods import MoCo, contrast, moco_v1
-from moco_plugin.methods.batch_norm import SplitBatchNorm, batch_size_sentence, split_batch_norm
+from moco_plugin.methods.batch_norm import SplitBatchNorm, set_groups, split_batch_norm
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.key_queue import KeyQueue
 
@@ -72,7 +72,8 @@ def test_split_batch_norm_normalises_each_group_by_itself() -> None:
     with torch.no_grad():
         layer.weight.uniform_(0.5, 2)
         layer.bias.normal_()
-    split = split_batch_norm(nn.Sequential(layer), 4)[0]  # type: ignore[index]
+    split = split_batch_norm(nn.Sequential(layer), 1)[0]  # type: ignore[index]
+    set_groups(split, 4)
     assert isinstance(split, SplitBatchNorm)
     assert split.state_dict().keys() == layer.state_dict().keys()
     x = torch.randn(8, 3, 5, 5) * torch.arange(1, 9)[:, None, None, None]
@@ -99,11 +100,20 @@ def test_split_batch_norm_keeps_timm_activation() -> None:
     assert (split(x) >= 0).all()
 
 
-def test_batch_that_does_not_split_names_the_nearest_sizes() -> None:
-    assert "choose a batch of 96 or 104," in batch_size_sentence(100, 8)
-    assert "choose a batch of 8," in batch_size_sentence(5, 8)
-    with pytest.raises(ValueError, match="8 batch norm groups"):
-        MoCo(convnet(), 4, dim=4, queue_size=16)(torch.randn(6, 3, 8, 8), torch.randn(6, 3, 8, 8))
+@pytest.mark.parametrize(("images", "sizes"), [(10, [3, 3, 2, 2]), (5, [3, 2]), (3, [3]), (8, [2, 2, 2, 2])])
+def test_any_batch_splits_into_groups_of_two_images_at_least(images: int, sizes: list[int]) -> None:
+    split = split_batch_norm(nn.BatchNorm2d(3), 4)
+    x = torch.randn(images, 3, 5, 5)
+    expected = torch.cat([nn.BatchNorm2d(3)(part) for part in x.split(sizes)])
+    torch.testing.assert_close(split(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("mode", "processes", "groups"),
+    [("auto", 1, 8), ("auto", 2, 4), ("auto", 8, 1), ("auto", 64, 1), ("split", 2, 8), ("shuffle", 2, 1)],
+)
+def test_groups_on_each_process(mode: str, processes: int, groups: int) -> None:
+    assert MoCo(convnet(), 4, queue_size=16, batch_norm=mode).groups(processes) == groups
 
 
 def test_key_encoder_follows_parameters_and_keeps_its_own_statistics() -> None:
@@ -130,7 +140,8 @@ def test_shuffled_keys_come_back_in_order() -> None:
     """Without batch norm in the way, the key of an image must stand where its query stands."""
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
-    model = MoCo(backbone, 6, dim=4, queue_size=32, batch_norm="split", batch_norm_groups=4)
+    model = MoCo(backbone, 6, dim=4, queue_size=32)
+    model.shuffles = True
     images = torch.randn(16, 3, 2, 2)
     expected = model.encoder_k(images)
     model(images, images)
@@ -140,7 +151,7 @@ def test_shuffled_keys_come_back_in_order() -> None:
 def test_metrics() -> None:
     torch.manual_seed(0)
     model = MoCo(nn.Flatten(), 12, dim=12, queue_size=64, momentum=1.0, mlp=False)
-    assert not model.split  # nothing normalises over the batch
+    assert not model.shuffles  # nothing normalises over the batch
     for head in (model.encoder_q.head, model.encoder_k.head):
         nn.init.eye_(head.weight)  # type: ignore[arg-type]
         nn.init.zeros_(head.bias)  # type: ignore[arg-type]
@@ -152,6 +163,23 @@ def test_metrics() -> None:
     _, collapsed = model(images[:1].expand(8, -1, -1, -1), images)
     assert collapsed["feature_std"] < 1e-5
     assert loss < 1
+
+
+def test_symmetric_loss_is_the_sum_of_both_directions() -> None:
+    torch.manual_seed(0)
+    model = MoCo(nn.Flatten(), 12, dim=4, queue_size=32, momentum=1.0)
+    queue = model.queue.keys.clone()
+    one, two = torch.randn(2, 8, 3, 2, 2)
+    losses = []
+    for symmetric, first, second in ((False, one, two), (False, two, one), (True, one, two)):
+        model.symmetric = symmetric
+        model.queue.keys.copy_(queue)
+        model.queue.pointer.zero_()
+        losses.append(model(first, second)[0])
+    torch.testing.assert_close(losses[2], losses[0] + losses[1])
+    with torch.no_grad():
+        expected = torch.cat([model.encoder_k(two), model.encoder_k(one)])
+    torch.testing.assert_close(model.queue.keys[:16], expected)
 
 
 def test_recipes_have_their_papers_heads_and_temperatures() -> None:

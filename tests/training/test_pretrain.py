@@ -96,7 +96,7 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         (["knn.train=/proc/version"], "/proc/version: found a file"),
         (["schedule.name=cosin"], "unknown schedule.name 'cosin'"),
         (["data.view_args.hflip=1"], "unknown key data.view_args.hflip"),
-        (["method_args.queue_size=8"], "queue_size is 8, below the batch of 16"),
+        (["method_args.queue_size=8"], "queue_size is 8, below the 16 keys of a batch"),
     ],
 )
 def test_mistakes_end_in_one_sentence(

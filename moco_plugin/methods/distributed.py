@@ -1,0 +1,92 @@
+"""What a method needs of the other processes; with one process every function here is the identity."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    """Returns the number of training processes."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Returns this process's number, 0 to world_size - 1."""
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def batch_sizes(batch: Tensor) -> list[int]:
+    """Returns the number of rows that ``batch`` has on each process; a last batch may be uneven."""
+    if world_size() == 1:
+        return [len(batch)]
+    sizes = batch.new_zeros(world_size(), dtype=torch.int64)
+    sizes[rank()] = len(batch)
+    dist.all_reduce(sizes)
+    return cast(list[int], sizes.tolist())
+
+
+@torch.no_grad()
+def all_gather(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Returns the rows of all processes in the order of their ranks; takes no gradient.
+
+    Args:
+        rows: N x C, where N may differ between processes.
+        sizes: N of each process.
+    """
+    if world_size() == 1:
+        return rows
+    # all_gather wants equal shapes: pad to the largest
+    padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def shared_permutation(length: int, device: torch.device) -> Tensor:
+    """Returns a random permutation that is the same on all processes."""
+    order = torch.randperm(length, device=device)
+    if world_size() > 1:
+        dist.broadcast(order, src=0)
+    return order
+
+
+@torch.no_grad()
+def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
+    """Deals the images of all processes out anew: the r-th process gets its share of ``all_images[order]``.
+
+    Each process sends every image of its own to the one process that needs it, so its traffic is its own
+    batch out and in, whatever the number of processes. (The released code gathers all images on each.)
+
+    Args:
+        images: This process's images, N x ...
+        order: Permutation of the images of all processes in the order of their ranks, the same on all.
+        sizes: N of each process.
+    """
+    if world_size() == 1:
+        return images[order]
+    me = rank()
+    start = [sum(sizes[:r]) for r in range(len(sizes) + 1)]
+    shares = [order[start[r] : start[r + 1]] for r in range(len(sizes))]  # what each process is to get
+
+    def held_by(share: Tensor, r: int) -> Tensor:
+        return (share >= start[r]) & (share < start[r + 1])
+
+    to_send = [share[held_by(share, me)] - start[me] for share in shares]
+    wanted = [held_by(shares[me], r) for r in range(len(sizes))]
+    received = images.new_empty(len(shares[me]), *images.shape[1:])
+    dist.all_to_all_single(
+        received,
+        images[torch.cat(to_send)],
+        output_split_sizes=[int(mask.sum()) for mask in wanted],
+        input_split_sizes=[len(rows) for rows in to_send],
+    )
+    # rows came sorted by sender; put each where its share has it
+    place = torch.cat([mask.nonzero()[:, 0] for mask in wanted])
+    result = torch.empty_like(received)
+    result[place] = received
+    return result

@@ -1,0 +1,112 @@
+"""MoCo v3 (arXiv 2104.02057): contrast in the batch, a predictor on the query side, no queue."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moco_plugin.methods.contrast import batch_contrast
+from moco_plugin.methods.distributed import all_gather, batch_sizes, rank
+from moco_plugin.methods.heads import batch_norm_mlp
+from moco_plugin.methods.moco import feature_std
+from moco_plugin.methods.momentum import check_momentum, momentum_at, momentum_copy, update_momentum
+
+
+class ProjectedEncoder(nn.Module):
+    """A backbone and its projector; N x 3 x H x W images to N x C vectors."""
+
+    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = projector
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.backbone(images))  # type: ignore[no-any-return]
+
+
+class MoCoV3(nn.Module):
+    """Momentum Contrast v3; the defaults are the ResNet-50 recipe's.
+
+    Args:
+        backbone: Maps N x 3 x H x W images to N x ``feature_dim`` features. The method takes it over.
+        feature_dim: Width of the backbone's features.
+        dim: C, width of the contrast.
+        hidden_dim: Width of the hidden layers of projector and predictor.
+        projector_layers: Linear layers of the projector: 2 for ResNets, 3 for ViTs.
+        predictor_layers: Linear layers of the predictor.
+        predictor_last_norm: Batch norm on the predictor's output: none for ResNets, one for ViTs.
+        momentum: m at the start, 0 to 1.
+        momentum_schedule: "cosine" raises m to 1 over training, "constant" keeps it.
+        temperature: T, above 0.
+        batch_norm: "sync" takes statistics over all processes (CUDA only), "plain" over each by itself;
+            "auto" is "sync" on CUDA.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        feature_dim: int,
+        *,
+        dim: int = 256,
+        hidden_dim: int = 4096,
+        projector_layers: int = 2,
+        predictor_layers: int = 2,
+        predictor_last_norm: bool = False,
+        momentum: float = 0.99,
+        momentum_schedule: str = "cosine",
+        temperature: float = 1.0,
+        batch_norm: str = "auto",
+    ) -> None:
+        super().__init__()
+        check_momentum(momentum, momentum_schedule, temperature)
+        if batch_norm not in ("auto", "sync", "plain"):
+            raise ValueError(f"batch_norm is {batch_norm!r}; expected auto, sync or plain")
+        projector = batch_norm_mlp(projector_layers, feature_dim, hidden_dim, dim)
+        encoder: nn.Module = ProjectedEncoder(backbone, projector)
+        predictor: nn.Module = batch_norm_mlp(
+            predictor_layers, dim, hidden_dim, dim, last_norm=predictor_last_norm
+        )
+        if batch_norm == "sync" or (batch_norm == "auto" and torch.cuda.is_available()):
+            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+            predictor = nn.SyncBatchNorm.convert_sync_batchnorm(predictor)
+        self.encoder_q = encoder
+        self.predictor = predictor
+        self.encoder_k = momentum_copy(encoder)
+        self.momentum = momentum
+        self.momentum_schedule = momentum_schedule
+        self.temperature = temperature
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network that training is for: the query encoder's backbone."""
+        return self.encoder_q.backbone  # type: ignore[return-value]
+
+    def forward(self, x1: Tensor, x2: Tensor, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+        """One training step's loss (v3, Algorithm 1).
+
+        Args:
+            x1: First views, N x 3 x H x W; N may differ between processes.
+            x2: Second views of the same images.
+            progress: Share of training done, 0 to 1, for the momentum schedule.
+
+        Returns:
+            The mean loss, and metrics over the batch: ``top1`` and ``top5`` of telling the key among those of
+            the whole batch, in percent, and ``feature_std`` as for MoCo.
+        """
+        q1, q2 = (F.normalize(self.predictor(self.encoder_q(x)), dim=1) for x in (x1, x2))  # queries: N x C
+        update_momentum(
+            self.encoder_q, self.encoder_k, momentum_at(self.momentum, self.momentum_schedule, progress)
+        )
+        sizes = batch_sizes(x1)
+        with torch.no_grad():  # keys of all processes
+            k1, k2 = (all_gather(F.normalize(self.encoder_k(x), dim=1), sizes) for x in (x1, x2))
+        first = sum(sizes[: rank()])  # where this process's keys begin
+        loss_1, rank_1 = batch_contrast(q1, k2, first, self.temperature)
+        loss_2, rank_2 = batch_contrast(q2, k1, first, self.temperature)
+        ranks = torch.cat([rank_1, rank_2])
+        return (loss_1 + loss_2).mean(), {
+            "top1": (ranks < 1).float().mean() * 100,
+            "top5": (ranks < 5).float().mean() * 100,
+            "feature_std": feature_std(q1),
+        }

@@ -1,0 +1,107 @@
+"""The papers' optimizers: SGD for v1 and v2, LARS for v3's ResNets, AdamW for its ViTs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from moco_plugin.config import OptimizerConfig
+from moco_plugin.errors import UsageError, nearest
+
+
+def sgd(
+    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """SGD with momentum; weight decay on every parameter, as in v1 and v2."""
+    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+
+class LARS(torch.optim.Optimizer):
+    """Layer-wise adaptive rate scaling as v3 has it: the trust ratio is |p| / |gradient + decay|.
+
+    lightly's and timm's have |p| / (|gradient| + decay |p|), and do not reproduce the recorded v3 run.
+
+    Args:
+        params: Parameters.
+        lr: Learning rate.
+        momentum: Of the scaled updates.
+        weight_decay: On parameters of two or more dimensions; the others get neither decay nor trust ratio.
+        trust_coefficient: Scales the trust ratio.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        trust_coefficient: float = 0.001,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "trust_coefficient": trust_coefficient,
+        }
+        super().__init__(params, defaults)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Takes one step; returns what ``closure`` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                update = p.grad
+                if p.ndim > 1:
+                    update = update.add(p, alpha=group["weight_decay"])
+                    p_norm, update_norm = p.norm(), update.norm()
+                    ratio = group["trust_coefficient"] * p_norm / update_norm
+                    update = update * torch.where((p_norm > 0) & (update_norm > 0), ratio, 1.0)
+                state = self.state[p]
+                buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
+                buffer.mul_(group["momentum"]).add_(update)
+                p.add_(buffer, alpha=-group["lr"])
+        return loss
+
+
+def lars(
+    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """LARS, trust coefficient 0.001, as for v3's ResNets."""
+    return LARS(parameters, lr, momentum, weight_decay)
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW with torch's betas; weight decay on every parameter, as in v3. ``momentum`` is not used."""
+    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd, "lars": lars, "adamw": adamw}
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float
+) -> torch.optim.Optimizer:
+    """Builds the optimizer that ``config.name`` names.
+
+    Raises:
+        UsageError: Unknown name.
+    """
+    if config.name not in OPTIMIZERS:
+        known = ", ".join(OPTIMIZERS)
+        raise UsageError(
+            f"unknown optimizer.name {config.name!r}; known are {known}{nearest(config.name, OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[config.name](
+        parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
