@@ -34,7 +34,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:
         # before torch is loaded: threads that spin for long while they wait make a busy machine many times slower
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         warnings.filterwarnings(
             "ignore", category=FutureWarning, module=r"torch\.jit"
         )  # not the user's to mend

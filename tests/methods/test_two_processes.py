@@ -1,0 +1,133 @@
+"""What happens between processes: two real ones, over gloo."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from moco_plugin.methods import MoCo, MoCoV3, distributed
+from moco_plugin.methods import moco as moco_module
+from tests.methods.test_traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
+
+
+def _enter(rank: int, port: int, body: Callable[..., None], folder: str) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    try:
+        body(rank, Path(folder))
+    finally:
+        dist.destroy_process_group()
+
+
+def two_processes(body: Callable[[int, Path], None], folder: Path) -> None:
+    """Runs ``body(rank, folder)`` in two processes; an assertion that fails in one fails here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_enter, (port, body, str(folder)), nprocs=2)
+
+
+def _v1_trace(rank: int, folder: Path) -> None:
+    trace, config = load_trace("moco_v1_2rank")
+    images = trace_images(trace, config)
+    torch.manual_seed(rank)
+    model = MoCo(
+        tiny_backbone(), 32, dim=config["dim"], queue_size=config["K"], momentum=config["m"],
+        temperature=config["T"], mlp=config["mlp"], batch_norm="shuffle",
+    )  # fmt: skip
+    model.load_state_dict(from_official(trace, "init/"))
+    steps = iter(torch.from_numpy(trace["shuffle_permutation"]))
+    moco_module.shared_permutation = lambda length, device: next(steps)  # type: ignore[assignment]
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(
+        model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4
+    )
+    mine = slice(rank * config["batch"], (rank + 1) * config["batch"])
+    for step in range(config["steps"]):
+        loss, _ = ddp(images[step, 0, mine], images[step, 1, mine])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert float(loss.detach()) == pytest.approx(trace["loss"][step, rank], rel=1e-4), step
+        assert int(model.queue.pointer) == trace["queue_ptr"][step]
+    if rank == 0:
+        assert_final(model, trace)
+
+
+def test_moco_v1_trace_of_two_processes(tmp_path: Path) -> None:
+    two_processes(_v1_trace, tmp_path)
+
+
+def _exchange(rank: int, folder: Path) -> None:
+    for sizes in ([4, 4], [5, 2]):
+        everything = torch.arange(sum(sizes) * 6.0).view(-1, 1, 2, 3)
+        start = sum(sizes[:rank])
+        mine = everything[start : start + sizes[rank]]
+        assert distributed.batch_sizes(mine) == sizes
+        torch.manual_seed(rank)  # the permutation must be rank 0's on both
+        order = distributed.shared_permutation(sum(sizes), mine.device)
+        got = distributed.exchange(mine, order, sizes)
+        assert torch.equal(got, everything[order[start : start + sizes[rank]]])
+        assert torch.equal(distributed.all_gather(got, sizes), everything[order])
+
+
+def test_exchange_deals_images_out_as_the_permutation_says(tmp_path: Path) -> None:
+    two_processes(_exchange, tmp_path)
+
+
+def _queues(rank: int, folder: Path) -> None:
+    for mode in ("auto", "shuffle", "split", "plain"):
+        torch.manual_seed(0)
+        backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = MoCo(backbone, 4, dim=8, queue_size=20, batch_norm=mode, batch_norm_groups=2)
+        torch.manual_seed(rank)
+        for size in ([6, 6], [6, 6], [5, 2]):  # 20 is no multiple of 12, and the last batch is uneven
+            loss, _ = model(*torch.randn(2, size[rank], 3, 8, 8))
+            loss.backward()
+        np.save(folder / f"{mode}{rank}.npy", model.queue.keys.numpy())
+        assert int(model.queue.pointer) == (12 + 12 + 7) % 20
+        assert int(model.queue.filled) == 20
+
+
+def test_queues_stay_identical_with_uneven_batches(tmp_path: Path) -> None:
+    two_processes(_queues, tmp_path)
+    for mode in ("auto", "shuffle", "split", "plain"):
+        assert np.array_equal(np.load(tmp_path / f"{mode}0.npy"), np.load(tmp_path / f"{mode}1.npy")), mode
+
+
+def _v3(rank: int, folder: Path) -> None:
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
+    model = MoCoV3(
+        backbone, 6, dim=4, hidden_dim=8, batch_norm="plain", momentum=1.0, momentum_schedule="constant"
+    )
+    model.eval()  # no batch statistics: the two halves then must give what the whole gives
+    one, two = torch.randn(2, 7, 3, 2, 2)
+    whole = folder / f"whole{rank}.pt"
+    mine = slice(0, 5) if rank == 0 else slice(5, 7)
+    loss, metrics = model(one[mine], two[mine])
+    torch.save({"loss": loss.detach() * len(one[mine]), "top1": metrics["top1"] * len(one[mine])}, whole)
+
+
+def test_moco_v3_contrasts_with_the_keys_of_all_processes(tmp_path: Path) -> None:
+    two_processes(_v3, tmp_path)
+    parts: list[dict[str, Any]] = [torch.load(tmp_path / f"whole{r}.pt", weights_only=True) for r in (0, 1)]
+    torch.manual_seed(0)
+    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
+    model = MoCoV3(
+        backbone, 6, dim=4, hidden_dim=8, batch_norm="plain", momentum=1.0, momentum_schedule="constant"
+    )
+    loss, metrics = model.eval()(*torch.randn(2, 7, 3, 2, 2))
+    torch.testing.assert_close((parts[0]["loss"] + parts[1]["loss"]) / 7, loss.detach())
+    torch.testing.assert_close((parts[0]["top1"] + parts[1]["top1"]) / 7, metrics["top1"])
