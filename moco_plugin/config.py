@@ -23,7 +23,7 @@ class DataConfig:
     image_size: int = 224
     """Side of a view in pixels."""
     views: str = "auto"
-    """Augmentation: moco_v1, moco_v2, or auto for the method's own."""
+    """Augmentation: moco_v1, moco_v2, moco_v3, or auto for the method's own."""
     view_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of lightly's transform that differ from the paper's."""
     batched_views: bool = False
@@ -58,6 +58,8 @@ class ScheduleConfig:
     """How long to train, and the learning rate along the way."""
 
     epochs: int = 200
+    warmup_epochs: int = 0
+    """Epochs in which the learning rate rises from 0, before what `name` says; needs interval: step."""
     name: str = "cosine"
     """cosine (to 0), step (times gamma at each milestone) or constant."""
     milestones: list[int] = field(default_factory=list)

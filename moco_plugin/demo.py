@@ -29,24 +29,28 @@ class Demo:
     Args:
         folder: Where everything goes.
         quick: Every stage at a size that shows that it works, and nothing more.
+        images: Folder with Fashion-MNIST's four files; None finds or fetches them.
     """
 
-    def __init__(self, folder: Path, quick: bool) -> None:
+    def __init__(self, folder: Path, quick: bool = False, images: Path | None = None) -> None:
         self.folder = folder
+        self.images = images
         self.quick = quick
         self.commands: list[str] = []
 
     def tool(self, name: str, *arguments: str, makes: Path) -> None:
         """Runs one of the console commands, unless what it makes is there."""
+        datasets = {"DETECTRON2_DATASETS": str(self.folder / "data")} if name == "train_net" else {}
         command = f"moco-{name.replace('_', '-')} {shlex.join(arguments)}"
+        for variable, value in datasets.items():
+            command = f"{variable}={shlex.quote(value)} {command}"
         self.commands.append(command)
         if makes.exists():
             print(f"$ {command}\n  (done: {makes})", flush=True)
             return
         print(f"$ {command}", flush=True)
-        environment = {**os.environ, "DETECTRON2_DATASETS": str(self.folder / "data")}
         result = subprocess.run(
-            [sys.executable, "-m", f"moco_plugin.tools.{name}", *arguments], env=environment
+            [sys.executable, "-m", f"moco_plugin.tools.{name}", *arguments], env={**os.environ, **datasets}
         )
         if result.returncode:
             raise UserError(
@@ -57,10 +61,10 @@ class Demo:
         """Runs all stages and returns the path of the report."""
         start = time.monotonic()
         folder = self.folder
-        mnist = get_fashion_mnist(folder / "data")
+        mnist = self.images or get_fashion_mnist(folder / "data")
         train, test = (str(mnist / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
-        unlabelled, objects = ("[0:1280]", "[40000:41000]") if self.quick else ("[0:40000]", "[40000:60000]")
-        bank, queries = ("[0:500]", "[0:300]") if self.quick else ("[0:5000]", "[0:2000]")
+        unlabelled, objects = ("[0:512]", "[512:600]") if self.quick else ("[0:40000]", "[40000:60000]")
+        bank, queries = ("[0:500]", "[0:200]") if self.quick else ("[0:5000]", "[0:2000]")
         scenes = ["--num-train", "16", "--num-test", "8"] if self.quick else []
 
         pretrained = folder / "pretrain"

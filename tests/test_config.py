@@ -16,7 +16,7 @@ from moco_plugin.training.module import lr_schedule, scaled_lr
 SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yaml"))
 
 
-def rate(name: str, epoch: int) -> float:
+def rate(name: str, epoch: float) -> float:
     config = load_config(name, ["data.root=x"])
     return scaled_lr(config) * lr_schedule(config.schedule)(epoch / config.schedule.epochs)
 
@@ -39,6 +39,27 @@ def test_recipes_are_the_papers() -> None:
     assert (v1.method, v1.method_args["temperature"], v1.method_args["mlp"]) == ("moco_v1", 0.07, False)
     assert (v2.method, v2.method_args["temperature"], v2.method_args["mlp"]) == ("moco_v2", 0.2, True)
     assert (v1.schedule.epochs, v2.schedule.epochs, longer.schedule.epochs) == (200, 200, 800)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "lr", "weight_decay", "momentum"),
+    [(100, 0.6, 1e-6, 0.99), (300, 0.3, 1e-6, 0.99), (1000, 0.3, 1.5e-6, 0.996)],
+)
+def test_v3_recipes_are_the_papers(epochs: int, lr: float, weight_decay: float, momentum: float) -> None:
+    config = load_config(f"moco_v3_resnet50_{epochs}ep", ["data.root=x"])
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == (
+        "lars",
+        lr,
+        weight_decay,
+    )
+    assert (config.schedule.epochs, config.schedule.warmup_epochs, config.data.batch_size) == (
+        epochs,
+        10,
+        4096,
+    )
+    assert config.method_args["momentum"] == momentum and config.backbone_args == {"zero_init_last": True}
+    at = [rate(f"moco_v3_resnet50_{epochs}ep", epoch) for epoch in (0, 5, 10, (epochs + 10) / 2)]
+    assert at == pytest.approx([0, lr * 16 / 2, lr * 16, lr * 16 / 2], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +88,8 @@ def test_shipped_configs_load_and_survive_a_round_trip(name: str) -> None:
     config = load_config(name, ["data.root=x"])
     assert config.method in METHODS
     assert config_dict(config)["data"]["root"] == "x"
-    build_method(config.method, nn.Flatten(), 4, **{**config.method_args, "queue_size": 16})
+    small = {"queue_size": 16} if "queue_size" in config.method_args else {"hidden_dim": 8}
+    build_method(config.method, nn.Flatten(), 4, **{**config.method_args, **small})
 
 
 def test_own_file_inherits(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ size, such as those of idx files.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -115,30 +116,37 @@ class BatchedViews:
     """Turns N x C x H x W uint8 images (C 1 or 3) into two batches of N x 3 x size x size uint8 views.
 
     Args:
-        arguments: All arguments of lightly's transform, from ``view_arguments``.
+        arguments: All arguments of lightly's transform for each of the two views, from ``view_arguments``.
         grey_first: Grey comes before the jitter, as in v1.
 
     Raises:
         UsageError: Rotation or vertical flips, which this path does not have.
     """
 
-    def __init__(self, arguments: dict[str, Any], grey_first: bool = False) -> None:
+    def __init__(self, arguments: Sequence[dict[str, Any]], grey_first: bool = False) -> None:
         for key in ("vf_prob", "rr_prob"):
-            if arguments[key]:
+            if arguments[0][key]:
                 raise UsageError(
-                    f"data.view_args.{key} is {arguments[key]}; it needs data.batched_views=false"
+                    f"data.view_args.{key} is {arguments[0][key]}; it needs data.batched_views=false"
                 )
-        self.arguments = arguments
-        self.grey_first = grey_first
+        self.views = [_View(view, grey_first) for view in arguments]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
         images = images.float() / 255
-        return [self._view(images), self._view(images)]
+        return [view(images) for view in self.views]
 
-    def _view(self, images: Tensor) -> Tensor:
+
+class _View:
+    """One of the two."""
+
+    def __init__(self, arguments: dict[str, Any], grey_first: bool) -> None:
+        self.arguments = arguments
+        self.grey_first = grey_first
+
+    def __call__(self, images: Tensor) -> Tensor:
         views = self._crop_and_flip(images)
         steps = (self._grey, self._jitter) if self.grey_first else (self._jitter, self._grey)
-        for step in (*steps, self._blur):
+        for step in (*steps, self._blur, self._solarize):
             views = step(views)
         return (views * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
@@ -198,4 +206,12 @@ class BatchedViews:
             sigma = torch.empty(len(chosen), device=views.device).uniform_(*self.arguments["sigmas"])
             matrix = blur_matrix(sigma, views.shape[2])[:, None]
             views[chosen] = matrix @ views[chosen] @ matrix.transpose(2, 3)
+        return views
+
+    def _solarize(self, views: Tensor) -> Tensor:
+        probability = self.arguments.get("solarization_prob", 0.0)  # v3's transforms have it
+        if not probability:
+            return views
+        chosen = self._chosen(views, probability)
+        views[chosen] = torch.where(views[chosen] < 128 / 255, views[chosen], 1 - views[chosen])
         return views

@@ -36,19 +36,28 @@ def seeded(*numbers: int) -> Iterator[None]:
 
 
 class EpochOrder(Sampler[int]):
-    """A new order of the images each epoch, drawn from the seed and the epoch.
+    """A new order of the images each epoch, drawn from the seed and the epoch, for one of several processes.
 
     It yields positions, ``epoch * length + image``, so that a dataset can draw new views of an image each
-    epoch (``divmod(position, length)`` gives both back).
+    epoch (``divmod(position, length)`` gives both back). The batches over all processes are the same whatever
+    the number of processes; a last smaller one is left out.
 
     Args:
         length: Images in the set.
         seed: The run's.
+        batch_size: Images a step over all processes, a multiple of ``processes``.
+        rank: This process's number, from 0.
+        processes: Number of processes.
     """
 
-    def __init__(self, length: int, seed: int) -> None:
+    def __init__(
+        self, length: int, seed: int, batch_size: int = 1, rank: int = 0, processes: int = 1
+    ) -> None:
         self.length = length
         self.seed = seed
+        self.batch_size = batch_size
+        self.rank = rank
+        self.processes = processes
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -56,9 +65,13 @@ class EpochOrder(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length
+        return self.length // self.batch_size * self.batch_size // self.processes
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
         order = torch.randperm(self.length, generator=generator)
-        return iter((self.epoch * self.length + order).tolist())
+        whole = order[: self.length // self.batch_size * self.batch_size]
+        mine = whole.view(-1, self.processes, self.batch_size // self.processes)[
+            :, self.rank
+        ]  # steps x batch
+        return iter((self.epoch * self.length + mine.flatten()).tolist())

@@ -15,7 +15,7 @@ from moco_plugin.report.files import read_json
 from moco_plugin.report.page import Html
 from moco_plugin.report.pictures import grid, panel, picture
 
-MIN_SCORE = 0.5
+MIN_SCORE = 0.3
 MIN_IOU = 0.5  # overlap from which an object counts as found
 FALLBACK = 3  # detections shown where none reaches MIN_SCORE
 SIDE = 560  # pixels, of a scene as shown

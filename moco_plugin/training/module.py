@@ -7,8 +7,10 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from fvcore.common.param_scheduler import (
+    CompositeParamScheduler,
     ConstantParamScheduler,
     CosineParamScheduler,
+    LinearParamScheduler,
     MultiStepParamScheduler,
     ParamScheduler,
 )
@@ -19,7 +21,7 @@ from moco_plugin.config import PretrainConfig, ScheduleConfig, config_dict
 from moco_plugin.data.batched_views import BatchedViews
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
-from moco_plugin.data.views import view_arguments
+from moco_plugin.data.views import VIEWS, view_arguments
 from moco_plugin.errors import UsageError
 from moco_plugin.registry import build_method
 from moco_plugin.training.optimizers import build_optimizer
@@ -29,8 +31,22 @@ def lr_schedule(schedule: ScheduleConfig) -> ParamScheduler:
     """Returns the factor on the learning rate as a function of the share of training done, 0 to 1.
 
     Raises:
-        UsageError: Unknown schedule, or milestones out of order or beyond the last epoch.
+        UsageError: Unknown schedule, milestones out of order, or a warm-up as long as all of training.
     """
+    main = _main_schedule(schedule)
+    warmup = schedule.warmup_epochs / max(schedule.epochs, 1)
+    if not warmup:
+        return main
+    if not 0 < warmup < 1 or schedule.interval != "step":
+        raise UsageError(
+            f"schedule.warmup_epochs is {schedule.warmup_epochs}; expected fewer than the {schedule.epochs} epochs, "
+            "and schedule.interval=step"
+        )
+    parts = [LinearParamScheduler(0.0, 1.0), main]
+    return CompositeParamScheduler(parts, lengths=[warmup, 1 - warmup], interval_scaling=["rescaled"] * 2)
+
+
+def _main_schedule(schedule: ScheduleConfig) -> ParamScheduler:
     if schedule.name == "cosine":
         return CosineParamScheduler(1.0, 0.0)
     if schedule.name == "constant":
@@ -97,8 +113,8 @@ class PretrainModule(pl.LightningModule):
         (im_q, im_k), _ = batch
         progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
         loss, metrics = self.method(im_q, im_k, progress)
-        self.log_dict(metrics)
-        self.log("loss", loss.detach(), prog_bar=True)
+        self.log_dict(metrics, sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
         return cast(Tensor, loss)
 
@@ -123,4 +139,4 @@ def views_name(config: PretrainConfig) -> str:
     """Returns the views' name, with "auto" resolved to the method's own."""
     if config.data.views != "auto":
         return config.data.views
-    return "moco_v1" if config.method == "moco_v1" else "moco_v2"
+    return config.method if config.method in VIEWS else "moco_v2"

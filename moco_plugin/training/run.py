@@ -13,13 +13,15 @@ import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from moco_plugin.checkpoints.read import load_file
 from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.images import ImageSet, RawImages, TrainImages
 from moco_plugin.data.order import EpochOrder
-from moco_plugin.data.views import build_views, view_arguments
+from moco_plugin.data.views import build_views
 from moco_plugin.errors import UsageError, UserError, nearest
 from moco_plugin.files import atomic_path, write_json
 from moco_plugin.training.callbacks import CorruptImageWatch, KNNMonitor, Throughput
@@ -29,8 +31,10 @@ from moco_plugin.training.module import PretrainModule, scaled_lr, views_name
 MAY_CHANGE = ("trainer", "knn", "data.workers")  # keys that a resumed run may give other values
 
 
-def train_loader(config: PretrainConfig, images: ImageSet) -> DataLoader[Any]:
-    """Returns the shuffled batches of a training process; a last smaller batch is left out."""
+def train_loader(
+    config: PretrainConfig, images: ImageSet, rank: int = 0, processes: int = 1
+) -> DataLoader[Any]:
+    """Returns the shuffled batches of one of several training processes; a last smaller batch is left out."""
     data = config.data
     if len(images) < data.batch_size:
         raise UsageError(
@@ -42,13 +46,12 @@ def train_loader(config: PretrainConfig, images: ImageSet) -> DataLoader[Any]:
         workers = 0
     else:
         name = views_name(config)
-        view_arguments(name, data.image_size, **data.view_args)
         dataset = TrainImages(images, build_views(name, data.image_size, **data.view_args), config.seed)
         workers = min(16, len(os.sched_getaffinity(0))) if data.workers < 0 else data.workers
     return DataLoader(
         dataset,
-        data.batch_size,
-        sampler=EpochOrder(len(images), config.seed),
+        data.batch_size // processes,
+        sampler=EpochOrder(len(images), config.seed, data.batch_size, rank, processes),
         drop_last=True,
         num_workers=workers,
         persistent_workers=workers > 0,
@@ -99,7 +102,12 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         if (out / "result.json").exists():
             print(f"{out} holds this run, finished; nothing to do (--overwrite starts again)")
             return last
-    elif out.exists() and not (out / "config.yaml").exists() and any(out.iterdir()):
+    elif (
+        getattr(rank_zero_only, "rank", 0) == 0
+        and out.exists()
+        and not (out / "config.yaml").exists()
+        and any(out.iterdir())
+    ):
         raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
 
     parameters = inspect.signature(pl.Trainer).parameters
@@ -110,9 +118,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
             )
     pl.seed_everything(config.seed, verbose=False)
     images = ImageSet(config.data.root)
-    loader = train_loader(config, images)
     module = PretrainModule(config)
-    _check_batch(config, module.method, 1)
     callbacks: list[pl.Callback] = [
         TQDMProgressBar(),
         Throughput(config.data.batch_size),
@@ -124,11 +130,6 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     if config.knn.train and config.knn.test:
         callbacks.insert(2, KNNMonitor(config))
 
-    if overwrite and out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out / "config.yaml") as temporary:
-        temporary.write_text(yaml.safe_dump(config_dict(config), sort_keys=False))
     csv_log = CSVLog(out / "metrics.csv")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
@@ -139,23 +140,35 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         "log_every_n_steps": 10,
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
-        "devices": 1,
         "use_distributed_sampler": False,
     }
     trainer = pl.Trainer(**{**arguments, **config.trainer})
-    if trainer.world_size > 1:
-        raise UsageError(
-            f"{trainer.world_size} processes were asked for; this version trains on one: trainer.devices=1"
-        )
-    _describe(config, module, images, trainer)
-    resume = last.exists()
-    if resume:
-        step = _resumed_step(last)
-        csv_log.forget_from(step + 1)
-        print(f"going on from {last}, step {step}")
+    if trainer.world_size > 1 and "strategy" not in config.trainer:
+        # queues are equal on all processes, and batch norm's statistics are the first process's: nothing to send
+        arguments["strategy"] = DDPStrategy(broadcast_buffers=False)
+        trainer = pl.Trainer(**{**arguments, **config.trainer})
+    _check_batch(config, module.method, trainer.world_size)
+    loader = train_loader(config, images, trainer.global_rank, trainer.world_size)
+
+    resume = last.exists() and not overwrite
+    if trainer.is_global_zero:
+        if overwrite and out.exists():
+            shutil.rmtree(out)
+        out.mkdir(parents=True, exist_ok=True)
+        with atomic_path(out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config_dict(config), sort_keys=False))
+        _describe(config, module, images, trainer)
+        if resume:
+            step = _resumed_step(last)
+            csv_log.forget_from(step + 1)
+            print(f"going on from {last}, step {step}")
+    if not resume:
+        csv_log.forget_from(0)
     trainer.fit(module, loader, ckpt_path=last if resume else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
+    if not trainer.is_global_zero:
+        return last
     if trainer.current_epoch < config.schedule.epochs:
         print(
             f"stopped after epoch {trainer.current_epoch} of {config.schedule.epochs}; the same command goes on"
@@ -204,5 +217,5 @@ def _describe(config: PretrainConfig, module: PretrainModule, images: ImageSet, 
     print(
         f"{config.method}, {config.backbone}, {encoder / 1e6:.2f} M trained parameters, on {trainer.strategy.root_device}\n"
         f"{len(images)} images of {config.data.root}, {config.schedule.epochs} epochs of {len(images) // batch} steps\n"
-        f"batch {batch}, learning rate {lr}"
+        f"batch {batch} on {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}, learning rate {lr}"
     )

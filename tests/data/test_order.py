@@ -25,6 +25,14 @@ def test_epochs_hold_every_image_once_in_orders_of_their_own() -> None:
     assert list(EpochOrder(20, seed=1)) == epochs[0] != list(EpochOrder(20, seed=2))
 
 
+def test_batches_are_the_same_whatever_the_number_of_processes() -> None:
+    alone = list(EpochOrder(22, 3, batch_size=4))
+    assert len(alone) == len(EpochOrder(22, 3, batch_size=4)) == 20
+    shares = [list(EpochOrder(22, 3, batch_size=4, rank=rank, processes=2)) for rank in (0, 1)]
+    together = [p for step in range(5) for share in shares for p in share[2 * step : 2 * step + 2]]
+    assert together == alone
+
+
 def test_seeded_gives_the_generators_back() -> None:
     def draw() -> tuple[float, float, float]:
         return float(torch.rand(())), float(np.random.rand()), random.random()

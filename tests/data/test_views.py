@@ -18,7 +18,7 @@ from tests.conftest import TRAIN
 
 
 def steps(name: str) -> list[object]:
-    return list(build_views(name, 40).transforms[0].transform.transforms)  # type: ignore[attr-defined]
+    return list(build_views(name, 40).transforms[0].transforms)  # type: ignore[attr-defined]
 
 
 def find(name: str, kind: type) -> object:
@@ -40,7 +40,8 @@ def test_arguments_are_the_papers(name: str, probability: float, hue: float, blu
     assert (colours.brightness, colours.contrast, colours.saturation) == ((0.6, 1.4),) * 3
     assert colours.hue == (-hue, hue)
     assert grey.p == 0.2  # type: ignore[attr-defined]
-    arguments = view_arguments(name, 40)
+    first, arguments = view_arguments(name, 40)
+    assert first == arguments
     assert (arguments["gaussian_blur"], arguments["sigmas"], arguments["hf_prob"]) == (blur, (0.1, 2), 0.5)
 
 
@@ -101,7 +102,16 @@ def test_blur_is_pillows(sigma: float) -> None:
     assert np.abs(found.numpy() - expected).max() < 2.5 / 255  # Pillow rounds to uint8 after each direction
 
 
-@pytest.mark.parametrize("name", ["moco_v1", "moco_v2"])
+def test_v3_tells_its_two_views_apart() -> None:
+    first, second = view_arguments("moco_v3", 40)
+    assert {key for key in first if first[key] != second[key]} == {"gaussian_blur", "solarization_prob"}
+    assert (first["gaussian_blur"], first["solarization_prob"]) == (1.0, 0.0)
+    assert (second["gaussian_blur"], second["solarization_prob"]) == (0.1, 0.2)
+    jitter = [first[f"cj_{key}"] for key in ("prob", "strength", "bright", "contrast", "sat", "hue")]
+    assert jitter == [0.8, 1.0, 0.4, 0.4, 0.2, 0.1] and first["min_scale"] == 0.2
+
+
+@pytest.mark.parametrize("name", ["moco_v1", "moco_v2", "moco_v3"])
 def test_batched_views_have_lightlys_distribution(name: str) -> None:
     """Pixel by pixel, mean and spread over many views of one colour image agree within sampling error."""
     torch.manual_seed(0)
@@ -109,10 +119,10 @@ def test_batched_views_have_lightlys_distribution(name: str) -> None:
     size, count = 12, 1500
     y, x = np.mgrid[0:16, 0:16] * 15
     array = np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
-    view = build_views(name, size).transforms[0]  # type: ignore[attr-defined]
+    view = build_views(name, size).transforms[1]  # type: ignore[attr-defined]
     one_by_one = torch.stack([view(Image.fromarray(array)) for _ in range(count)]).float()
     path = batched.BatchedViews(view_arguments(name, size), grey_first=name == "moco_v1")
-    at_once = path(torch.from_numpy(array).permute(2, 0, 1).expand(count, -1, -1, -1))[0].float()
+    at_once = path(torch.from_numpy(array).permute(2, 0, 1).expand(count, -1, -1, -1))[1].float()
     error = (one_by_one.var(dim=0) / count + at_once.var(dim=0) / count).sqrt()
     assert (
         (one_by_one.mean(dim=0) - at_once.mean(dim=0)).abs() / error

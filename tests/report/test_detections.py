@@ -33,13 +33,13 @@ def found(score: float, category: int = 1, x: float = 0) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("detections", "note"),
     [
-        ([], "none of score 0.5 or more<"),
-        ([found(0.2), found(0.1)], "none of score 0.5 or more; the best 2 are shown<"),
+        ([], "none of score 0.3 or more<"),
+        ([found(0.2), found(0.1)], "none of score 0.3 or more; the best 2 are shown<"),
         ([found(0.9)], "1 of 2 objects found<"),
         ([found(0.9), found(0.8)], "1 of 2 objects found, 1 wrong detection<"),  # an object counts once
         ([found(0.9, category=2)], "0 of 2 objects found, 1 wrong detection<"),
         ([found(0.9), found(0.6, x=20)], "2 of 2 objects found<"),
-        ([{**found(0.9), "image_id": 8}], "none of score 0.5 or more<"),
+        ([{**found(0.9), "image_id": 8}], "none of score 0.3 or more<"),
     ],
 )
 def test_notes_count_what_is_right(detections: list[dict[str, object]], note: str) -> None:

@@ -89,7 +89,7 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         (["method=moko"], "unknown method 'moko'"),
         (["backbone=resnet81"], "did you mean 'resnet18'"),
         (["data.batch_size=20"], "choose a batch of 16 or 24"),
-        (["data.batch_size=128"], "holds 64 images; choose a smaller batch"),
+        (["data.batch_size=128", "method_args.queue_size=256"], "holds 64 images; choose a smaller batch"),
         (["trainer.devces=1"], "unknown key trainer.devces"),
         (["data.root=/nowhere"], "/nowhere: found nothing, expected a folder of images"),
         (["data.root=/proc/version"], "/proc/version: found a file"),
@@ -121,3 +121,24 @@ def test_print_config(tool: Tool) -> None:
         "pretrain", "--print-config", "--config", "moco_v1_resnet50_200ep", f"data.root={TRAIN}"
     ).stdout
     assert "milestones:" in shown and "temperature: 0.07" in shown
+
+
+def test_two_processes_train_what_one_does(tool: Tool, tmp_path: Path) -> None:
+    """Without batch norm, the number of processes changes nothing but the rounding."""
+    arguments = [
+        *TINY, "backbone_args.norm_layer=groupnorm1", "data.batched_views=false", "data.workers=0",
+        "schedule.epochs=1", "knn.train=null", "trainer.accelerator=cpu",
+    ]  # fmt: skip
+    for processes in (1, 2):
+        shown = tool(
+            "pretrain", *arguments, f"trainer.devices={processes}", f"out={tmp_path}/{processes}"
+        ).stdout
+        assert f"batch 16 on {processes} process" in shown
+    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
+    assert one.keys() == two.keys()
+    for name in one:
+        torch.testing.assert_close(
+            two[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+    losses = [[float(row["loss"]) for row in rows(tmp_path / str(n)) if row["loss"]] for n in (1, 2)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4

@@ -1,0 +1,32 @@
+"""The whole path through the tools at toy size, to the page as a browser shows it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.conftest import FASHION_MNIST, Tool
+from tests.report.browser import load
+
+
+def test_quick_demo(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    shown = tool("demo", "--quick", "--out", out, "--images", FASHION_MNIST).stdout
+    assert "box AP" in shown and "kNN" in shown and str(out / "report.html") in shown
+    for command in ("pretrain", "evaluate", "convert-to-d2", "make-scenes", "train-net"):
+        assert f"moco-{command} " in shown
+
+    results = json.loads((out / "results.json").read_text())
+    for init in ("random", "moco"):
+        measured = json.loads((out / f"knn_{init}.json").read_text())["top1"]
+        assert str(measured) in json.dumps(results)
+        log = (out / "transfer" / init / "seed0" / "log.txt").read_text()
+        filled = "90 of 90 backbone tensors filled from" if init == "moco" else "none, random initialisation"
+        assert f"weights: {filled}" in log
+    page = (out / "report.html").read_text()
+    for section in ("Results", "Pre-training", "What it finds similar", "What a detector makes of it"):
+        assert section in page
+    assert load(out / "report.html", tmp_path / "profile")[1] == []
+
+    again = tool("demo", "--quick", "--out", out, "--images", FASHION_MNIST).stdout
+    assert again.count("(done: ") == again.count("$ ") == 7
