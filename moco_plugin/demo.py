@@ -104,5 +104,7 @@ class Demo:
 
         report = folder / "report.html"
         print(write_demo_report(folder, report))
+        if self.quick:
+            print("Toy size: every stage works; whether MoCo helps is for the whole demo to measure.")
         print(f"{(time.monotonic() - start) / 60:.1f} minutes; the report, with pictures: {report.resolve()}")
         return report

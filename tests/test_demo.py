@@ -21,7 +21,9 @@ def test_quick_demo(tool: Tool, tmp_path: Path) -> None:
         measured = json.loads((out / f"knn_{init}.json").read_text())["top1"]
         assert str(measured) in json.dumps(results)
         log = (out / "transfer" / init / "seed0" / "log.txt").read_text()
-        filled = "105 of 105 backbone tensors filled from" if init == "moco" else "none, random initialisation"
+        filled = (
+            "105 of 105 backbone tensors filled from" if init == "moco" else "none, random initialisation"
+        )
         assert f"weights: {filled}" in log
     page = (out / "report.html").read_text()
     for section in ("Results", "Pre-training", "What it finds similar", "What a detector makes of it"):
