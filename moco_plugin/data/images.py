@@ -1,7 +1,8 @@
-"""Image sets: a folder, nested or flat, or an idx file; and what to do with images that cannot be decoded."""
+"""Image sets: a folder, a list, tar shards or an idx file; and what to do with images that cannot be decoded."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -17,6 +18,7 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
 from moco_plugin.data.order import seeded
+from moco_plugin.data.shards import TarShards, is_shards, sort_classes
 from moco_plugin.errors import UsageError, UserError
 
 MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
@@ -26,15 +28,20 @@ class ImageSet:
     """Images by number, with labels where there are any.
 
     A folder's images are all image files below it in sorted order. Its labels are the first level of
-    subfolders, where every image lies in one. An idx file's labels lie beside it.
+    subfolders, where every image lies in one. An idx file's labels lie beside it. A list is a ``.txt`` file of
+    one image a line, ``path`` or ``path label``, relative to the list's folder; blank lines and those that start
+    with ``#`` are skipped. Tar shards: see TarShards. The classes of lists and shards are those of the whole, also
+    when a part is taken.
 
     Args:
-        spec: A folder or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]`` at the end takes a part.
+        spec: A folder, a list, tar shards or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]`` at the end
+            takes a part.
 
     Attributes:
         labels: int64, N, or None.
         classes: Names of the labels, or None.
         array: uint8, N x H x W, where the images are in memory, else None.
+        paths: The image files, where each is one, else empty.
     """
 
     def __init__(self, spec: str) -> None:
@@ -43,9 +50,22 @@ class ImageSet:
         self.paths: list[Path] = []
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] | None = None
+        self.shards: TarShards | None = None
+        if is_shards(spec):
+            self.shards = TarShards(spec)
+            self.labels, self.classes = self.shards.labels, self.shards.classes
+            return
         path, part = split_slice(spec)
         if path.is_file() and is_idx(path):
             self.array, self.labels, self.classes = load_idx_images(spec)
+            return
+        if path.is_file() and path.suffix.lower() == ".txt":
+            self.paths, self.labels, self.classes = _read_list(path)
+            count = len(self.paths)
+            self.paths = self.paths[part]
+            self.labels = None if self.labels is None else self.labels[part]
+            if not self.paths:
+                raise UserError(f"{spec} selects no image; the list holds {count}")
             return
         self.paths = _image_files(path)[part]
         if not self.paths:
@@ -57,18 +77,23 @@ class ImageSet:
             self.labels = np.array([number[name] for name in parents], dtype=np.int64)
 
     def __len__(self) -> int:
+        if self.shards is not None:
+            return len(self.shards)
         return len(self.paths) if self.array is None else len(self.array)
 
     def name(self, index: int) -> str:
-        """Returns what to call an image: its path, or its place in the file."""
+        """Returns what to call an image: its path, or its place in the file or shard."""
+        if self.shards is not None:
+            return self.shards.name(index)
         return f"{self.spec} image {index}" if self.array is not None else str(self.paths[index])
 
     def load(self, index: int) -> Image.Image | None:
         """Returns an image in RGB, or None if it cannot be decoded."""
         if self.array is not None:
             return Image.fromarray(self.array[index]).convert("RGB")
+        source = self.paths[index] if self.shards is None else io.BytesIO(self.shards.read(index))
         try:
-            with Image.open(self.paths[index]) as image:
+            with Image.open(source) as image:
                 return image.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
             return None
@@ -78,7 +103,8 @@ def _image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing"
         raise UserError(
-            f"{folder}: found {found}, expected a folder of images or an idx images file; check the path"
+            f"{folder}: found {found}, expected a folder of images, a .txt list of them, tar shards "
+            "or an idx images file; check the path"
         )
     unreadable: list[OSError] = []
     files = [
@@ -96,6 +122,52 @@ def _image_files(folder: Path) -> list[Path]:
             f"{folder} holds no image at any depth; expected files ending in {', '.join(IMG_EXTENSIONS)}"
         )
     return sorted(files)
+
+
+def _read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...] | None]:
+    """Reads the paths of a list, and the labels if its lines have them; looks on disk at the first image only."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    entries: list[str] = []
+    labels: list[str] = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        labelled = _has_label(line)
+        if labelled and not labels:  # a file of that name has the last word
+            labelled = not (path.parent / line).is_file()
+        if entries and labelled != bool(labels):
+            has, first = ("a", "none") if labelled else ("no", "one")
+            raise UserError(
+                f"{path}, line {number}: {line!r} has {has} label and the first image has {first}; "
+                "give each line one, or none"
+            )
+        entry, label = line.rsplit(maxsplit=1) if labelled else (line, "")
+        if not entries and not (path.parent / entry).is_file():
+            raise UserError(
+                f"{path}, line {number}: there is no file {path.parent / entry}; expected 'path' or 'path label', "
+                "with paths relative to the list's folder"
+            )
+        entries.append(entry)
+        if labelled:
+            labels.append(label)
+    if not entries:
+        raise UserError(f"{path} lists no image; expected one a line, 'path' or 'path label'")
+    paths = [path.parent / entry for entry in entries]
+    if not labels:
+        return paths, None, None
+    classes = tuple(sort_classes(labels))
+    places = {name: i for i, name in enumerate(classes)}
+    return paths, np.array([places[label] for label in labels], dtype=np.int64), classes
+
+
+def _has_label(line: str) -> bool:
+    """Tells by the image suffix whether the last word of a list's line is a label or the end of the path."""
+    words = line.rsplit(maxsplit=1)
+    ends_as_image = line.lower().endswith(IMG_EXTENSIONS)
+    return len(words) == 2 and (not ends_as_image or words[0].lower().endswith(IMG_EXTENSIONS))
 
 
 class CorruptImages:
@@ -149,7 +221,7 @@ class RawImages(Dataset[tuple[Tensor, str]]):
     def __init__(self, images: ImageSet) -> None:
         if images.array is None:
             raise UsageError(
-                f"data.batched_views needs images of one size, as in idx files, and {images.spec} is a folder; "
+                f"data.batched_views needs images of one size, as in idx files, and {images.spec} is none; "
                 "set data.batched_views=false"
             )
         self.array = torch.from_numpy(images.array.copy())
@@ -183,7 +255,8 @@ def check_labels(train: ImageSet, test: ImageSet) -> None:
     for images in (train, test):
         if images.labels is None:
             raise UsageError(
-                f"{images.spec} has no labels; expected a folder of one subfolder a class, or a labels idx file"
+                f"{images.spec} has no labels; expected a folder of one subfolder a class, a list of "
+                "paths and labels, shards with .cls members, or a labels idx file"
             )
     if train.classes != test.classes:
         odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))

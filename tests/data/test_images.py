@@ -88,6 +88,57 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
         ImageSet(f"{TRAIN}[600:]")
 
 
+def write_list(folder: Path, *lines: str) -> str:
+    save_images(folder / "a b", "cat 1.png", "owl.png", "owl 2.png")
+    (folder / "list.txt").write_text("\n".join(["# a comment", "", *lines, ""]))
+    return str(folder / "list.txt")
+
+
+def test_list_keeps_its_order_and_may_have_spaces(tmp_path: Path) -> None:
+    images = ImageSet(
+        write_list(tmp_path, "a b/owl.png", "a b/cat 1.png", str(tmp_path / "a b" / "owl 2.png"))
+    )
+    assert images.paths == [tmp_path / "a b" / name for name in ("owl.png", "cat 1.png", "owl 2.png")]
+    assert images.labels is None and images.classes is None
+    assert images.load(1) == ImageSet(str(tmp_path / "a b")).load(0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "numbers"),
+    [(("owl", "cat", "owl"), ("cat", "owl"), [1, 0, 1]), (("10", "9", "10"), ("9", "10"), [1, 0, 1])],
+)
+def test_list_with_labels(
+    tmp_path: Path, labels: tuple[str, ...], classes: tuple[str, ...], numbers: list[int]
+) -> None:
+    names = ("a b/owl.png", "a b/cat 1.png", "absent.png")  # only the first is looked for
+    spec = write_list(tmp_path, *(f"{name} \t{label}" for name, label in zip(names, labels, strict=True)))
+    images, part = ImageSet(spec), ImageSet(f"{spec}[2:]")
+    assert images.paths == [tmp_path / name for name in names]
+    assert images.classes == classes and images.labels is not None and images.labels.tolist() == numbers
+    assert images.load(2) is None  # counts as corrupt
+    assert part.classes == classes and part.labels is not None and part.labels.tolist() == numbers[2:]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            ["a b/owl.png 1", "a b/cat 1.png"],
+            "line 4: 'a b/cat 1.png' has no label and the first image has one",
+        ),
+        (
+            ["a b/cat 1.png", "a b/owl.png 1"],
+            "line 4: 'a b/owl.png 1' has a label and the first image has none",
+        ),
+        (["absent.png 1"], "line 3: there is no file .*absent.png; expected 'path' or 'path label'"),
+        ([], "lists no image"),
+    ],
+)
+def test_lists_that_cannot_be_right(tmp_path: Path, lines: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ImageSet(write_list(tmp_path, *lines))
+
+
 def test_corrupt_image_is_named_and_replaced_in_training_left_out_in_evaluation(tmp_path: Path) -> None:
     save_images(tmp_path, "0.png", "1.png", "2.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])

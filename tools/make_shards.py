@@ -1,0 +1,54 @@
+#!/usr/bin/env python3
+"""Packs a folder or list of images into tar shards with indexes, which are read at random, also from a server."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from moco_plugin.data.images import ImageSet
+from moco_plugin.data.shards import make_shards
+from moco_plugin.errors import UsageError, command
+
+EXAMPLES = """example:
+  %(prog)s photos shards/photos
+  %(prog)s 'imagenet/train.txt[0:100000]' shards/part --images-per-shard 2000
+
+then train with data.root=shards, or data.root='https://host/shards/photos-{0000..0099}.tar'"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line and packs the images."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", help="folder or .txt list of images, with an optional [start:stop]")
+    parser.add_argument(
+        "output", help="folder and first part of the names: shards/photos for shards/photos-0000.tar"
+    )
+    parser.add_argument(
+        "--images-per-shard", type=int, default=10000, help="images a shard (default: %(default)s)"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace shards that are there already")
+    args = parser.parse_args(argv)
+
+    images = ImageSet(args.images)
+    if not images.paths:
+        raise UsageError(f"{args.images} is no folder or list of image files; there is nothing to pack")
+    shards = make_shards(
+        args.output,
+        images.paths,
+        images.labels,
+        images.classes,
+        images_per_shard=args.images_per_shard,
+        overwrite=args.overwrite,
+    )
+    first, last = (shard.stem.rpartition("-")[2] for shard in (shards[0], shards[-1]))
+    print(f"{len(images)} images in data.root='{args.output}-{{{first}..{last}}}.tar'")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
