@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
-    from moco_plugin.methods import MoCo, moco_v1
+    from moco_plugin.methods import MoCo, MoCoV3, moco_v1
     from moco_plugin.registry import METHODS, build_method
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "MoCo", "build_method", "create_backbone", "feature_dim", "moco_v1"]
+__all__ = ["METHODS", "MoCo", "MoCoV3", "build_method", "create_backbone", "feature_dim", "moco_v1"]
 
 _HOMES = {
     "METHODS": "moco_plugin.registry",
     "MoCo": "moco_plugin.methods",
+    "MoCoV3": "moco_plugin.methods",
     "build_method": "moco_plugin.registry",
     "create_backbone": "moco_plugin.backbones",
     "feature_dim": "moco_plugin.backbones",

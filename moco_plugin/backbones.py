@@ -2,43 +2,187 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, cast
 
 import timm
+import torch
+from timm.layers import build_sincos2d_pos_embed
+from timm.models.resnet import BasicBlock, ResNet
 from torch import nn
 
-from moco_plugin.errors import UsageError, nearest
+from moco_plugin.errors import UsageError, UserError, nearest
 
 
-def create_backbone(name: str, **arguments: Any) -> nn.Module:
+def create_backbone(
+    name: str,
+    *,
+    image_size: int | None = None,
+    width: int = 1,
+    small_stem: bool = False,
+    sincos_position: bool = False,
+    frozen_patch_projection: bool = False,
+    **arguments: Any,
+) -> nn.Module:
     """Creates a timm model that maps N x 3 x H x W images to N x ``feature_dim(model)`` features.
 
     Residual networks start with gamma 1 in the last batch norm of each block, as torchvision's do and v1 and
-    v2 were trained; timm's own default of 0 is ``zero_init_last=True``.
+    v2 were trained; timm's own default of 0, which v3 has, is ``zero_init_last=True``.
 
     Args:
         name: Any name that timm.create_model knows.
-        **arguments: Further arguments of timm.create_model, such as ``channels`` or ``pretrained``.
+        image_size: Side of the images in pixels, for the models that must know it (ViTs, Swin).
+        width: Factor on all channels of a ResNet, stem included: 2 and 4 make v1's R50w2x and R50w4x.
+        small_stem: Start a ResNet with a 3x3 convolution of stride 1 and no max-pool, for images such as CIFAR's.
+        sincos_position: Fixed 2-d sine-cosine position embedding of a ViT (v3).
+        frozen_patch_projection: A ViT's random patch projection is not trained (v3, section 5).
+        **arguments: Further arguments of timm.create_model, such as ``channels``, ``pretrained`` or, for v3's
+            ViTs, ``weight_init="moco"``.
 
     Raises:
         UsageError: Unknown name (the nearest are offered) or arguments that the model does not take.
+        UserError: Pre-trained weights that cannot be had.
     """
     if not timm.is_model(name):
         hint = nearest(name, timm.list_models()) or "; timm.list_models() lists them"
         raise UsageError(f"unknown backbone {name!r}: timm has no model of that name{hint}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if width != 1:
+        arguments["channels"] = tuple(width * c for c in arguments.get("channels", (64, 128, 256, 512)))
+    # what only some families take; ours to leave out where a model does not
+    optional = {"zero_init_last": arguments.pop("zero_init_last", False)}
+    if image_size is not None and "img_size" not in arguments:
+        optional["img_size"] = image_size
+    if frozen_patch_projection and "weight_init" in arguments:  # without patches a better sentence follows
+        optional["weight_init"] = arguments.pop("weight_init")
+    model = _create(name, arguments, optional)
+    if width != 1:
+        widen_stem(_resnet(model, name, "width"), 64 * width)
+    if small_stem:
+        _shrink_stem(_resnet(model, name, "small_stem"))
+    if frozen_patch_projection:
+        _freeze_patch_projection(model, name, bool(arguments.get("pretrained")))
+    if sincos_position:
+        _fix_position(model, name)
+    return model
+
+
+def is_vit(name: str) -> bool:
+    """Tells timm's vision transformers by the module that defines them."""
+    return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".vision_transformer")
+
+
+def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
     try:
-        if "zero_init_last" not in arguments:
-            try:
-                return timm.create_model(name, num_classes=0, zero_init_last=False, **arguments)
-            except TypeError as error:  # not a residual network
-                if "zero_init_last" not in str(error):
-                    raise
-        return timm.create_model(name, num_classes=0, **arguments)
-    except TypeError as error:
+        return timm.create_model(name, num_classes=0, **arguments, **optional)
+    except (TypeError, ValueError) as error:
+        for key in optional:
+            if f"'{key}'" in str(error):
+                return _create(name, arguments, {k: v for k, v in optional.items() if k != key})
         raise UsageError(f"backbone_args of {name}: {error}") from error
+    except (OSError, RuntimeError) as error:
+        if not arguments.get("pretrained"):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(f"timm's pre-trained weights of {name} cannot be had ({reason})") from error
+
+
+def _resnet(model: nn.Module, name: str, argument: str) -> Any:
+    if not isinstance(model, ResNet):
+        raise UsageError(f"backbone_args.{argument} is for timm's ResNets, and {name} is none; leave it out")
+    return model
+
+
+def _start(convolution: nn.Conv2d) -> nn.Conv2d:
+    """Draws a convolution's weights as timm's (and torchvision's) ResNet does."""
+    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+    return convolution
+
+
+def widen_stem(model: Any, channels: int) -> None:
+    """Gives a ResNet with a 7x7 stem ``channels`` channels there (timm fixes them at 64)."""
+    if not isinstance(model.conv1, nn.Conv2d):
+        raise UsageError("backbone_args.width is for ResNets with a 7x7 stem; leave it out")
+    model.conv1 = _start(nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False))
+    model.bn1 = type(model.bn1)(channels)
+    model.feature_info[0]["num_chs"] = channels
+    first = model.layer1[0]
+    first.conv1 = _start(
+        nn.Conv2d(channels, first.conv1.out_channels, first.conv1.kernel_size, 1, first.conv1.padding, bias=False)
+    )  # fmt: skip
+    if isinstance(first, BasicBlock) and channels == first.conv2.out_channels:
+        first.downsample = None  # the shortcut is the identity, as in the network at its usual width
+    elif first.downsample is not None:
+        first.downsample[0] = _start(nn.Conv2d(channels, first.downsample[0].out_channels, 1, bias=False))
+
+
+def _shrink_stem(model: Any) -> None:
+    if isinstance(model.conv1, nn.Conv2d):
+        model.conv1 = _start(nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False))
+    else:  # three 3x3 convolutions
+        model.conv1[0].stride = (1, 1)
+    model.maxpool = nn.Identity()
+
+
+def _freeze_patch_projection(model: nn.Module, name: str, pretrained: bool) -> None:
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d):
+        raise UsageError(
+            f"backbone_args.frozen_patch_projection: {name} has no patch projection (patch_embed.proj); "
+            "choose a ViT, or set it to false"
+        )
+    if not pretrained:  # Xavier's uniform over the flattened patch, as v3's code has it
+        fan = projection.weight[0].numel() + projection.out_channels
+        nn.init.uniform_(projection.weight, -math.sqrt(6 / fan), math.sqrt(6 / fan))
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+    projection.requires_grad_(False)
+
+
+def _fix_position(model: nn.Module, name: str) -> None:
+    position, grid = getattr(model, "pos_embed", None), getattr(model, "patch_embed", None)
+    if not isinstance(position, nn.Parameter) or position.ndim != 3 or not hasattr(grid, "grid_size"):
+        raise UsageError(
+            f"backbone_args.sincos_position: {name} has no learned position embedding (pos_embed); "
+            "choose a ViT, or set it to false"
+        )
+    # sin and cos of the row, then of the column; zeros for the class token
+    places = build_sincos2d_pos_embed(
+        list(cast(Any, grid).grid_size), position.shape[2], interleave_sin_cos=True
+    )
+    with torch.no_grad():
+        position.zero_()[0, position.shape[1] - len(places) :] = places
+    position.requires_grad_(False)
 
 
 def feature_dim(backbone: nn.Module) -> int:
     """Returns the width of the pooled features of a timm model."""
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
+
+
+def check_features(backbone: nn.Module, name: str, image_size: int) -> int:
+    """Returns the width of the features, found by showing the model two images.
+
+    Raises:
+        UsageError: It does not take images of that size, or gives no N x C features.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            features = backbone(torch.zeros(2, 3, image_size, image_size))
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(
+            f"backbone {name} does not take images of {image_size} x {image_size} ({reason}); "
+            "choose another data.image_size or backbone"
+        ) from error
+    backbone.train(was_training)
+    if not isinstance(features, torch.Tensor) or features.ndim != 2 or not features.shape[1]:
+        found = (
+            f"shape {tuple(features.shape)}" if hasattr(features, "shape") else f"a {type(features).__name__}"
+        )
+        raise UsageError(
+            f"backbone {name} has no features to train: found {found}, expected one vector an image"
+        )
+    return int(features.shape[1])

@@ -19,7 +19,8 @@ class DataConfig:
     """The images and the views that are made of them."""
 
     root: str = MISSING
-    """Folder of images (nested or flat) or an idx images file; `[start:stop]` at its end takes a part."""
+    """Folder of images (nested or flat), .txt list, tar shards (paths or URLs) or an idx images file; `[start:stop]`
+    at its end takes a part."""
     image_size: int = 224
     """Side of a view in pixels."""
     views: str = "auto"
@@ -58,12 +59,14 @@ class ScheduleConfig:
     """How long to train, and the learning rate along the way."""
 
     epochs: int = 200
+    steps: int | None = None
+    """Train for so many steps, whatever the epochs; needs interval: step."""
     warmup_epochs: int = 0
     """Epochs in which the learning rate rises from 0, before what `name` says; needs interval: step."""
     name: str = "cosine"
     """cosine (to 0), step (times gamma at each milestone) or constant."""
-    milestones: list[int] = field(default_factory=list)
-    """Epochs at which `step` drops."""
+    milestones: list[float] = field(default_factory=list)
+    """Where `step` drops: epochs, or shares of training, above 0 and below 1."""
     gamma: float = 0.1
     interval: str = "epoch"
     """When the learning rate moves: each epoch (as v1 and v2 do) or each step."""
@@ -92,13 +95,19 @@ class PretrainConfig:
     backbone: str = "resnet50"
     """Any timm model name."""
     backbone_args: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of timm.create_model."""
+    """Arguments of moco_plugin.backbones.create_backbone; what it does not know goes to timm.create_model."""
+    weights: str | None = None
+    """Checkpoint whose backbone training starts from."""
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     knn: KNNConfig = field(default_factory=KNNConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further arguments of Lightning's Trainer: devices, num_nodes, precision, max_time, ..."""
+    compile: bool = False
+    """Compile the encoders with torch.compile."""
+    save_every: int = 1000
+    """Steps between two checkpoints within an epoch; each epoch ends with one."""
     seed: int = 0
     out: str = "runs/pretrain"
     """Folder for checkpoints, logs and the config as it ran."""
@@ -162,11 +171,22 @@ def _valid_keys(full_key: str) -> tuple[str, list[str]]:
     return prefix, [f.name for f in fields(section)]
 
 
+def _recipe(overrides: Any) -> Path | None:
+    """Returns the shipped file with the paper's recipe of the method that the overrides name, MoCo v2 by default."""
+    method, backbone = overrides.get("method", "moco"), overrides.get("backbone")
+    if method == "moco_v3":
+        from moco_plugin.backbones import is_vit
+
+        method = "moco_v3_vit" if is_vit(str(backbone)) else "moco_v3_resnet"
+    path = configs_folder() / "pretrain" / f"{'moco_v2' if method == 'moco' else method}.yaml"
+    return path if path.is_file() else None
+
+
 def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -> PretrainConfig:
     """Builds a pre-training config: defaults, then a YAML file, then ``key=value`` overrides.
 
     Args:
-        name: Path of a YAML file or name of a shipped one; None for the defaults alone.
+        name: Path of a YAML file or name of a shipped one; None for the recipe of the method.
         overrides: Such as ``["method=moco", "data.batch_size=512"]``.
 
     Raises:
@@ -176,10 +196,10 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
         if "=" not in override:
             raise UsageError(f"{override!r} is no override; expected key=value, such as data.root=photos")
     config = OmegaConf.structured(PretrainConfig)
-    layers = [] if name is None else [_read_yaml(find_config(name, "pretrain"))]
     try:
-        layers.append(OmegaConf.from_dotlist(list(overrides)))
-        for layer in layers:
+        overriding = OmegaConf.from_dotlist(list(overrides))
+        file = _recipe(overriding) if name is None else find_config(name, "pretrain")
+        for layer in ([] if file is None else [_read_yaml(file)]) + [overriding]:
             config = OmegaConf.merge(config, layer)
         result: PretrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:

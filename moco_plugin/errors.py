@@ -22,6 +22,14 @@ class UsageError(UserError):
     exit_code = 2
 
 
+class Stopped(UserError):
+    """A run that a signal stopped, after all was saved; exit code 128 + the signal's number, as shells have it."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Returns ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
@@ -41,7 +49,12 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         try:
             return main(argv) or 0
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            message = str(error)
+            if message.startswith(
+                "Caught "
+            ):  # from a loader process: torch puts a traceback before the sentence
+                message = message.strip().splitlines()[-1].partition("Error: ")[2]
+            print(message if isinstance(error, Stopped) else f"error: {message}", file=sys.stderr)
             return error.exit_code
         except BrokenPipeError:  # `tool | head`: the reader has gone, and nothing more can be said
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

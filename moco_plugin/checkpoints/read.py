@@ -87,7 +87,10 @@ def _read_ours(path: Path, file: dict[str, Any], encoder: str) -> Checkpoint | N
 
     def untrained() -> nn.Module:
         torch.manual_seed(config["seed"])
-        return create_backbone(config["backbone"], **{**config["backbone_args"], "pretrained": False}).eval()
+        arguments = {**config["backbone_args"], "pretrained": False}
+        return create_backbone(
+            config["backbone"], image_size=config["data"]["image_size"], **arguments
+        ).eval()
 
     try:
         backbone = untrained()

@@ -9,6 +9,7 @@ from typing import Any, cast
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor
 
+from moco_plugin.backbones import widen_stem
 from moco_plugin.errors import UserError
 
 NAMES: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -57,10 +58,13 @@ def resnet_from_state(state: Mapping[str, Tensor]) -> tuple[str, Callable[[], Re
         base_width = 64 * width // (cardinality * channels[0]) if bottleneck else 64
 
         def untrained() -> ResNet:
-            return ResNet(
+            network = ResNet(
                 cast(Any, Bottleneck if bottleneck else BasicBlock), tuple(blocks), num_classes=0, channels=channels,
                 cardinality=cardinality, base_width=base_width, zero_init_last=False,
-            ).eval()  # fmt: skip
+            )  # fmt: skip
+            if stem.shape[0] != 64:
+                widen_stem(network, stem.shape[0])
+            return network.eval()
 
         network = untrained()
         network.load_state_dict(dict(state))

@@ -59,6 +59,11 @@ class EpochOrder(Sampler[int]):
         self.rank = rank
         self.processes = processes
         self.epoch = 0
+        self.done = (0, 0)
+
+    def skip(self, epoch: int, batches: int) -> None:
+        """Leaves out the first batches of one epoch, which a resumed run has had already."""
+        self.done = (epoch, batches)
 
     def set_epoch(self, epoch: int) -> None:
         """Lightning calls this before each epoch."""
@@ -74,4 +79,5 @@ class EpochOrder(Sampler[int]):
         mine = whole.view(-1, self.processes, self.batch_size // self.processes)[
             :, self.rank
         ]  # steps x batch
-        return iter((self.epoch * self.length + mine.flatten()).tolist())
+        start = self.done[1] if self.done[0] == self.epoch else 0
+        return iter((self.epoch * self.length + mine[start:].flatten()).tolist())

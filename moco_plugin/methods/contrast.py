@@ -49,7 +49,8 @@ class _QueueContrast(torch.autograd.Function):
 def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """InfoNCE of queries against their positive keys and a queue of negatives (v1, equation 1).
 
-    Computed in float32 whatever the precision around it.
+    A queue longer than QUEUE_BLOCK is scored block by block, with the same result to round-off. Computed in
+    float32 whatever the precision around it.
 
     Args:
         q: Queries of unit length, N x C.
@@ -61,7 +62,14 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
         The loss per query (N) and the rank of the positive among the 1 + K keys (N, 0 is best).
     """
     with torch.autocast(q.device.type, enabled=False):
-        return _QueueContrast.apply(q.float(), k.detach().float(), queue.float(), temperature)  # type: ignore[no-any-return]
+        q, k, queue = q.float(), k.detach().float(), queue.float()
+        if len(queue) > QUEUE_BLOCK:
+            return _QueueContrast.apply(q, k, queue, temperature)  # type: ignore[no-any-return]
+        positive = (q * k).sum(dim=1, keepdim=True)  # N x 1
+        negatives = q @ queue.clone().T  # N x K; the queue changes before backward
+        logits = torch.cat([positive, negatives], dim=1) / temperature
+        loss = F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.int64), reduction="none")
+        return loss, (logits.detach() > logits.detach()[:, :1]).sum(dim=1)
 
 
 def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:

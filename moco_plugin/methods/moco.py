@@ -105,13 +105,16 @@ class MoCo(nn.Module):
             else max(1, self.batch_norm_groups // processes)
         )
 
-    def forward(self, im_q: Tensor, im_k: Tensor, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, im_q: Tensor, im_k: Tensor, progress: float = 0.0, update_key_encoder: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One training step's loss (v1, Algorithm 1).
 
         Args:
             im_q: First views, N x 3 x H x W; N may differ between processes.
             im_k: Second views of the same images.
             progress: Share of training done, 0 to 1, for the momentum schedule.
+            update_key_encoder: False for all but the first part of a batch whose gradients are accumulated.
 
         Returns:
             The mean loss, and metrics over the batch: ``top1`` and ``top5`` of the (K + 1)-way
@@ -123,9 +126,9 @@ class MoCo(nn.Module):
         set_groups(self, self.groups(len(sizes)))
 
         q = self.encoder_q(im_q)  # queries: N x C
-        update_momentum(
-            self.encoder_q, self.encoder_k, momentum_at(self.momentum, self.momentum_schedule, progress)
-        )
+        if update_key_encoder:
+            m = momentum_at(self.momentum, self.momentum_schedule, progress)
+            update_momentum(self.encoder_q, self.encoder_k, m)
         k, all_keys = self._encode_keys(im_k, sizes)  # keys: N x C, and those of all processes
         loss, rank_of_positive = queue_contrast(q, k, self.queue.keys, self.temperature)
         if self.symmetric:

@@ -82,22 +82,25 @@ class MoCoV3(nn.Module):
         """The network that training is for: the query encoder's backbone."""
         return self.encoder_q.backbone  # type: ignore[return-value]
 
-    def forward(self, x1: Tensor, x2: Tensor, progress: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, x1: Tensor, x2: Tensor, progress: float = 0.0, update_key_encoder: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """One training step's loss (v3, Algorithm 1).
 
         Args:
             x1: First views, N x 3 x H x W; N may differ between processes.
             x2: Second views of the same images.
             progress: Share of training done, 0 to 1, for the momentum schedule.
+            update_key_encoder: False for all but the first part of a batch whose gradients are accumulated.
 
         Returns:
             The mean loss, and metrics over the batch: ``top1`` and ``top5`` of telling the key among those of
             the whole batch, in percent, and ``feature_std`` as for MoCo.
         """
         q1, q2 = (F.normalize(self.predictor(self.encoder_q(x)), dim=1) for x in (x1, x2))  # queries: N x C
-        update_momentum(
-            self.encoder_q, self.encoder_k, momentum_at(self.momentum, self.momentum_schedule, progress)
-        )
+        if update_key_encoder:
+            m = momentum_at(self.momentum, self.momentum_schedule, progress)
+            update_momentum(self.encoder_q, self.encoder_k, m)
         sizes = batch_sizes(x1)
         with torch.no_grad():  # keys of all processes
             k1, k2 = (all_gather(F.normalize(self.encoder_k(x), dim=1), sizes) for x in (x1, x2))

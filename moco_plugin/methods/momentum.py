@@ -33,12 +33,15 @@ def momentum_at(momentum: float, schedule: str, progress: float) -> float:
 def update_momentum(encoder_q: nn.Module, encoder_k: nn.Module, m: float) -> None:
     """Moves the key encoder towards the query encoder: k = m k + (1 - m) q (v1, equation 2).
 
-    Parameters only: the key encoder's batch norm statistics are its own, as in the released code. Rounded as
+    Trained parameters only: the key encoder's batch norm statistics are its own, as in the released code, and
+    what is frozen in the query encoder stays as it was copied. Rounded as
     the equation is written (lerp, or a fused product and sum, round otherwise, which v3's recorded run,
     started at a high learning rate, amplifies a thousandfold within ten steps).
     """
-    q: list[Tensor] = list(encoder_q.parameters())
-    k: list[Tensor] = list(encoder_k.parameters())
+    pairs = zip(encoder_q.parameters(), encoder_k.parameters(), strict=True)
+    trained = [(q, k) for q, k in pairs if q.requires_grad]
+    q: list[Tensor] = [pair[0] for pair in trained]
+    k: list[Tensor] = [pair[1] for pair in trained]
     torch._foreach_mul_(k, m)
     torch._foreach_add_(k, torch._foreach_mul(q, 1.0 - m))
 

@@ -1,17 +1,31 @@
-"""What watches a run: throughput, corrupt images, the kNN monitor."""
+"""What watches a run: throughput, corrupt images, the kNN monitor, signals and losses, checkpoints."""
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import Checkpoint, Timer
 
 from moco_plugin.config import PretrainConfig
 from moco_plugin.data.images import CorruptImages, ImageSet, check_labels
+from moco_plugin.errors import UserError
 from moco_plugin.evaluation.features import View, extract_features
 from moco_plugin.evaluation.knn import knn_top1
+from moco_plugin.files import atomic_path
+from moco_plugin.training.logs import CSVLog
+
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGUSR1,
+)  # USR1: what SLURM is asked to send before its limit
 
 
 class Throughput(pl.Callback):
@@ -86,5 +100,109 @@ class KNNMonitor(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch + 1
+        if mid_epoch(trainer):  # asked to stop
+            return
         if epoch % self.knn.every == 0 or epoch == trainer.max_epochs:
             self.measure(trainer, pl_module)
+
+
+def mid_epoch(trainer: pl.Trainer) -> bool:
+    """Tells whether batches of this epoch are still to come."""
+    return trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches
+
+
+class TimeLimit(Timer):
+    """Lightning's Timer, counting from the start of each command, so that a resumed run has its time anew."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
+
+
+class Guard(pl.Callback):
+    """Stops all processes at the same step: cleanly after a signal, with an error at a loss that is no number."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self.handlers: dict[int, Any] = {}
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self.signal:  # asked twice
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
+        flags = torch.stack(
+            [loss.new_tensor(float(self.signal)), 1 - loss.detach().isfinite().to(loss.dtype)]
+        )
+        if trainer.world_size > 1:
+            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
+        number, bad = flags.tolist()
+        if bad:
+            raise not_finite(trainer, "the loss is")
+        if number:
+            self.signal = int(number)
+            trainer.should_stop = True
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        self.handlers = {}
+
+
+def not_finite(trainer: pl.Trainer, what: str) -> UserError:
+    """Returns the error of a training that has gone out of bounds."""
+    return UserError(
+        f"{what} not a finite number at step {trainer.global_step} (epoch {trainer.current_epoch + 1}); the last good "
+        "checkpoint was kept: lower optimizer.lr, or use trainer.precision=32-true or bf16-mixed, and start again"
+    )
+
+
+class Saver(Checkpoint):
+    """Writes ``last.ckpt`` at the end of each epoch, every so many steps within one, and when asked to stop.
+
+    Args:
+        path: The file.
+        every: Steps between two checkpoints within an epoch.
+        log: Written along, so that a run killed later goes on with all its rows.
+    """
+
+    def __init__(self, path: Path, every: int, log: CSVLog) -> None:
+        self.path, self.every, self.log = path, every, log
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        stepped = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        due = trainer.global_step % self.every == 0 or trainer.global_step == trainer.max_steps
+        if mid_epoch(trainer) and stepped and (due or trainer.should_stop):
+            self.save(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not mid_epoch(trainer):
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes the checkpoint, unless the weights are no numbers any more."""
+        weights = [p.detach() for p in pl_module.parameters() if p.requires_grad]
+        if not torch.stack([w.isfinite().all() for w in weights]).all():
+            raise not_finite(trainer, "a weight is")
+        self.log.write()
+        trainer.save_checkpoint(self.path)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """Writes checkpoints beside their place, then moves them there: a broken-off one is never found."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with atomic_path(path) as temporary:
+            torch.save(checkpoint, temporary)

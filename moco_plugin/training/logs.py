@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class CSVLog(Logger):
         super().__init__()
         self.path = path
         self.rows: dict[int, dict[str, Any]] = {}
+        self.next_write = 0.0
         if path.exists():
             with open(path, newline="") as file:
                 self.rows = {
@@ -50,8 +52,21 @@ class CSVLog(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The config lies beside the log as config.yaml."""
 
+    def latest(self) -> dict[str, float]:
+        """Returns the last value of every metric."""
+        return {k: float(v) for step in sorted(self.rows) for k, v in self.rows[step].items() if k != "step"}
+
     @rank_zero_only
     def save(self) -> None:
+        """Writes the file, unless that would take more than a hundredth of the time (logs of long runs)."""
+        if time.monotonic() >= self.next_write:
+            start = time.monotonic()
+            self.write()
+            self.next_write = time.monotonic() + 100 * (time.monotonic() - start)
+
+    @rank_zero_only
+    def write(self) -> None:
+        """Writes the file, as is done with every checkpoint."""
         columns = dict.fromkeys(column for row in self.rows.values() for column in row)
         with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, list(columns))
@@ -60,4 +75,4 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        self.save()
+        self.write()

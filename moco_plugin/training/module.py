@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from fvcore.common.param_scheduler import (
-    CompositeParamScheduler,
-    ConstantParamScheduler,
-    CosineParamScheduler,
-    LinearParamScheduler,
-    MultiStepParamScheduler,
-    ParamScheduler,
-)
+from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler, LinearParamScheduler
 from torch import Tensor
 
-from moco_plugin.backbones import create_backbone, feature_dim
+from moco_plugin.backbones import check_features, create_backbone
+from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.config import PretrainConfig, ScheduleConfig, config_dict
 from moco_plugin.data.batched_views import BatchedViews
 from moco_plugin.data.normalize import normalize
@@ -27,45 +22,56 @@ from moco_plugin.registry import build_method
 from moco_plugin.training.optimizers import build_optimizer
 
 
-def lr_schedule(schedule: ScheduleConfig) -> ParamScheduler:
+def lr_schedule(schedule: ScheduleConfig) -> Any:
     """Returns the factor on the learning rate as a function of the share of training done, 0 to 1.
 
     Raises:
         UsageError: Unknown schedule, milestones out of order, or a warm-up as long as all of training.
     """
+    if schedule.steps is not None and (schedule.steps < 1 or schedule.interval != "step"):
+        raise UsageError(
+            f"schedule.steps is {schedule.steps} and schedule.interval {schedule.interval}; expected 1 step or more, "
+            "and interval=step"
+        )
     main = _main_schedule(schedule)
-    warmup = schedule.warmup_epochs / max(schedule.epochs, 1)
-    if not warmup:
+    if not schedule.warmup_epochs:
         return main
-    if not 0 < warmup < 1 or schedule.interval != "step":
+    if not 0 < schedule.warmup_epochs < schedule.epochs or schedule.interval != "step" or schedule.steps:
         raise UsageError(
             f"schedule.warmup_epochs is {schedule.warmup_epochs}; expected fewer than the {schedule.epochs} epochs, "
-            "and schedule.interval=step"
+            "schedule.interval=step, and no schedule.steps"
         )
-    parts = [LinearParamScheduler(0.0, 1.0), main]
+    warmup = schedule.warmup_epochs / schedule.epochs
+    parts: list[Any] = [LinearParamScheduler(0.0, 1.0), main]
     return CompositeParamScheduler(parts, lengths=[warmup, 1 - warmup], interval_scaling=["rescaled"] * 2)
 
 
-def _main_schedule(schedule: ScheduleConfig) -> ParamScheduler:
+def _main_schedule(schedule: ScheduleConfig) -> Any:
     if schedule.name == "cosine":
         return CosineParamScheduler(1.0, 0.0)
     if schedule.name == "constant":
-        return ConstantParamScheduler(1.0)
+        return lambda done: 1.0
     if schedule.name == "step":
-        milestones = schedule.milestones
-        if milestones != sorted(set(milestones)) or not all(0 < m < schedule.epochs for m in milestones):
+        shares = [m if m < 1 else m / schedule.epochs for m in schedule.milestones]
+        if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
             raise UsageError(
-                f"schedule.milestones are {milestones}; expected rising epochs between 0 and {schedule.epochs}"
+                f"schedule.milestones are {schedule.milestones}; expected rising epochs between 0 and "
+                f"{schedule.epochs}, or shares of training between 0 and 1"
             )
-        values = [schedule.gamma**i for i in range(len(milestones) + 1)]
-        return MultiStepParamScheduler(values, num_updates=schedule.epochs, milestones=milestones)
+        return lambda done: schedule.gamma ** bisect_right(shares, done + 1e-9)
     raise UsageError(f"unknown schedule.name {schedule.name!r}; known are cosine, step, constant")
 
 
+def accumulation(config: PretrainConfig) -> int:
+    """Returns how many batches' gradients make one optimizer step."""
+    return int(config.trainer.get("accumulate_grad_batches", 1))
+
+
 def scaled_lr(config: PretrainConfig) -> float:
-    """Returns the learning rate for the batch at hand: linear in the batch, unless scale_lr is off."""
+    """Returns the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
     optimizer = config.optimizer
-    scale = config.data.batch_size / optimizer.reference_batch_size if optimizer.scale_lr else 1.0
+    images = config.data.batch_size * accumulation(config)
+    scale = images / optimizer.reference_batch_size if optimizer.scale_lr else 1.0
     return optimizer.lr * scale
 
 
@@ -74,16 +80,29 @@ class PretrainModule(pl.LightningModule):
 
     A batch is ``(views, corrupt)``: two uint8 tensors N x 3 x H x W, or, where the views are made here, one
     tensor of uint8 images; and the names of corrupt images ("" for the others).
+
+    Args:
+        config: The run.
+        total_steps: Optimizer steps of the whole training.
     """
 
-    def __init__(self, config: PretrainConfig) -> None:
+    def __init__(self, config: PretrainConfig, total_steps: int) -> None:
         super().__init__()
         self.config = config
+        self.total_steps = total_steps
         self.save_hyperparameters({"config": config_dict(config)})
-        backbone = create_backbone(config.backbone, **config.backbone_args)
-        self.method = build_method(config.method, backbone, feature_dim(backbone), **config.method_args)
+        image_size = config.data.image_size
+        backbone = create_backbone(config.backbone, image_size=image_size, **config.backbone_args)
+        dim = check_features(backbone, config.backbone, image_size)
+        if config.weights:
+            start_from(backbone, config)
+        self.method = build_method(config.method, backbone, dim, **config.method_args)
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(memory_format=self.layout)
+        if config.compile:
+            for name, encoder in self.method.named_children():
+                if name in ("encoder_q", "encoder_k", "predictor"):
+                    encoder.compile()
         self.schedule = lr_schedule(config.schedule)
         self.batched_views: BatchedViews | None = None
         if config.data.batched_views:
@@ -111,8 +130,9 @@ class PretrainModule(pl.LightningModule):
     def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:
         """One step of the method; its metrics are logged."""
         (im_q, im_k), _ = batch
-        progress = self.trainer.global_step / self.trainer.estimated_stepping_batches
-        loss, metrics = self.method(im_q, im_k, progress)
+        progress = self.trainer.global_step / self.total_steps
+        first = batch_idx % accumulation(self.config) == 0
+        loss, metrics = self.method(im_q, im_k, progress, update_key_encoder=first)
         self.log_dict(metrics, sync_dist=True)
         self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
@@ -126,13 +146,29 @@ class PretrainModule(pl.LightningModule):
         if interval == "epoch":
             total = self.config.schedule.epochs
         elif interval == "step":
-            total = int(self.trainer.estimated_stepping_batches)
+            total = self.total_steps
         else:
             raise UsageError(f"schedule.interval is {interval!r}; expected epoch or step")
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda done: self.schedule(min(done / total, 1.0))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+
+
+def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:
+    """Loads the backbone of the checkpoint ``config.weights``.
+
+    Raises:
+        UsageError: It is of another architecture.
+    """
+    checkpoint = read_checkpoint(str(config.weights))
+    try:
+        backbone.load_state_dict(checkpoint.backbone.state_dict())
+    except RuntimeError as error:
+        raise UsageError(
+            f"weights={config.weights} holds a {checkpoint.architecture}, which does not fit backbone={config.backbone} "
+            "with these backbone_args; choose the same architecture"
+        ) from error
 
 
 def views_name(config: PretrainConfig) -> str:

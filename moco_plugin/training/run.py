@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shutil
+import signal
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.callbacks import ModelCheckpoint, TQDMProgressBar
+from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
@@ -22,13 +24,27 @@ from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.images import ImageSet, RawImages, TrainImages
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.views import build_views
-from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.errors import Stopped, UsageError, UserError, nearest
 from moco_plugin.files import atomic_path, write_json
-from moco_plugin.training.callbacks import CorruptImageWatch, KNNMonitor, Throughput
+from moco_plugin.training.callbacks import (
+    CorruptImageWatch,
+    Guard,
+    KNNMonitor,
+    Saver,
+    Throughput,
+    TimeLimit,
+    WholeFiles,
+)
 from moco_plugin.training.logs import CSVLog
-from moco_plugin.training.module import PretrainModule, scaled_lr, views_name
+from moco_plugin.training.module import PretrainModule, accumulation, scaled_lr, views_name
 
-MAY_CHANGE = ("trainer", "knn", "data.workers")  # keys that a resumed run may give other values
+MAY_CHANGE = (
+    "trainer",
+    "knn",
+    "data.workers",
+    "save_every",
+    "compile",
+)  # keys that a resumed run may give other values
 
 
 def train_loader(
@@ -118,39 +134,47 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
             )
     pl.seed_everything(config.seed, verbose=False)
     images = ImageSet(config.data.root)
-    module = PretrainModule(config)
+    batches = len(images) // config.data.batch_size  # an epoch's
+    steps = math.ceil(batches / accumulation(config))
+    total_steps = config.schedule.steps or config.schedule.epochs * steps
+    module = PretrainModule(config, total_steps)
+    csv_log, guard = CSVLog(out / "metrics.csv"), Guard()
     callbacks: list[pl.Callback] = [
         TQDMProgressBar(),
         Throughput(config.data.batch_size),
         CorruptImageWatch(len(images)),
-        ModelCheckpoint(
-            last.parent, filename="last", enable_version_counter=False, save_on_train_epoch_end=True
-        ),
+        guard,
+        Saver(last, config.save_every, csv_log),
     ]
     if config.knn.train and config.knn.test:
         callbacks.insert(2, KNNMonitor(config))
+    given = dict(config.trainer)
+    if limit := given.pop("max_time", None):
+        callbacks.insert(0, TimeLimit(limit))
 
-    csv_log = CSVLog(out / "metrics.csv")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     arguments = {
-        "max_epochs": config.schedule.epochs,
+        "max_epochs": -1 if config.schedule.steps else config.schedule.epochs,
+        "max_steps": config.schedule.steps or -1,
         "logger": [csv_log, TensorBoardLogger(out, name="tensorboard", version="")],
+        "plugins": [WholeFiles()],
         "callbacks": callbacks,
         "log_every_n_steps": 10,
         "num_sanity_val_steps": 0,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
     }
-    trainer = pl.Trainer(**{**arguments, **config.trainer})
+    trainer = pl.Trainer(**{**arguments, **given})
     if trainer.world_size > 1 and "strategy" not in config.trainer:
         # queues are equal on all processes, and batch norm's statistics are the first process's: nothing to send
         arguments["strategy"] = DDPStrategy(broadcast_buffers=False)
-        trainer = pl.Trainer(**{**arguments, **config.trainer})
+        trainer = pl.Trainer(**{**arguments, **given})
     _check_batch(config, module.method, trainer.world_size)
     loader = train_loader(config, images, trainer.global_rank, trainer.world_size)
 
     resume = last.exists() and not overwrite
+    step = _resumed_step(last) if resume else 0
     if trainer.is_global_zero:
         if overwrite and out.exists():
             shutil.rmtree(out)
@@ -159,25 +183,29 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
             temporary.write_text(yaml.safe_dump(config_dict(config), sort_keys=False))
         _describe(config, module, images, trainer)
         if resume:
-            step = _resumed_step(last)
             csv_log.forget_from(step + 1)
             print(f"going on from {last}, step {step}")
-    if not resume:
+    if resume:  # within an epoch: what it had already is not loaded again
+        epoch, done = divmod(step, steps)
+        cast(EpochOrder, loader.sampler).skip(epoch, done * accumulation(config))
+    else:
         csv_log.forget_from(0)
     trainer.fit(module, loader, ckpt_path=last if resume else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if not trainer.is_global_zero:
         return last
-    if trainer.current_epoch < config.schedule.epochs:
-        print(
-            f"stopped after epoch {trainer.current_epoch} of {config.schedule.epochs}; the same command goes on"
+    if guard.signal:
+        name = signal.Signals(guard.signal).name
+        raise Stopped(
+            f"stopped by {name} after step {trainer.global_step}; {last} holds it and the same command goes on",
+            guard.signal,
         )
+    if trainer.global_step < total_steps:
+        print(f"stopped after step {trainer.global_step} of {total_steps}; the same command goes on")
         return last
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-    write_json(
-        out / "result.json", {"epochs": trainer.current_epoch, "steps": trainer.global_step, **metrics}
-    )
+    result = {"epochs": trainer.current_epoch, "steps": trainer.global_step, **csv_log.latest()}
+    write_json(out / "result.json", result)
     print(f"checkpoint: {last}")
     return last
 
@@ -210,10 +238,10 @@ def _resumed_step(path: Path) -> int:
 def _describe(config: PretrainConfig, module: PretrainModule, images: ImageSet, trainer: pl.Trainer) -> None:
     """Says what is about to happen: the model, the images, the learning rate and how it came about."""
     encoder = sum(p.numel() for p in module.method.parameters() if p.requires_grad)
-    optimizer, batch = config.optimizer, config.data.batch_size
+    optimizer, batch, parts = config.optimizer, config.data.batch_size, accumulation(config)
     lr = f"{scaled_lr(config):g}"
-    if optimizer.scale_lr and batch != optimizer.reference_batch_size:
-        lr += f" = {optimizer.lr:g} x {batch}/{optimizer.reference_batch_size}"
+    if optimizer.scale_lr and batch * parts != optimizer.reference_batch_size:
+        lr += f" = {optimizer.lr:g} x {batch * parts}/{optimizer.reference_batch_size}"
     print(
         f"{config.method}, {config.backbone}, {encoder / 1e6:.2f} M trained parameters, on {trainer.strategy.root_device}\n"
         f"{len(images)} images of {config.data.root}, {config.schedule.epochs} epochs of {len(images) // batch} steps\n"

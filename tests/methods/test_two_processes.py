@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_plugin.methods import MoCo, MoCoV3, distributed
 from moco_plugin.methods import moco as moco_module
-from moco_plugin.methods.contrast import queue_contrast
 from tests.methods.test_traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
 
@@ -40,43 +38,28 @@ def two_processes(body: Callable[[int, Path], None], folder: Path) -> None:
     torch.multiprocessing.spawn(_enter, (port, body, str(folder)), nprocs=2)
 
 
-def _contrast_as_recorded(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The textbook's loss, in the order of sums of the recorded run.
-
-    queue_contrast equals it to round-off (test_parts.py), which T 0.07 and a batch of 4 amplify to 1e-3 by the
-    fourth step; with this in its place everything else can be held to the tolerance for all steps.
-    """
-    positive = torch.einsum("nc,nc->n", [q, k])[:, None]
-    negative = torch.einsum("nc,ck->nk", [q, queue.T.clone(memory_format=torch.contiguous_format)])
-    logits = torch.cat([positive, negative], dim=1) / temperature
-    loss = F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.int64))
-    return loss[None], (logits[:, 1:] > logits[:, :1]).sum(dim=1)
-
-
 def _v1_trace(rank: int, folder: Path) -> None:
     trace, config = load_trace("moco_v1_2rank")
     images = trace_images(trace, config)
     mine = slice(rank * config["batch"], (rank + 1) * config["batch"])
-    for contrast, steps in ((queue_contrast, 3), (_contrast_as_recorded, config["steps"])):
-        moco_module.queue_contrast = contrast  # type: ignore[attr-defined]
-        recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
-        moco_module.shared_permutation = lambda length, device, orders=recorded: next(orders)  # type: ignore[attr-defined]
-        model = MoCo(
-            tiny_backbone(), 32, dim=config["dim"], queue_size=config["K"], momentum=config["m"],
-            temperature=config["T"], mlp=config["mlp"], batch_norm="shuffle",
-        )  # fmt: skip
-        model.load_state_dict(from_official(trace, "init/"))
-        ddp = DistributedDataParallel(model, broadcast_buffers=False)
-        optimizer = torch.optim.SGD(
-            model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4
-        )
-        for step in range(steps):
-            loss, _ = ddp(images[step, 0, mine], images[step, 1, mine])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            assert float(loss.detach()) == pytest.approx(trace["loss"][step, rank], rel=1e-4), step
-            assert int(model.queue.pointer) == trace["queue_ptr"][step]
+    recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
+    moco_module.shared_permutation = lambda length, device: next(recorded)  # type: ignore[attr-defined]
+    model = MoCo(
+        tiny_backbone(), 32, dim=config["dim"], queue_size=config["K"], momentum=config["m"],
+        temperature=config["T"], mlp=config["mlp"], batch_norm="shuffle",
+    )  # fmt: skip
+    model.load_state_dict(from_official(trace, "init/"))
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    optimizer = torch.optim.SGD(
+        model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4
+    )
+    for step in range(config["steps"]):
+        loss, _ = ddp(images[step, 0, mine], images[step, 1, mine])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert float(loss.detach()) == pytest.approx(trace["loss"][step, rank], rel=1e-4), step
+        assert int(model.queue.pointer) == trace["queue_ptr"][step]
     if rank == 0:
         assert_final(model, trace)
 

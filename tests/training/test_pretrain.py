@@ -5,6 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +65,112 @@ def test_interrupted_run_ends_as_the_uninterrupted_one(tiny_run: Path, tool: Too
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
     kept = [name for name in rows(out)[0] if name != "images_per_second"]
     assert [[row[k] for k in kept] for row in rows(out)] == [[row[k] for k in kept] for row in rows(tiny_run)]
+
+
+def same_run(found: Path, expected: Path) -> None:
+    """Asserts equal weights, queue, optimizer and log, bit for bit; but for the speed."""
+    states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (expected, found)]
+    first, second = (state["state_dict"] for state in states)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    momenta = [state["optimizer_states"][0]["state"] for state in states]
+    for key, value in momenta[0].items():
+        assert torch.equal(value["momentum_buffer"], momenta[1][key]["momentum_buffer"])
+    logs = [
+        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(r)]
+        for r in (expected, found)
+    ]
+    assert logs[0] == logs[1]
+    results = [json.loads((run / "result.json").read_text()) for run in (expected, found)]
+    assert results[0].pop("images_per_second") and results[1].pop("images_per_second")
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_stopped_run_ends_as_one_never_interrupted(processes: int, tool: Tool, tmp_path: Path) -> None:
+    """Killed within the first epoch, asked to stop within the second, a checkpoint at every third step."""
+    arguments = [
+        *TINY, "save_every=3", "schedule.interval=step", "data.batched_views=false", "data.workers=0",
+        "trainer.accelerator=cpu", f"trainer.devices={processes}",
+    ]  # fmt: skip
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    tool("pretrain", *arguments, f"out={whole}")
+
+    def stop(name: str, step: int) -> subprocess.CompletedProcess[str]:
+        script = str(Path(__file__).with_name("stop_at.py"))
+        command = [sys.executable, script, name, str(step), *arguments, f"out={stopped}"]
+        return subprocess.run(command, capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL)
+
+    assert stop("SIGKILL", 4).returncode == -signal.SIGKILL  # the fourth step; the third was saved
+    asked = stop("SIGTERM", 2)  # the fifth
+    assert asked.returncode == 128 + signal.SIGTERM, asked.stderr
+    assert "going on from" in asked.stdout and "step 3" in asked.stdout
+    assert "stopped by SIGTERM after step 5" in asked.stderr and "Traceback" not in asked.stderr
+    finished = tool("pretrain", *arguments, f"out={stopped}")
+    assert f"going on from {stopped}/checkpoints/last.ckpt, step 5" in finished.stdout
+    same_run(stopped, whole)
+    assert list((stopped / "checkpoints").iterdir()) == [stopped / "checkpoints" / "last.ckpt"]
+
+
+def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    tool("pretrain", *TINY, f"out={out}", "trainer.max_epochs=1", "optimizer.lr=1e30", "save_every=1", code=1)
+    failed = tool("pretrain", *TINY, f"out={out}", "optimizer.lr=1e30", "save_every=1", code=1)
+    assert (
+        "not a finite number at step" in failed.stderr
+        and "the last good checkpoint was kept" in failed.stderr
+    )
+    if (out / "checkpoints" / "last.ckpt").exists():
+        assert all(value.isfinite().all() for value in weights(out).values())
+
+
+def test_time_limit_counts_anew_when_a_run_goes_on(tool: Tool, tmp_path: Path) -> None:
+    stopped = tool("pretrain", *TINY, f"out={tmp_path / 'run'}", "trainer.max_time={seconds: 0}")
+    assert "stopped after step 1 of 8; the same command goes on" in stopped.stdout
+    stopped = tool("pretrain", *TINY, f"out={tmp_path / 'run'}", "trainer.max_time={seconds: 0}")
+    assert "stopped after step 2 of 8" in stopped.stdout
+
+
+def test_accumulated_gradients_make_one_step(tool: Tool, tmp_path: Path) -> None:
+    shown = tool("pretrain", *TINY, f"out={tmp_path}/run", "trainer.accumulate_grad_batches=2").stdout
+    assert "learning rate 0.00375 = 0.03 x 32/256" in shown
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["epochs"], result["steps"]) == (2, 4)
+    assert int(weights(tmp_path / "run")["method.queue.filled"]) == 64
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
+        ["method=moco_v3", "backbone=vit_tiny_patch16_224", "backbone_args={patch_size: 8, depth: 2, weight_init: moco}",
+         "method_args={dim: 16, hidden_dim: 32}", "schedule.warmup_epochs=1", "data.image_size=32"],
+    ],
+)  # fmt: skip
+def test_other_ways_to_train(arguments: list[str], tool: Tool, tmp_path: Path) -> None:
+    tool("pretrain", *TINY, f"out={tmp_path}/run", "schedule.epochs=2", *arguments)
+    losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
+    assert len(losses) == 8 and all(0 < loss < 20 for loss in losses)
+
+
+def test_start_from_a_checkpoint(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
+    checkpoint = tiny_run / "checkpoints" / "last.ckpt"
+    tool(
+        "pretrain",
+        *TINY,
+        f"out={tmp_path}/run",
+        f"weights={checkpoint}",
+        "optimizer.lr=0",
+        "trainer.max_epochs=1",
+    )
+    before, after = weights(tiny_run), weights(tmp_path / "run")
+    names = [
+        name for name in before if name.startswith("method.encoder_q.backbone") and name.endswith("weight")
+    ]
+    assert len(names) > 20 and all(torch.equal(before[name], after[name]) for name in names)
+    refused = tool("pretrain", *TINY, f"out={tmp_path}/other", f"weights={checkpoint}",
+                   "backbone_args.channels=[8,8,8,8]", code=2)  # fmt: skip
+    assert "does not fit backbone=resnet18" in refused.stderr
 
 
 def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) -> None:

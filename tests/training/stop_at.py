@@ -1,0 +1,28 @@
+"""Pre-trains as tools/pretrain.py does, and sends itself a signal within a step: SIGNAL STEP ARGUMENTS..."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from typing import Any
+
+from moco_plugin.methods import MoCo
+from moco_plugin.tools.pretrain import main
+
+number, step = signal.Signals[sys.argv[1]], int(sys.argv[2])
+forward, calls = MoCo.forward, 0
+
+
+def stopping_forward(self: MoCo, *args: Any, **kwargs: Any) -> Any:
+    global calls
+    calls += 1
+    # SIGKILL takes every process; the others are sent to the first alone
+    if calls == step and (number == signal.SIGKILL or not int(os.environ.get("LOCAL_RANK", 0))):
+        os.kill(os.getpid(), number)
+    return forward(self, *args, **kwargs)
+
+
+MoCo.forward = stopping_forward  # type: ignore[method-assign]
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[3:]))
