@@ -173,11 +173,11 @@ class Saver(Checkpoint):
     Args:
         path: The file.
         every: Steps between two checkpoints within an epoch.
-        log: Written along, so that a run killed later goes on with all its rows.
+        csv_log: Written along, so that a run killed later goes on with all its rows.
     """
 
-    def __init__(self, path: Path, every: int, log: CSVLog) -> None:
-        self.path, self.every, self.log = path, every, log
+    def __init__(self, path: Path, every: int, csv_log: CSVLog) -> None:
+        self.path, self.every, self.csv_log = path, every, csv_log
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -196,7 +196,7 @@ class Saver(Checkpoint):
         weights = [p.detach() for p in pl_module.parameters() if p.requires_grad]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
             raise not_finite(trainer, "a weight is")
-        self.log.write()
+        self.csv_log.write()
         trainer.save_checkpoint(self.path)
 
 

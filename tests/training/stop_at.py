@@ -7,8 +7,9 @@ import signal
 import sys
 from typing import Any
 
-from moco_plugin.methods import MoCo
 from moco_plugin.tools.pretrain import main
+
+from moco_plugin.methods import MoCo
 
 number, step = signal.Signals[sys.argv[1]], int(sys.argv[2])
 forward, calls = MoCo.forward, 0
