@@ -65,8 +65,9 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
         q, k, queue = q.float(), k.detach().float(), queue.float()
         if len(queue) > QUEUE_BLOCK:
             return _QueueContrast.apply(q, k, queue, temperature)  # type: ignore[no-any-return]
-        positive = (q * k).sum(dim=1, keepdim=True)  # N x 1
-        negatives = q @ queue.clone().T  # N x K; the queue changes before backward
+        positive = torch.einsum("nc,nc->n", q, k)[:, None]  # N x 1
+        # N x K; a copy, since the queue changes before backward, laid out as the recorded runs had it
+        negatives = q @ queue.T.clone(memory_format=torch.contiguous_format)
         logits = torch.cat([positive, negatives], dim=1) / temperature
         loss = F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.int64), reduction="none")
         return loss, (logits.detach() > logits.detach()[:, :1]).sum(dim=1)
