@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.processes import Tool, run_tool
 
 # before torch is loaded: the recorded v3 run amplifies rounding a thousandfold, and MKL rounds as its newest code
 # for this CPU does; held to AVX2 it rounds on every x86 CPU as it did where the run was recorded
@@ -24,30 +24,11 @@ TINY = [
     f"knn.train={TRAIN}[0:100]", f"knn.test={TEST}[0:50]",
 ]  # fmt: skip
 
-Tool = Callable[..., subprocess.CompletedProcess[str]]
-
 
 @pytest.fixture(scope="session")
-def tool() -> Tool:
-    """Runs ``tools/NAME.py ARGUMENTS`` from another folder and returns what it printed."""
-
-    def run(
-        name: str, *arguments: str | Path, code: int = 0, **environment: str
-    ) -> subprocess.CompletedProcess[str]:
-        script = Path(__file__).parents[1] / "tools" / f"{name}.py"
-        result = subprocess.run(
-            [sys.executable, str(script), *map(str, arguments)],
-            capture_output=True, text=True, cwd="/", stdin=subprocess.DEVNULL,
-            env={**os.environ, **environment},
-        )  # fmt: skip
-        assert result.returncode == code, (
-            f"exit code {result.returncode}\n{result.stdout[-2000:]}\n{result.stderr[-3000:]}"
-        )
-        if code:
-            assert "Traceback" not in result.stderr
-        return result
-
-    return run
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Tool:
+    """``tool(NAME, *ARGUMENTS, code=0, processes=1, **ENVIRONMENT)``, see ``tests.processes.run_tool``."""
+    return functools.partial(run_tool, tmp_path_factory.mktemp("tools"))
 
 
 @pytest.fixture(scope="session")

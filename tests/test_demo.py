@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.conftest import FASHION_MNIST, Tool
+from tests.conftest import FASHION_MNIST
+from tests.processes import Tool
 from tests.report.browser import load
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from moco_plugin.data.idx import load_idx_images
 from moco_plugin.data.scenes import compose_scene, make_scenes, run_lengths
 from moco_plugin.errors import UsageError, UserError
-from tests.conftest import TEST, TRAIN, Tool
+from tests.conftest import TEST, TRAIN
+from tests.processes import Tool
 
 SPLITS = ("train", "test")
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import knn
 from moco_plugin.evaluation.knn import knn_top1
-from tests.conftest import TEST, TRAIN, Tool
+from tests.conftest import TEST, TRAIN
+from tests.processes import Tool
 
 
 def test_votes_are_weighted_by_similarity() -> None:

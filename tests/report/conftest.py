@@ -70,7 +70,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "data.crop_ratio=1.0", f"data.root={folder}/data/train-images-idx3-ubyte"],
     )  # fmt: skip
     (pretrain / "config.yaml").write_text(yaml.safe_dump(config_dict(config)))
-    state = PretrainModule(config).state_dict()
+    state = PretrainModule(config, total_steps=30).state_dict()
     checkpoint = {"state_dict": state, "hyper_parameters": {"config": config_dict(config)}, "epoch": 0}
     torch.save(checkpoint, pretrain / "checkpoints" / "last.ckpt")
     rows = ["step,knn_top1,loss,feature_std,images_per_second", "0,60.0,,,"]

@@ -15,7 +15,7 @@ from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
 from moco_plugin.transfer import convert
 from tests.checkpoints.test_read import OFFICIAL, official
-from tests.conftest import Tool
+from tests.processes import Tool
 
 # the names that the released converter gives to the tensors of its own checkpoints
 NAMES = {

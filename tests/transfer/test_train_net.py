@@ -18,7 +18,8 @@ from moco_plugin.data.idx import load_idx_images
 from moco_plugin.data.scenes import make_scenes
 from moco_plugin.transfer.datasets import register_scenes
 from moco_plugin.transfer.resnet import make_resnet
-from tests.conftest import TEST, TRAIN, Tool
+from tests.conftest import TEST, TRAIN
+from tests.processes import Tool
 
 TINY = [
     "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",

@@ -1,0 +1,71 @@
+"""Runs tools as a user types them, each in a process of its own."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import runpy
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+TOOLS = Path(__file__).parents[1] / "tools"
+Tool = Callable[..., subprocess.CompletedProcess[str]]
+_count = itertools.count()
+
+
+def _enter(script: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """The body of a tool's process: ``script`` as ``__main__``, its streams in files."""
+    for stream, name in enumerate((os.devnull, f"{output}.out", f"{output}.err")):
+        os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), stream)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir("/")
+    sys.argv = [script, *arguments]
+    sys.path.insert(0, str(Path(script).parent))
+    runpy.run_path(script, run_name="__main__")
+
+
+def run_tool(
+    folder: Path,
+    name: str | Path,
+    *arguments: str | Path,
+    code: int = 0,
+    processes: int = 1,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Runs ``tools/NAME.py ARGUMENTS`` from another folder and returns what it printed, by files in ``folder``.
+
+    ``name`` may also be the path of another script. Several processes find each other as torchrun's do. All are
+    forked from one that has imported the large packages and has done nothing else.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["moco_plugin.training.run", "moco_plugin.transfer.trainer"])
+    script = str(name if isinstance(name, Path) else TOOLS / f"{name}.py")
+    output = f"{folder}/{next(_count)}"
+    started = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for rank in range(processes):
+        ranks = {
+            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "GROUP_RANK": "0",
+            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+            "TORCHELASTIC_RUN_ID": "tests",
+        } if processes > 1 else {}  # fmt: skip
+        given = {**os.environ, **ranks, **environment}
+        process = context.Process(
+            target=_enter, args=(script, [*map(str, arguments)], given, f"{output}.{rank}")
+        )
+        process.start()
+        started.append(process)
+    for process in started:
+        process.join()
+    shown, errors = (Path(f"{output}.0.{stream}").read_text() for stream in ("out", "err"))
+    assert started[0].exitcode == code, f"exit code {started[0].exitcode}\n{shown[-2000:]}\n{errors[-3000:]}"
+    if code:
+        assert "Traceback" not in errors
+    return subprocess.CompletedProcess([script, *map(str, arguments)], code, shown, errors)
