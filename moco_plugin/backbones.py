@@ -8,7 +8,7 @@ from typing import Any, cast
 import timm
 import torch
 from timm.layers import build_sincos2d_pos_embed
-from timm.models.resnet import BasicBlock, ResNet
+from timm.models.resnet import BasicBlock
 from torch import nn
 
 from moco_plugin.errors import UsageError, UserError, nearest
@@ -47,6 +47,9 @@ def create_backbone(
         hint = nearest(name, timm.list_models()) or "; timm.list_models() lists them"
         raise UsageError(f"unknown backbone {name!r}: timm has no model of that name{hint}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
+    if (width != 1 or small_stem) and not is_resnet(name):
+        argument = "width" if width != 1 else "small_stem"
+        raise UsageError(f"backbone_args.{argument} is for timm's ResNets, and {name} is none; leave it out")
     if width != 1:
         arguments["channels"] = tuple(width * c for c in arguments.get("channels", (64, 128, 256, 512)))
     # what only some families take; ours to leave out where a model does not
@@ -57,9 +60,9 @@ def create_backbone(
         optional["weight_init"] = arguments.pop("weight_init")
     model = _create(name, arguments, optional)
     if width != 1:
-        widen_stem(_resnet(model, name, "width"), 64 * width)
+        widen_stem(model, 64 * width)
     if small_stem:
-        _shrink_stem(_resnet(model, name, "small_stem"))
+        _shrink_stem(model)
     if frozen_patch_projection:
         _freeze_patch_projection(model, name, bool(arguments.get("pretrained")))
     if sincos_position:
@@ -70,6 +73,11 @@ def create_backbone(
 def is_vit(name: str) -> bool:
     """Tells timm's vision transformers by the module that defines them."""
     return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".vision_transformer")
+
+
+def is_resnet(name: str) -> bool:
+    """Tells timm's ResNets, ResNeXts and their like by the module that defines them."""
+    return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".resnet")
 
 
 def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
@@ -85,12 +93,6 @@ def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> n
             raise
         reason = str(error).splitlines()[0]
         raise UserError(f"timm's pre-trained weights of {name} cannot be had ({reason})") from error
-
-
-def _resnet(model: nn.Module, name: str, argument: str) -> Any:
-    if not isinstance(model, ResNet):
-        raise UsageError(f"backbone_args.{argument} is for timm's ResNets, and {name} is none; leave it out")
-    return model
 
 
 def _start(convolution: nn.Conv2d) -> nn.Conv2d:

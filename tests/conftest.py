@@ -13,6 +13,7 @@ from tests.processes import Tool, run_tool
 # before torch is loaded: the recorded v3 run amplifies rounding a thousandfold, and MKL rounds as its newest code
 # for this CPU does; held to AVX2 it rounds on every x86 CPU as it did where the run was recorded
 os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests themselves run side by side
 
 FASHION_MNIST = Path(__file__).parent / "data" / "fashion-mnist"
 TRAIN = str(FASHION_MNIST / "train-images-idx3-ubyte.gz")

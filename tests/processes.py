@@ -15,6 +15,8 @@ from pathlib import Path
 TOOLS = Path(__file__).parents[1] / "tools"
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 _count = itertools.count()
+context = multiprocessing.get_context("forkserver")
+context.set_forkserver_preload(["moco_plugin.training.run", "moco_plugin.transfer.trainer"])
 
 
 def _enter(script: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -24,6 +26,7 @@ def _enter(script: str, arguments: list[str], environment: dict[str, str], outpu
     os.environ.clear()
     os.environ.update(environment)
     os.chdir("/")
+    multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
     runpy.run_path(script, run_name="__main__")
@@ -42,8 +45,6 @@ def run_tool(
     ``name`` may also be the path of another script. Several processes find each other as torchrun's do. All are
     forked from one that has imported the large packages and has done nothing else.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["moco_plugin.training.run", "moco_plugin.transfer.trainer"])
     script = str(name if isinstance(name, Path) else TOOLS / f"{name}.py")
     output = f"{folder}/{next(_count)}"
     started = []

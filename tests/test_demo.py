@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
+from moco_plugin.tools.demo import main
 
 from tests.conftest import FASHION_MNIST
 from tests.processes import Tool
 from tests.report.browser import load
 
 
-def test_quick_demo(tool: Tool, tmp_path: Path) -> None:
+def test_quick_demo(
+    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        assert command[:2] == [sys.executable, "-m"]
+        return tool(command[2].removeprefix("moco_plugin.tools."), *command[3:], **env)
+
+    monkeypatch.setattr("moco_plugin.demo.subprocess.run", run)
     out = tmp_path / "demo"
-    shown = tool("demo", "--quick", "--out", out, "--images", FASHION_MNIST).stdout
+    arguments = ["--quick", "--out", str(out), "--images", str(FASHION_MNIST)]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
     assert "box AP" in shown and "kNN" in shown and str(out / "report.html") in shown
     for command in ("pretrain", "evaluate", "convert-to-d2", "make-scenes", "train-net"):
         assert f"moco-{command} " in shown
@@ -31,5 +45,6 @@ def test_quick_demo(tool: Tool, tmp_path: Path) -> None:
         assert section in page
     assert load(out / "report.html", tmp_path / "profile")[1] == []
 
-    again = tool("demo", "--quick", "--out", out, "--images", FASHION_MNIST).stdout
+    assert main(arguments) == 0
+    again = capsys.readouterr().out
     assert again.count("(done: ") == again.count("$ ") == 7

@@ -38,13 +38,8 @@ from moco_plugin.training.callbacks import (
 from moco_plugin.training.logs import CSVLog
 from moco_plugin.training.module import PretrainModule, accumulation, scaled_lr, views_name
 
-MAY_CHANGE = (
-    "trainer",
-    "knn",
-    "data.workers",
-    "save_every",
-    "compile",
-)  # keys that a resumed run may give other values
+# keys that a resumed run may give other values
+MAY_CHANGE = ("trainer", "knn", "data.workers", "save_every", "compile")
 
 
 def train_loader(
@@ -153,7 +148,6 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         callbacks.insert(0, TimeLimit(limit))
 
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
     arguments = {
         "max_epochs": -1 if config.schedule.steps else config.schedule.epochs,
         "max_steps": config.schedule.steps or -1,
@@ -181,7 +175,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_path(out / "config.yaml") as temporary:
             temporary.write_text(yaml.safe_dump(config_dict(config), sort_keys=False))
-        _describe(config, module, images, trainer)
+        _describe(config, module, len(images), total_steps, trainer)
         if resume:
             csv_log.forget_from(step + 1)
             print(f"going on from {last}, step {step}")
@@ -235,15 +229,18 @@ def _resumed_step(path: Path) -> int:
     return int(state["global_step"])
 
 
-def _describe(config: PretrainConfig, module: PretrainModule, images: ImageSet, trainer: pl.Trainer) -> None:
+def _describe(
+    config: PretrainConfig, module: PretrainModule, images: int, total_steps: int, trainer: pl.Trainer
+) -> None:
     """Says what is about to happen: the model, the images, the learning rate and how it came about."""
     encoder = sum(p.numel() for p in module.method.parameters() if p.requires_grad)
     optimizer, batch, parts = config.optimizer, config.data.batch_size, accumulation(config)
     lr = f"{scaled_lr(config):g}"
     if optimizer.scale_lr and batch * parts != optimizer.reference_batch_size:
         lr += f" = {optimizer.lr:g} x {batch * parts}/{optimizer.reference_batch_size}"
+    epochs = "epochs" if config.schedule.steps else f"{config.schedule.epochs} epochs"
     print(
         f"{config.method}, {config.backbone}, {encoder / 1e6:.2f} M trained parameters, on {trainer.strategy.root_device}\n"
-        f"{len(images)} images of {config.data.root}, {config.schedule.epochs} epochs of {len(images) // batch} steps\n"
+        f"{images} images of {config.data.root}, {epochs} of {images // batch} batches, {total_steps} steps\n"
         f"batch {batch} on {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}, learning rate {lr}"
     )

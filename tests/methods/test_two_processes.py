@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_plugin.methods import MoCo, MoCoV3, distributed
 from moco_plugin.methods import moco as moco_module
+from tests import processes  # noqa: F401, what the processes are forked from
 from tests.methods.test_traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
 
@@ -35,7 +36,9 @@ def two_processes(body: Callable[[int, Path], None], folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_enter, (port, body, str(folder)), nprocs=2)
+    torch.multiprocessing.start_processes(
+        _enter, (port, body, str(folder)), nprocs=2, start_method="forkserver"
+    )
 
 
 def _v1_trace(rank: int, folder: Path) -> None:

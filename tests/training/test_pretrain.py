@@ -61,11 +61,7 @@ def test_interrupted_run_ends_as_the_uninterrupted_one(tiny_run: Path, tool: Too
     stopped = tool("pretrain", *TINY, f"out={out}", "trainer.max_epochs=1")
     assert "the same command goes on" in stopped.stdout and not (out / "result.json").exists()
     assert "going on from" in tool("pretrain", *TINY, f"out={out}").stdout
-    expected, found = weights(tiny_run), weights(out)
-    assert expected.keys() == found.keys()
-    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
-    kept = [name for name in rows(out)[0] if name != "images_per_second"]
-    assert [[row[k] for k in kept] for row in rows(out)] == [[row[k] for k in kept] for row in rows(tiny_run)]
+    same_run(out, tiny_run)
 
 
 def same_run(found: Path, expected: Path) -> None:
@@ -118,8 +114,7 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tool: T
         "not a finite number at step" in failed.stderr
         and "the last good checkpoint was kept" in failed.stderr
     )
-    if (out / "checkpoints" / "last.ckpt").exists():
-        assert all(value.isfinite().all() for value in weights(out).values())
+    assert all(value.isfinite().all() for value in weights(out).values())
 
 
 def test_time_limit_counts_anew_when_a_run_goes_on(tool: Tool, tmp_path: Path) -> None:
@@ -234,21 +229,29 @@ def test_print_config(tool: Tool) -> None:
 
 
 def test_two_processes_train_what_one_does(tool: Tool, tmp_path: Path) -> None:
-    """Without batch norm, the number of processes changes nothing but the rounding."""
+    """Without batch norm, the number of processes changes nothing but the rounding, on the way too."""
     arguments = [
         *TINY, "backbone_args.norm_layer=groupnorm1", "data.batched_views=false", "data.workers=0",
         "schedule.epochs=1", "knn.train=null", "trainer.accelerator=cpu",
     ]  # fmt: skip
-    for processes in (1, 2):
+
+    def run(out: str, processes: int, *more: str) -> None:
         shown = tool(
-            "pretrain", *arguments, f"trainer.devices={processes}", f"out={tmp_path}/{processes}"
+            "pretrain", *arguments, f"trainer.devices={processes}", f"out={tmp_path}/{out}", *more
         ).stdout
         assert f"batch 16 on {processes} process" in shown
-    one, two = weights(tmp_path / "1"), weights(tmp_path / "2")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(
-            two[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-        )
-    losses = [[float(row["loss"]) for row in rows(tmp_path / str(n)) if row["loss"]] for n in (1, 2)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4
+
+    run("one", 1)
+    run("two", 2)
+    run("both", 2, "trainer.max_steps=2")
+    run("both", 1)
+    one = weights(tmp_path / "one")
+    for other in ("two", "both"):
+        found = weights(tmp_path / other)
+        assert one.keys() == found.keys()
+        for name in one:
+            torch.testing.assert_close(
+                found[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+            )
+        losses = [[float(row["loss"]) for row in rows(tmp_path / n) if row["loss"]] for n in ("one", other)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4

@@ -30,7 +30,7 @@ TOY = ["DATASETS.TRAIN", "('toy_train',)", "DATASETS.TEST", "('toy_test',)"]
 FPN = "demo/scenes_R_18_FPN_quarter"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for DETECTRON2_DATASETS; its scenes are also registered as ``toy_*`` in this process."""
     root = tmp_path_factory.mktemp("datasets")

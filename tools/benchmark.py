@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""Measures speed and traffic as ratios to a peer in the same run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_plugin.errors import command
+
+EXAMPLES = """examples:
+  %(prog)s step
+  %(prog)s step --backbone resnet50 --image-size 224 --device cuda
+  %(prog)s traffic --processes 2 4 8
+"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line, measures and prints a table."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
+    what = parser.add_subparsers(dest="what", required=True)
+    step = what.add_parser(
+        "step", help="a training step of MoCo v2, against the same encoders with no contrast"
+    )
+    step.add_argument("--backbone", default="resnet18", help="a timm model (default %(default)s)")
+    step.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
+    step.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
+    step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
+    step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
+    step.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    traffic = what.add_parser(
+        "traffic", help="bytes that a process sends to shuffle keys, against gathering all images"
+    )
+    traffic.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8], help="default 2 4 8")
+    traffic.add_argument(
+        "--batch-size", type=int, default=8, help="images of a process (default %(default)s)"
+    )
+    traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
+    traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    for measurement in (step, traffic):
+        measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
+    args = vars(parser.parse_args(argv))
+    what_to_measure, out = args.pop("what"), args.pop("out")
+
+    from moco_plugin import benchmark
+    from moco_plugin.files import write_json
+
+    result = getattr(benchmark, what_to_measure)(**args)
+    for name, row in result["results"].items():
+        print(f"{name:>12}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
+    print(json.dumps({key: value for key, value in result.items() if key != "results"}))
+    if out:
+        write_json(out, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
