@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightly.loss import NTXentLoss
-from torch import Tensor
 from tqdm import tqdm
 
 from moco_plugin.backbones import check_features, create_backbone
@@ -71,7 +70,7 @@ def step(
         optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
         lightly = NTXentLoss(temperature=0.2, memory_bank_size=(queue_size, 128)).to(device)
 
-        def loss() -> Tensor:
+        def loss() -> Any:
             if contrast == "moco":
                 return model(*views)[0]
             set_groups(model, model.groups(1))

@@ -16,7 +16,7 @@ TOOLS = Path(__file__).parents[1] / "tools"
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 _count = itertools.count()
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["moco_plugin.training.run", "moco_plugin.transfer.trainer"])
+context.set_forkserver_preload(["moco_plugin.training.run"])  # detectron2 reads the environment when imported
 
 
 def _enter(script: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
