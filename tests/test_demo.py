@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from moco_plugin.tools.demo import main
@@ -22,7 +23,7 @@ def test_quick_demo(
         assert command[:2] == [sys.executable, "-m"]
         return tool(command[2].removeprefix("moco_plugin.tools."), *command[3:], **env)
 
-    monkeypatch.setattr("moco_plugin.demo.subprocess.run", run)
+    monkeypatch.setattr("moco_plugin.demo.subprocess", SimpleNamespace(run=run))
     out = tmp_path / "demo"
     arguments = ["--quick", "--out", str(out), "--images", str(FASHION_MNIST)]
     assert main(arguments) == 0
