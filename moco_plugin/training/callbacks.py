@@ -21,11 +21,8 @@ from moco_plugin.evaluation.knn import knn_top1
 from moco_plugin.files import atomic_path
 from moco_plugin.training.logs import CSVLog
 
-SIGNALS = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-)  # USR1: what SLURM is asked to send before its limit
+# SIGUSR1: what SLURM is asked to send before its limit
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Throughput(pl.Callback):
@@ -196,6 +193,10 @@ class Saver(Checkpoint):
         weights = [p.detach() for p in pl_module.parameters() if p.requires_grad]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
             raise not_finite(trainer, "a weight is")
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            # Lightning logs a step after its callbacks: a run killed in between would lack that row
+            row = {name: float(value) for name, value in trainer.logged_metrics.items()}
+            self.csv_log.log_metrics({**row, "epoch": trainer.current_epoch}, trainer.global_step - 1)
         self.csv_log.write()
         trainer.save_checkpoint(self.path)
 
