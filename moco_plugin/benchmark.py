@@ -17,11 +17,17 @@ from lightly.loss import NTXentLoss
 from tqdm import tqdm
 
 from moco_plugin.backbones import check_features, create_backbone
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UsageError, UserError
 from moco_plugin.methods import MoCo
 from moco_plugin.methods.batch_norm import set_groups
 from moco_plugin.methods.distributed import all_gather, exchange, shared_permutation
 from moco_plugin.methods.momentum import update_momentum
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise UsageError(f"{name} is {value}; expected {least} or more")
 
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
@@ -30,11 +36,11 @@ def compare(contestants: dict[str, Callable[[], object]], rounds: int, device: s
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in tqdm(range(-2, rounds), desc="rounds", file=sys.stderr):  # the first two warm up
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            if device.startswith("cuda"):
+            if device == "cuda":
                 torch.cuda.synchronize()
             start = time.perf_counter()
             contestants[name]()
-            if device.startswith("cuda"):
+            if device == "cuda":
                 torch.cuda.synchronize()
             if turn >= 0:
                 seconds[name].append(time.perf_counter() - start)
@@ -61,6 +67,10 @@ def step(
     device: str = "cpu",
 ) -> dict[str, Any]:
     """Times MoCo v2's whole step, the same two encoders without a contrast, and with lightly's loss and bank."""
+    _at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
+    _at_least(batch_size, queue_size=queue_size)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda; this machine has no usable CUDA device, so give --device cpu")
 
     def contestant(contrast: str) -> Callable[[], None]:
         torch.manual_seed(0)
@@ -139,6 +149,8 @@ def traffic(
 
     ``batch_size`` is each process's own. The bytes are the kernel's count on the loopback device, over gloo.
     """
+    _at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
+    _at_least(2, processes=min(processes))
     shape = [batch_size, 3, image_size, image_size]
     batch_bytes = 4 * batch_size * 3 * image_size**2
     context = torch.multiprocessing.get_context("spawn")

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     step.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
     step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
-    step.add_argument("--device", default="cpu", help="cpu or cuda (default %(default)s)")
+    step.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
     traffic = what.add_parser(
         "traffic", help="bytes that a process sends to shuffle keys, against gathering all images"
     )
