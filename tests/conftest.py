@@ -10,9 +10,9 @@ import pytest
 
 from tests.processes import Tool, run_tool
 
-# before torch is loaded: the recorded v3 run amplifies rounding a thousandfold, and MKL rounds as its newest code
-# for this CPU does; held to AVX2 it rounds on every x86 CPU as it did where the run was recorded
-os.environ.setdefault("MKL_ENABLE_INSTRUCTIONS", "AVX2")
+# before torch is loaded: the recorded v3 run amplifies rounding a thousandfold, and torch, oneDNN and MKL each round as
+# their newest code for this CPU does; held to AVX2 they round on every x86 CPU as they did where the run was recorded
+os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests themselves run side by side
 
 FASHION_MNIST = Path(__file__).parent / "data" / "fashion-mnist"
