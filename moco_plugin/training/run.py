@@ -164,7 +164,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         # queues are equal on all processes, and batch norm's statistics are the first process's: nothing to send
         arguments["strategy"] = DDPStrategy(broadcast_buffers=False)
         trainer = pl.Trainer(**{**arguments, **given})
-    _check_batch(config, module.method, trainer.world_size)
+    check_batch(config.data.batch_size, module.method, trainer.world_size)
     loader = train_loader(config, images, trainer.global_rank, trainer.world_size)
 
     resume = last.exists() and not overwrite
@@ -184,7 +184,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
         cast(EpochOrder, loader.sampler).skip(epoch, done * accumulation(config))
     else:
         csv_log.forget_from(0)
-    trainer.fit(module, loader, ckpt_path=last if resume else None)
+    trainer.fit(module, loader, ckpt_path=last if resume else None, weights_only=True)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if not trainer.is_global_zero:
@@ -204,15 +204,14 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     return last
 
 
-def _check_batch(config: PretrainConfig, method: Any, processes: int) -> None:
-    """Raises UsageError if the batch does not divide into its parts, or has more keys than the queue holds."""
-    batch = config.data.batch_size
+def check_batch(batch: int, method: Any, processes: int, key: str = "data.batch_size") -> None:
+    """Raises UsageError if a batch of all processes does not divide into its parts, or outgrows the queue."""
     groups = method.groups(processes) if hasattr(method, "groups") else 1
     parts = processes * groups
     if batch % parts:
         below, above = batch // parts * parts, -(-batch // parts) * parts
         raise UsageError(
-            f"data.batch_size is {batch}, which {processes} processes with {groups} batch norm groups each do not "
+            f"{key} is {batch}, which {processes} processes with {groups} batch norm groups each do not "
             f"divide; choose a batch of {f'{below} or ' if below else ''}{above}, or another batch_norm_groups"
         )
     if hasattr(method, "queue") and len(method.queue) < batch * (1 + method.symmetric):
