@@ -14,7 +14,9 @@ import torch
 from moco_plugin.tools.pretrain import main
 from PIL import Image
 
+from moco_plugin.config import load_config
 from moco_plugin.training.callbacks import TimeLimit
+from moco_plugin.training.module import PretrainModule
 from tests.conftest import TINY, TRAIN
 from tests.processes import Tool
 
@@ -147,6 +149,12 @@ def test_other_ways_to_train(arguments: list[str], tool: Tool, tmp_path: Path) -
     tool("pretrain", *arguments, f"out={tmp_path}/run", "knn.train=null")
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
     assert len(losses) == 8 and all(0 < loss < 20 for loss in losses)
+
+
+def test_compile_takes_both_encoders() -> None:
+    module = PretrainModule(load_config(None, [*TINY, "compile=true"]), total_steps=1)
+    compiled = [n for n, child in module.method.named_children() if child._compiled_call_impl is not None]
+    assert compiled == ["encoder_q", "encoder_k"]
 
 
 def test_start_from_a_checkpoint(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
