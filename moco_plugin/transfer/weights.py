@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
+from moco_plugin.checkpoints.names import is_released
+from moco_plugin.checkpoints.read import load_file
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 from moco_plugin.errors import UserError
+from moco_plugin.transfer.timm_backbone import BUILDERS, network_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -58,9 +61,20 @@ def backbone_tensors(model: nn.Module) -> list[str]:
 
 
 class _CountingCheckpointer(DetectionCheckpointer):
-    """detectron2's own loading and matching of names; remembers what stayed unfilled."""
+    """detectron2's own loading and matching of names, of content read safely; remembers what stayed unfilled."""
 
+    content: dict[str, Any]
     missing_keys: frozenset[str] = frozenset()
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        content = self.content  # detectron2 would unpickle the file again, whatever it holds
+        if not filename.endswith(".pkl"):
+            return content if "model" in content else {"model": content}
+        if "model" in content and "__author__" in content:
+            return content
+        blobs = content.get("blobs", content)  # Detectron's model zoo
+        model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
+        return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
     def _load_model(self, checkpoint: Any) -> Any:
         incompatible = super()._load_model(checkpoint)
@@ -68,37 +82,100 @@ class _CountingCheckpointer(DetectionCheckpointer):
         return incompatible
 
 
-def check_file(path: str) -> None:
-    """Reads a weight file without running any code in it; detectron2 itself unpickles whatever is there.
+def read_file(path: str) -> dict[str, Any]:
+    """Reads a weight file without running any code in it.
 
     Raises:
         UserError: The file is missing, broken or holds more than tensors, arrays and builtins.
     """
+    if is_released(path):
+        raise UserError(
+            f"MODEL.WEIGHTS {path} is a released checkpoint, whose layout detectron2 does not read; run "
+            f"tools/convert_to_d2.py {path} {path}.pkl and give it {path}.pkl"
+        )
     if not Path(path).is_file():
         raise UserError(f"weight file {path} does not exist; check MODEL.WEIGHTS")
-    if path.endswith(".pkl"):
-        load_zoo_pickle(path)
+    return load_zoo_pickle(path) if path.endswith(".pkl") else load_file(path)
+
+
+def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
+    """Compares what a converter of ours wrote into a weight file with the config that is to use the weights.
+
+    Colour order, pixel statistics, the stride's place and a timm network's name and arguments (a ViT's number of
+    heads, for one) change what the weights compute, but no shape, so that nothing else would show a mistake.
+
+    Args:
+        cfg: A detectron2 config.
+        metadata: The file's ``moco_plugin``; what it lacks is not compared.
+
+    Raises:
+        UserError: They contradict each other; names the key, both values and the way out.
+    """
+    model, advice = cfg.MODEL, "choose the config that ends in _moco, or pass"
+    _compare("INPUT.FORMAT", metadata.get("input_format"), cfg.INPUT.FORMAT, advice)
+    for key, name in (("PIXEL_MEAN", "pixel_mean"), ("PIXEL_STD", "pixel_std")):
+        _compare(f"MODEL.{key}", metadata.get(name), list(model[key]), advice)
+    is_timm = model.BACKBONE.NAME in BUILDERS
+    if "target" in metadata and is_timm != ("model" in metadata):
+        other = "build_timm_fpn_backbone" if "model" in metadata else "build_any_width_resnet_fpn_backbone"
+        raise UserError(
+            f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}, and the weight file holds "
+            f"{metadata.get('architecture')} for {other} and its like; choose one of them"
+        )
+    if not is_timm:
+        if model.RESNETS.DEPTH >= 50:  # blocks of two layers have no 1 x 1 convolution to stride in
+            stride = metadata.get("stride_in_1x1")
+            _compare("MODEL.RESNETS.STRIDE_IN_1X1", stride, model.RESNETS.STRIDE_IN_1X1, advice)
         return
-    try:
-        torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken or unsafe file raises almost anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"{path} is no weight file that can be read safely: {reason}") from error
+    if "model" in metadata:  # timm's tags, behind a dot, name pre-trained weights
+        name, own = metadata["model"].partition(".")[0], model.TIMM.NAME.partition(".")[0]
+        _compare("MODEL.TIMM.NAME", name, own, "pass")
+    wanted = {k: v for k, v in dict(metadata.get("model_args") or {}).items() if _matters(k)}
+    given = network_arguments(cfg)
+    if any(not _equal(value, given.get(key)) for key, value in wanted.items()):
+        pairs = [part for pair in (given | wanted).items() for part in pair]
+        raise UserError(
+            f"MODEL.TIMM.ARGS is {list(model.TIMM.ARGS)}, and the weight file was made with {wanted}; pass "
+            f'MODEL.TIMM.ARGS "{pairs}"'
+        )
 
 
-def load_weights(model: nn.Module, path: str, allow_partial: bool = False) -> Coverage:
+def _compare(key: str, in_file: Any, in_config: Any, advice: str) -> None:
+    if in_file is not None and not _equal(in_file, in_config):
+        shown = [round(v, 3) for v in in_file] if isinstance(in_file, (list, tuple)) else in_file
+        raise UserError(
+            f"{key} is {in_config}, and the weight file was made with {shown}; {advice} {key} "
+            + (f'"{shown}"' if isinstance(shown, list) else str(shown))
+        )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    if isinstance(a, (list, tuple)):
+        return isinstance(b, (list, tuple)) and len(a) == len(b) and all(map(_equal, a, b))
+    if isinstance(a, float) or isinstance(b, float):
+        return isinstance(b, (int, float)) and abs(a - b) < 0.01  # configs round pixel statistics
+    return bool(a == b)
+
+
+def _matters(argument: str) -> bool:
+    """Tells whether an argument of timm.create_model changes the weights or what they compute."""
+    return "drop" not in argument and argument not in ("dynamic_img_size", "strict_img_size", "num_classes")
+
+
+def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: Any = None) -> Coverage:
     """Loads weights into a detector as detectron2 does, and refuses a backbone that stays random in part.
 
     Args:
         model: A detector with a ``backbone``.
         path: File or address as in ``MODEL.WEIGHTS``; empty keeps the random initialisation.
         allow_partial: Go on with whatever the file fills.
+        cfg: The detector's config, compared with what the file says of its weights' input.
 
     Returns:
         What was filled; also logged.
 
     Raises:
-        UserError: The file is missing or unsafe, or leaves the backbone random in part.
+        UserError: The file is missing or unsafe, contradicts the config, or leaves the backbone random in part.
     """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
@@ -108,11 +185,14 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False) -> Co
         logger.info(str(coverage))
         return coverage
     try:
-        local = PathManager.get_local_path(path)
+        local = path if is_released(path) else PathManager.get_local_path(path)
     except Exception as error:  # whatever a download may raise
         raise UserError(f"weights {path} cannot be fetched: {error}") from error
-    check_file(local)
+    content = read_file(local)
+    if cfg is not None and isinstance(content.get("moco_plugin"), dict):
+        check_input(cfg, content["moco_plugin"])
     checkpointer = _CountingCheckpointer(model)
+    checkpointer.content = content
     try:
         checkpointer.load(local, checkpointables=[])
     except (ValueError, AttributeError, TypeError) as error:

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.config import find_config
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.resnet import make_resnet
-from moco_plugin.transfer.weights import backbone_tensors, load_weights
+from moco_plugin.transfer.weights import backbone_tensors, check_input, load_weights
 
 
 class Exploit:
@@ -128,6 +128,15 @@ def test_raw_checkpoint_of_the_wrong_layout_is_refused(tmp_path: Path) -> None:
         load_weights(fpn_detector(), str(tmp_path / "moco2.pth"))
 
 
+def test_detectrons_own_zoo_is_read_as_detectron2_reads_it(tmp_path: Path) -> None:
+    filled = {"conv1_w": np.full((64, 3, 7, 7), 2, np.float32), "conv1_w_momentum": np.zeros(3, np.float32)}
+    for content in (filled, {"blobs": filled, "cfg": "text"}):
+        (tmp_path / "zoo.pkl").write_bytes(pickle.dumps(content))
+        model = fpn_detector()
+        assert len(load_weights(model, str(tmp_path / "zoo.pkl"), allow_partial=True).missing) == 104
+        assert (model.backbone.bottom_up.stem.conv1.weight == 2).all()
+
+
 def test_detectors_own_checkpoint_fills_everything(tmp_path: Path) -> None:
     source = fpn_detector()
     torch.save({"model": source.state_dict(), "iteration": 3}, tmp_path / "model_final.pth")
@@ -137,7 +146,9 @@ def test_detectors_own_checkpoint_fills_everything(tmp_path: Path) -> None:
         assert torch.equal(model.state_dict()[name], tensor)
 
 
-def test_random_initialisation_and_unreadable_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_random_initialisation_and_unreadable_files(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = fpn_detector()
     with caplog.at_level("INFO"):
         load_weights(model, "")
@@ -148,8 +159,80 @@ def test_random_initialisation_and_unreadable_files(tmp_path: Path, caplog: pyte
     with pytest.raises(UserError, match="unsafe"):
         load_weights(model, str(tmp_path / "unsafe.pkl"))
     (tmp_path / "unsafe.pth").write_bytes(pickle.dumps({"model": Exploit()}))
-    with pytest.raises(UserError, match="no weight file that can be read safely"):
+    with pytest.raises(UserError, match=r"unsafe\.pth"):
         load_weights(model, str(tmp_path / "unsafe.pth"))
+    assert "code in the file was run" not in capsys.readouterr().out
+
+
+# what the converter writes beside weights of a ResNet-50, and of a ViT-S as v3 has it
+RESNET = {
+    "input_format": "RGB", "pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375],
+    "stride_in_1x1": False, "architecture": "resnet50", "target": "detectron2",
+}  # fmt: skip
+VIT = {
+    **{key: RESNET[key] for key in ("input_format", "pixel_mean", "pixel_std", "target")},
+    "architecture": "vit_small_patch16_224", "model": "vit_small_patch16_224",
+    "model_args": {"num_heads": 12, "drop_path_rate": 0.1, "dynamic_img_size": True},
+}  # fmt: skip
+C4, FPN = "voc/pascal_voc_R_50_C4_24k", "demo/scenes_R_18_FPN_quarter"
+PYRAMID = "timm/coco_vit_small_pyramid_1x_moco"
+
+
+def config(name: str, *overrides: object) -> CfgNode:
+    cfg = get_cfg()
+    cfg.merge_from_file(str(find_config(name, "detectron2")))
+    cfg.merge_from_list(list(overrides))
+    return cfg
+
+
+def test_weights_that_fit_the_config_pass() -> None:
+    check_input(config(f"{C4}_moco"), RESNET)
+    check_input(config(PYRAMID), VIT)
+    check_input(config(PYRAMID, "MODEL.TIMM.NAME", "vit_small_patch16_224.augreg_in1k"), VIT)
+    # two layers a block: there is no convolution that the stride could be in instead
+    check_input(config(f"{FPN}_moco", "MODEL.RESNETS.STRIDE_IN_1X1", True), RESNET)
+    check_input(config(C4), {})  # a file of others says nothing
+
+
+@pytest.mark.parametrize(
+    ("config_name", "overrides", "metadata", "message"),
+    [
+        (C4, (), RESNET, r"INPUT\.FORMAT is BGR, .* made with RGB; choose the config that ends in _moco, or pass INPUT"),
+        (f"{C4}_moco", ("MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]"), RESNET,
+         r'MODEL\.PIXEL_MEAN is \[103.*with \[123\.675, 116\.28, 103\.53\];.*MODEL\.PIXEL_MEAN "\[123\.675, '),
+        (f"{C4}_moco", ("MODEL.PIXEL_STD", "[1, 1, 1]"), RESNET, r"MODEL\.PIXEL_STD is \[1, 1, 1\].*\[58\.395"),
+        (f"{C4}_moco", ("MODEL.RESNETS.STRIDE_IN_1X1", True), RESNET,
+         r"MODEL\.RESNETS\.STRIDE_IN_1X1 is True, .* with False; .*pass MODEL\.RESNETS\.STRIDE_IN_1X1 False"),
+        (PYRAMID, ("MODEL.TIMM.NAME", "vit_base_patch16_224"), VIT,
+         r"MODEL\.TIMM\.NAME is vit_base_patch16_224, .* with vit_small_patch16_224; pass MODEL\.TIMM\.NAME vit_small"),
+        (PYRAMID, ("MODEL.TIMM.ARGS", "['drop_path_rate', 0.2]"), VIT,
+         r"ARGS is \['drop_path_rate', 0\.2\], .* with \{'num_heads': 12\}; "
+         r"pass MODEL\.TIMM\.ARGS \"\['drop_path_rate', 0\.2, 'num_heads', 12\]"),
+        (PYRAMID, (), RESNET, r"MODEL\.BACKBONE\.NAME is build_timm_fpn_backbone, .* resnet50 for build_any_width"),
+        (f"{C4}_moco", (), VIT, r"vit_small_patch16_224 for build_timm_fpn_backbone and its like"),
+    ],
+)  # fmt: skip
+def test_weights_that_contradict_the_config_are_refused(
+    config_name: str, overrides: tuple, metadata: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        check_input(config(config_name, *overrides), metadata)
+    assert "\n" not in str(error.value)
+
+
+def test_a_contradiction_stops_loading(tmp_path: Path) -> None:
+    save_zoo_pickle(tmp_path / "w.pkl", arrays(), RESNET)
+    cfg = config(f"{FPN}_moco", "MODEL.DEVICE", "cpu")
+    assert load_weights(fpn_detector(), str(tmp_path / "w.pkl"), cfg=cfg).missing == ()
+    cfg.INPUT.FORMAT = "BGR"
+    with pytest.raises(UserError, match=r"INPUT\.FORMAT is BGR"):
+        load_weights(fpn_detector(), str(tmp_path / "w.pkl"), allow_partial=True, cfg=cfg)
+
+
+def test_the_name_of_a_released_checkpoint_asks_for_conversion() -> None:
+    message = r"released checkpoint.*run tools/convert_to_d2\.py moco_v2_200ep moco_v2_200ep\.pkl"
+    with pytest.raises(UserError, match=message):
+        load_weights(fpn_detector(), "moco_v2_200ep")
 
 
 def test_c4_counts_res5_in_the_heads_but_not_the_extra_norm(tmp_path: Path) -> None:
