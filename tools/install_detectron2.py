@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """Installs detectron2 into this Python: the official source if it can be reached, else the index's copy of v0.6.
 
-A detectron2 that is there already is left alone. The official source compiles C++ operators and wants a
-compiler; the index's copy holds the same Python files without them, and is checked against its SHA-256.
+A detectron2 that is there already is left alone. The official source compiles C++ operators and wants a compiler;
+the index's copy holds the same Python files without them, and is checked against its SHA-256. With it come the
+evaluators of LVIS and Cityscapes.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from moco_plugin.errors import UserError, command
 OFFICIAL = "https://github.com/facebookresearch/detectron2"
 SDIST = "pb1-detectron2==0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
+EVALUATORS = ("lvis==0.5.3", "cityscapesScripts==2.3.0")
 PURE_PYTHON = ["--config-settings=--global-option=build_py", "--config-settings=--build-option=--skip-build"]
 
 
@@ -79,6 +81,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise UserError(
             f"detectron2 could not be installed: neither {OFFICIAL} nor {SDIST} on the package index could be "
             "had; install it by hand, then run this again"
+        )
+    # without their own requirements: those name a full OpenCV, which replaces the headless one and wants libGL
+    if not _pip("install", "-q", "--no-deps", *EVALUATORS):
+        raise UserError(
+            f"{' and '.join(EVALUATORS)}, which evaluate LVIS and Cityscapes, could not be installed; check the "
+            "package index and run this again"
         )
     return 0
 

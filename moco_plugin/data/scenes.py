@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from moco_plugin.data.voc_files import write_palette_png, write_voc_annotation
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.files import check_output
+from moco_plugin.files import atomic_folder, check_output
 
 FOREGROUND = 20  # grey level of 255 above which a pixel belongs to the object; Fashion-MNIST's ground is 0
 MIN_VISIBLE = 0.75  # share of an object that later objects leave visible
@@ -44,39 +42,53 @@ def safe_class_name(name: str) -> str:
 
 
 def compose_scene(
-    images: np.ndarray, labels: np.ndarray, size: int, random: np.random.Generator
+    images: Sequence[np.ndarray] | np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    size: int,
+    random: np.random.Generator,
+    *,
+    order: Sequence[int] | None = None,
+    canvas: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[SceneObject]]:
-    """Puts three to six tinted objects on a textured ground, with little overlap.
+    """Puts objects on a textured ground, with little overlap.
 
     Args:
-        images: Object images on black, uint8, N x H x W.
+        images: N object images, uint8: grey on black (H x W), which are tinted, or photos with opacity
+            (H x W x 4, RGBA), which are brought to the size that grey images of 28 pixels have.
         labels: Class index of each, N.
         size: Side of the scene in pixels.
         random: Decides everything that is not given.
+        order: Numbers of the images to put down one after another; by default three to six random ones.
+        canvas: The ground (float64, H x W x 3, 0 to 255), changed in place; by default a texture, size x size.
 
     Returns:
-        The scene (uint8, size x size x 3, RGB) and its objects, farthest first.
+        The scene (uint8, RGB, as large as the ground) and its objects, farthest first. An object for which
+        no place is found is left out.
     """
-    canvas = _background(size, random)
+    canvas = background(size, random) if canvas is None else canvas
+    rows, columns = canvas.shape[:2]
     objects: list[SceneObject] = []
     areas: list[int] = []  # of the whole objects, to compare the visible parts with
-    for _ in range(random.integers(MIN_OBJECTS, MAX_OBJECTS + 1)):
+    count = random.integers(MIN_OBJECTS, MAX_OBJECTS + 1) if order is None else len(order)
+    for number in range(count):
         for _attempt in range(20):  # a crowded scene stays with fewer objects
-            index = random.integers(len(images))
-            scale = min(random.uniform(MIN_SCALE, MAX_SCALE), size / max(images.shape[1:]))
-            grey, alpha = _resized(images[index], scale)
+            index = int(random.integers(len(images))) if order is None else order[number]
+            image = images[index]
+            longest = max(image.shape[:2])
+            scale = random.uniform(MIN_SCALE, MAX_SCALE) * (28 / longest if image.ndim == 3 else 1)
+            colour, alpha = _resized(image, min(scale, min(rows, columns) / longest))
             height, width = alpha.shape
-            top, left = random.integers(size - height + 1), random.integers(size - width + 1)
-            mask = np.zeros((size, size), bool)
+            top, left = random.integers(rows - height + 1), random.integers(columns - width + 1)
+            mask = np.zeros((rows, columns), bool)
             mask[top : top + height, left : left + width] = alpha >= 0.5
             visible = [(other.mask & ~mask).sum() for other in objects]
             if mask.any() and all(np.array(visible) >= MIN_VISIBLE * np.array(areas)):
                 break
         else:
             continue
-        tint = random.uniform(80, 255, size=3)
+        if image.ndim == 2:
+            colour = random.uniform(80, 255, size=3) * (0.25 + 0.75 * colour)
         window = canvas[top : top + height, left : left + width]
-        colour = tint * (0.25 + 0.75 * grey[..., None])
         window += alpha[..., None] * (colour - window)
         for other in objects:
             other.mask &= ~mask
@@ -86,28 +98,36 @@ def compose_scene(
 
 
 def _resized(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Returns grey levels and opacity of an object image (H x W, 0 to 1), both resized by ``scale``."""
+    """Resizes an object image by ``scale``.
+
+    Returns:
+        Grey levels (H x W x 1, 0 to 1) or colours (H x W x 3, 0 to 255), and opacity (H x W, 0 to 1).
+    """
+    height, width = (max(1, round(scale * length)) for length in image.shape[:2])
+
+    def resize(array: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(picture, np.float64)
+
+    if image.ndim == 3:
+        resized = resize(image)  # Pillow weights the colours by opacity
+        return resized[..., :3], resized[..., 3] / 255
     mask = image > FOREGROUND
 
     # A hole is ground with object on all four sides of it.
     after = [np.maximum.accumulate(mask, axis) for axis in (0, 1)]
     before = [np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis) for axis in (0, 1)]
     opaque = after[0] & before[0] & after[1] & before[1]
-    height, width = (max(1, round(scale * length)) for length in image.shape)
-
-    def resize(array: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(picture, np.float64) / 255
-
-    return resize(image), resize(opaque.astype(np.uint8) * 255)
+    return resize(image)[..., None] / 255, resize(opaque.astype(np.uint8) * 255) / 255
 
 
-def _background(size: int, random: np.random.Generator) -> np.ndarray:
-    """Returns a coloured texture (float64, size x size x 3, about 0 to 255): noise at four scales."""
-    canvas = np.broadcast_to(random.uniform(40, 200, size=3), (size, size, 3)).copy()
+def background(size: int, random: np.random.Generator, width: int | None = None) -> np.ndarray:
+    """Returns a coloured texture (float64, size x (width or size) x 3, 0 to 255): noise at four scales."""
+    width = width or size
+    canvas = np.broadcast_to(random.uniform(40, 200, size=3), (size, width, 3)).copy()
     for cells, strength in ((2, 60), (5, 40), (20, 25), (80, 12)):
         noise = random.uniform(-1, 1, size=(cells, cells)).astype(np.float32)
-        layer = np.asarray(Image.fromarray(noise).resize((size, size), Image.Resampling.BICUBIC))
+        layer = np.asarray(Image.fromarray(noise).resize((width, size), Image.Resampling.BICUBIC))
         canvas += strength * layer[..., None] * random.uniform(0.5, 1.5, size=3)
     return canvas.clip(0, 255)
 
@@ -168,21 +188,13 @@ def make_scenes(
         raise UserError(f"labels go up to {num_classes - 1}, but there are {len(class_names)} class names")
     names = [safe_class_name(name) for name in class_names]
 
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        temporary.chmod(output.parent.stat().st_mode & 0o777)  # mkdtemp gives 0700
+    with atomic_folder(output) as temporary:
         for number, (split, (images, labels, count)) in enumerate(splits.items()):
             writer = _Writer(temporary, split, names)
             for index in tqdm(range(count), desc=f"{split} scenes", unit="scene", disable=not progress):
                 random = np.random.default_rng([seed, number, index])
                 writer.add(f"{split}_{index:06d}", *compose_scene(images, labels, size, random))
             writer.close()
-        if output.exists():
-            shutil.rmtree(output)
-        temporary.rename(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return output
 
 
@@ -242,27 +254,13 @@ class _Writer:
         self._write_voc(name, (height, width), objects)
 
     def _write_voc(self, name: str, shape: tuple[int, int], objects: Sequence[SceneObject]) -> None:
-        root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "folder").text = "scenes"
-        ElementTree.SubElement(root, "filename").text = f"{name}.jpg"
-        _add_fields(ElementTree.SubElement(root, "size"), width=shape[1], height=shape[0], depth=3)
-        ElementTree.SubElement(root, "segmented").text = "1"
         instances, classes = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
         for number, obj in enumerate(objects, start=1):
-            left, top, right, bottom = obj.box
-            node = ElementTree.SubElement(root, "object")
-            _add_fields(node, name=self.names[obj.label], pose="Unspecified", truncated=0, difficult=0)
-            # VOC counts pixels from 1 and includes the last one.
-            _add_fields(
-                ElementTree.SubElement(node, "bndbox"), xmin=left + 1, ymin=top + 1, xmax=right, ymax=bottom
-            )
             instances[obj.mask], classes[obj.mask] = number, obj.label + 1
-        ElementTree.indent(root)
-        ElementTree.ElementTree(root).write(self.root / "Annotations" / f"{name}.xml")
+        boxes = [(self.names[obj.label], obj.box) for obj in objects]
+        write_voc_annotation(self.root / "Annotations" / f"{name}.xml", "scenes", shape, boxes)
         for folder, array in (("SegmentationObject", instances), ("SegmentationClass", classes)):
-            picture = Image.fromarray(array).convert("P")
-            picture.putpalette(_PALETTE)
-            picture.save(self.root / folder / f"{name}.png")
+            write_palette_png(self.root / folder / f"{name}.png", array, _PALETTE)
 
     def close(self) -> None:
         names = "".join(f"{Path(image['file_name']).stem}\n" for image in self.coco["images"])
@@ -277,11 +275,6 @@ def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
     return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
-
-
-def _add_fields(node: ElementTree.Element, **fields: str | int) -> None:
-    for key, value in fields.items():
-        ElementTree.SubElement(node, key).text = str(value)
 
 
 # Colours for people to look at; what counts are the numbers. 37, 91 and 53 spread neighbours apart.

@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from functools import cache
+from functools import cache, wraps
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -22,8 +22,17 @@ from moco_plugin.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-# numpy's old names for Python's own types: gone in numpy 1.24, used all over detectron2 0.6
-NUMPY_ALIASES: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "object": object}
+
+def _in1d(values: Any, wanted: Any) -> numpy.ndarray:
+    return numpy.isin(numpy.ravel(values), wanted)
+
+
+# what numpy had once. Its names for Python's own types: gone in 1.24, used all over detectron2 0.6 and by lvis;
+# in1d: gone in 2.4, used by cityscapesscripts
+NUMPY_ALIASES: dict[str, Any] = {
+    "bool": bool, "int": int, "float": float, "str": str, "object": object, "in1d": _in1d,
+}  # fmt: skip
+MATCHES = "matches.json"
 
 
 def package_dir() -> Path:
@@ -48,7 +57,7 @@ def has_operators(package: Path) -> bool:
 
 @cache
 def _sources(package: Path) -> str:
-    """Returns all of detectron2's own Python code: what it uses is what may be missing."""
+    """Returns all of a package's own Python code: what it uses is what may be missing."""
     return "\n".join(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py")))
 
 
@@ -71,15 +80,61 @@ def before_import() -> list[str]:
     if not hasattr(Image, "LINEAR") and "Image.LINEAR" in _sources(package):
         Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]  # its older name
         supplied.append("PIL.Image.LINEAR")
-    for name, builtin in NUMPY_ALIASES.items():
-        # vars, because hasattr makes numpy warn about the name
-        if name not in vars(numpy) and re.search(rf"\bnp\.{name}\b", _sources(package)):
-            setattr(numpy, name, builtin)
-            supplied.append(f"numpy.{name}")
+    supplied += _supply_numpy(_sources(package))
     if "detectron2._C" not in sys.modules and not has_operators(package) and _wants_operators(package):
         sys.modules["detectron2._C"] = _operators_stand_in()
         supplied.append("detectron2._C")
     return supplied
+
+
+def _supply_numpy(sources: str) -> list[str]:
+    """Supplies numpy's old names where source code uses them and this numpy lacks them; returns which."""
+    supplied = []
+    for name, builtin in NUMPY_ALIASES.items():
+        # vars, because hasattr makes numpy warn about the name
+        if name not in vars(numpy) and re.search(rf"\bnp\.{name}\b", sources):
+            setattr(numpy, name, builtin)
+            supplied.append(f"numpy.{name}")
+    return supplied
+
+
+def before_evaluation(package: str) -> list[str]:
+    """Prepares for a package that evaluates: ``lvis`` (0.5.3) or ``cityscapesscripts`` (2.3.0), the newest ones.
+
+    Args:
+        package: Its name; it need not be installed.
+
+    Returns:
+        The names that were supplied; empty where nothing is missing and on a second call.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return []
+    sources = _sources(Path(spec.origin).parent)
+    supplied = _supply_numpy(sources)
+    if package == "cityscapesscripts" and f'"{MATCHES}"' in sources:
+        supplied += _drop_matches()
+    return supplied
+
+
+def _drop_matches() -> list[str]:
+    """Keeps Cityscapes' evaluation from writing its matches into the working directory.
+
+    Nothing reads them, and with numpy 2.4, whose counts are not Python's integers, writing them fails.
+    """
+    name = "cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling"
+    evaluation: Any = importlib.import_module(name)
+    write = evaluation.writeDict2JSON
+    if hasattr(write, "__wrapped__"):
+        return []
+
+    @wraps(write)
+    def write_all_but_matches(content: Any, path: str) -> None:
+        if path != MATCHES:
+            write(content, path)
+
+    evaluation.writeDict2JSON = write_all_but_matches
+    return [f"{name}.writeDict2JSON"]
 
 
 def after_import() -> list[str]:

@@ -1,22 +1,22 @@
-"""Registers the composed scenes, checks that data sets are there, and picks their evaluators."""
+"""Registers the data sets that detectron2 lacks, and checks that data sets are there."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluator, PascalVOCDetectionEvaluator
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
+from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
+from moco_plugin.data.tiny_datasets import ClassTables
 from moco_plugin.errors import UsageError, UserError, nearest
-
-
-def datasets_root() -> Path:
-    """Returns the folder that detectron2 looks for data sets in: $DETECTRON2_DATASETS, or ``datasets``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
+from moco_plugin.transfer.dataset_files import PACKAGES, datasets_root, find_files, source
+from moco_plugin.transfer.evaluators import build_evaluator as build_evaluator
+from moco_plugin.transfer.voc_semantic import register_voc_semantic
 
 
 def register_scenes(root: Path | None = None, name: str = "scenes") -> None:
@@ -51,45 +51,38 @@ def _load_voc(root: Path, split: str, name: str) -> list[dict]:
 
 
 register_scenes()
+register_voc_semantic(datasets_root())
+
+
+def class_tables() -> ClassTables:
+    """Returns the classes of the real data sets, as detectron2 knows them."""
+    return ClassTables(
+        voc=CLASS_NAMES,
+        coco={category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]},
+        lvis=LVIS_CATEGORIES,
+        cityscapes=CITYSCAPES_CATEGORIES,
+    )
 
 
 def require_dataset(name: str) -> None:
-    """Checks that a data set is registered and its files are there.
+    """Checks that a data set is registered, that all its files are there, and what it takes to read them.
 
     Raises:
         UsageError: No data set of that name is registered.
-        UserError: A file of it is missing.
+        UserError: A file or a package is missing.
     """
     if name not in DatasetCatalog.list():
         raise UsageError(f"data set {name!r} is not registered{nearest(name, DatasetCatalog.list())}")
-    metadata = MetadataCatalog.get(name)
-    if hasattr(metadata, "json_file"):
-        needed = Path(metadata.json_file)
-    elif hasattr(metadata, "dirname"):
-        needed = Path(metadata.dirname) / "ImageSets" / "Main" / f"{metadata.split}.txt"
-    else:
-        return
-    if not needed.exists():
-        how = (
-            "make it with tools/make_scenes.py"
-            if name.startswith("scenes_")
-            else "get it as detectron2 describes"
-        )
+    for package in PACKAGES.get(getattr(MetadataCatalog.get(name), "evaluator_type", ""), ()):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"data set {name!r} needs the package {package}, which is not installed; run "
+                "`make setup`, or `pip install 'moco-plugin[detectron2]'` and moco-install-detectron2"
+            )
+    missing = [files for files in find_files(name) if files.missing]
+    if missing:
+        how = f"get it from {source(name)}" if source(name) else "get it as detectron2 describes"
         raise UserError(
-            f"data set {name!r} is not there: {needed} is missing; {how}, or set DETECTRON2_DATASETS "
-            f"(now {datasets_root()}) to the folder that holds the data sets"
+            f"data set {name!r} is not there: {' and '.join(map(str, missing))}; {how}, or set "
+            f"DETECTRON2_DATASETS (now {datasets_root()}) to the folder that holds the data sets"
         )
-
-
-def build_evaluator(cfg: Any, name: str) -> DatasetEvaluator:
-    """Returns detectron2's evaluator for a data set, by the kind that its metadata name.
-
-    Raises:
-        UsageError: A kind other than COCO and Pascal VOC.
-    """
-    kind = getattr(MetadataCatalog.get(name), "evaluator_type", None)
-    if kind == "coco":
-        return COCOEvaluator(name, output_dir=os.path.join(cfg.OUTPUT_DIR, "inference"))
-    if kind == "pascal_voc":
-        return PascalVOCDetectionEvaluator(name)
-    raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are coco and pascal_voc")

@@ -1,0 +1,163 @@
+"""Writes tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS and Cityscapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from moco_plugin.data.scenes import MAX_SCALE
+from moco_plugin.data.tiny_cityscapes import BANDS, write_cityscapes
+from moco_plugin.data.tiny_coco import write_coco, write_lvis
+from moco_plugin.data.tiny_scenes import Looks, TinyScene, compose_split
+from moco_plugin.data.tiny_voc import write_sbd, write_voc
+from moco_plugin.errors import UsageError
+from moco_plugin.files import atomic_folder, check_output, write_json
+
+MARKER = "tiny_datasets.json"
+MIN_TRAIN, MIN_TEST = 4, 2
+MIN_SIZE = round(28 * MAX_SCALE) + 1  # the largest object of 28 pixels must fit
+
+
+@dataclass(frozen=True)
+class ClassTables:
+    """The classes of the real data sets.
+
+    Attributes:
+        voc: The 20 names.
+        coco: Id and name of the 80.
+        lvis: The 1230 of v0.5, each with ``id``, ``name``, ``synset``, ``synonyms``, ``def``, ``frequency``.
+        cityscapes: The 19 that count, each with ``id``, ``trainId``, ``name``, ``color``, ``isthing``.
+    """
+
+    voc: Sequence[str]
+    coco: Mapping[int, str]
+    lvis: Sequence[Mapping[str, Any]]
+    cityscapes: Sequence[Mapping[str, Any]]
+
+
+def make_tiny_datasets(
+    output: str | Path,
+    train: Looks,
+    test: Looks,
+    tables: ClassTables,
+    *,
+    num_train: int = 8,
+    num_test: int = 8,
+    size: int = 128,
+    seed: int = 0,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> Path:
+    """Writes a folder for ``DETECTRON2_DATASETS``, whole or not at all.
+
+    It holds ``VOC2007``, ``VOC2012``, ``benchmark_RELEASE`` (SBD), ``coco``, ``lvis`` (whose images are
+    COCO's) and ``cityscapes``, in the layouts in which these are published. What is in a scene is composed of
+    real images of objects; the classes are the real data sets', given out in turn. The same arguments give
+    the same bytes.
+
+    Args:
+        output: Folder to make.
+        train: Objects for all scenes that are trained on.
+        test: Objects for all scenes that are tested on.
+        tables: The classes of each data set.
+        num_train: Scenes of each data set's training split. SBD adds half as many to VOC 2012.
+        num_test: Scenes of each test split; from seven on, every class of VOC is among them.
+        size: Height and width in pixels; Cityscapes is twice as wide.
+        seed: Seed of all random choices.
+        overwrite: Replace tiny data sets that are there already.
+        progress: Show a progress bar.
+
+    Returns:
+        ``output``.
+
+    Raises:
+        UsageError: A number that cannot be right, or ``output`` exists.
+    """
+    output = _check_free(Path(output), overwrite)
+    if num_train < MIN_TRAIN or num_test < MIN_TEST or seed < 0:
+        raise UsageError(
+            f"expected {MIN_TRAIN} training and {MIN_TEST} test images or more and a seed from 0, "
+            f"got {num_train}, {num_test} and {seed}"
+        )
+    if size < MIN_SIZE:
+        raise UsageError(
+            f"images of {size} pixels are too small for the objects; expected {MIN_SIZE} or more"
+        )
+
+    def compose(
+        number: int, looks: Looks, count: int, bands: Sequence[Sequence[int]] = ()
+    ) -> list[TinyScene]:
+        scenes = compose_split(looks, count, size, [seed, number], bands)
+        bar.update()
+        return scenes
+
+    with (
+        atomic_folder(output) as root,
+        tqdm(total=9, desc="tiny data sets", unit="split", disable=not progress) as bar,
+    ):
+        trained, tested = compose(0, train, num_train), compose(1, test, num_test)
+        _write_voc2007(root, trained, tested, tables)
+        trained, tested = compose(2, train, num_train), compose(3, test, num_test)
+        _write_voc2012(root, trained, tested, compose(4, train, num_train // 2), tables)
+        for number, looks, count, split in ((5, train, num_train, "train"), (6, test, num_test, "val")):
+            scenes = compose(number, looks, count)
+            write_coco(root / "coco", f"{split}2017", scenes, tables.coco, len(looks.groups))
+            write_lvis(root / "lvis" / f"lvis_v0.5_{split}.json", f"{split}2017", scenes, tables.lvis)
+        colours = {category["name"]: category["color"] for category in tables.cityscapes}
+        bands = [colours[name] for name in BANDS]
+        for number, looks, count, split, city in (
+            (7, train, num_train, "train", "aachen"),
+            (8, test, num_test, "val", "frankfurt"),
+        ):
+            scenes = compose(number, looks, count, bands)
+            write_cityscapes(root / "cityscapes", split, city, scenes, tables.cityscapes)
+        options = {"num_train": num_train, "num_test": num_test, "size": size, "seed": seed}
+        write_json(root / MARKER, {"made_by": "tools/make_tiny_datasets.py", **options})
+    return output
+
+
+def _check_free(output: Path, overwrite: bool) -> Path:
+    check_output(output, overwrite)
+    if output.exists() and not (output / MARKER).exists():
+        raise UsageError(
+            f"{output} is there and holds no tiny data sets, so it was kept; choose another output"
+        )
+    return output
+
+
+def _write_voc2007(
+    root: Path, trained: Sequence[TinyScene], tested: Sequence[TinyScene], tables: ClassTables
+) -> None:
+    names = [f"{number:06d}" for number in range(1, len(trained) + len(tested) + 1)]
+    half, count = len(trained) // 2, len(trained)
+    splits = {
+        "train": (names[:half], trained[:half]),
+        "val": (names[half:count], trained[half:]),
+        "test": (names[count:], tested),
+    }
+    write_voc(root / "VOC2007", splits, tables.voc)
+
+
+def _write_voc2012(
+    root: Path,
+    trained: Sequence[TinyScene],
+    tested: Sequence[TinyScene],
+    further: Sequence[TinyScene],
+    tables: ClassTables,
+) -> None:
+    """Writes VOC 2012 and SBD, which segments further images of VOC 2012, and some of its own train and val."""
+    train, val, more = (
+        [f"{year}_{number:06d}" for number in range(1, len(scenes) + 1)]
+        for year, scenes in ((2007, trained), (2008, tested), (2009, further))
+    )
+    segmented = {"train": (train, trained), "val": (val, tested)}
+    write_voc(root / "VOC2012", segmented, tables.voc, {"train": (more, further)})
+    sbd = {
+        "train": ([*train[:2], *more[1:]], [*trained[:2], *further[1:]]),
+        "val": ([val[0], more[0]], [tested[0], further[0]]),
+    }
+    write_sbd(root / "benchmark_RELEASE" / "dataset", sbd, tables.voc)

@@ -1,0 +1,152 @@
+"""Composes the scenes of the tiny data sets: every object has a number, from which its class follows."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from moco_plugin.data.images import ImageSet
+from moco_plugin.data.scenes import MAX_OBJECTS, MIN_OBJECTS, SceneObject, background, compose_scene
+from moco_plugin.errors import UserError
+
+MAX_SIDE = 96  # pixels that photos of objects are reduced to
+MAX_PHOTOS = 400
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Images of objects (see ``compose_scene``), grouped by what they look like.
+
+    There are 1, 2, 5 or 10 groups, because the class counts of VOC (20), COCO (80) and LVIS (1230) divide by
+    these: counted round-robin, every class of a data set then always has the same look.
+    """
+
+    groups: tuple[tuple[np.ndarray, ...], ...]
+
+
+@dataclass
+class TinyScene:
+    """A scene: its picture (uint8, H x W x 3) and its objects, whose labels are numbers from 0 in their split."""
+
+    image: np.ndarray
+    objects: list[SceneObject]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image.shape[0], self.image.shape[1]
+
+
+def group_looks(images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray | None) -> Looks:
+    """Groups object images by their labels, or puts all in one group."""
+    labels = np.zeros(len(images), np.int64) if labels is None else labels
+    classes = np.unique(labels).tolist()
+    count = max(number for number in (1, 2, 5, 10) if number <= len(classes))
+    groups: list[list[np.ndarray]] = [[] for _ in range(count)]
+    for image, label in zip(images, labels.tolist(), strict=True):
+        groups[classes.index(label) % count].append(image)
+    return Looks(tuple(map(tuple, groups)))
+
+
+def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
+    """Reads photos of objects with transparent surroundings, PNG files in a folder for each kind of object.
+
+    Returns:
+        The objects for training and others for testing.
+
+    Raises:
+        UserError: There are fewer than two such photos of a kind.
+    """
+    files = ImageSet(str(folder))
+    labels = np.zeros(len(files), np.int64) if files.labels is None else files.labels
+    chosen = np.unique(np.linspace(0, len(files) - 1, MAX_PHOTOS).round().astype(int))
+    photos = [
+        (_read_photo(files.paths[i]), int(labels[i])) for i in chosen if files.paths[i].suffix == ".png"
+    ]
+    found = [(photo, label) for photo, label in photos if photo is not None]
+    counts = np.bincount([label for _, label in found], minlength=1)
+    found = [(photo, label) for photo, label in found if counts[label] > 1]
+    if not found:
+        raise UserError(
+            f"{folder} holds no kind of object with two photos; expected PNG files with transparency, "
+            "in a folder for each kind"
+        )
+    splits = []
+    for part in range(2):
+        seen = [0] * len(counts)
+        images, kinds = [], []
+        for photo, label in found:
+            if seen[label] % 2 == part:
+                images.append(photo)
+                kinds.append(label)
+            seen[label] += 1
+        splits.append(group_looks(images, np.array(kinds)))
+    return splits[0], splits[1]
+
+
+def _read_photo(path: Path) -> np.ndarray | None:
+    """Returns a photo cut to what is opaque in it (RGBA, H x W x 4), or None if all or nothing is opaque."""
+    try:
+        with Image.open(path) as image:
+            photo = image.convert("RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
+        return None
+    box = photo.getchannel("A").point(lambda alpha: 255 * (alpha >= 128)).getbbox()
+    if box is None or np.asarray(photo.getchannel("A")).min() >= 128:
+        return None
+    photo = photo.crop(box)
+    photo.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BOX)
+    return np.asarray(photo)
+
+
+def compose_split(
+    looks: Looks, count: int, size: int, seed: Sequence[int], canvas_bands: Sequence[Sequence[int]] = ()
+) -> list[TinyScene]:
+    """Composes the scenes of one split.
+
+    Object number n of the split has the look of group n modulo their number, so that classes given out in turn
+    all occur: 20 of them in seven scenes.
+
+    Args:
+        looks: The objects to choose from.
+        count: Number of scenes.
+        size: Height in pixels; also the width, unless there are bands.
+        seed: The numbers that all random choices follow from.
+        canvas_bands: Colours (0 to 255) of horizontal bands, top to bottom, as ground of scenes that are twice
+            as wide as high.
+    """
+    scenes = []
+    number = 0
+    for index in range(count):
+        for attempt in itertools.count():  # until there was a place for every object
+            random = np.random.default_rng([*seed, index, attempt])
+            numbers = range(number, number + int(random.integers(MIN_OBJECTS, MAX_OBJECTS + 1)))
+            chosen = [looks.groups[n % len(looks.groups)] for n in numbers]
+            images = [group[random.integers(len(group))] for group in chosen]
+            canvas = _bands(size, canvas_bands, random) if canvas_bands else None
+            image, objects = compose_scene(
+                images, numbers, size, random, order=range(len(images)), canvas=canvas
+            )
+            if len(objects) == len(images):
+                break
+        scenes.append(TinyScene(image, objects))
+        number = numbers.stop
+    return scenes
+
+
+def _bands(size: int, colours: Sequence[Sequence[int]], random: np.random.Generator) -> np.ndarray:
+    canvas = background(size, random, width=2 * size)
+    for rows, colour in zip(band_rows(size, len(colours)), colours, strict=True):
+        canvas[rows] = 0.3 * canvas[rows] + 0.7 * np.array(colour)
+    return canvas
+
+
+def band_rows(size: int, count: int) -> list[slice]:
+    """Returns the rows of ``count`` horizontal bands of a scene ``size`` pixels high, top to bottom."""
+    edges = np.linspace(0, size, count + 1).round().astype(int).tolist()
+    return [slice(top, bottom) for top, bottom in itertools.pairwise(edges)]

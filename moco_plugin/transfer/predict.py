@@ -1,0 +1,175 @@
+"""Draws what a trained detector or segmentor finds in images: boxes, masks, keypoints, classes of pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data.detection_utils import read_image
+from detectron2.engine import DefaultPredictor
+from PIL import Image
+from tqdm import tqdm
+
+from moco_plugin.data.images import ImageSet
+from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import atomic_path, check_output
+from moco_plugin.transfer.compat import fit_device
+from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.weights import load_weights
+
+MIN_SIDE = 640  # pixels; smaller images are drawn enlarged, so that names can be read
+
+
+def predict(
+    config_file: str,
+    weights: str,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    threshold: float = 0.5,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Draws the predictions for images into PNG files, ``{name of the image}.png``.
+
+    Args:
+        config_file: The config that the weights were trained with; a path, or a name below ``configs/detectron2``.
+        weights: What training has written, such as ``model_final.pth``.
+        images: Image files, or folders of them.
+        out: Folder for the pictures.
+        threshold: Smallest score (0 to 1) of what is drawn.
+        overrides: ``KEY VALUE`` pairs for the config.
+        overwrite: Replace pictures that are there already.
+        progress: Show a progress bar.
+
+    Returns:
+        The pictures.
+
+    Raises:
+        UsageError: An argument that cannot be right, or a picture that is there already.
+        UserError: Weights that leave a part of the model random, or images that cannot be decoded; all others
+            have been drawn by then.
+    """
+    if not 0 <= threshold <= 1:
+        raise UsageError(f"--threshold is a score from 0 to 1, got {threshold}")
+    pictures = _outputs(images, Path(out), overwrite)
+    cfg = load_config(config_file, list(overrides))
+    cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
+    fit_device(cfg)
+    predictor = DefaultPredictor(cfg)
+    _load_whole(predictor.model, weights, cfg)
+    metadata = class_names(cfg)
+    broken = []
+    for source, picture in tqdm(pictures.items(), desc="images", unit="image", disable=not progress):
+        try:
+            image = read_image(str(source), format="BGR")
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
+            broken.append(source)
+            continue
+        drawn = draw(image[:, :, ::-1], predictor(image), metadata)
+        with atomic_path(picture) as temporary:
+            Image.fromarray(drawn).save(temporary)
+    if broken:
+        raise UserError(
+            f"{len(broken)} of {len(pictures)} images cannot be decoded, {broken[0]} first; the others were drawn"
+        )
+    return list(pictures.values())
+
+
+def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[Path, Path]:
+    """Returns where the picture of each image goes."""
+    sources: list[Path] = []
+    for path in map(Path, images):
+        if not path.exists():
+            raise UsageError(f"image {path} does not exist")
+        sources += ImageSet(str(path)).paths if path.is_dir() else [path]
+    pictures: dict[Path, Path] = {}
+    for source in dict.fromkeys(sources):
+        picture = check_output(out / f"{source.stem}.png", overwrite)
+        if picture in pictures.values():
+            raise UsageError(f"two of the images would be drawn to {picture}; draw them into two folders")
+        pictures[source] = picture
+    return pictures
+
+
+def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
+    """Loads weights, and refuses those of a backbone alone: random heads would draw nonsense."""
+    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.ndim > 1}
+    load_weights(model, weights, cfg=cfg)
+    # random numbers that are the same after loading are not from the file
+    random = [
+        name for name, value in model.named_parameters() if torch.equal(before.get(name, value + 1), value)
+    ]
+    if random:
+        raise UserError(
+            f"{weights or 'an empty --weights'} leaves {len(random)} of the model's tensors random, {random[0]} "
+            "first; give the weights that training with this config has written, such as model_final.pth"
+        )
+
+
+def class_names(cfg: CfgNode) -> Metadata:
+    """Returns what is known of the classes of a config's first test set; it need not be on disk.
+
+    Where the names are only known from files that are absent, or do not fit the model, classes are numbered.
+    """
+    known: dict[str, Any] = {}
+    if cfg.DATASETS.TEST:
+        name = cfg.DATASETS.TEST[0]
+        if not {"thing_classes", "stuff_classes"} & set(MetadataCatalog.get(name).as_dict()):
+            try:
+                require_dataset(name)
+                DatasetCatalog.get(name)  # loading tells the names
+            except UserError:
+                pass
+        known = MetadataCatalog.get(name).as_dict()
+    retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
+    things = cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES
+    for kind, count in (("thing", things), ("stuff", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)):
+        if len(known.get(f"{kind}_classes", ())) != count:
+            known[f"{kind}_classes"] = [str(number) for number in range(count)]
+            known.pop(f"{kind}_colors", None)
+    metadata = Metadata()
+    known.pop("name", None)
+    for key, value in known.items():
+        metadata.set(**{key: value})
+    return metadata
+
+
+def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> np.ndarray:
+    """Draws a model's output over an image.
+
+    Args:
+        image: uint8, H x W x 3, RGB.
+        prediction: ``instances`` (with boxes, and masks and keypoints if there are any), or ``sem_seg``
+            (class scores, C x H x W), as detectron2's models give them.
+        metadata: Names of the classes and, for keypoints, what to connect.
+
+    Returns:
+        The picture, uint8, RGB, enlarged where the image is small.
+
+    Raises:
+        UserError: OpenCV, which detectron2 traces masks with, is not installed.
+    """
+    try:
+        from detectron2.utils.visualizer import Visualizer
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"drawing needs {error.name}, which is not installed; run `pip install opencv-python-headless`"
+        ) from error
+    np.random.seed(0)  # the visualizer draws colours by lot
+    visualizer = Visualizer(image, metadata, scale=max(1.0, MIN_SIDE / max(image.shape[:2])))
+    drawn = visualizer.output
+    if "sem_seg" in prediction:
+        drawn = visualizer.draw_sem_seg(prediction["sem_seg"].argmax(dim=0).cpu(), alpha=0.5)
+    if "instances" in prediction:
+        drawn = visualizer.draw_instance_predictions(prediction["instances"].to("cpu"))
+    picture: np.ndarray = drawn.get_image()
+    return picture

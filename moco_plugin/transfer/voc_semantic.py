@@ -1,0 +1,133 @@
+"""VOC 2012 semantic segmentation: train, val, and train_aug with SBD's labels (Hariharan et al. 2011)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
+from detectron2.utils import comm
+from tqdm import tqdm
+
+from moco_plugin.data.voc_files import VOID, voc_palette, write_palette_png
+from moco_plugin.errors import UserError
+from moco_plugin.files import atomic_path
+
+AUGMENTED = "SegmentationClassAug"  # folder of label images for all of SBD, as it is passed around
+TRAIN_AUG = "train_aug"
+
+
+def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
+    """Registers ``{prefix}_train``, ``{prefix}_val`` and ``{prefix}_train_aug``.
+
+    Args:
+        root: Folder that holds ``VOC2012`` and, for train_aug, ``benchmark_RELEASE`` as SBD's archive unpacks.
+        prefix: First part of the registered names.
+    """
+    palette = voc_palette()
+    classes = ["background", *CLASS_NAMES]
+    voc, sbd = root / "VOC2012", root / "benchmark_RELEASE" / "dataset"
+    for split in ("train", "val", TRAIN_AUG):
+        name = f"{prefix}_{split}"
+        DatasetCatalog.register(name, lambda s=split: load_voc_semantic(voc, s, sbd))
+        MetadataCatalog.get(name).set(
+            dirname=str(voc),
+            split=split,
+            sbd_dirname=str(sbd),
+            stuff_classes=classes,
+            stuff_colors=[palette[3 * number : 3 * number + 3] for number in range(len(classes))],
+            ignore_label=VOID,
+            evaluator_type="sem_seg",
+        )
+
+
+def read_ids(path: Path) -> list[str]:
+    """Reads a list of image names, one a line."""
+    return path.read_text().split()
+
+
+def semantic_ids(voc: Path, split: str, sbd: Path) -> list[str]:
+    """Returns the names of a split's images, sorted.
+
+    ``train_aug`` is what VOC's train or SBD's train and val hold, without VOC's val: 10582 images. Without SBD's
+    lists, SBD's images are those that have a file in ``SegmentationClassAug``.
+
+    Raises:
+        OSError: A list is missing.
+    """
+    lists = voc / "ImageSets" / "Segmentation"
+    if split != TRAIN_AUG:
+        return sorted(read_ids(lists / f"{split}.txt"))
+    if (sbd / "train.txt").exists() or not (voc / AUGMENTED).is_dir():
+        more = {*read_ids(sbd / "train.txt"), *read_ids(sbd / "val.txt")}
+    else:
+        more = {Path(name).stem for name in os.listdir(voc / AUGMENTED) if name.endswith(".png")}
+    return sorted({*read_ids(lists / "train.txt"), *more} - {*read_ids(lists / "val.txt")})
+
+
+def label_file(voc: Path, split: str, name: str, own: Iterable[str]) -> Path:
+    """Returns where an image's labels are: VOC's own for its train and val, else those of SBD."""
+    folder = "SegmentationClass" if split != TRAIN_AUG or name in own else AUGMENTED
+    return voc / folder / f"{name}.png"
+
+
+def load_voc_semantic(voc: Path, split: str, sbd: Path) -> list[dict]:
+    """Returns a split's entries in detectron2's format, with ``sem_seg_file_name``.
+
+    Label images hold class numbers, 0 for background and 255 for what is ignored. Where SBD's are only there in
+    Matlab's format, they are converted to ``SegmentationClassAug`` first, once.
+
+    Args:
+        voc: The folder ``VOC2012``.
+        split: "train", "val" or "train_aug".
+        sbd: The folder ``benchmark_RELEASE/dataset``.
+
+    Raises:
+        UserError: SBD's labels cannot be converted.
+    """
+    names = semantic_ids(voc, split, sbd)
+    own = set(read_ids(voc / "ImageSets" / "Segmentation" / "train.txt"))
+    labels = [label_file(voc, split, name, own) for name in names]
+    if split == TRAIN_AUG:
+        _convert_sbd(sbd, [path for path in labels if path.parent.name == AUGMENTED and not path.exists()])
+    return [
+        {
+            "file_name": str(voc / "JPEGImages" / f"{name}.jpg"),
+            "image_id": name,
+            "sem_seg_file_name": str(path),
+        }
+        for name, path in zip(names, labels, strict=True)
+    ]
+
+
+def _convert_sbd(sbd: Path, labels: list[Path]) -> None:
+    """Writes label images (PNG with VOC's palette) from SBD's ``cls/*.mat``."""
+    if not labels:
+        return
+    try:
+        from scipy.io import loadmat
+    except ImportError as error:
+        raise UserError(
+            f"SBD's labels in {sbd / 'cls'} are in Matlab's format, and scipy, which reads it, is not installed; "
+            f"run `pip install scipy`, or put PNG files of them in {labels[0].parent}"
+        ) from error
+    folder = labels[0].parent
+    if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
+        raise UserError(
+            f"SBD's labels are converted to PNG files in {folder}, which cannot be written; make it writable, "
+            "or put the files there"
+        )
+    palette = voc_palette()
+    for path in tqdm(labels, desc="SBD labels", unit="image", disable=not comm.is_main_process()):
+        source = sbd / "cls" / f"{path.stem}.mat"
+        try:
+            classes = loadmat(str(source))["GTcls"][0, 0]["Segmentation"].astype(np.uint8)
+        except Exception as error:  # a broken file raises almost anything
+            raise UserError(
+                f"{source} is no label file of SBD's ({error}); unpack its archive again"
+            ) from error
+        with atomic_path(path) as temporary:
+            write_palette_png(temporary, classes, palette)

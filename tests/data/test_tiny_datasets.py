@@ -1,0 +1,258 @@
+"""Tiny data sets: deterministic, in the published layouts, and true to what is in their images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moco_plugin.tools.make_tiny_datasets import main
+from PIL import Image, ImageDraw
+
+from moco_plugin.data.idx import load_idx_images
+from moco_plugin.data.polygons import mask_polygons, pixel_centres, signed_area
+from moco_plugin.data.tiny_cityscapes import write_cityscapes
+from moco_plugin.data.tiny_coco import keypoints
+from moco_plugin.data.tiny_datasets import ClassTables, make_tiny_datasets
+from moco_plugin.data.tiny_scenes import Looks, compose_split, group_looks, read_photos
+from moco_plugin.data.tiny_voc import label_maps
+from moco_plugin.data.voc_files import voc_palette
+from moco_plugin.errors import UsageError, UserError
+from tests.conftest import TEST, TRAIN
+
+CITYSCAPES = [
+    {"id": 7, "trainId": 0, "name": "road", "color": (128, 64, 128), "isthing": 0},
+    {"id": 11, "trainId": 2, "name": "building", "color": (70, 70, 70), "isthing": 0},
+    {"id": 23, "trainId": 10, "name": "sky", "color": (70, 130, 180), "isthing": 0},
+    {"id": 24, "trainId": 11, "name": "person", "color": (220, 20, 60), "isthing": 1},
+    {"id": 26, "trainId": 13, "name": "car", "color": (0, 0, 142), "isthing": 1},
+]
+TABLES = ClassTables(
+    voc=[f"voc{number}" for number in range(20)],
+    coco={number: f"coco{number}" for number in range(1, 91) if number % 9},
+    lvis=[{"id": n, "name": f"lvis{n}", "frequency": "rcf"[n % 3]} for n in range(1, 1231)],
+    cityscapes=CITYSCAPES,
+)
+
+
+@pytest.fixture(scope="module")
+def looks() -> tuple[Looks, Looks]:
+    """Fashion-MNIST's ten classes, for training and for testing."""
+    train, test = (group_looks(*load_idx_images(f"{spec}[0:100]")[:2]) for spec in (TRAIN, TEST))
+    return train, test
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, looks: tuple[Looks, Looks]) -> Path:
+    out = tmp_path_factory.mktemp("data") / "tiny"
+    return make_tiny_datasets(out, *looks, TABLES, num_train=4, num_test=3, size=96, seed=1, progress=False)
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_same_seed_same_bytes(tiny: Path, looks: tuple[Looks, Looks], tmp_path: Path) -> None:
+    options = {"num_train": 4, "num_test": 3, "size": 96, "progress": False}
+    again = make_tiny_datasets(tmp_path / "again", *looks, TABLES, seed=1, **options)
+    assert files(again) == files(tiny)
+    with pytest.raises(UsageError, match="exists already"):
+        make_tiny_datasets(again, *looks, TABLES, seed=2, **options)
+    make_tiny_datasets(again, *looks, TABLES, seed=2, overwrite=True, **options)
+    picture = "coco/train2017/000000000001.jpg"
+    assert files(again).keys() == files(tiny).keys() and files(again)[picture] != files(tiny)[picture]
+
+
+def test_layouts_are_the_published_ones(tiny: Path) -> None:
+    names = set(files(tiny))
+    for file in (
+        "VOC2007/JPEGImages/000001.jpg", "VOC2007/Annotations/000007.xml", "VOC2007/ImageSets/Main/test.txt",
+        "VOC2007/SegmentationClass/000001.png", "VOC2007/ImageSets/Segmentation/trainval.txt",
+        "VOC2012/JPEGImages/2009_000001.jpg", "VOC2012/SegmentationObject/2008_000003.png",
+        "benchmark_RELEASE/dataset/img/2009_000001.jpg", "benchmark_RELEASE/dataset/cls/2009_000001.mat",
+        "benchmark_RELEASE/dataset/inst/2009_000001.mat", "benchmark_RELEASE/dataset/train.txt",
+        "coco/val2017/000000000003.jpg", "coco/annotations/instances_train2017.json",
+        "coco/annotations/person_keypoints_val2017.json", "lvis/lvis_v0.5_train.json",
+        "cityscapes/leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
+        *(f"cityscapes/gtFine/val/frankfurt/frankfurt_000002_000019_gtFine_{kind}" for kind in (
+            "polygons.json", "instanceIds.png", "labelIds.png", "labelTrainIds.png", "color.png")),
+    ):  # fmt: skip
+        assert file in names
+    assert "VOC2012/SegmentationClass/2009_000001.png" not in names  # SBD's to give
+    lists = {
+        split: (tiny / f"VOC2012/ImageSets/Main/{split}.txt").read_text().split()
+        for split in ("train", "val", "trainval")
+    }
+    assert len(lists["train"]) == 4 + 2 and len(lists["val"]) == 3
+    assert lists["trainval"] == sorted(lists["train"] + lists["val"])
+    with Image.open(tiny / "VOC2012/SegmentationClass/2007_000001.png") as image:
+        assert image.mode == "P" and image.getpalette()[:6] == [0, 0, 0, 128, 0, 0]
+
+
+def test_palette_is_vocs() -> None:
+    colours = np.array(voc_palette()).reshape(256, 3).tolist()
+    assert colours[:5] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0], [0, 0, 128]]
+    assert colours[20] == [0, 64, 128] and colours[255] == [224, 224, 192]
+
+
+def test_sbd_holds_segmentations_outlines_and_classes(tiny: Path) -> None:
+    scipy_io = pytest.importorskip("scipy.io")
+    sbd = tiny / "benchmark_RELEASE" / "dataset"
+    for name in (sbd / "train.txt").read_text().split():
+        classes = scipy_io.loadmat(sbd / "cls" / f"{name}.mat")["GTcls"][0, 0]
+        instances = scipy_io.loadmat(sbd / "inst" / f"{name}.mat")["GTinst"][0, 0]
+        present = set(classes["CategoriesPresent"].ravel().tolist())
+        assert present == set(np.unique(classes["Segmentation"]).tolist()) - {0}
+        assert classes["Boundaries"].shape == (20, 1)
+        for number in range(1, 21):
+            outline = classes["Boundaries"][number - 1, 0].toarray() > 0
+            assert outline.any() == (number in present)
+            assert (classes["Segmentation"][outline] == number).all()
+        for number, category in enumerate(instances["Categories"].ravel(), start=1):
+            assert set(classes["Segmentation"][instances["Segmentation"] == number]) == {category}
+
+
+def test_every_class_of_voc_is_in_seven_scenes(looks: tuple[Looks, Looks]) -> None:
+    scenes = compose_split(looks[0], 7, 96, [0])
+    numbers = [obj.label for scene in scenes for obj in scene.objects]
+    assert numbers == list(range(len(numbers))) and len(numbers) >= 21
+    seen = {number for scene in scenes for number in np.unique(label_maps(scene, 20)[0])}
+    assert seen == set(range(21))
+
+
+@pytest.mark.parametrize(("kinds", "groups"), [(1, 1), (4, 2), (7, 5), (10, 10), (13, 10)])
+def test_looks_divide_the_class_counts(kinds: int, groups: int) -> None:
+    images = [np.full((4, 4), number, np.uint8) for number in range(2 * kinds)]
+    grouped = group_looks(images, np.arange(2 * kinds) % kinds + 5).groups
+    assert len(grouped) == groups and sum(map(len, grouped)) == 2 * kinds
+    assert len(group_looks(images, None).groups) == 1
+
+
+def test_polygons_are_the_masks_without_holes() -> None:
+    square = np.zeros((6, 7), bool)
+    square[1:5, 2:6] = True
+    square[2, 3] = False  # a hole
+    square[0, 0] = True  # a part of its own
+    polygons = mask_polygons(square)
+    assert [polygon.tolist() for polygon in polygons] == [
+        [[2, 1], [6, 1], [6, 5], [2, 5]], [[0, 0], [1, 0], [1, 1], [0, 1]]
+    ]  # fmt: skip
+    assert [signed_area(polygon) for polygon in polygons] == [16, 1]
+    assert pixel_centres(polygons[0]).tolist() == [[2, 1], [5, 1], [5, 4], [2, 4]]
+    corner = np.eye(2, dtype=bool)  # pixels that touch at a corner stay apart
+    assert [signed_area(polygon) for polygon in mask_polygons(corner)] == [1, 1]
+
+
+def test_random_masks_come_back_from_their_polygons() -> None:
+    coco_mask = pytest.importorskip("pycocotools.mask")
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        coarse = Image.fromarray(random.integers(0, 256, (6, 8), dtype=np.uint8))
+        mask = np.asarray(coarse.resize((48, 36), Image.Resampling.BICUBIC)) > 128
+        polygons = mask_polygons(mask)
+        shapes = [polygon.astype(float).ravel().tolist() for polygon in polygons]
+        rasterised = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(shapes, *mask.shape))).astype(
+            bool
+        )
+        assert rasterised[mask].all() and sum(map(signed_area, polygons)) == rasterised.sum()
+        drawn = Image.new("L", (48, 36))
+        for polygon in polygons:
+            ImageDraw.Draw(drawn).polygon([tuple(point) for point in pixel_centres(polygon).tolist()], fill=1)
+        assert np.array_equal(np.asarray(drawn) > 0, rasterised)
+
+
+def test_cityscapes_labels_are_drawn_as_its_own_scripts_do(
+    looks: tuple[Looks, Looks], tmp_path: Path
+) -> None:
+    annotation = pytest.importorskip("cityscapesscripts.helpers.annotation")
+    from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
+    from cityscapesscripts.preparation.json2labelImg import createLabelImage
+
+    bands = [category["color"] for category in CITYSCAPES[:3]]
+    scenes = compose_split(looks[0], 2, 96, [3], bands)
+    write_cityscapes(tmp_path, "train", "ulm", scenes, CITYSCAPES)
+    for number in range(2):
+        stem = tmp_path / "gtFine/train/ulm" / f"ulm_{number:06d}_000019_gtFine"
+        truth = annotation.Annotation()
+        truth.fromJsonFile(f"{stem}_polygons.json")
+        for kind, expected in (
+            ("labelIds", createLabelImage(truth, "ids")),
+            ("labelTrainIds", createLabelImage(truth, "trainIds")),
+            ("color", createLabelImage(truth, "color")),
+            ("instanceIds", createInstanceImage(truth, "ids")),
+        ):
+            with Image.open(f"{stem}_{kind}.png") as drawn:
+                assert np.array_equal(np.asarray(drawn), np.asarray(expected)), kind
+                assert drawn.size == (192, 96)
+    instances = np.asarray(Image.open(tmp_path / "gtFine/train/ulm/ulm_000001_000019_gtFine_instanceIds.png"))
+    for obj in scenes[1].objects:
+        inside = instances[obj.mask]
+        values, counts = np.unique(inside[inside >= 1000] // 1000, return_counts=True)
+        assert values[counts.argmax()] == (24, 26)[obj.label % 2]
+    first = json.loads((tmp_path / "gtFine/train/ulm/ulm_000000_000019_gtFine_polygons.json").read_text())
+    labels = [obj["label"] for obj in first["objects"]]
+    assert labels[:3] == ["sky", "building", "road"] and labels[-1] == "ego vehicle"
+    assert labels[-2] in ("persongroup", "cargroup")
+
+
+def test_keypoints_lie_in_the_box(looks: tuple[Looks, Looks]) -> None:
+    for obj in compose_split(looks[0], 1, 96, [4])[0].objects:
+        points = np.array(keypoints(obj)).reshape(17, 3)
+        left, top, right, bottom = obj.box
+        assert (points[:, 0] >= left).all() and (points[:, 0] < right).all()
+        assert (points[:, 1] >= top).all() and (points[:, 1] < bottom).all()
+        assert ((points[:, 2] == 2) == obj.mask[points[:, 1], points[:, 0]]).all()
+
+
+def write_photos(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    for kind, colour in (("apples", (200, 30, 30)), ("pears", (30, 200, 30))):
+        (folder / kind).mkdir(parents=True)
+        for number in range(4):
+            image = Image.new("RGBA", (60 + 20 * number, 50))
+            ImageDraw.Draw(image).ellipse((10, 5, 40 + 5 * number, 45), fill=(*colour, 255))
+            image.save(folder / kind / f"{number}.png")
+        noise = random.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(folder / kind / "opaque.png")
+    (folder / "pears" / "broken.png").write_bytes(b"\x89PNG")
+
+
+def test_photos_with_transparency_are_objects_too(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    train, test = read_photos(tmp_path / "photos")
+    assert [len(group) for group in (*train.groups, *test.groups)] == [2, 2, 2, 2]
+    assert train.groups[0][0].shape == (41, 31, 4)  # cut to what is opaque
+    scene = compose_split(train, 1, 96, [0])[0]
+    for obj in scene.objects:
+        colour = scene.image[obj.mask].mean(axis=0)
+        assert colour.argmax() == obj.label % 2 and colour.max() > 150
+        assert 20 < max(obj.box[2] - obj.box[0], obj.box[3] - obj.box[1]) <= 63
+    (tmp_path / "plain" / "kind").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain" / "kind" / "a.png")
+    with pytest.raises(UserError, match="PNG files with transparency"):
+        read_photos(tmp_path / "plain")
+
+
+def test_the_tool_and_its_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_photos(tmp_path / "photos")
+    objects = ["--images", str(tmp_path / "photos")]
+    small = ["--num-train", "4", "--num-test", "2", "--size", "96"]
+    assert main([str(tmp_path / "made"), *objects, *small]) == 0
+    instances = json.loads((tmp_path / "made/coco/annotations/instances_val2017.json").read_text())
+    assert len(instances["images"]) == 2 and len(instances["categories"]) == 80
+    assert main([str(tmp_path / "made"), *objects, *small]) == 2
+    precious = tmp_path / "datasets" / "coco"
+    precious.mkdir(parents=True)
+    for arguments, message in (
+        ([str(tmp_path / "datasets"), *objects, "--overwrite"], "holds no tiny data sets, so it was kept"),
+        ([str(tmp_path / "new"), *objects, "--train", TRAIN], "give either --train and --test, or --images"),
+        ([str(tmp_path / "new"), "--train", TRAIN], "give either"),
+        ([str(tmp_path / "new"), *objects, "--num-train", "3"], "4 training and 2 test images or more"),
+        ([str(tmp_path / "new"), *objects, "--size", "40"], "too small for the objects"),
+        ([str(tmp_path / "new"), "--images", str(tmp_path / "none")], "found nothing"),
+    ):
+        assert main(arguments) in (1, 2)
+        assert message in capsys.readouterr().err
+    assert precious.is_dir() and not (tmp_path / "new").exists()
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]

@@ -1,0 +1,330 @@
+"""Data sets as they are published: detectron2 reads the tiny ones, and perfect predictions get 100."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import Boxes, BoxMode, Instances
+from moco_plugin.tools.check_datasets import main as check
+from PIL import Image
+from pycocotools import mask as coco_mask
+
+from moco_plugin.errors import UsageError, UserError
+from moco_plugin.tasks import TASKS as ALL_TASKS
+from moco_plugin.transfer import compat, dataset_files, datasets
+from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.evaluators import build_evaluator
+from moco_plugin.transfer.semantic_mapper import read_labels
+from tests.processes import Tool
+from tests.transfer.conftest import catalog_of
+
+TASKS = {name: task.datasets for name, task in ALL_TASKS.items() if not name.startswith("scenes_")}
+TESTED = sorted({names[-1] for task, names in TASKS.items() if task != "coco_densepose"})
+
+
+@pytest.fixture
+def copied(tiny_datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The tiny data sets once more, to be damaged, under the names of the real ones."""
+    converted = shutil.ignore_patterns("SegmentationClassAug")  # by a test that read train_aug
+    shutil.copytree(tiny_datasets, tmp_path / "tiny", ignore=converted)
+    yield from catalog_of(tmp_path / "tiny", monkeypatch)
+
+
+def xyxy(annotation: dict[str, Any]) -> list[float]:
+    return list(map(float, BoxMode.convert(annotation["bbox"], annotation["bbox_mode"], BoxMode.XYXY_ABS)))
+
+
+def bitmask(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
+    segmentation = annotation["segmentation"]
+    if isinstance(segmentation, list):
+        segmentation = coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    return coco_mask.decode(segmentation).astype(bool)
+
+
+def perfect(entry: dict[str, Any]) -> dict[str, Any]:
+    """What a perfect model gives for an entry of a data set."""
+    if "sem_seg_file_name" in entry:
+        labels = torch.from_numpy(read_labels(entry["sem_seg_file_name"]).astype(np.int64))
+        scores = torch.nn.functional.one_hot(labels.where(labels != 255, 0))
+        return {"sem_seg": scores.permute(2, 0, 1)}
+    annotations = [a for a in entry["annotations"] if not a.get("iscrowd")]
+    found = Instances((entry["height"], entry["width"]))
+    found.pred_boxes = Boxes(torch.tensor([xyxy(a) for a in annotations]).reshape(-1, 4))
+    found.pred_classes = torch.tensor([a["category_id"] for a in annotations], dtype=torch.int64)
+    found.scores = torch.linspace(1, 0.9, len(annotations))
+    if all("segmentation" in a for a in annotations):
+        masks = [bitmask(a, *found.image_size) for a in annotations]
+        found.pred_masks = torch.from_numpy(np.array(masks).reshape(-1, *found.image_size))
+    if any("keypoints" in a for a in annotations):
+        points = [a["keypoints"] for a in annotations]
+        found.pred_keypoints = torch.tensor(points).reshape(len(points), -1, 3)
+    return {"instances": found}
+
+
+def test_every_task_has_its_tiny_data_sets(tiny_catalog: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = [task for task in TASKS if task != "coco_densepose"]
+    for name in sorted({name for task in whole for name in TASKS[task]}):
+        require_dataset(name)
+        assert len(DatasetCatalog.get(name)) > 0
+    assert check(whole) == 0
+    shown = capsys.readouterr().out
+    assert "not complete" not in shown and "missing" not in shown
+    assert "coco_c4_1x, coco_c4_2x, coco_fpn_1x" in shown  # the same data sets are shown once
+    assert "voc_2007_test                        found    7 of 7 images, 7 of 7 annotations" in shown
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_perfect_predictions_get_100(
+    tiny_catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path / "out")
+    entries = DatasetCatalog.get(name)
+    if name.startswith("cityscapes_fine_instance"):  # judged by the label images, which the polygons bound
+        from detectron2.data.datasets.cityscapes import load_cityscapes_instances
+
+        metadata = MetadataCatalog.get(name)
+        entries = load_cityscapes_instances(
+            metadata.image_dir, metadata.gt_dir, from_json=False, to_polygons=False
+        )
+    evaluator = build_evaluator(cfg, name)
+    evaluator.reset()
+    for entry in entries:
+        evaluator.process([entry], [perfect(entry)])
+    results = evaluator.evaluate()
+    expected = {
+        "voc_2007_test": {"bbox": ["AP", "AP50", "AP75"]},
+        "coco_2017_val": {"bbox": ["AP", "AP50", "AP75"], "segm": ["AP", "AP50", "AP75"]},
+        "keypoints_coco_2017_val": {"bbox": ["AP"], "keypoints": ["AP", "AP50", "AP75"]},
+        "lvis_v0.5_val": {"bbox": ["AP", "AP50"], "segm": ["AP", "AP50", "AP75"]},
+        "cityscapes_fine_instance_seg_val": {"segm": ["AP", "AP50"]},
+        "cityscapes_fine_sem_seg_val": {"sem_seg": ["IoU"]},
+        "voc_2012_sem_seg_val": {"sem_seg": ["mIoU", "pACC"]},
+    }
+    for task, metrics in expected[name].items():
+        assert {key: results[task][key] for key in metrics} == pytest.approx(dict.fromkeys(metrics, 100.0))
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["out"])  # nothing in the working directory
+
+
+def test_a_wrong_class_costs(tiny_catalog: Path, tmp_path: Path) -> None:
+    cfg = get_cfg()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    evaluator = build_evaluator(cfg, "voc_2007_test")
+    evaluator.reset()
+    for entry in DatasetCatalog.get("voc_2007_test"):
+        output = perfect(entry)
+        output["instances"].pred_classes[:] = 3
+        evaluator.process([entry], [output])
+    assert evaluator.evaluate()["bbox"]["AP50"] < 10
+
+
+def test_coco_keypoints_and_lvis_agree(tiny_catalog: Path) -> None:
+    coco, people, lvis = (
+        DatasetCatalog.get(name) for name in ("coco_2017_val", "keypoints_coco_2017_val", "lvis_v0.5_val")
+    )
+    assert [entry["file_name"] for entry in coco] == [entry["file_name"] for entry in lvis]
+    crowds = 0
+    for in_coco, in_lvis in zip(coco, lvis, strict=True):
+        assert (in_coco["height"], in_coco["width"]) == Image.open(in_coco["file_name"]).size[::-1]
+        for a, b in zip(in_coco["annotations"], in_lvis["annotations"], strict=True):
+            assert xyxy(a) == xyxy(b)
+            masks = [bitmask(x, in_coco["height"], in_coco["width"]) for x in (a, b)]
+            crowds += a["iscrowd"]
+            if not a["iscrowd"]:  # those keep holes, which polygons cannot
+                assert np.array_equal(*masks)
+            rows, columns = np.nonzero(masks[1])
+            assert xyxy(b) == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    assert crowds == 1
+    seen = 0
+    by_id = {entry["image_id"]: entry for entry in coco}
+    for entry in people:
+        boxes = [xyxy(a) for a in by_id[entry["image_id"]]["annotations"] if a["category_id"] == 0]
+        assert [xyxy(a) for a in entry["annotations"]] == boxes
+        for a in entry["annotations"]:
+            points = np.array(a["keypoints"]).reshape(17, 3)
+            if not a["iscrowd"]:
+                mask = bitmask(a, entry["height"], entry["width"])
+                inside = mask[points[:, 1].astype(int), points[:, 0].astype(int)]
+                assert set(points[:, 2]) <= {1, 2} and inside[points[:, 2] == 2].all()
+                seen += 1
+    assert seen >= 2
+
+
+def test_voc_boxes_and_segmentations_agree(tiny_catalog: Path) -> None:
+    metadata = MetadataCatalog.get("voc_2012_sem_seg_val")
+    detection = {entry["image_id"]: entry for entry in DatasetCatalog.get("voc_2012_val")}
+    for entry in DatasetCatalog.get("voc_2012_sem_seg_val"):
+        labels = read_labels(entry["sem_seg_file_name"])
+        annotations = detection[entry["image_id"]]["annotations"]
+        assert detection[entry["image_id"]]["file_name"] == entry["file_name"]
+        assert 0 < np.mean(labels == metadata.ignore_label) < 0.3
+        assert {a["category_id"] + 1 for a in annotations} == set(np.unique(labels)) - {0, 255}
+        objects = read_labels(entry["sem_seg_file_name"].replace("Class", "Object"))
+        for number, a in enumerate(annotations, start=1):
+            assert set(labels[objects == number]) == {a["category_id"] + 1}
+            rows, columns = np.nonzero(objects == number)  # inside the box: the border is void
+            left, top, right, bottom = xyxy(a)
+            assert left <= columns.min() <= columns.max() < right and top <= rows.min() <= rows.max() < bottom
+    assert metadata.stuff_classes[:2] == ["background", "aeroplane"] and len(metadata.stuff_classes) == 21
+    assert metadata.stuff_colors[1] == [128, 0, 0] and metadata.stuff_colors[15] == [192, 128, 128]
+
+
+def test_train_aug_is_voc_train_and_sbd_without_voc_val(copied: Path) -> None:
+    voc, name = copied / "VOC2012", "voc_2012_sem_seg_train_aug"
+    lists = {
+        split: (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
+        for split in ("train", "val")
+    }
+    sbd = copied / "benchmark_RELEASE" / "dataset"
+    more = {*(sbd / "train.txt").read_text().split(), *(sbd / "val.txt").read_text().split()}
+    entries = DatasetCatalog.get(name)
+    ids = [entry["image_id"] for entry in entries]
+    assert ids == sorted({*lists["train"], *more} - {*lists["val"]})
+    assert len(ids) == 6 + 3 and more & {*lists["val"]} and more & {*lists["train"]}
+    assert all(Path(entry["file_name"]).is_file() for entry in entries)
+    folders = {entry["image_id"]: Path(entry["sem_seg_file_name"]).parent.name for entry in entries}
+    own = {number for number, folder in folders.items() if folder == "SegmentationClass"}
+    assert own == {*lists["train"]} and {*folders.values()} == {"SegmentationClass", "SegmentationClassAug"}
+    boxes = {entry["image_id"]: entry["annotations"] for entry in DatasetCatalog.get("voc_2012_trainval")}
+    for entry in entries:
+        labels = read_labels(entry["sem_seg_file_name"])
+        assert set(np.unique(labels)) - {0, 255} == {a["category_id"] + 1 for a in boxes[entry["image_id"]]}
+
+    # the label images alone, as they are passed around, are as good as SBD's own files
+    shutil.rmtree(copied / "benchmark_RELEASE")
+    require_dataset(name)
+    assert DatasetCatalog.get(name) == entries
+
+
+def test_half_a_train_aug_is_named(copied: Path) -> None:
+    name, sbd = "voc_2012_sem_seg_train_aug", copied / "benchmark_RELEASE" / "dataset"
+    (broken := sbd / "cls" / "2009_000002.mat").write_bytes(b"MATLAB 5.0")
+    with pytest.raises(UserError, match=r"2009_000002\.mat is no label file of SBD's"):
+        DatasetCatalog.get(name)
+    broken.unlink()
+    with pytest.raises(
+        UserError, match=r"1 of 9 labels are missing, .*2009_000002\.mat first; .*benchmark\.tgz"
+    ):
+        require_dataset(name)
+    shutil.rmtree(copied / "VOC2012" / "SegmentationClassAug")
+    shutil.rmtree(copied / "benchmark_RELEASE")
+    with pytest.raises(UserError, match=r"2 of 4 lists are missing, .*benchmark_RELEASE/dataset/train\.txt"):
+        require_dataset(name)
+
+
+def test_label_images_need_a_folder_that_can_be_written(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(UserError, match="SegmentationClassAug, which cannot be written; make it writable"):
+        DatasetCatalog.get("voc_2012_sem_seg_train_aug")
+
+
+def damage_voc(root: Path) -> None:
+    (root / "VOC2007" / "JPEGImages" / "000007.jpg").unlink()
+    (root / "VOC2007" / "Annotations" / "000009.xml").unlink()
+
+
+def damage_images(root: Path) -> None:
+    for number in (2, 3):
+        (root / "coco" / "val2017" / f"{number:012d}.jpg").unlink()
+
+
+def damage_json(root: Path) -> None:
+    path = root / "lvis" / "lvis_v0.5_val.json"
+    path.write_bytes(path.read_bytes()[:5000])
+
+
+def damage_labels(root: Path) -> None:
+    for path in (root / "cityscapes" / "gtFine").rglob("*labelTrainIds.png"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("voc_2007_test", damage_voc, r"1 of 7 images are missing, .*000007\.jpg first and 1 of 7 annotations .*000009"),
+        ("coco_2017_val", damage_images, r"2 of 7 images are missing, .*val2017/000000000002\.jpg first; .*val2017\.zip"),
+        ("keypoints_coco_2017_val", damage_images, r"2 of 7 images"),
+        ("lvis_v0.5_val", damage_images, r"2 of 7 images are missing"),
+        ("lvis_v0.5_val", damage_json, r"lvis_v0\.5_val\.json is broken off; get it from https://www\.lvisdataset"),
+        ("cityscapes_fine_sem_seg_val", damage_labels, r"7 of 28 labels .*labelTrainIds.*csCreateTrainIdLabelImgs"),
+    ],
+)  # fmt: skip
+def test_half_a_data_set_is_named(
+    copied: Path, name: str, damage: Callable[[Path], None], message: str
+) -> None:
+    require_dataset(name)
+    damage(copied)
+    with pytest.raises(UserError, match=message) as error:
+        require_dataset(name)
+    assert "\n" not in str(error.value)
+
+
+def test_absent_data_sets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for root in catalog_of(tmp_path, monkeypatch):
+        for task, names in TASKS.items():
+            for name in names:
+                assert any(files.missing for files in dataset_files.find_files(name)), name
+                assert dataset_files.source(name).startswith("http"), name
+                if task != "coco_densepose":  # registered by its project
+                    with pytest.raises(UserError, match=f"is not there: .*{root}.*DETECTRON2_DATASETS"):
+                        require_dataset(name)
+        with pytest.raises(UsageError, match="did you mean 'voc_2012_sem_seg_train"):
+            require_dataset("voc_2012_sem_seg_trian")
+
+
+def test_missing_package_is_named(tiny_catalog: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the package lvis, which is not installed; run"):
+        require_dataset("lvis_v0.5_val")
+
+
+def test_unknown_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(MetadataCatalog.data, "odd", MetadataCatalog.get("odd").set(evaluator_type="odd"))
+    with pytest.raises(UsageError, match="evaluated as 'odd'; known here are cityscapes_instance"):
+        build_evaluator(get_cfg(), "odd")
+
+
+@pytest.mark.parametrize("package", ["lvis", "cityscapesscripts"])
+def test_evaluation_gets_what_it_wants(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    name = "float" if package == "lvis" else "in1d"
+    monkeypatch.delitem(vars(np), name, raising=False)
+    assert f"numpy.{name}" in compat.before_evaluation(package)
+    assert compat.before_evaluation(package) == []
+    if package == "lvis":
+        assert vars(np)[name] is float
+    else:
+        assert vars(np)[name]([[1, 2], [3, 4]], [4, 1]).tolist() == [True, False, False, True]
+    assert compat.before_evaluation("no_such_package") == []
+
+
+def test_check_datasets_tool(tiny_datasets: Path, capsys: pytest.CaptureFixture[str], tool: Tool) -> None:
+    shown = tool("check_datasets", "--root", tiny_datasets, "lvis", "coco_densepose", code=1).stdout
+    assert "lvis_1x, lvis_2x: everything is there" in shown and "coco_densepose: not complete" in shown
+    assert "densepose_train2014.json is missing" in shown and "DENSEPOSE_DATASETS.md" in shown
+    assert check(["vocc4"]) == 2 and check(["--root", "/no/such/folder"]) == 2
+    errors = capsys.readouterr().err
+    assert "no task 'vocc4'; did you mean 'voc_c4'" in errors and "/no/such/folder is no folder" in errors
+
+
+def test_lvis_categories_are_the_published_ones(tiny_datasets: Path) -> None:
+    content = json.loads((tiny_datasets / "lvis" / "lvis_v0.5_train.json").read_text())
+    assert [category["id"] for category in content["categories"]] == list(range(1, 1231))
+    assert {category["frequency"] for category in content["categories"]} == {"r", "c", "f"}
+    counted = sum(category["instance_count"] for category in content["categories"])
+    assert counted == len(content["annotations"])
+    for image in content["images"]:
+        here = {a["category_id"] for a in content["annotations"] if a["image_id"] == image["id"]}
+        assert {*image["not_exhaustive_category_ids"]} <= here
+        assert image["neg_category_ids"] and not {*image["neg_category_ids"]} & here

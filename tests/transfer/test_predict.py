@@ -1,0 +1,146 @@
+"""Drawn predictions: in the right places, with names, and through the tool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.config import get_cfg
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from moco_plugin.tools.predict import main
+from PIL import Image
+
+from moco_plugin.transfer.compat import fit_device
+from moco_plugin.transfer.datasets import register_scenes
+from moco_plugin.transfer.predict import class_names, draw
+from moco_plugin.transfer.trainer import load_config
+from tests.transfer.test_datasets import perfect
+
+CONFIG = "demo/scenes_R_18_FPN_quarter"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A detector of the demo's, untrained, as training would write it."""
+    path = tmp_path_factory.mktemp("weights") / "model_final.pth"
+    cfg = load_config(CONFIG, ["SEED", "1"])
+    fit_device(cfg)
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name", ["coco_2017_val", "keypoints_coco_2017_val", "voc_2007_test", "cityscapes_fine_sem_seg_val"]
+)
+def test_what_is_found_is_drawn_where_it_is(tiny_catalog: Path, name: str) -> None:
+    entry = next(entry for entry in DatasetCatalog.get(name) if entry.get("annotations") != [])
+    with Image.open(entry["file_name"]) as file:
+        image = np.asarray(file.convert("RGB"))
+    prediction = perfect(entry)
+    drawn = draw(image, prediction, MetadataCatalog.get(name))
+    height, width = image.shape[:2]
+    scale = 640 / max(height, width)
+    assert drawn.shape == (round(height * scale), round(width * scale), 3)
+    plain = np.asarray(Image.fromarray(image).resize(drawn.shape[1::-1], Image.Resampling.NEAREST))
+    changed = np.abs(drawn.astype(int) - plain).max(axis=2) > 30
+    again = draw(image, prediction, MetadataCatalog.get(name))
+    assert np.array_equal(again, drawn)
+    if "sem_seg" in prediction:
+        assert changed.mean() > 0.5  # all pixels have a class
+        return
+    instances = prediction["instances"]
+    for left, top, _, bottom in (instances.pred_boxes.tensor * scale).round().int().tolist():
+        edge = changed[top:bottom, max(0, left - 3) : left + 3].any(axis=1)
+        assert edge.mean() > 0.9
+    far = np.ones_like(changed)
+    for left, top, right, bottom in (instances.pred_boxes.tensor * scale).round().int().tolist():
+        far[max(0, top - 60) : bottom + 60, max(0, left - 10) : right + 200] = (
+            False  # names stand outside of boxes
+        )
+    assert changed[far].mean() < 0.01 if far.any() else True
+
+
+def test_names_are_known_without_the_data_set() -> None:
+    cfg = get_cfg()
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    assert class_names(cfg).thing_classes[:2] == ["person", "bicycle"]
+    assert class_names(cfg).stuff_classes == [str(number) for number in range(54)]  # COCO's things have none
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    assert class_names(cfg).thing_classes == ["0", "1", "2"]
+    cfg.DATASETS.TEST = ("voc_2012_sem_seg_val",)
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 21
+    assert class_names(cfg).stuff_classes[15] == "person" and class_names(cfg).stuff_colors[15] == [
+        192,
+        128,
+        128,
+    ]
+
+
+def test_names_of_scenes_come_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from moco_plugin.data.scenes import make_scenes
+
+    images = np.full((2, 28, 28), 255, np.uint8)
+    root = make_scenes(
+        tmp_path / "scenes", (images, np.arange(2)), (images, np.arange(2)), ["a", "b"],
+        num_train=1, num_test=1, size=64, progress=False,
+    )  # fmt: skip
+    for catalog in (DatasetCatalog, MetadataCatalog):
+        monkeypatch.setattr(catalog, "data", dict(catalog.data))
+    register_scenes(root, "drawn")
+    cfg = get_cfg()
+    cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.NUM_CLASSES = ("drawn_test",), 2
+    assert class_names(cfg).thing_classes == ["a", "b"]
+
+
+def test_the_tool(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    random = np.random.default_rng(0)
+    for name in ("one.png", "two.jpg"):
+        Image.fromarray(random.integers(0, 255, (90, 120, 3), dtype=np.uint8)).save(photos / name)
+    common = ["--config-file", CONFIG, "--weights", str(weights), "--out", str(tmp_path / "out")]
+    assert main([*common, "--threshold", "0", str(photos)]) == 0
+    assert "2 drawn into" in capsys.readouterr().out
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert sorted(drawn) == ["one.png", "two.png"]
+    with Image.open(tmp_path / "out" / "two.png") as picture, Image.open(photos / "two.jpg") as photo:
+        assert picture.size == (640, 480)
+        assert np.any(np.asarray(picture) != np.asarray(photo.resize(picture.size, Image.Resampling.NEAREST)))
+
+    assert main([*common, "--threshold", "1", str(photos)]) == 2  # kept
+    assert "exists already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == drawn
+    (photos / "three.png").write_bytes(b"no image")
+    assert main([*common, "--threshold", "1", "--overwrite", str(photos)]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "1 of 3 images cannot be decoded" in error and "three.png" in error
+    assert (tmp_path / "out" / "one.png").read_bytes() != drawn["one.png"]  # nothing scores 1
+
+
+def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image = str(tmp_path / "a.png")
+    Image.new("RGB", (64, 64)).save(image)
+    content = torch.load(weights, weights_only=True)["model"]
+    backbone = {key: value for key, value in content.items() if key.startswith("backbone.")}
+    torch.save({"model": backbone}, tmp_path / "backbone.pth")
+    (tmp_path / "b").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "b" / "a.jpg")
+    good = ["--config-file", CONFIG, "--weights", str(weights), "--out", str(tmp_path / "out")]
+    for arguments, message in (
+        ([*good, str(tmp_path / "none.png")], "none.png does not exist"),
+        ([*good, "--threshold", "5", image], "a score from 0 to 1, got 5.0"),
+        ([*good, image, str(tmp_path / "b")], "two of the images would be drawn to"),
+        ([*good, "--config-file", "demo/none", image], "no config"),
+        ([*good, "--weights", str(tmp_path / "none.pth"), image], "does not exist"),
+        ([*good, "--weights", str(tmp_path / "backbone.pth"), image], "of the model's tensors random, "),
+        ([*good, "--weights", "", image], "an empty --weights leaves"),
+        ([*good, "--opts", "MODEL.NONE", "1", image], "config override is wrong"),
+    ):
+        assert main(arguments) in (1, 2)
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert message in line
+    assert not (tmp_path / "out").exists()

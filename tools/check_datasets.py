@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""Says for each transfer task which data sets are there, what of them is missing and where to get it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from moco_plugin.errors import UsageError, command
+
+EXAMPLES = """examples:
+  %(prog)s
+  %(prog)s --root /data/detectron2 voc_c4 lvis
+
+Nothing is downloaded. The exit code is 0 if everything asked for is there, else 1. Tasks are those of
+tools/transfer.py; lvis stands for lvis_1x and lvis_2x, and so on."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line and prints the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tasks", nargs="*", metavar="TASK", help="tasks to look at (default: all)")
+    parser.add_argument("--root", help="folder of the data sets (default: $DETECTRON2_DATASETS, or datasets)")
+    args = parser.parse_args(argv)
+
+    if args.root is not None:
+        if not os.path.isdir(args.root):
+            raise UsageError(f"--root {args.root} is no folder")
+        os.environ["DETECTRON2_DATASETS"] = args.root  # read when detectron2 is imported
+    from moco_plugin.transfer.check_datasets import check_datasets
+
+    table, whole = check_datasets(args.tasks)
+    print(table)
+    return 0 if whole else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

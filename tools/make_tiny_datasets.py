@@ -1,0 +1,73 @@
+#!/usr/bin/env python3
+"""Writes tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS v0.5 and Cityscapes."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from moco_plugin.data.idx import load_idx_images
+from moco_plugin.data.tiny_datasets import make_tiny_datasets
+from moco_plugin.data.tiny_scenes import group_looks, read_photos
+from moco_plugin.errors import UsageError, command
+
+EXAMPLES = """examples:
+  %(prog)s datasets-tiny \\
+      --train 'fashion-mnist/train-images-idx3-ubyte.gz[0:1000]' \\
+      --test 'fashion-mnist/t10k-images-idx3-ubyte.gz[0:1000]'
+  %(prog)s datasets-tiny --images /usr/share/tuxpaint/stamps
+  DETECTRON2_DATASETS=datasets-tiny tools/train_net.py --config-file voc/pascal_voc_R_50_C4_24k_random \\
+      SOLVER.MAX_ITER 20 SOLVER.STEPS '()' SOLVER.IMS_PER_BATCH 2 OUTPUT_DIR runs/try
+
+With num-test 7 or more, every class of VOC is tested. DensePose's annotations, which say where on a body each
+pixel lies, are not among the files."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line and writes the data sets."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("output", help="folder to make, for DETECTRON2_DATASETS")
+    source = "idx images file of objects to %s on, with an optional [start:stop]; its labels lie beside it"
+    parser.add_argument("--train", metavar="FILE", help=source % "train")
+    parser.add_argument("--test", metavar="FILE", help=source % "test")
+    parser.add_argument(
+        "--images", metavar="FOLDER", help="in their place, photos of objects: PNG with transparency, by kind"
+    )
+    parser.add_argument(
+        "--num-train", type=int, default=8, help="training images each (default: %(default)s)"
+    )
+    parser.add_argument("--num-test", type=int, default=8, help="test images each (default: %(default)s)")
+    parser.add_argument("--size", type=int, default=128, help="height in pixels (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace tiny data sets that are there")
+    args = parser.parse_args(argv)
+
+    if args.images and not args.train and not args.test:
+        train, test = read_photos(args.images)
+    elif args.train and args.test and not args.images:
+        train, test = (group_looks(*load_idx_images(spec)[:2]) for spec in (args.train, args.test))
+    else:
+        raise UsageError("give either --train and --test, or --images")
+    from moco_plugin.transfer.datasets import class_tables
+
+    make_tiny_datasets(
+        args.output,
+        train,
+        test,
+        class_tables(),
+        num_train=args.num_train,
+        num_test=args.num_test,
+        size=args.size,
+        seed=args.seed,
+        overwrite=args.overwrite,
+    )
+    print(f"tiny data sets written; use them with DETECTRON2_DATASETS={args.output}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

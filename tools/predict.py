@@ -1,0 +1,56 @@
+#!/usr/bin/env python3
+"""Draws what a trained model finds in images, boxes, masks, keypoints or segmentation, into PNG files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from moco_plugin.errors import command
+
+EXAMPLES = """examples:
+  %(prog)s --config-file voc/pascal_voc_R_50_C4_24k_moco --weights runs/voc/model_final.pth \\
+      --out pictures photos/street.jpg photos/garden.jpg
+  %(prog)s --config-file demo/scenes_R_18_FPN_quarter --weights runs/scenes/model_final.pth \\
+      --out pictures --threshold 0.3 datasets/scenes/JPEGImages"""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line and draws."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument(
+        "--config-file", required=True, metavar="FILE", help="what the weights were trained with"
+    )
+    parser.add_argument("--weights", required=True, metavar="FILE", help="such as runs/voc/model_final.pth")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go")
+    parser.add_argument(
+        "--threshold", type=float, default=0.5, help="smallest score that is drawn (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="change the config"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
+    args = parser.parse_args(argv)
+
+    from moco_plugin.transfer.predict import predict
+
+    pictures = predict(
+        args.config_file,
+        args.weights,
+        args.images,
+        args.out,
+        threshold=args.threshold,
+        overrides=[word for pair in args.opts for word in pair],
+        overwrite=args.overwrite,
+    )
+    print(f"{len(pictures)} drawn into {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
