@@ -1,17 +1,16 @@
-"""What a config may say: the schema as dataclasses, YAML files that inherit, and key=value overrides."""
+"""What a pre-training config may say, as dataclasses; and where config files lie."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from moco_plugin.errors import UsageError, nearest
+from moco_plugin.schema import build_config, parse_overrides
 
 
 @dataclass
@@ -143,34 +142,6 @@ def find_config(name: str | Path, kind: str) -> Path:
     raise UsageError(f"no config {text!r}; shipped are {', '.join(names)}{nearest(tail, names)}")
 
 
-def _read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
-    """Reads a YAML file over the one its ``_base_`` key names (relative to itself)."""
-    path = path.resolve()
-    if path in seen:
-        raise UsageError(f"{path} inherits from itself through its _base_")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds a {type(content).__name__}; expected keys and values")
-    base = content.pop("_base_", None)
-    config = OmegaConf.create(content)
-    return config if base is None else OmegaConf.merge(_read_yaml(path.parent / base, (*seen, path)), config)
-
-
-def _valid_keys(full_key: str) -> tuple[str, list[str]]:
-    """Returns the deepest section that ``full_key`` reaches and the keys valid in it."""
-    section: Any = PretrainConfig()
-    prefix = ""
-    for part in full_key.split(".")[:-1]:
-        child = getattr(section, part, None)
-        if not is_dataclass(child):
-            break
-        section, prefix = child, f"{prefix}{part}."
-    return prefix, [f.name for f in fields(section)]
-
-
 def _recipe(overrides: Any) -> Path | None:
     """Returns the shipped file with the paper's recipe of the method that the overrides name, MoCo v2 by default."""
     method, backbone = overrides.get("method", "moco"), overrides.get("backbone")
@@ -192,32 +163,9 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
     Raises:
         UsageError: An unknown key, a value of the wrong type, or no images named.
     """
-    for override in overrides:
-        if "=" not in override:
-            raise UsageError(f"{override!r} is no override; expected key=value, such as data.root=photos")
-    config = OmegaConf.structured(PretrainConfig)
-    try:
-        overriding = OmegaConf.from_dotlist(list(overrides))
-        file = _recipe(overriding) if name is None else find_config(name, "pretrain")
-        for layer in ([] if file is None else [_read_yaml(file)]) + [overriding]:
-            config = OmegaConf.merge(config, layer)
-        result: PretrainConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except (OmegaConfBaseException, yaml.YAMLError, TypeError) as error:
-        key = getattr(error, "full_key", None) or ""
-        if "MissingMandatory" in type(error).__name__:
-            raise UsageError(
-                f"{key} is not set; say {key}=VALUE, such as data.root=path/to/images"
-            ) from error
-        prefix, valid = _valid_keys(key)
-        leaf = key.removeprefix(prefix)
-        if leaf and leaf.split(".")[0] not in valid:
-            where = f"under {prefix[:-1]}" if prefix else "at the top"
-            raise UsageError(
-                f"unknown config key {key!r}; valid {where} are {', '.join(valid)}{nearest(leaf, valid)}"
-            ) from error
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error
-    return result
+    overriding = parse_overrides(overrides)
+    file = _recipe(overriding) if name is None else find_config(name, "pretrain")
+    return build_config(PretrainConfig, file, overriding)
 
 
 def config_dict(config: PretrainConfig) -> dict[str, Any]:

@@ -1,55 +1,160 @@
 #!/usr/bin/env python3
-"""Evaluates the frozen features of a checkpoint."""
+"""Evaluates a checkpoint: kNN, retrieval, linear classification, fine-tuning, few labels, OmniBenchmark."""
 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 
 from moco_plugin.errors import command
 
-EXAMPLES = """example:
-  %(prog)s knn --weights runs/photos/checkpoints/last.ckpt --train photos/train --test photos/val
-"""
+W = "--weights runs/photos/checkpoints/last.ckpt"
+SETS = "--train photos/train --test photos/val"
+EXAMPLES = {
+    "knn": (
+        "weighted votes of the nearest neighbours",
+        f"%(prog)s {W} {SETS} --k 10 20 200 --out knn.json",
+    ),
+    "retrieve": (
+        "recall: whether an image of the same class is among the nearest",
+        f"%(prog)s {W} {SETS} --out retrieval.json --picture neighbours.html",
+    ),
+    "linear": (
+        "linear classification on the frozen backbone, as the papers report it",
+        f"%(prog)s {W} {SETS} --out linear.json\n"
+        f"  %(prog)s {W} {SETS} --out linear.json trainer.devices=8 data.workers=12\n"
+        f"  %(prog)s {W} {SETS} --fast\n\n"
+        "The same command goes on with a run that was cut off (--out needed). --fast, a departure from the papers,\n"
+        "computes features once, without random crops, and tries many learning rates on them in one pass.",
+    ),
+    "finetune": (
+        "end-to-end fine-tuning, as the papers report it",
+        f"%(prog)s {W} {SETS} --protocol inaturalist --out finetune.json\n\n"
+        "The same command goes on with a run that was cut off (--out needed).",
+    ),
+    "lowshot": (
+        "linear classification with few of the labels, the same share of each class, on cached features",
+        f"%(prog)s {W} {SETS} --shares 0.01 0.1 --out lowshot.json\n\n"
+        "To fine-tune with few labels: finetune ... data.label_share=0.01",
+    ),
+    "omnibenchmark": (
+        "a linear probe in each of OmniBenchmark's realms, and their mean",
+        f"%(prog)s {W} --root omnibenchmark --out omnibenchmark.json\n\n"
+        "The same command goes on with the next realm (--out needed).",
+    ),
+}
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parses the command line and evaluates."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    firsts = {name: example.splitlines()[0] for name, (_, example) in EXAMPLES.items()}
+    overview = "".join(
+        "\n  " + first.replace("%(prog)s", f"%(prog)s {name}") for name, first in firsts.items()
     )
-    protocols = parser.add_subparsers(dest="protocol", required=True)
-    knn = protocols.add_parser(
-        "knn", help="weighted votes of the nearest neighbours", epilog=EXAMPLES.replace("%(prog)s knn", "%(prog)s"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    knn.add_argument("--weights", required=True, help="a checkpoint of any layout that convert_to_d2 reads")
-    knn.add_argument(
-        "--train", required=True, help="labelled images that vote: a folder, or an idx images file"
-    )
-    knn.add_argument(
-        "--test", required=True, help="labelled images to classify; [start:stop] takes a part of either"
-    )
-    knn.add_argument(
-        "--untrained", action="store_true", help="random weights in the same network, as a baseline"
-    )
-    knn.add_argument("--k", type=int, default=200, help="neighbours (default %(default)s)")
-    knn.add_argument(
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, epilog=f"examples:{overview}", formatter_class=raw)
+    what = parser.add_subparsers(dest="what", required=True)
+    parsers = {
+        name: what.add_parser(
+            name, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=raw
+        )
+        for name, (text, example) in EXAMPLES.items()
+    }
+    for name, sub in parsers.items():
+        sub.add_argument(
+            "--weights", required=True, help="a checkpoint of any layout that convert_to_d2 reads"
+        )
+        if name == "omnibenchmark":
+            sub.add_argument("--root", required=True, help="folder of the realms' folders")
+        else:
+            images = "a folder, a list, shards or an idx images file; [start:stop] takes a part"
+            sub.add_argument("--train", required=True, help=f"labelled images: {images}")
+            sub.add_argument(
+                "--test", required=True, help="labelled images to classify or to find neighbours of"
+            )
+        sub.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
+        sub.add_argument(
+            "--untrained", action="store_true", help="random weights in the same network, as a baseline"
+        )
+        if name in ("knn", "retrieve", "omnibenchmark"):
+            sub.add_argument("--image-size", type=int, help="side of the test view (default: as trained)")
+            sub.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
+            sub.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
+        else:
+            sub.add_argument(
+                "overrides",
+                nargs="*",
+                metavar="key=value",
+                help="what differs from the protocol, such as optimizer.lr=3 (configs/evaluate)",
+            )
+        sub.add_argument("--out", help="also write the result to this JSON file")
+        sub.add_argument("--overwrite", action="store_true", help="replace what is there of an earlier run")
+
+    parsers["knn"].add_argument("--k", type=int, nargs="+", default=[200], help="neighbours (default 200)")
+    parsers["knn"].add_argument(
         "--temperature", type=float, default=0.1, help="votes weigh exp(sim / T) (default %(default)s)"
     )
-    knn.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
-    knn.add_argument("--image-size", type=int, help="side of the test view (default: as trained)")
-    knn.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
-    knn.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
-    knn.add_argument("--out", help="also write the result to this JSON file")
-    knn.add_argument("--overwrite", action="store_true", help="replace the JSON file if it exists")
-    args = parser.parse_args(argv)
+    parsers["retrieve"].add_argument("--k", type=int, nargs="+", default=[1, 5, 10], help="default 1 5 10")
+    parsers["retrieve"].add_argument(
+        "--picture", help="also draw the neighbours of one image a class: an .html or a .png file"
+    )
+    parsers["linear"].add_argument(
+        "--protocol",
+        help="moco_v1 (v1 and v2), moco_v3_resnet or moco_v3_vit under configs/evaluate/linear, or a YAML file "
+        "(default: by the checkpoint's method)",
+    )  # fmt: skip
+    parsers["linear"].add_argument(
+        "--fast", action="store_true", help="fit on features that are computed once"
+    )
+    parsers["finetune"].add_argument(
+        "--protocol", default="imagenet",
+        help="imagenet or inaturalist under configs/evaluate/finetune, or a YAML file (default %(default)s)",
+    )  # fmt: skip
+    parsers["lowshot"].add_argument(
+        "--shares", type=float, nargs="+", default=[0.01, 0.1], help="of the labels (default 0.01 0.1)"
+    )
+    for name in ("linear", "lowshot"):
+        parsers[name].add_argument(
+            "--lrs", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
+            help="learning rates to try on cached features (default 0.001 to 10)",
+        )  # fmt: skip
+    given = list(sys.argv[1:] if argv is None else argv)
+    # taken out first: behind an option of several values argparse would count a key=value among them
+    overrides = [text for text in given if re.fullmatch(r"[a-z]\w*(\.\w+)*=.*", text)]
+    args = parser.parse_args([text for text in given if text not in overrides])
+    if overrides and "overrides" not in args:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    args.overrides = overrides
 
-    from moco_plugin.evaluation.run import evaluate_knn
+    if args.what == "knn":
+        from moco_plugin.evaluation.run import evaluate_knn
 
-    evaluate_knn(args)
+        evaluate_knn(args)
+    elif args.what == "retrieve":
+        from moco_plugin.data.images import ImageSet
+        from moco_plugin.evaluation.run import evaluate_retrieval
+        from moco_plugin.report.neighbours_picture import check_picture, write_neighbours
+
+        if args.picture:
+            check_picture(args.picture, args.overwrite)
+        _, neighbours = evaluate_retrieval(args)
+        if args.picture:
+            write_neighbours(args.picture, ImageSet(args.train), ImageSet(args.test), neighbours)
+    elif args.what == "lowshot" or (args.what == "linear" and args.fast):
+        from moco_plugin.evaluation.fast import evaluate_linear_fast, evaluate_lowshot
+
+        (evaluate_lowshot if args.what == "lowshot" else evaluate_linear_fast)(args)
+    elif args.what == "omnibenchmark":
+        from moco_plugin.evaluation.omnibenchmark import evaluate_omnibenchmark
+
+        evaluate_omnibenchmark(args)
+    else:
+        from moco_plugin.training.classify import evaluate_finetune, evaluate_linear
+
+        (evaluate_linear if args.what == "linear" else evaluate_finetune)(args)
     return 0
 
 

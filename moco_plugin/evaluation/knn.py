@@ -2,38 +2,55 @@
 
 from __future__ import annotations
 
-from lightly.utils.benchmarking import knn_predict
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
-from moco_plugin.errors import UsageError
+from moco_plugin.evaluation.feature_file import FeatureFile
+from moco_plugin.evaluation.neighbours import nearest
 
-CHUNK = 1024  # test samples scored at a time: 1024 x N similarities live at once
 
+def knn_accuracy(
+    train_features: Tensor | FeatureFile, train_labels: Tensor, test_features: Tensor | FeatureFile,
+    test_labels: Tensor, ks: Sequence[int] = (200,), temperature: float = 0.1, *, same: bool = False,
+    device: torch.device | str = "cpu", progress: str | None = None,
+) -> dict[int, float]:  # fmt: skip
+    """Returns, for each k, the accuracy in percent of the k nearest neighbours' votes, each exp(similarity / T).
 
-def knn_top1(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor,
-    k: int = 200, temperature: float = 0.1,
-) -> float:  # fmt: skip
-    """Returns the accuracy in percent of the k nearest neighbours' votes, each weighted exp(similarity / T).
+    lightly's ``knn_predict`` counts the same votes; it needs memory for k one-hot vectors a test image.
 
     Args:
         train_features: L2-normalised, N x D.
         train_labels: N.
         test_features: L2-normalised, M x D.
         test_labels: M.
-        k: Neighbours that vote, 1 to N.
+        ks: Numbers of neighbours that vote, each 1 to N; one search serves all.
         temperature: T, above 0.
+        same: Both are the same set: an image does not vote for itself.
+        device: Where similarities are computed.
+        progress: Label of a progress bar; None shows none.
 
     Raises:
-        UsageError: k is above N.
+        UsageError: A k is above N.
     """
-    if not 0 < k <= len(train_labels):
-        raise UsageError(
-            f"k is {k} with {len(train_labels)} labelled training images; choose k from 1 to that"
-        )
     classes = int(train_labels.max()) + 1
-    correct = 0
-    for features, labels in zip(test_features.split(CHUNK), test_labels.split(CHUNK), strict=True):
-        votes = knn_predict(features, train_features.T, train_labels, classes, knn_k=k, knn_t=temperature)
-        correct += int((votes[:, 0] == labels).sum())
-    return 100 * correct / len(test_labels)
+    correct = dict.fromkeys(ks, 0)
+    found = nearest(test_features, train_features, max(ks), same=same, device=device, progress=progress)
+    for part, similarities, places in found:
+        neighbours, truth = train_labels[places.cpu()].to(device), test_labels[part].to(device)
+        # votes over those of the nearest neighbour, which orders them the same and cannot overflow
+        weights = ((similarities - similarities[:, :1]) / temperature).exp()
+        for k in correct:
+            votes = weights.new_zeros(len(weights), classes)
+            votes.scatter_add_(1, neighbours[:, :k], weights[:, :k])
+            correct[k] += int((votes.argmax(dim=1) == truth).sum())
+    return {k: 100 * count / len(test_labels) for k, count in correct.items()}
+
+
+def knn_top1(
+    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor,
+    k: int = 200, temperature: float = 0.1,
+) -> float:  # fmt: skip
+    """Returns the accuracy for one k; see knn_accuracy."""
+    return knn_accuracy(train_features, train_labels, test_features, test_labels, [k], temperature)[k]

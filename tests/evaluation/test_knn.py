@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from lightly.utils.benchmarking import knn_predict
 from moco_plugin.tools.evaluate import main
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
+from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation import knn
-from moco_plugin.evaluation.knn import knn_top1
+from moco_plugin.evaluation import neighbours
+from moco_plugin.evaluation.feature_file import FeatureFile
+from moco_plugin.evaluation.features import IN_MEMORY
+from moco_plugin.evaluation.knn import knn_accuracy, knn_top1
+from moco_plugin.evaluation.neighbours import nearest, search_bytes
 from tests.conftest import TEST, TRAIN
 from tests.processes import Tool
 
@@ -31,7 +40,8 @@ def test_votes_are_weighted_by_similarity() -> None:
 
 def test_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(knn, "CHUNK", 7)
+    monkeypatch.setattr(neighbours, "TEST_BLOCK", 7)
+    monkeypatch.setattr(neighbours, "TRAIN_BLOCK", 33)
     train, test = F.normalize(torch.randn(80, 5), dim=1), F.normalize(torch.randn(30, 5), dim=1)
     labels, truth = torch.randint(4, (80,)), torch.randint(4, (30,))
     correct = 0
@@ -48,6 +58,86 @@ def test_k_above_the_number_of_images() -> None:
         knn_top1(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3))
 
 
+def features_of_fashion_mnist() -> tuple[torch.Tensor, ...]:
+    """L2-normalised pixels: as good as any other features to compare votes on."""
+    sets: list[torch.Tensor] = []
+    for spec in (TRAIN, TEST):
+        images = ImageSet(spec)
+        assert images.array is not None
+        pixels = torch.from_numpy(images.array.copy()).flatten(1).float()
+        sets += [F.normalize(pixels, dim=1), torch.as_tensor(images.labels)]
+    return tuple(sets)
+
+
+def test_agrees_with_lightly_and_scikit_learn() -> None:
+    train, labels, test, truth = features_of_fashion_mnist()
+    ks = (1, 10, 20, 200)
+    found = knn_accuracy(train, labels, test, truth, ks)
+    for k in ks:
+        votes = knn_predict(test, train.T, labels, num_classes=10, knn_k=k, knn_t=0.1)
+        assert found[k] == pytest.approx(100 * float((votes[:, 0] == truth).float().mean()))
+        model = KNeighborsClassifier(k, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
+        assert found[k] == pytest.approx(100 * model.fit(train, labels).score(test, truth))
+    assert len({*found.values()}) > 1
+
+
+def test_an_image_is_no_neighbour_of_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbours, "TEST_BLOCK", 4)
+    monkeypatch.setattr(neighbours, "TRAIN_BLOCK", 3)
+    points = F.normalize(torch.randn(11, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    similarities = (points @ points.T).fill_diagonal_(-2)
+    for part, values, places in nearest(points, points, 10, same=True):
+        expected = similarities[part].topk(10)
+        assert torch.equal(places, expected.indices)
+        torch.testing.assert_close(values, expected.values)
+    with pytest.raises(UsageError, match="k is 11 with 10 labelled training images besides the image itself"):
+        list(nearest(points, points, 11, same=True))
+
+
+def test_features_on_disk_count_as_those_in_memory() -> None:
+    train, labels, test, truth = features_of_fashion_mnist()
+    file = FeatureFile()
+    for part in train.split(111):
+        file.append(part)
+    assert len(file) == 600 and torch.equal(file[100:300], train[100:300]) and len(file[600:]) == 0
+    assert knn_accuracy(file, labels, test, truth, [20]) == knn_accuracy(train, labels, test, truth, [20])
+
+
+MEASURE = """
+import resource, sys, torch
+from moco_plugin.evaluation import neighbours
+from moco_plugin.evaluation.feature_file import FeatureFile
+from moco_plugin.evaluation.features import IN_MEMORY
+from moco_plugin.evaluation.knn import knn_accuracy
+neighbours.TEST_BLOCK, neighbours.TRAIN_BLOCK = 512, 1024
+count, dim = int(sys.argv[1]), 64
+
+def features():
+    file, generator = FeatureFile(), torch.Generator().manual_seed(0)
+    for _ in range(count // 1000):
+        file.append(torch.nn.functional.normalize(torch.randn(1000, dim, generator=generator), dim=1))
+    return file
+
+bank, labels = features(), torch.arange(count) % 10
+knn_accuracy(torch.eye(dim), torch.arange(dim), torch.eye(dim), torch.arange(dim), [2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+knn_accuracy(bank, labels, bank, labels, [10, 20], same=True)
+print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), neighbours.search_bytes(dim, 20, 10))
+"""
+
+
+def test_memory_does_not_grow_with_the_sets() -> None:
+    """Measured of the process: 12,000 against themselves, whose similarities would take 576 MB."""
+    shown = subprocess.run(
+        [sys.executable, "-c", MEASURE, "12000"], capture_output=True, text=True, check=True
+    ).stdout
+    taken, promised = map(int, shown.split())
+    assert promised < 5e6
+    assert taken < promised + 8e6  # the allocator's own
+    # ImageNet against itself: what the search takes, with both sets' features on disk or below 512 MiB
+    assert search_bytes(2048, 200, 1000) + 2 * IN_MEMORY < 3e9
+
+
 def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
     arguments = [
         "knn",
@@ -58,11 +148,13 @@ def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_
         "--k",
         "100",
     ]
-    arguments += ["--test", f"{TEST}[0:50]", "--out", tmp_path / "knn.json"]
+    arguments += ["10", "--test", f"{TEST}[0:50]", "--out", tmp_path / "knn.json"]
     shown = tool("evaluate", *arguments).stdout
     result = json.loads((tmp_path / "knn.json").read_text())
     monitored = json.loads((tiny_run / "result.json").read_text())["knn_top1"]
-    assert result["top1"] == pytest.approx(monitored)
+    assert result["top1"] == result["top1_by_k"]["100"] == pytest.approx(monitored)
+    assert result["k"] == 100 and 0 < result["top1_by_k"]["10"] < 100
+    assert len(result["weights_sha256"]) == 64 and result["versions"]["torch"] == torch.__version__
     assert f"kNN top-1 {monitored:.2f}%" in shown
     assert main([*map(str, arguments)]) == 2  # knn.json is there
     assert main([*map(str, arguments), "--overwrite", "--untrained"]) == 0

@@ -1,0 +1,135 @@
+"""Linear probes on features that are computed once: ``linear --fast`` and ``lowshot``.
+
+A departure from the papers' protocol: no random crops, standardised features, a cosine schedule, and the learning
+rate is chosen on a tenth of the training images that is held out for it.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moco_plugin.data.images import ImageSet
+from moco_plugin.errors import UsageError
+from moco_plugin.evaluation.features import FeatureSet
+from moco_plugin.evaluation.probe import class_balanced, fit_learning_rates, hold_out
+from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol, loader_processes
+from moco_plugin.evaluation.run import class_count, read_sets, read_subject, record
+from moco_plugin.files import check_output, write_json
+
+KEYS = ("data.image_size", "data.crop_ratio", "data.batch_size", "data.workers", "data.label_share",
+        "schedule.epochs", "seed")  # fmt: skip
+
+
+def evaluate_linear_fast(args: Namespace) -> dict[str, Any]:
+    """Measures with the arguments of ``tools/evaluate.py linear --fast``; returns what the JSON holds."""
+    config = _config(args)
+    result, (measured,) = _probe(args, config, "linear_fast", [config.data.label_share])
+    result |= {key: value for key, value in measured.items() if key != "share"}
+    if args.out:
+        write_json(args.out, result)
+    return result
+
+
+def evaluate_lowshot(args: Namespace) -> dict[str, Any]:
+    """Measures with the arguments of ``tools/evaluate.py lowshot``; returns what the JSON holds."""
+    config = _config(args)
+    result, measured = _probe(args, config, "lowshot", args.shares)
+    result["shares"] = measured
+    if args.out:
+        write_json(args.out, result)
+    return result
+
+
+def draw_labels(images: ImageSet, share: float, seed: int) -> Tensor:
+    """Returns the places of the images whose labels are used: a share of each class, but one image at least.
+
+    Raises:
+        UsageError: The share is not above 0 and up to 1.
+    """
+    if not 0 < share <= 1:
+        raise UsageError(
+            f"a share of {share:g} of the labels was asked for; expected one above 0 and up to 1"
+        )
+    return class_balanced(torch.as_tensor(images.labels), share, seed, at_least=1)
+
+
+def _config(args: Namespace) -> ClassificationConfig:
+    if args.out:
+        check_output(args.out, args.overwrite)
+    if bad := [lr for lr in args.lrs if not lr > 0]:
+        raise UsageError(f"--lrs has {bad[0]:g}; expected learning rates above 0")
+    config = load_protocol("linear", "moco_v1", args.overrides)
+    for override in args.overrides:
+        if override.split("=")[0] not in KEYS:
+            raise UsageError(
+                f"{override}: on cached features only {', '.join(KEYS)} and --lrs can be set; leave --fast out for more"
+            )
+    return config
+
+
+def _probe(
+    args: Namespace, config: ClassificationConfig, protocol: str, shares: Sequence[float]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns what to record of the run, and what was measured with each share of the labels."""
+    train, test = read_sets(args)
+    drawn = [draw_labels(train, share, config.seed) for share in shares]
+    labels = torch.as_tensor(train.labels)
+    for rows in drawn:  # before the features, which take long
+        hold_out(labels[rows], config.seed)
+    subject = read_subject(args, config.data.image_size, config.data.crop_ratio)
+    options = {
+        "normalized": False, "batch_size": config.data.batch_size, "workers": loader_processes(config.data.workers)
+    }  # fmt: skip
+    rows = torch.cat(drawn).unique()
+    known = subject.features(train, "train features", indices=rows.tolist(), **options)
+    queries = subject.features(test, "test features", **options)
+    measured = []
+    for share, rows in zip(shares, drawn, strict=True):
+        kept = torch.isin(known.numbers, rows)
+        features = FeatureSet(_in_memory(known)[kept], known.labels[kept], known.numbers[kept])
+        one = fit_and_score(features, queries, class_count(train), args.lrs, config, subject.device)
+        measured.append({"share": share, **one})
+        print(
+            f"linear, on cached features of {one['train_images']} images: top-1 {one['top1']:.2f}% "
+            f"(lr {one['lr']:g} of {len(args.lrs)})"
+        )
+    settings = {
+        "lrs": args.lrs, "schedule": "cosine", "optimizer": "sgd, momentum 0.9, no weight decay",
+        "epochs": config.schedule.epochs, "seed": config.seed, "data": asdict(config.data),
+    }  # fmt: skip
+    return record(protocol, args, subject, settings=settings, test_images=len(queries.labels)), measured
+
+
+def fit_and_score(
+    train: FeatureSet, test: FeatureSet, classes: int, lrs: Sequence[float], config: ClassificationConfig, device: str
+) -> dict[str, Any]:  # fmt: skip
+    """Chooses the learning rate on held-out training features, fits on all with it, and scores the test features.
+
+    Returns:
+        ``top1``, ``top5``, ``mean_per_class``, ``lr``, ``held_out_top1`` by learning rate, ``train_images``.
+    """
+    features, labels = _in_memory(train), train.labels
+    fitted, held = hold_out(labels, config.seed)
+    options: dict[str, Any] = {
+        "epochs": config.schedule.epochs, "batch_size": config.data.batch_size, "seed": config.seed, "device": device
+    }  # fmt: skip
+    tried = fit_learning_rates(
+        features[fitted], labels[fitted], classes, lrs, progress="learning rates", **options
+    )
+    top1 = [score.top1 for score in tried.score(features[held], labels[held])]
+    lr = lrs[top1.index(max(top1))]
+    final = fit_learning_rates(features, labels, classes, [lr], progress="classifier", **options)
+    (best,) = final.score(_in_memory(test), test.labels)
+    held_out = {f"{lr:g}": value for lr, value in zip(lrs, top1, strict=True)}
+    return {**asdict(best), "lr": lr, "held_out_top1": held_out, "train_images": len(labels)}
+
+
+def _in_memory(features: FeatureSet) -> Tensor:
+    assert isinstance(features.features, Tensor)
+    return features.features

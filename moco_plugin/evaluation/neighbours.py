@@ -1,0 +1,89 @@
+"""The nearest features by cosine similarity, found block by block, so that memory does not grow with the sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from moco_plugin.errors import UsageError
+from moco_plugin.evaluation.feature_file import FeatureFile
+
+TEST_BLOCK = 8192
+TRAIN_BLOCK = 16384
+
+
+def search_bytes(dim: int, k: int, classes: int = 0) -> int:
+    """Returns the memory that a search takes beside the features, whatever the sizes of the sets.
+
+    Two blocks of features, their similarities, the k best of the block before and of this one (values, places
+    and their merger) and, for votes, two tables of test images by classes: 0.9 GB for 2048-d features, k 200
+    and 1000 classes.
+    """
+    blocks = 4 * dim * (TEST_BLOCK + TRAIN_BLOCK) + 4 * TEST_BLOCK * TRAIN_BLOCK
+    return blocks + 12 * TEST_BLOCK * 5 * k + 2 * 4 * TEST_BLOCK * classes
+
+
+def check_neighbours(ks: Sequence[int], images: int, same: bool) -> None:
+    """Raises UsageError if a number of neighbours is not from 1 to the images that there are to be neighbours."""
+    available = images - same
+    for k in ks:
+        if not 0 < k <= available:
+            besides = " besides the image itself" if same else ""
+            raise UsageError(
+                f"k is {k} with {available} labelled training images{besides}; choose k from 1 to that"
+            )
+
+
+def nearest(
+    test: Tensor | FeatureFile, train: Tensor | FeatureFile, k: int, *, same: bool = False,
+    device: torch.device | str = "cpu", progress: str | None = None,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:  # fmt: skip
+    """Finds the k training features of the highest cosine similarity to each test feature.
+
+    Args:
+        test: L2-normalised, M x D.
+        train: L2-normalised, N x D.
+        k: 1 to N.
+        same: Both are the same set: an image is no neighbour of itself, and k is at most N - 1.
+        device: Where similarities are computed.
+        progress: Label of a progress bar; None shows none.
+
+    Yields:
+        For one block of test features after the other: which they are, the similarities (m x k, descending) and
+        the places in ``train`` (m x k), on ``device``.
+
+    Raises:
+        UsageError: There are fewer than k neighbours.
+    """
+    check_neighbours([k], len(train), same)
+    blocks = len(range(0, len(test), TEST_BLOCK)) * len(range(0, len(train), TRAIN_BLOCK))
+    with tqdm(total=blocks, desc=progress, disable=progress is None, leave=False, unit="block") as bar:
+        for start in range(0, len(test), TEST_BLOCK):
+            queries = test[start : start + TEST_BLOCK].to(device)
+            best: tuple[Tensor, Tensor] | None = None
+            for first in range(0, len(train), TRAIN_BLOCK):
+                found = _block(queries, train[first : first + TRAIN_BLOCK], k, first, start if same else None)
+                best = found if best is None else _merge(best, found, k)
+                bar.update()
+            assert best is not None
+            yield slice(start, start + len(queries)), *best
+
+
+def _block(queries: Tensor, keys: Tensor, k: int, first: int, start: int | None) -> tuple[Tensor, Tensor]:
+    """Returns similarities and places of the best k within a block; ``start`` is the queries' place in one set."""
+    similarities = queries @ keys.to(queries.device).T
+    if start is not None:
+        own = torch.arange(start, start + len(queries), device=queries.device) - first
+        rows = ((own >= 0) & (own < len(keys))).nonzero()[:, 0]
+        similarities[rows, own[rows]] = -torch.inf
+    values, places = similarities.topk(min(k, len(keys)))
+    return values, places + first
+
+
+def _merge(before: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    values, places = (torch.cat(parts, dim=1) for parts in zip(before, found, strict=True))
+    values, order = values.topk(min(k, values.shape[1]))
+    return values, places.gather(1, order)

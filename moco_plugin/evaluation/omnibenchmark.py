@@ -1,0 +1,212 @@
+"""OmniBenchmark (arXiv 2207.07106): a linear probe in each of 21 realms, and the mean over them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from argparse import Namespace
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moco_plugin.data.images import ImageSet
+from moco_plugin.errors import UsageError, UserError
+from moco_plugin.evaluation.probe import fit_l2_weights
+from moco_plugin.evaluation.run import Subject, read_subject, record
+from moco_plugin.files import check_output, write_json
+
+REALMS = (
+    "activity", "aircraft", "amphibian", "aquatic_vertebrate", "bird", "car", "consumer_goods", "creation", "decoration",
+    "device", "food", "geological_formation", "instrumentality", "locomotive", "mammal", "material", "military_vehicle",
+    "process", "region", "structure", "vascular_plant",
+)  # fmt: skip
+SPLITS = ("train", "val", "test")
+L2_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0)
+MOCO_V2 = 34.8  # the benchmark's own mean for MoCo v2
+
+
+class ListedImages(ImageSet):
+    """The images of one text file of a realm, with the labels that it gives."""
+
+    def __init__(self, file: Path, paths: list[Path], labels: list[int]) -> None:
+        self.spec, self.paths = str(file), paths
+        self.labels = np.array(labels, dtype=np.int64)
+        self.array = self.shards = self.classes = None
+
+
+@dataclass
+class Realm:
+    """A realm's three sets."""
+
+    name: str
+    train: ListedImages
+    val: ListedImages
+    test: ListedImages
+
+
+def read_realm(root: Path, name: str) -> Realm | None:
+    """Reads a realm's folder, or returns None if there is none.
+
+    A split's file is ``train``, ``train.txt``, ``NAME.train`` or ``NAME.train.txt``; its paths are relative to the
+    realm's folder or to ``root``.
+
+    Raises:
+        UserError: A file is missing or has a line that is no ``path label``.
+        UsageError: ``val`` or ``test`` has a class that ``train`` lacks.
+    """
+    folder = root / name
+    if not folder.is_dir():
+        return None
+    sets = [_read_split(root, folder, split) for split in SPLITS]
+    classes = set(_labels(sets[0]).tolist())
+    for images in sets[1:]:
+        if unseen := sorted(set(_labels(images).tolist()) - classes):
+            raise UsageError(
+                f"{sets[0].spec} and {images.spec} differ in classes: {', '.join(map(str, unseen[:5]))} in the latter only"
+            )
+    return Realm(name, *sets)
+
+
+def _read_split(root: Path, folder: Path, split: str) -> ListedImages:
+    names = [f"{prefix}{split}{suffix}" for prefix in ("", f"{folder.name}.") for suffix in ("", ".txt")]
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has no list of {split} images; expected a file {' or '.join(names)}")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read ({error}); expected lines of a path and a label") from error
+    paths: list[Path] = []
+    labels: list[int] = []
+    base = folder
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().rpartition(" ")
+        if not path or not label.isdecimal():
+            raise UserError(
+                f"{file}, line {number}: {line.strip()!r} is no 'path label'; expected an image's path and its class, "
+                "a number from 0"
+            )
+        if not paths:
+            base = folder if (folder / path.strip()).is_file() else root
+            if not (base / path.strip()).is_file():
+                raise UserError(
+                    f"{file}, line {number}: there is no file {folder / path.strip()}; expected paths relative to "
+                    f"{folder} or {root}"
+                )
+        paths.append(base / path.strip())
+        labels.append(int(label))
+    if not paths:
+        raise UserError(f"{file} lists no image; expected lines of a path and a label")
+    return ListedImages(file, paths, labels)
+
+
+def _labels(images: ListedImages) -> np.ndarray:
+    assert images.labels is not None
+    return images.labels
+
+
+def evaluate_omnibenchmark(args: Namespace) -> dict[str, Any]:
+    """Measures with the arguments of ``tools/evaluate.py omnibenchmark``; returns what the JSON holds.
+
+    With ``--out FILE.json`` each realm's result is written to ``FILE_realms/REALM.json`` as soon as it is there, and a
+    run that was cut off goes on with the next realm.
+
+    Raises:
+        UserError: No realm is there, or a file of one is broken.
+        UsageError: ``FILE_realms`` holds results of other weights.
+    """
+    root = Path(args.root).expanduser()
+    if not root.is_dir():
+        raise UserError(
+            f"{root}: no such folder; expected the realms' folders in it, {', '.join(REALMS[:3])} and so on"
+        )
+    out = Path(args.out).expanduser() if args.out else None
+    if out:
+        check_output(out, args.overwrite)
+    found = {name: realm for name in REALMS if (realm := read_realm(root, name))}
+    missing = [name for name in REALMS if name not in found]
+    if not found:
+        raise UserError(
+            f"{root} holds none of the realms; expected folders {', '.join(REALMS[:3])} and so on in it"
+        )
+    if missing:
+        print(f"missing, {len(missing)} of {len(REALMS)} realms: {', '.join(missing)}")
+    subject = read_subject(args, args.image_size)
+    results: dict[str, Any] = {}
+    for place, (name, realm) in enumerate(found.items(), start=1):
+        part = out.with_name(f"{out.stem}_realms") / f"{name}.json" if out else None
+        result = None if part is None or args.overwrite else _measured(part, args, subject)
+        if result is None:
+            result = _measure(realm, args, subject)
+            if part:
+                write_json(part, result)
+        results[name] = result
+        print(
+            f"{place:2}/{len(found)} {name}: mean per class {result['mean_per_class']:.1f}%, "
+            f"top-1 {result['top1']:.1f}%, L2 {result['l2']:g}"
+        )
+    measures = ("mean_per_class", "top1", "l2", "classes", "train_images", "test_images")
+    mean, top1 = (statistics.fmean(r[key] for r in results.values()) for key in ("mean_per_class", "top1"))
+    partial = f", partial: {len(found)} of {len(REALMS)} realms" if missing else ""
+    print(
+        f"OmniBenchmark mean {mean:.1f}% (top-1 {top1:.1f}%{partial}; the benchmark's MoCo v2 has {MOCO_V2})"
+    )
+    summary = record(
+        "omnibenchmark", args, subject, mean_per_class=mean, top1=top1, partial=bool(missing), missing=missing,
+        realms={name: {key: result[key] for key in measures} for name, result in results.items()},
+        root=str(root), reference={"MoCo v2": MOCO_V2}, settings={"l2_weights": list(L2_WEIGHTS)},
+    )  # fmt: skip
+    if out:
+        write_json(out, summary)
+    return summary
+
+
+def _measured(path: Path, args: Namespace, subject: Subject) -> dict[str, Any] | None:
+    """Returns what an earlier run of the same command measured, or None."""
+    if not path.is_file():
+        return None
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); remove it to measure that realm again") from error
+    now = record("omnibenchmark_realm", args, subject)
+    for key in ("protocol", "weights_sha256", "encoder", "untrained", "image_size"):
+        if result.get(key) != now[key]:
+            raise UsageError(
+                f"{path} is another run's ({key} was {result.get(key)}, now {now[key]}) and was kept; "
+                "choose another --out, or --overwrite to start again"
+            )
+    return result
+
+
+def _measure(realm: Realm, args: Namespace, subject: Subject) -> dict[str, Any]:
+    options = {"normalized": False, "batch_size": args.batch_size, "workers": args.workers}
+    classes = torch.from_numpy(_labels(realm.train)).unique()
+    features, labels = {}, {}
+    for split in SPLITS:
+        found = subject.features(getattr(realm, split), f"{realm.name} {split}", **options)
+        assert isinstance(found.features, Tensor)
+        features[split], labels[split] = found.features, torch.searchsorted(classes, found.labels)
+    probes = fit_l2_weights(
+        features["train"],
+        labels["train"],
+        len(classes),
+        L2_WEIGHTS,
+        device=subject.device,
+        progress=realm.name,
+    )
+    val = [score.mean_per_class for score in probes.score(features["val"], labels["val"])]
+    best = val.index(max(val))
+    test = probes.score(features["test"], labels["test"])[best]
+    return record(
+        "omnibenchmark_realm", args, subject, realm=realm.name, **asdict(test), l2=L2_WEIGHTS[best],
+        val_mean_per_class={f"{l2:g}": value for l2, value in zip(L2_WEIGHTS, val, strict=True)},
+        classes=len(classes), train_images=len(labels["train"]),
+        test_images=len(labels["test"]), root=args.root,
+    )  # fmt: skip

@@ -1,0 +1,226 @@
+"""Linear classifiers on features that are computed once: many learning rates, or many L2 weights, in one go."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from tqdm import tqdm, trange
+
+from moco_plugin.errors import UsageError
+
+ROWS = 16384  # features whose logits are computed at once
+
+
+@dataclass
+class Scores:
+    """Accuracies in percent; ``top5`` is None for fewer than six classes."""
+
+    top1: float
+    top5: float | None
+    mean_per_class: float
+
+
+@dataclass
+class LinearClassifiers:
+    """Several linear classifiers of the same features.
+
+    Attributes:
+        weight: L x D x C.
+        bias: L x C.
+        mean: D, taken from the features.
+        scale: D, by which they are divided then.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    scale: Tensor
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Returns L x N x C logits of N x D features."""
+        standard = (features.to(self.mean.device) - self.mean) / self.scale
+        return standard @ self.weight + self.bias[:, None]
+
+    def score(self, features: Tensor, labels: Tensor) -> list[Scores]:
+        """Returns each classifier's accuracies."""
+        classes = self.bias.shape[1]
+        counts = torch.zeros(len(self.bias), 3, classes, dtype=torch.int64)
+        for rows, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+            for one, logits in zip(counts, self.logits(rows), strict=True):
+                one += count_correct(logits, truth.to(logits.device)).cpu()
+        return [scores(one) for one in counts]
+
+
+def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
+    """Returns, for each class (3 x C): its images, those right at first, those right among the first five."""
+    classes = logits.shape[1]
+    best = logits.topk(min(5, classes)).indices == labels[:, None]
+    rows = (torch.ones_like(labels, dtype=torch.bool), best[:, 0], best.any(dim=1))
+    return torch.stack([torch.bincount(labels[row], minlength=classes) for row in rows])
+
+
+def scores(counts: Tensor) -> Scores:
+    """Returns the accuracies that ``count_correct``'s sums over a set give; classes without images do not count."""
+    counts = counts.double()
+    there = counts[0] > 0
+    total = counts[0].sum()
+    return Scores(
+        top1=float(100 * counts[1].sum() / total),
+        top5=float(100 * counts[2].sum() / total) if counts.shape[1] > 5 else None,
+        mean_per_class=float(100 * (counts[1][there] / counts[0][there]).mean()),
+    )
+
+
+def class_balanced(labels: Tensor, share: float, seed: int, at_least: int) -> Tensor:
+    """Draws the same share of every class.
+
+    Args:
+        labels: N.
+        share: 0 to 1.
+        seed: Of the draw. The images of a smaller share are among those of a larger one.
+        at_least: Images of each class, where it has as many.
+
+    Returns:
+        Places, in rising order.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = order[labels[order].argsort(stable=True)]
+    counts = labels.unique(return_counts=True)[1]
+    chosen = [
+        places[: max(at_least, round(share * len(places)))] for places in by_class.split(counts.tolist())
+    ]
+    return torch.cat(chosen).sort().values
+
+
+def hold_out(labels: Tensor, seed: int, share: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Splits places into those to fit on and those to choose by: a share of each class with two images or more.
+
+    Raises:
+        UsageError: No class has two.
+    """
+    held = class_balanced(labels, share, seed, at_least=1)
+    several = labels.unique(return_counts=True)
+    single = several[0][several[1] == 1]
+    held = held[~torch.isin(labels[held], single)]
+    if not len(held):
+        raise UsageError(
+            f"the {len(labels)} labelled training images are one a class, and none is left to choose a learning rate by; "
+            "expected two of some class: use more labels"
+        )
+    fitted = torch.ones(len(labels), dtype=torch.bool)
+    fitted[held] = False
+    return fitted.nonzero()[:, 0], held
+
+
+def _standard(features: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Returns mean and standard deviation of each dimension (1 for those that do not vary)."""
+    deviation, mean = torch.std_mean(features.to(device), dim=0, correction=0)
+    return mean, torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0)
+
+
+def fit_learning_rates(
+    features: Tensor, labels: Tensor, classes: int, lrs: Sequence[float], *, epochs: int = 100,
+    batch_size: int = 256, seed: int = 0, device: torch.device | str = "cpu", progress: str | None = None,
+) -> LinearClassifiers:  # fmt: skip
+    """Fits one linear classifier a learning rate, all in one pass over the features: one batched linear layer.
+
+    SGD with momentum 0.9 and no weight decay, as in the papers' protocol; the learning rate falls to 0 along a
+    cosine, and the features are standardised, without which a few large dimensions rule the step.
+
+    Args:
+        features: N x D.
+        labels: N, 0 to ``classes`` - 1.
+        classes: C.
+        lrs: Learning rates at the start.
+        epochs: Passes.
+        batch_size: Features a step.
+        seed: Of the order and the initial weights, N(0, 0.01), the same for every learning rate.
+        device: Where to compute.
+        progress: Label of a progress bar; None shows none.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    mean, scale = _standard(features, device)
+    start = 0.01 * torch.randn(features.shape[1], classes, generator=generator)
+    weight = start.repeat(len(lrs), 1, 1).to(device).requires_grad_()
+    bias = torch.zeros(len(lrs), classes, device=device, requires_grad=True)
+    fitted = LinearClassifiers(weight, bias, mean, scale)
+    rates = torch.tensor(lrs, device=device)
+    optimizer = torch.optim.SGD([weight, bias], lr=1.0, momentum=0.9)
+    steps = epochs * math.ceil(len(features) / batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+    for _ in trange(epochs, desc=progress, disable=progress is None, leave=False, unit="epoch"):
+        for rows in torch.randperm(len(features), generator=generator).split(batch_size):
+            logits, truth = fitted.logits(features[rows]), labels[rows].to(device)
+            losses = F.cross_entropy(
+                logits.flatten(0, 1), truth.repeat(len(lrs)), reduction="none"
+            ).view(len(lrs), -1).mean(dim=1)  # fmt: skip
+            optimizer.zero_grad()
+            # each classifier's gradient times its learning rate: SGD at 1 then takes each one's own step
+            (rates * losses).sum().backward()
+            optimizer.step()
+            schedule.step()
+    return LinearClassifiers(weight.detach(), bias.detach(), mean, scale)
+
+
+def fit_l2_weights(
+    features: Tensor, labels: Tensor, classes: int, l2_weights: Sequence[float], *, iterations: int = 200,
+    device: torch.device | str = "cpu", progress: str | None = None,
+) -> LinearClassifiers:  # fmt: skip
+    """Fits multinomial logistic regression once an L2 weight, to the minimum, by L-BFGS.
+
+    Minimises mean cross-entropy + L2 / 2 x squared weights (biases are free) on standardised features;
+    scikit-learn's C is 1 / (L2 x N).
+
+    Args:
+        features: N x D.
+        labels: N, 0 to ``classes`` - 1.
+        classes: C.
+        l2_weights: Each above 0.
+        iterations: Of L-BFGS, at most.
+        device: Where to compute.
+        progress: Label of a progress bar; None shows none.
+    """
+    mean, scale = _standard(features, device)
+    weight = torch.zeros(1, features.shape[1], classes, device=device, requires_grad=True)
+    bias = torch.zeros(1, classes, device=device, requires_grad=True)
+    model = LinearClassifiers(weight, bias, mean, scale)
+    found = {}
+    # the strongest first: each minimum is a good start for the next
+    for l2 in tqdm(
+        sorted(l2_weights, reverse=True),
+        desc=progress,
+        disable=progress is None,
+        leave=False,
+        unit="L2 weight",
+    ):
+        optimizer = torch.optim.LBFGS(
+            [weight, bias],
+            max_iter=iterations,
+            tolerance_grad=1e-6,
+            tolerance_change=1e-10,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss(l2: float = l2, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            total = 0.5 * l2 * weight.square().sum()
+            total.backward()
+            for rows, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
+                part = F.cross_entropy(model.logits(rows)[0], truth.to(device), reduction="sum") / len(
+                    features
+                )
+                part.backward()
+                total = total.detach() + part.detach()
+            return total
+
+        optimizer.step(loss)
+        found[l2] = (weight.detach()[0].clone(), bias.detach()[0].clone())
+    weights, biases = zip(*(found[l2] for l2 in l2_weights), strict=True)
+    return LinearClassifiers(torch.stack(weights), torch.stack(biases), mean, scale)

@@ -1,0 +1,78 @@
+"""What a protocol's YAML file may say: the schema as dataclasses, files under configs/evaluate, key=value overrides."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from timm.models.vision_transformer import VisionTransformer
+
+from moco_plugin.checkpoints.read import Checkpoint
+from moco_plugin.config import OptimizerConfig, ScheduleConfig, find_config
+from moco_plugin.schema import build_config, parse_overrides
+
+
+@dataclass
+class ClassificationData:
+    """The images as the classifier sees them."""
+
+    image_size: int | None = None
+    """Side of a view in pixels; null for that of pre-training."""
+    min_scale: float = 0.08
+    """Smallest share of an image's area that a training crop may have."""
+    crop_ratio: float = 0.875
+    """Testing resizes the short side to image_size / crop_ratio, then crops the centre."""
+    batch_size: int = 256
+    """Images a step over all processes; the last batch of an epoch may be smaller."""
+    workers: int = -1
+    """Loader processes on each training process; -1 takes the available cores, at most 16."""
+    label_share: float = 1.0
+    """Share of the training images whose labels are used, the same of each class, drawn by the seed."""
+
+
+@dataclass
+class ClassificationConfig:
+    """How a classifier is trained on a backbone."""
+
+    frozen: bool = True
+    """Train the linear classifier alone, on a backbone in eval mode; false trains all."""
+    data: ClassificationData = field(default_factory=ClassificationData)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    untrained_lr: float | None = None
+    """What optimizer.lr is when the backbone starts from random weights; null for the same."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    trainer: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of Lightning's Trainer: devices, num_nodes, precision, check_val_every_n_epoch, ..."""
+    save_every: int = 1000
+    """Steps between two checkpoints within an epoch; each epoch ends with one."""
+    seed: int = 0
+
+
+def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> ClassificationConfig:
+    """Builds the settings of a protocol.
+
+    Args:
+        task: "linear" or "finetune".
+        name: A file under ``configs/evaluate/TASK``, or the path of another.
+        overrides: Such as ``["optimizer.lr=3", "trainer.devices=2"]``.
+
+    Raises:
+        UsageError: No such protocol, an unknown key or a value of the wrong type.
+    """
+    return build_config(
+        ClassificationConfig, find_config(name, f"evaluate/{task}"), parse_overrides(overrides)
+    )
+
+
+def loader_processes(workers: int) -> int:
+    """Returns how many loader processes ``data.workers`` means."""
+    return min(16, len(os.sched_getaffinity(0))) if workers < 0 else workers
+
+
+def linear_protocol(checkpoint: Checkpoint) -> str:
+    """Returns the name of the linear protocol that the paper of a checkpoint's method has."""
+    if checkpoint.method != "moco_v3":
+        return "moco_v1"
+    return "moco_v3_vit" if isinstance(checkpoint.backbone, VisionTransformer) else "moco_v3_resnet"

@@ -1,0 +1,59 @@
+"""Retrieval: whether the images nearest to a test image show its class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from moco_plugin.evaluation.features import FeatureSet
+from moco_plugin.evaluation.neighbours import nearest
+
+
+@dataclass
+class Neighbours:
+    """A test image and the training images nearest to it, by number, the nearest first."""
+
+    test: int
+    train: list[int]
+
+
+def retrieval(
+    train: FeatureSet, test: FeatureSet, ks: Sequence[int] = (1, 5, 10), *, same: bool = False, shown: int = 10,
+    device: torch.device | str = "cpu", progress: str | None = None,
+) -> tuple[dict[int, float], list[Neighbours]]:  # fmt: skip
+    """Searches the training images for each test image.
+
+    Args:
+        train: L2-normalised features to search.
+        test: L2-normalised features to search for.
+        ks: Numbers of neighbours.
+        same: Both are the same set: an image is no neighbour of itself.
+        shown: Of the first test image of each class, so many are returned with their neighbours, at most.
+        device: Where similarities are computed.
+        progress: Label of a progress bar; None shows none.
+
+    Returns:
+        Recall at each k: the share, in percent, of test images with one of their class among the k nearest; and
+        some test images with their nearest, to look at.
+
+    Raises:
+        UsageError: A k is above the number of training images.
+    """
+    hits = dict.fromkeys(ks, 0)
+    examples = {int((test.labels == label).nonzero()[0, 0]) for label in test.labels.unique()[:shown]}
+    neighbours: list[Neighbours] = []
+    found = nearest(test.features, train.features, max(ks), same=same, device=device, progress=progress)
+    for part, _, places in found:
+        places = places.cpu()
+        right = train.labels[places] == test.labels[part, None]
+        for k in hits:
+            hits[k] += int(right[:, :k].any(dim=1).sum())
+        for row in range(part.start, part.stop):
+            if row in examples:
+                neighbours.append(
+                    Neighbours(int(test.numbers[row]), train.numbers[places[row - part.start]].tolist())
+                )
+    neighbours.sort(key=lambda n: n.test)
+    return {k: 100 * count / len(test.labels) for k, count in hits.items()}, neighbours

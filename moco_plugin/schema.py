@@ -1,0 +1,97 @@
+"""Configs whose schema is a dataclass: YAML files that inherit, key=value overrides, errors that name the key."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from moco_plugin.errors import UsageError, nearest
+
+Config = TypeVar("Config")
+
+
+def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
+    """Reads a YAML file over the one its ``_base_`` key names (relative to itself).
+
+    Raises:
+        UsageError: It cannot be read, holds no keys and values, or inherits from itself.
+    """
+    path = path.resolve()
+    if path in seen:
+        raise UsageError(f"{path} inherits from itself through its _base_")
+    try:
+        content = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"{path} holds a {type(content).__name__}; expected keys and values")
+    base = content.pop("_base_", None)
+    config = OmegaConf.create(content)
+    return config if base is None else OmegaConf.merge(read_yaml(path.parent / base, (*seen, path)), config)
+
+
+def parse_overrides(overrides: Sequence[str]) -> Any:
+    """Returns ``key=value`` texts as an OmegaConf tree.
+
+    Raises:
+        UsageError: One is no ``key=value``, or its value is no YAML.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise UsageError(f"{override!r} is no override; expected key=value, such as data.batch_size=64")
+    try:
+        return OmegaConf.from_dotlist(list(overrides))
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UsageError(f"config: {str(error).splitlines()[0]}") from error
+
+
+def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Config:
+    """Builds a config: the schema's defaults, then a YAML file, then overrides.
+
+    Args:
+        schema: The dataclass.
+        file: The YAML file, or None.
+        overrides: What ``parse_overrides`` returns.
+
+    Raises:
+        UsageError: An unknown key, a value of the wrong type, or a key that has none.
+    """
+    config = OmegaConf.structured(schema)
+    try:
+        for layer in ([] if file is None else [read_yaml(file)]) + [overrides]:
+            config = OmegaConf.merge(config, layer)
+        result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
+    except (OmegaConfBaseException, TypeError) as error:
+        key = getattr(error, "full_key", None) or ""
+        if "MissingMandatory" in type(error).__name__:
+            raise UsageError(
+                f"{key} is not set; say {key}=VALUE, such as data.root=path/to/images"
+            ) from error
+        prefix, valid = _valid_keys(schema, key)
+        leaf = key.removeprefix(prefix)
+        if leaf and leaf.split(".")[0] not in valid:
+            where = f"under {prefix[:-1]}" if prefix else "at the top"
+            raise UsageError(
+                f"unknown config key {key!r}; valid {where} are {', '.join(valid)}{nearest(leaf, valid)}"
+            ) from error
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error
+    return result
+
+
+def _valid_keys(schema: Any, full_key: str) -> tuple[str, list[str]]:
+    """Returns the deepest section that ``full_key`` reaches and the keys valid in it."""
+    section = schema()
+    prefix = ""
+    for part in full_key.split(".")[:-1]:
+        child = getattr(section, part, None)
+        if not is_dataclass(child):
+            break
+        section, prefix = child, f"{prefix}{part}."
+    return prefix, [f.name for f in fields(section)]

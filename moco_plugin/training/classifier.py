@@ -1,0 +1,208 @@
+"""The LightningModule of a classifier on a backbone: linear on a frozen one, or fine-tuned with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, cast
+
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from moco_plugin.data.images import CorruptImages, ImageSet
+from moco_plugin.data.normalize import normalize
+from moco_plugin.data.order import EpochOrder, seed_of, seeded
+from moco_plugin.errors import UserError
+from moco_plugin.evaluation.features import View
+from moco_plugin.evaluation.probe import count_correct, scores
+from moco_plugin.evaluation.protocols import ClassificationConfig
+from moco_plugin.training.module import lr_schedule
+from moco_plugin.training.optimizers import build_optimizer
+
+
+def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image], Tensor]:
+    """Returns the protocols' training view, uint8: a random crop of ``min_scale`` to 1 of the area, and a flip."""
+    steps = [
+        v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0)),
+        v2.RandomHorizontalFlip(),
+        v2.PILToTensor(),
+    ]
+    return cast(Callable[[Image.Image], Tensor], v2.Compose(steps))
+
+
+class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
+    """Images by position (see EpochOrder), which seeds the transform: (view, label, "" or a corrupt one's name).
+
+    In the place of a corrupt image comes the next one, with its own label.
+
+    Args:
+        images: A set with labels.
+        indices: Which of its images.
+        transform: Makes the view.
+        seed: The run's.
+    """
+
+    def __init__(
+        self, images: ImageSet, indices: Tensor, transform: Callable[[Image.Image], Tensor], seed: int
+    ) -> None:
+        assert images.labels is not None
+        self.images, self.transform, self.seed = images, transform, seed
+        self.indices = indices.tolist()
+        self.labels = images.labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, position: int) -> tuple[Tensor, int, str]:
+        corrupt = ""
+        for offset in range(len(self)):
+            index = self.indices[(position + offset) % len(self)]
+            image = self.images.load(index)
+            if image is not None:
+                with seeded(self.seed, position):
+                    return self.transform(image), int(self.labels[index]), corrupt
+            corrupt = corrupt or self.images.name(index)
+        raise UserError(f"none of the {len(self)} images of {self.images.spec} can be decoded")
+
+
+class WholeEpochOrder(EpochOrder):
+    """An EpochOrder that keeps the last smaller batch; where processes do not divide it, its first images come twice."""
+
+    def _batches(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
+        for batch in torch.randperm(self.length, generator=generator).split(self.batch_size):
+            share = -(-len(batch) // self.processes)
+            repeated = batch.repeat(-(-share * self.processes // len(batch)))
+            yield repeated[share * self.rank : share * (self.rank + 1)]
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.length, self.batch_size)
+        return whole * (self.batch_size // self.processes) + -(-rest // self.processes)
+
+    def __iter__(self) -> Iterator[int]:
+        start = self.done[1] if self.done[0] == self.epoch else 0
+        for batch in list(self._batches())[start:]:
+            yield from (self.epoch * self.length + batch).tolist()
+
+
+class ClassifierModule(pl.LightningModule):
+    """Trains a linear classifier on a backbone's features; a frozen backbone stays in eval mode and as it is.
+
+    A training batch is (uint8 images N x 3 x H x W, labels, names of corrupt images); a test batch is what
+    ``keep_whole`` makes.
+
+    Args:
+        backbone: Maps normalised images to N x D features.
+        dim: D.
+        classes: Number of classes.
+        config: The protocol.
+        lr: Learning rate at the start.
+        view: Mean and standard deviation that the backbone was trained with.
+        total_steps: Optimizer steps of the whole training.
+        identity: Kept in checkpoints, so that a run does not go on with another's.
+        images: Sizes of the training and of the test set.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, dim: int, classes: int, config: ClassificationConfig, lr: float, view: View,
+        total_steps: int, identity: dict[str, Any], images: tuple[int, int],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.config, self.lr, self.view, self.total_steps = config, lr, view, total_steps
+        self.save_hyperparameters({"identity": identity})
+        self.backbone = backbone
+        self.fc = nn.Linear(dim, classes)
+        nn.init.normal_(self.fc.weight, std=0.01)
+        nn.init.zeros_(self.fc.bias)
+        backbone.requires_grad_(not config.frozen)
+        self.strict_loading = not config.frozen
+        self.schedule = lr_schedule(config.schedule)
+        self.counts = torch.zeros(3, classes, dtype=torch.int64)
+        self.corrupt_train, self.corrupt_test = map(CorruptImages, images)
+        self.train()  # Lightning leaves modes as they are, and checkpoints are read in eval mode
+
+    def train(self, mode: bool = True) -> ClassifierModule:
+        """As ever, but for a frozen backbone, whose batch norm must neither use nor gather a batch's statistics."""
+        super().train(mode)
+        if self.config.frozen:
+            self.backbone.eval()
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leaves a frozen backbone out: its weights lie where they came from."""
+        if self.config.frozen:
+            state = checkpoint["state_dict"]
+            checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("backbone.")}
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Returns N x classes logits of uint8 images."""
+        images = normalize(images, self.view.mean, self.view.std)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
+            features = self.backbone(images)
+        return cast(Tensor, self.fc(features))
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Seeds each training step by its number, so that a resumed run draws what an uninterrupted one would have."""
+        if self.trainer.training:
+            step = self.trainer.fit_loop.batch_idx + 1
+            torch.manual_seed(seed_of(self.config.seed, self.trainer.current_epoch, step, self.global_rank))
+        return batch
+
+    def training_step(self, batch: tuple[Tensor, Tensor, list[str]], batch_idx: int) -> Tensor:
+        """Cross-entropy of a batch; logged with its top-1 and the learning rate."""
+        images, labels, names = batch
+        self.corrupt_train.add(names)
+        logits = self.logits(images)
+        loss = F.cross_entropy(logits.float(), labels)
+        right = (logits.argmax(dim=1) == labels).float().mean()
+        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
+        self.log("train_top1", 100 * right, sync_dist=True)
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        self.counts = torch.zeros_like(self.counts, device=self.device)
+
+    def validation_step(self, batch: tuple[Tensor | None, Tensor, Tensor, list[str]], batch_idx: int) -> None:
+        """Counts what is right."""
+        images, labels, _, names = batch
+        self.corrupt_test.add(names)
+        if images is not None:
+            self.counts += count_correct(self.logits(images).float(), labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs ``top1``, ``top5`` and ``mean_per_class`` over all processes' images."""
+        counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
+        found = scores(cast(Tensor, counts).cpu())
+        self.log("top1", found.top1, prog_bar=True)
+        self.log("mean_per_class", found.mean_per_class)
+        if found.top5 is not None:
+            self.log("top5", found.top5)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over what takes a gradient, and the learning rate's schedule."""
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        optimizer = build_optimizer(self.config.optimizer, parameters, self.lr)
+        per_epoch = self.config.schedule.interval == "epoch"
+        total = self.config.schedule.epochs if per_epoch else self.total_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda done: self.schedule(min(done / total, 1.0))
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": self.config.schedule.interval},
+        }
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Returns a SHA-256 over all parameters and buffers of a module, names included."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -1,0 +1,343 @@
+"""Linear classification and fine-tuning as published: the protocol's numbers, the frozen network, resume."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from moco_plugin.tools.evaluate import main
+from PIL import Image
+from torch import nn
+from torch.nn import functional as F
+
+from moco_plugin.checkpoints.read import IMAGENET_VIEW, Checkpoint, read_checkpoint
+from moco_plugin.data.images import ImageSet
+from moco_plugin.data.normalize import normalize
+from moco_plugin.errors import UsageError
+from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
+from moco_plugin.training.classifier import (
+    ClassifierModule,
+    TrainingCrops,
+    WholeEpochOrder,
+    training_crop,
+    weights_digest,
+)
+from moco_plugin.training.classify import starting_lr
+from tests.conftest import TEST, TRAIN
+from tests.processes import Tool
+
+SETS = ["--train", f"{TRAIN}[0:80]", "--test", f"{TEST}[0:37]"]
+TOY = [
+    "data.batch_size=32",
+    "data.workers=0",
+    "schedule.epochs=2",
+    "schedule.milestones=[1]",
+    "trainer.accelerator=cpu",
+]
+
+
+def weights(run: Path) -> list[str]:
+    return ["--weights", f"{run}/checkpoints/last.ckpt"]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with open(out.with_name(f"{out.stem}_run") / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def checkpoint_of(out: Path) -> Path:
+    return out.with_name(f"{out.stem}_run") / "last.ckpt"
+
+
+def state(out: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(checkpoint_of(out), weights_only=True)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def linear(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The JSON of a linear classification of two epochs, of two batches of 32 and one of 16."""
+    out = tmp_path_factory.mktemp("linear") / "linear.json"
+    assert main(["linear", *weights(tiny_run), *SETS, "--out", str(out), *TOY]) == 0
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "epochs", "lr", "factors"),
+    [
+        ("moco_v1", 256, 100, 30.0, {0: 1, 59: 1, 60: 0.1, 79: 0.1, 80: 0.01, 99: 0.01}),
+        ("moco_v3_resnet", 1024, 90, 0.1 * 4, {0: 1, 45: 0.5, 30: 0.75}),
+        ("moco_v3_vit", 1024, 90, 3 * 4, {0: 1, 45: 0.5, 60: 0.25}),
+    ],
+)
+def test_linear_protocols_are_the_papers(
+    name: str, batch: int, epochs: int, lr: float, factors: dict[int, float]
+) -> None:
+    config = load_protocol("linear", name)
+    optimizer = config.optimizer
+    assert (config.frozen, config.data.batch_size, config.schedule.epochs) == (True, batch, epochs)
+    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 0.0)
+    assert (config.data.min_scale, config.data.crop_ratio) == (0.08, 0.875)
+    assert starting_lr(config, untrained=False) == pytest.approx(lr)
+    check_schedule(config, factors)
+
+
+@pytest.mark.parametrize(("name", "lr"), [("imagenet", 0.03), ("inaturalist", 0.025)])
+def test_finetuning_recipes_are_the_papers(name: str, lr: float) -> None:
+    config = load_protocol("finetune", name)
+    assert (config.frozen, config.data.batch_size, config.schedule.epochs) == (False, 256, 100)
+    assert starting_lr(config, untrained=False) == pytest.approx(lr)
+    assert starting_lr(config, untrained=True) == pytest.approx(0.1)
+    check_schedule(config, {0: 1, 69: 1, 70: 0.1, 89: 0.1, 90: 0.01})
+
+
+def check_schedule(config: ClassificationConfig, factors: dict[int, float]) -> None:
+    module = ClassifierModule(nn.Linear(2, 2), 2, 2, config, 1.0, IMAGENET_VIEW, 10**6, {}, (1, 1))
+    made = module.configure_optimizers()
+    (group,) = made["optimizer"].param_groups
+    found = {}
+    for epoch in range(config.schedule.epochs):
+        found[epoch] = group["lr"]
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert made["lr_scheduler"]["interval"] == "epoch"
+    assert {epoch: found[epoch] for epoch in factors} == pytest.approx(factors)
+
+
+def test_classifier_starts_as_the_papers_do() -> None:
+    torch.manual_seed(0)
+    config = load_protocol("linear", "moco_v1")
+    module = ClassifierModule(nn.Linear(2, 2048), 2048, 1000, config, 30.0, IMAGENET_VIEW, 10, {}, (1, 1))
+    weight = module.fc.weight.detach()
+    assert float(weight.std()) == pytest.approx(0.01, rel=0.01)
+    assert abs(float(weight.mean())) < 1e-4 and not module.fc.bias.any()
+    assert [p.requires_grad for p in module.parameters()] == [False, False, True, True]
+
+
+def test_protocol_by_the_checkpoints_method(tiny_run: Path) -> None:
+    checkpoint = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
+    assert linear_protocol(checkpoint) == "moco_v1"
+    v3 = Checkpoint(checkpoint.path, "", "", checkpoint.backbone, nn.Identity, method="moco_v3")
+    assert linear_protocol(v3) == "moco_v3_resnet"
+    with pytest.raises(
+        UsageError, match="no config 'moco_v9'; shipped are moco_v1, moco_v3_resnet, moco_v3_vit"
+    ):
+        load_protocol("linear", "moco_v9")
+    with pytest.raises(
+        UsageError, match=r"unknown config key 'data\.batch'; valid under data are image_size"
+    ):
+        load_protocol("linear", "moco_v1", ["data.batch=3"])
+
+
+def test_result_and_log_of_a_linear_classification(linear: Path, tiny_run: Path) -> None:
+    result = json.loads(linear.read_text())
+    assert (result["protocol"], result["recipe"], result["epochs"], result["steps"]) == (
+        "linear",
+        "moco_v1",
+        2,
+        6,
+    )
+    assert result["settings"]["optimizer"]["lr"] == 30 and result["lr"] == pytest.approx(30 * 32 / 256)
+    assert (result["train_images"], result["test_images"], result["image_size"]) == (80, 37, 32)
+    assert result["weights"] == f"{tiny_run}/checkpoints/last.ckpt" and len(result["weights_sha256"]) == 64
+    log = rows(linear)
+    lrs = [float(row["lr"]) for row in log if row["lr"]]
+    assert lrs == pytest.approx([3.75, 0.375])  # one row an epoch of three steps, x0.1 after the first
+    top1 = [float(row["top1"]) for row in log if row["top1"]]
+    assert len(top1) == 2 and result["top1"] == top1[-1]
+    assert result["top1"] == pytest.approx(100 * round(37 * result["top1"] / 100) / 37, abs=1e-4)
+
+
+def test_linear_classification_is_a_plain_loop_over_frozen_features(linear: Path, tiny_run: Path) -> None:
+    checkpoint = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
+    images, seed, view = ImageSet(f"{TRAIN}[0:80]"), 0, checkpoint.view
+    crops = TrainingCrops(images, torch.arange(80), training_crop(32, 0.08), seed)
+    order = WholeEpochOrder(80, seed, 32)
+    torch.manual_seed(seed)
+    fc = nn.Linear(32, 10)
+    nn.init.normal_(fc.weight, std=0.01)
+    nn.init.zeros_(fc.bias)
+    optimizer = torch.optim.SGD(fc.parameters(), lr=3.75, momentum=0.9)
+    for epoch in range(2):
+        order.set_epoch(epoch)
+        optimizer.param_groups[0]["lr"] = 3.75 * 0.1**epoch
+        places = torch.tensor(list(order))
+        assert sorted((places % 80).tolist()) == list(range(80))
+        for batch in places.split(32):
+            views, labels, _ = zip(*(crops[int(place)] for place in batch), strict=True)
+            with torch.no_grad():
+                features = checkpoint.backbone.eval()(normalize(torch.stack(views), view.mean, view.std))
+            optimizer.zero_grad()
+            F.cross_entropy(fc(features), torch.tensor(labels)).backward()
+            optimizer.step()
+    saved = state(linear)["state_dict"]
+    assert saved.keys() == {"fc.weight", "fc.bias"}  # the frozen network lies where it came from
+    torch.testing.assert_close(saved["fc.weight"], fc.weight.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(saved["fc.bias"], fc.bias.detach(), rtol=1e-4, atol=1e-4)
+    assert json.loads(linear.read_text())["backbone_sha256"] == weights_digest(checkpoint.backbone)
+
+
+def test_backbone_that_changes_is_an_error(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ClassifierModule, "train", nn.Module.train)  # batch norm gathers statistics
+    out = tmp_path / "linear.json"
+    assert main(["linear", *weights(tiny_run), *SETS, *TOY, "schedule.epochs=1", "schedule.milestones=[0.5]",
+                 "--out", str(out)]) == 1  # fmt: skip
+    assert "the frozen backbone changed while its classifier was trained" in capsys.readouterr().err
+    assert not out.exists() and not checkpoint_of(out).exists()
+
+
+@pytest.mark.parametrize("what", ["linear", "finetune"])
+def test_evaluation_cut_off_within_an_epoch_ends_as_one_that_was_not(
+    what: str, linear: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [what, *weights(tiny_run), *SETS, *TOY]
+    whole, out = linear, tmp_path / "part.json"
+    if what == "finetune":
+        whole = tmp_path / "whole.json"
+        assert main([*command, "--out", str(whole)]) == 0
+    assert main([*command, "--out", str(out), "trainer.max_steps=4"]) == 0
+    assert (
+        not out.exists()
+        and f"stopped after step 4 of 6; {checkpoint_of(out)} holds it" in capsys.readouterr().out
+    )
+    assert main([*command, "--out", str(out), "optimizer.lr=1"]) == 2
+    assert "holds another evaluation, cut off" in capsys.readouterr().err
+    assert main([*command, "--out", str(out)]) == 0
+    assert f"going on from {checkpoint_of(out)}, step 4" in capsys.readouterr().out
+    first, second = (state(path) for path in (whole, out))
+    for key, value in first["state_dict"].items():
+        assert torch.equal(value, second["state_dict"][key]), key
+    momenta = [s["optimizer_states"][0]["state"] for s in (first, second)]
+    for key, value in momenta[0].items():
+        assert torch.equal(value["momentum_buffer"], momenta[1][key]["momentum_buffer"])
+    assert json.loads(whole.read_text()) == json.loads(out.read_text())
+    assert rows(whole) == rows(out)
+    if what == "finetune":
+        before = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt").backbone.state_dict()
+        after = {
+            k.removeprefix("backbone."): v
+            for k, v in first["state_dict"].items()
+            if k.startswith("backbone.")
+        }
+        assert after.keys() == before.keys()
+        assert [k for k, v in after.items() if torch.equal(v, before[k])] == []  # everything is trained
+
+
+def test_two_processes_classify_as_one_does(linear: Path, tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "linear.json"
+    tool(
+        "evaluate", "linear", *weights(tiny_run), *SETS, "--out", out, *TOY, "trainer.devices=2", processes=2
+    )
+    one, two = (json.loads(path.read_text()) for path in (linear, out))
+    assert two["top1"] == pytest.approx(one["top1"], abs=100 / 37 + 0.01)
+    first, second = (state(path)["state_dict"] for path in (linear, out))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_last_batch_is_kept_and_shared(processes: int) -> None:
+    orders = [WholeEpochOrder(20, 5, 6, rank, processes) for rank in range(processes)]
+    shares = [list(order) for order in orders]
+    assert all(len(share) == len(order) for share, order in zip(shares, orders, strict=True))
+    assert len({len(share) for share in shares}) == 1
+    every = [place for share in shares for place in share]
+    assert set(every) == set(range(20))
+    assert len(every) == 20 + (-2) % processes  # the last batch holds two
+    step = 6 // processes
+    whole = list(WholeEpochOrder(20, 5, 6))
+    assert sorted(place for share in shares for place in share[:step]) == sorted(whole[:6])
+    orders[0].skip(0, 2)
+    assert list(orders[0]) == shares[0][2 * step :]
+
+
+def test_label_share_draws_class_by_class(tiny_run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "few.json"
+    arguments = ["linear", *weights(tiny_run), "--train", TRAIN, *SETS[2:], *TOY, "data.label_share=0.05"]
+    assert (
+        main([*arguments, "schedule.epochs=1", "schedule.milestones=[]", "--out", str(out), "--untrained"])
+        == 0
+    )
+    result = json.loads(out.read_text())
+    assert 20 <= result["train_images"] <= 40 and result["untrained"] and result["steps"] <= 2
+
+
+def folder_of_images(folder: Path, classes: dict[str, int]) -> str:
+    for name, count in classes.items():
+        for number in range(count):
+            path = folder / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), number).save(path)
+    return str(folder)
+
+
+def test_corrupt_image_is_named_and_the_next_one_comes_with_its_own_label(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pets = folder_of_images(tmp_path / "pets", {"cat": 60, "dog": 60})
+    (tmp_path / "pets/cat/9.png").write_bytes(b"\x89PNG")  # the last of the cats, in sorted order
+    images = ImageSet(pets)
+    crops = TrainingCrops(images, torch.tensor([0, 59, 60]), training_crop(8, 0.08), seed=0)
+    assert [crops[place][1:] for place in (0, 1, 4)] == [(0, ""), *2 * [(1, f"{pets}/cat/9.png")]]
+    run = [
+        "linear",
+        *weights(tiny_run),
+        "--train",
+        pets,
+        "--test",
+        pets,
+        *TOY,
+        "schedule.epochs=1",
+        "schedule.milestones=[]",
+    ]
+    assert main(run) == 0
+    assert (
+        capsys.readouterr().err.count(f"skipped: {pets}/cat/9.png cannot be decoded (1 so far)") == 2
+    )  # train, test
+    for number in (3, 4):
+        (tmp_path / f"pets/dog/{number}.png").write_bytes(b"")
+    assert main(run) == 1
+    assert "of 120 images cannot be decoded, more than 1%" in capsys.readouterr().err
+
+
+def test_mistakes_end_in_one_sentence(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = folder_of_images(tmp_path / "flat", {".": 2})
+    pets = folder_of_images(tmp_path / "pets", {"cat": 2, "dog": 2})
+    birds = folder_of_images(tmp_path / "birds", {"cat": 2, "owl": 2})
+    for command, train, test, more, message in (
+        ("linear", flat, flat, [], f"{flat} has no labels; expected a folder of one subfolder a class"),
+        ("finetune", pets, flat, [], f"{flat} has no labels"),
+        ("lowshot", flat, pets, [], f"{flat} has no labels"),
+        ("linear", pets, birds, [], "differ in classes: dog, owl in one only"),
+        ("knn", pets, birds, [], "differ in classes: dog, owl in one only"),
+        (
+            "knn",
+            pets,
+            pets[:-4] + "pets/",
+            ["--k", "2", "5"],
+            "k is 5 with 4 labelled training images; choose k",
+        ),
+        (
+            "retrieve",
+            pets,
+            pets,
+            ["--k", "4"],
+            "k is 4 with 3 labelled training images besides the image itself",
+        ),
+        ("linear", pets, pets, ["trainer.devces=2"], "unknown key trainer.devces"),
+        ("linear", pets, pets, ["schedule.interval=week"], "schedule.interval is week"),
+        ("finetune", pets, pets, ["--protocol", "imagnet"], "did you mean 'imagenet'?"),
+        ("linear", pets, pets, ["--fast", "--lrs", "0"], "--lrs has 0; expected learning rates above 0"),
+        ("knn", pets, pets, ["--temperature", "0"], "--temperature is 0.0; expected a value above 0"),
+    ):
+        code = main([command, *weights(tiny_run), "--train", train, "--test", test, *more])
+        error = capsys.readouterr().err
+        assert code == 2 and error.count("\n") == 1 and message in error, error

@@ -1,0 +1,135 @@
+"""OmniBenchmark: realms as published, at toy size."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+from moco_plugin.tools.evaluate import main
+from PIL import Image
+
+from moco_plugin.data.images import ImageSet
+from moco_plugin.evaluation.omnibenchmark import REALMS, read_realm
+from tests.conftest import TRAIN
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two realms of two classes each, in both ways to name the lists and to give the paths."""
+    images = ImageSet(TRAIN)
+    assert images.array is not None and images.labels is not None
+    root = tmp_path / "omnibenchmark"
+    for realm, pair, name, base in (
+        ("bird", (0, 7), "{split}", ""),
+        ("car", (1, 2), "car.{split}.txt", "car/"),
+    ):
+        (root / realm / "images").mkdir(parents=True)
+        chosen = [i for i, label in enumerate(images.labels) if label in pair]
+        for split, part in (("train", chosen[:40]), ("val", chosen[40:60]), ("test", chosen[60:90])):
+            lines = []
+            for i in part:
+                Image.fromarray(images.array[i]).save(root / realm / "images" / f"{i}.png")
+                lines.append(f"{base}images/{i}.png {100 + images.labels[i]}\n")
+            (root / realm / name.format(split=split)).write_text("".join(lines))
+    return root
+
+
+def arguments(run: Path, root: Path, *more: str) -> list[str]:
+    return ["omnibenchmark", "--weights", f"{run}/checkpoints/last.ckpt", "--root", str(root), *more]
+
+
+def test_realms_are_those_of_the_benchmark() -> None:
+    assert len(REALMS) == len(set(REALMS)) == 21
+
+
+def test_probe_of_each_realm_and_the_mean(
+    tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "omni.json"
+    command = arguments(tiny_run, root, "--out", str(out))
+    assert main(command) == 0
+    shown, result = capsys.readouterr().out, json.loads(out.read_text())
+    parts = {
+        name: json.loads((tmp_path / "omni_realms" / f"{name}.json").read_text()) for name in ("bird", "car")
+    }
+    assert result["mean_per_class"] == statistics.fmean(p["mean_per_class"] for p in parts.values())
+    assert result["top1"] == statistics.fmean(p["top1"] for p in parts.values()) > 60
+    assert result["partial"] and len(result["missing"]) == 19 and "aircraft" in result["missing"]
+    assert "missing, 19 of 21 realms: activity, aircraft" in shown
+    assert "partial: 2 of 21 realms; the benchmark's MoCo v2 has 34.8" in shown
+    for part in parts.values():
+        val = part["val_mean_per_class"]
+        assert set(val) == {"1e-05", "0.0001", "0.0003", "0.001", "0.01", "0.1", "1"}
+        assert val[f"{part['l2']:g}"] == max(val.values())
+        assert (part["classes"], part["train_images"], part["test_images"]) == (2, 40, 30)
+        assert len(part["weights_sha256"]) == 64
+
+    # as if cut off after the first realm, which is not measured again
+    out.unlink()
+    (tmp_path / "omni_realms" / "car.json").unlink()
+    (tmp_path / "omni_realms" / "bird.json").write_text(json.dumps({**parts["bird"], "top1": 12.5}))
+    assert main(command) == 0
+    again = json.loads(out.read_text())
+    assert again["realms"]["bird"]["top1"] == 12.5
+    assert again["realms"]["car"] == result["realms"]["car"]
+    out.unlink()
+    capsys.readouterr()
+    assert main([*command, "--untrained"]) == 2
+    assert "is another run's (untrained was False, now True) and was kept" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+    assert json.loads(out.read_text())["realms"] == result["realms"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("images/1.png", "'images/1.png' is no 'path label'"),
+        ("images/1.png cat", "'images/1.png cat' is no 'path label'"),
+        ("images/1.png -1", "'images/1.png -1' is no 'path label'"),
+        ("7", "'7' is no 'path label'"),
+    ],
+)
+def test_bad_line_of_a_realm(
+    line: str, message: str, tiny_run: Path, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = root / "bird" / "val"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join([*lines[:3], "", line, *lines[3:]]))
+    assert main(arguments(tiny_run, root)) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"{file}, line 5: {message}; expected an image's path and its class" in error
+        and error.count("\n") == 1
+    )
+
+
+def test_broken_realms(
+    tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert read_realm(root, "food") is None
+
+    def fails(message: str, code: int = 1) -> None:
+        assert main(arguments(tiny_run, root)) == code
+        error = capsys.readouterr().err
+        assert message in error and error.count("\n") == 1, error
+
+    test = root / "bird" / "test"
+    whole = test.read_text()
+    test.write_text(whole + "images/1.png 999\n")
+    fails("bird/test differ in classes: 999 in the latter only", code=2)
+    test.write_text("images/nowhere.png 100\n")
+    fails(f"{test}, line 1: there is no file {root}/bird/images/nowhere.png")
+    test.write_text("\n")
+    fails(f"{test} lists no image")
+    test.unlink()
+    fails(
+        f"{root}/bird has no list of test images; expected a file test or test.txt or bird.test or bird.test.txt"
+    )
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert main(arguments(tiny_run, empty)) == 1
+    assert f"{empty} holds none of the realms; expected folders activity, aircraft" in capsys.readouterr().err
+    assert main(arguments(tiny_run, tmp_path / "nowhere")) == 1
+    assert "no such folder; expected the realms' folders in it" in capsys.readouterr().err

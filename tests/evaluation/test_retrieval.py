@@ -1,0 +1,59 @@
+"""Retrieval: recall, and the picture of neighbours."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from moco_plugin.tools.evaluate import main
+from PIL import Image
+
+from moco_plugin.evaluation.features import FeatureSet
+from moco_plugin.evaluation.retrieval import retrieval
+from tests.conftest import TEST, TRAIN
+
+
+def at(*degrees: float, labels: list[int]) -> FeatureSet:
+    points = torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
+    return FeatureSet(points, torch.tensor(labels), torch.arange(len(degrees)) + 100)
+
+
+def test_recall_counts_images_with_one_of_their_class_among_the_nearest() -> None:
+    train = at(0, 10, 20, 90, labels=[0, 1, 1, 2])
+    test = at(1, 2, 88, labels=[0, 1, 0])  # right at first; right at second; right at fourth
+    recall, shown = retrieval(train, test, (1, 2, 3, 4))
+    assert [recall[k] for k in (1, 2, 3, 4)] == pytest.approx([100 / 3, 200 / 3, 200 / 3, 100])
+    assert [(n.test, n.train) for n in shown] == [
+        (100, [100, 101, 102, 103]),
+        (101, [100, 101, 102, 103]),
+    ]
+
+
+def test_within_one_set_an_image_does_not_find_itself() -> None:
+    points = at(0, 1, 90, 91, labels=[0, 1, 2, 2])
+    assert retrieval(points, points, (1,), same=True)[0][1] == 50
+    assert retrieval(points, points, (1,))[0][1] == 100
+
+
+def test_tool_measures_and_draws(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "retrieve", "--weights", f"{tiny_run}/checkpoints/last.ckpt", "--train", f"{TRAIN}[0:100]",
+        "--test", f"{TEST}[0:30]",
+    ]  # fmt: skip
+    page, picture = tmp_path / "neighbours.html", tmp_path / "neighbours.png"
+    assert main([*arguments, "--out", f"{tmp_path}/result.json", "--picture", str(page)]) == 0
+    recall = json.loads((tmp_path / "result.json").read_text())["recall"]
+    assert 0 < recall["1"] < recall["5"] < recall["10"] <= 100
+    assert f"recall at 5: {recall['5']:.2f}%" in capsys.readouterr().out
+    html = page.read_text()
+    assert html.count("Test image: ") == 10 and html.count("Neighbour 10 of") == 10
+    assert main([*arguments, "--picture", str(picture), "--k", "3"]) == 0
+    with Image.open(picture) as drawn:
+        assert drawn.height > 2 * drawn.width  # ten rows of four
+    assert main([*arguments, "--picture", str(picture)]) == 2
+    assert "exists already and was kept" in capsys.readouterr().err
+    assert main([*arguments, "--picture", f"{tmp_path}/neighbours.pdf"]) == 2
+    assert "ends in neither .html nor .png" in capsys.readouterr().err

@@ -1,0 +1,92 @@
+"""The linear-classification table with the papers' rows, and the page of a folder of evaluations."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moco_plugin.errors import UserError
+from moco_plugin.report.evaluation_page import write_evaluation_page
+from moco_plugin.report.evaluation_results import LINEAR, linear_rows
+
+
+def result(protocol: str, **more: Any) -> dict[str, Any]:
+    base = {
+        "protocol": protocol, "train": "imagenet/train", "test": "data/imagenet/val", "untrained": False,
+        "weights": "moco.pth.tar", "weights_sha256": "0" * 64, "architecture": "resnet50", "feature_dim": 2048,
+        "method": "moco_v2", "epoch": 200, "versions": {"torch": "2.4"},
+    }  # fmt: skip
+    return {**base, **more}
+
+
+def write(folder: Path, *results: dict[str, Any]) -> Path:
+    folder.mkdir(exist_ok=True)
+    for number, one in enumerate(results):
+        (folder / f"{number}.json").write_text(json.dumps(one))
+    return folder
+
+
+def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "results",
+        result("linear", recipe="moco_v1", top1=67.0, top5=88.0),
+        result("linear", recipe="moco_v1", top1=68.0, top5=88.5),
+        result("linear", recipe="moco_v1", top1=70.0, top5=90.0, feature_dim=4096),  # R50w2x has no row in v2
+        result("linear_fast", top1=60.0, top5=None, epoch=7),
+        result("linear", recipe="moco_v3_vit", top1=73.0, top5=91.0, method="moco_v3", epoch=300,
+               architecture="vit_small_patch16_224", feature_dim=384),
+        result("linear", recipe="moco_v1", top1=9.0, top5=20.0, untrained=True),
+    )  # fmt: skip
+    (folder / "other.json").write_text('{"anything": 1}')
+    (folder / "broken.json").write_text("{")
+    table = linear_rows(folder)
+    cells = {tuple(row[:2]): row[2:] for row in table.rows}
+    assert len(table.rows) == len(LINEAR) + 3
+    assert cells["MoCo v2 R50, 200 epochs", "67.5 ± 0.1"] == (
+        "67.5 ± 0.7",
+        "88.2 ± 0.4",
+        "moco_v1",
+        "imagenet/val",
+    )
+    assert cells["MoCo v3 ViT-S, 300 epochs", "73.2"][:3] == ("73.0", "91.0", "moco_v3_vit")
+    assert cells["MoCo v1 R50w2x, 200 epochs", "65.4"][0] == "-"
+    assert cells["MoCo v2 resnet50, 7 epochs", "-"] == ("60.0", "-", "cached features", "imagenet/val")
+    assert cells["random weights, resnet50", "-"][0] == "9.0"
+
+
+def test_page_shows_every_kind(tmp_path: Path) -> None:
+    realm = {"mean_per_class": 30.0, "top1": 31.0, "l2": 0.001, "classes": 5}
+    folder = write(
+        tmp_path / "results",
+        result("linear", recipe="moco_v1", top1=67.0, top5=88.0),
+        result("finetune", recipe="imagenet", top1=77.25),
+        result("lowshot", shares=[{"share": 0.01, "train_images": 12811, "top1": 43.21}]),
+        result("knn", k=10, top1=50.0, top1_by_k={"10": 50.0, "200": 48.76}),
+        result("retrieve", recall={"1": 40.12}),
+        result("omnibenchmark", mean_per_class=30.0, top1=31.0, partial=True, missing=["car"], realms={"bird": realm}),
+        result("omnibenchmark_realm", realm="bird", top1=31.0),
+    )  # fmt: skip
+    page = tmp_path / "page.html"
+    text, html = write_evaluation_page(folder, page), page.read_text()
+    for shown in (text, html):
+        for value in (
+            "67.5 ± 0.1",
+            "67.0",
+            "77.2",
+            "43.2",
+            "48.8",
+            "40.1",
+            "34.8",
+            "mean (partial, 1 realms missing)",
+        ):
+            assert value in shown, value
+    assert "Missing: car." in html and "0" * 64 in html and "http" not in html.split("</style>")[1]
+    assert html.count("<h2>") == 7
+
+
+def test_folder_without_results(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no result of tools/evaluate\.py"):
+        write_evaluation_page(tmp_path, tmp_path / "page.html")
