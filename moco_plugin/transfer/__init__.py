@@ -13,4 +13,4 @@ except ModuleNotFoundError as error:
     ) from error
 compat.after_import()
 
-from moco_plugin.transfer import datasets, resnet, roi_heads  # noqa: E402, F401  (they register themselves)
+from moco_plugin.transfer import datasets, dilated_c5, fcn, resnet, roi_heads, timm_backbone  # noqa: E402, F401  (they register)

@@ -9,17 +9,28 @@ from detectron2.layers import get_norm
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
+from moco_plugin.errors import UsageError
+from moco_plugin.transfer.resnet import make_stage, resnet_options
+
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """detectron2's res5 head with a norm of kind ``MODEL.RESNETS.NORM`` on its output (MoCo v1, section 4.2).
+
+    Where detectron2's own head knows bottlenecks alone, this one builds res5 from ``MODEL.RESNETS`` as the
+    backbone is built: of bottlenecks or of the two-layer blocks of ResNet-18 and 34, of any width and number.
 
     The last layer is called ``norm``, as in the authors' models, so that checkpoints can be exchanged.
     """
 
     @classmethod
     def _build_res5_block(cls, cfg: Any) -> tuple[nn.Sequential, int]:
-        res5, channels = super()._build_res5_block(cfg)
-        layers = OrderedDict(res5.named_children())
-        layers["norm"] = get_norm(cfg.MODEL.RESNETS.NORM, channels)
-        return nn.Sequential(layers), channels
+        if cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE[-1]:
+            raise UsageError(
+                "Res5ROIHeadsExtraNorm has no deformable convolutions; set "
+                "MODEL.RESNETS.DEFORM_ON_PER_STAGE to False for res5"
+            )
+        options = resnet_options(cfg)
+        channels = options["out_channels"][3]
+        layers = OrderedDict((str(index), block) for index, block in enumerate(make_stage(3, **options)))
+        return nn.Sequential(OrderedDict(layers, norm=get_norm(options["norm"], channels))), channels

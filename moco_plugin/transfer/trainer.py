@@ -11,6 +11,7 @@ import detectron2.utils.comm as comm
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import setup_logger
@@ -18,9 +19,12 @@ from detectron2.utils.logger import setup_logger
 from moco_plugin.config import find_config
 from moco_plugin.errors import UsageError, nearest
 from moco_plugin.files import write_json
+from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.compat import fit_device
 from moco_plugin.transfer.datasets import build_evaluator, require_dataset
-from moco_plugin.transfer.weights import check_file, load_weights
+from moco_plugin.transfer.densepose import add_densepose_config, densepose_trainer, wants_densepose
+from moco_plugin.transfer.semantic_mapper import SemanticMapper
+from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
 
@@ -34,10 +38,13 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
 
     Raises:
         UsageError: A file, key or value that cannot be right.
+        UserError: The config is one for DensePose, which is not installed.
     """
     cfg = get_cfg()
     path = find_config(config_file, "detectron2")
     try:
+        if wants_densepose(CfgNode.load_yaml_with_base(str(path), allow_unsafe=True)):
+            add_densepose_config(cfg)
         cfg.merge_from_file(str(path))
     except (KeyError, ValueError, AssertionError, TypeError, OSError, yaml.YAMLError) as error:
         raise UsageError(f"config {path} is wrong: {_sentence(error, cfg)}") from error
@@ -81,13 +88,30 @@ class Trainer(DefaultTrainer):
     def resume_or_load(self, resume: bool = True) -> None:
         """Continues the run in ``OUTPUT_DIR`` if asked to and possible, else loads ``MODEL.WEIGHTS``."""
         if resume and self.checkpointer.has_checkpoint():
-            check_file(self.checkpointer.get_checkpoint_file())
+            read_file(self.checkpointer.get_checkpoint_file())
             super().resume_or_load(resume=True)
         else:
-            load_weights(self.model, self.cfg.MODEL.WEIGHTS, self.allow_partial)
+            load_weights(self.model, self.cfg.MODEL.WEIGHTS, self.allow_partial, self.cfg)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode) -> Any:
+        """Returns detectron2's loader, with the mapping that the task wants."""
+        if wants_densepose(cfg):
+            return densepose_trainer().build_train_loader(cfg)
+        return build_detection_train_loader(cfg, mapper=_mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
+        """Returns detectron2's loader, with the mapping that the task wants."""
+        if wants_densepose(cfg):
+            return densepose_trainer().build_test_loader(cfg, dataset_name)
+        return build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """Returns the evaluator that the data set's metadata name; for DensePose those of its project."""
+        if wants_densepose(cfg):
+            return densepose_trainer().build_evaluator(cfg, dataset_name, f"{cfg.OUTPUT_DIR}/inference")
         return build_evaluator(cfg, dataset_name)
 
     @classmethod
@@ -99,6 +123,11 @@ class Trainer(DefaultTrainer):
             named = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
             write_json(Path(cfg.OUTPUT_DIR) / RESULTS, _plain(named))
         return dict(results)
+
+
+def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | None:
+    """Returns the mapping of data set entries; None takes detectron2's own, which knows no random scale."""
+    return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else None
 
 
 def _plain(value: Any) -> Any:
@@ -123,8 +152,10 @@ def prepare(args: argparse.Namespace) -> CfgNode:
             f"--num-gpus is {args.num_gpus}, and there are {torch.cuda.device_count()} GPUs here"
         )
     cfg = load_config(args.config_file, args.opts)
-    for name in (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST):
+    datasets = (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
+    for name in datasets:
         require_dataset(name)
+    check_class_count(cfg, datasets)
     output = Path(cfg.OUTPUT_DIR)
     earlier = [path for path in (output / RESULTS, output / "last_checkpoint") if path.exists()]
     if earlier and not (args.resume or args.overwrite):
@@ -156,7 +187,7 @@ def run(cfg: CfgNode, args: argparse.Namespace) -> None:
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS, args.allow_partial)
+        load_weights(model, cfg.MODEL.WEIGHTS, args.allow_partial, cfg)
         Trainer.test(cfg, model)
         return
     trainer = Trainer(cfg, args.allow_partial)

@@ -1,0 +1,483 @@
+"""Every config of a transfer experiment: its settings, its network, its weights, its gradients."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from detectron2 import model_zoo
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+from detectron2.utils.events import EventStorage
+from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
+from moco_plugin.tools.train_net import main as train_net
+
+from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
+from moco_plugin.config import configs_folder
+from moco_plugin.errors import UserError
+from moco_plugin.transfer.compat import fit_device
+from moco_plugin.transfer.resnet import make_resnet
+from moco_plugin.transfer.trainer import Trainer, load_config
+from moco_plugin.transfer.weights import backbone_tensors, load_weights
+from tests.checkpoints.test_read import official
+
+FOLDER = configs_folder() / "detectron2"
+RECORDED = Path(__file__).parents[1] / "data" / "detectron2_model_zoo"
+INITIALISATIONS = ("random", "supervised", "moco")
+MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
+OFFICIAL_NAMES = ("voc/pascal_voc_R_50_C4_24k", "coco/coco_R_50_C4_2x")  # what the released code calls them
+
+# what every experiment changes in detectron2's baseline: nothing is frozen, batch norm is trained and made precise
+TUNED = {
+    "MODEL.BACKBONE.FREEZE_AT": (2, 0),
+    "MODEL.RESNETS.NORM": ("FrozenBN", "SyncBN"),
+    "TEST.PRECISE_BN.ENABLED": (False, True),
+}
+C4 = {**TUNED, "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", "Res5ROIHeadsExtraNorm")}
+FPN = {**TUNED, "MODEL.FPN.NORM": ("", "SyncBN")}
+DILATED_C5 = {
+    **TUNED,
+    "MODEL.BACKBONE.NAME": ("build_resnet_backbone", "build_resnet_dilated_c5_backbone"),
+    "MODEL.RPN.IN_FEATURES": (["res5"], ["c5"]),
+    "MODEL.ROI_HEADS.IN_FEATURES": (["res5"], ["c5"]),
+}
+TWO_TIMES = {"SOLVER.STEPS": ((60000, 80000), (120000, 160000)), "SOLVER.MAX_ITER": (90000, 180000)}
+SIX_TIMES = {"SOLVER.STEPS": ((60000, 80000), (480000, 520000)), "SOLVER.MAX_ITER": (90000, 540000)}
+VOC_SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+VOC_ON_COCO = {  # detectron2 has no dilated C5 on VOC
+    "MODEL.ROI_HEADS.NUM_CLASSES": (80, 20),
+    "INPUT.MIN_SIZE_TRAIN": ((640, 672, 704, 736, 768, 800), VOC_SCALES),
+    "DATASETS.TRAIN": (("coco_2017_train",), ("voc_2007_trainval", "voc_2012_trainval")),
+    "DATASETS.TEST": (("coco_2017_val",), ("voc_2007_test",)),
+    "SOLVER.STEPS": ((60000, 80000), (18000, 22000)),
+    "SOLVER.MAX_ITER": (90000, 24000),
+    "SOLVER.WARMUP_ITERS": (1000, 100),
+}
+VOC_24K = {"SOLVER.STEPS": ((12000, 16000), (18000, 22000)), "SOLVER.MAX_ITER": (18000, 24000)}
+VOC_2007_9K = {
+    "DATASETS.TRAIN": (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_trainval",)),
+    "SOLVER.STEPS": ((12000, 16000), (6750, 8250)),
+    "SOLVER.MAX_ITER": (18000, 9000),
+}
+CITYSCAPES = {  # the baseline starts from a COCO detector and evaluates on the way
+    "MODEL.WEIGHTS": (
+        "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl", MSRA
+    ),
+    "TEST.EVAL_PERIOD": (8000, 0),
+}  # fmt: skip
+
+# detectron2's equivalent baseline of an experiment, and all that differs: {key: (theirs, ours)}
+BASELINES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
+    "voc/pascal_voc_R_50_C4_24k": ("PascalVOC-Detection/faster_rcnn_R_50_C4", {**C4, **VOC_24K}),
+    "voc/pascal_voc_2007_R_50_C4_9k": ("PascalVOC-Detection/faster_rcnn_R_50_C4", {**C4, **VOC_2007_9K}),
+    "voc/pascal_voc_R_50_dilated_C5_24k": (
+        "COCO-Detection/faster_rcnn_R_50_DC5_1x", {**DILATED_C5, **VOC_ON_COCO}
+    ),
+    "voc/pascal_voc_2007_R_50_dilated_C5_9k": (
+        "COCO-Detection/faster_rcnn_R_50_DC5_1x",
+        {
+            **DILATED_C5,
+            **VOC_ON_COCO,
+            "DATASETS.TRAIN": (("coco_2017_train",), ("voc_2007_trainval",)),
+            "SOLVER.STEPS": ((60000, 80000), (6750, 8250)),
+            "SOLVER.MAX_ITER": (90000, 9000),
+        },
+    ),
+    "coco/coco_R_50_C4_1x": ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x", C4),
+    "coco/coco_R_50_C4_2x": ("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x", {**C4, **TWO_TIMES}),
+    "coco/coco_R_50_FPN_1x": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", FPN),
+    "coco/coco_R_50_FPN_2x": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {**FPN, **TWO_TIMES}),
+    "coco/coco_R_50_FPN_6x": ("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {**FPN, **SIX_TIMES}),
+    "coco/coco_retinanet_R_50_FPN_1x": ("COCO-Detection/retinanet_R_50_FPN_1x", FPN),
+    "coco/coco_retinanet_R_50_FPN_2x": ("COCO-Detection/retinanet_R_50_FPN_1x", {**FPN, **TWO_TIMES}),
+    "coco/coco_keypoint_R_50_FPN_2x": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", {**FPN, **TWO_TIMES}),
+    "lvis/lvis_v0.5_R_50_FPN_1x": ("LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", FPN),
+    "lvis/lvis_v0.5_R_50_FPN_2x": (
+        "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {**FPN, **TWO_TIMES}
+    ),
+    "cityscapes/cityscapes_R_50_FPN_24k": ("Cityscapes/mask_rcnn_R_50_FPN", {**FPN, **CITYSCAPES}),
+}  # fmt: skip
+FCN = ("voc/pascal_voc_2012_fcn_R_50_30k", "cityscapes/cityscapes_fcn_R_50_90k")
+DENSEPOSE = "coco/coco_densepose_R_50_FPN_s1x"
+EXPERIMENTS = (*BASELINES, *FCN)
+# one of each that build another network
+NETWORKS = (
+    "voc/pascal_voc_R_50_C4_24k", "voc/pascal_voc_R_50_dilated_C5_24k", "coco/coco_R_50_C4_2x", "coco/coco_R_50_FPN_1x",
+    "coco/coco_retinanet_R_50_FPN_1x", "coco/coco_keypoint_R_50_FPN_2x", "lvis/lvis_v0.5_R_50_FPN_1x",
+    "cityscapes/cityscapes_R_50_FPN_24k", *FCN,
+)  # fmt: skip
+
+
+def name_of(experiment: str, initialisation: str) -> str:
+    """Returns the config's name: the released code's where it has one."""
+    plain = experiment in OFFICIAL_NAMES and initialisation == "supervised"
+    return experiment if plain else f"{experiment}_{initialisation}"
+
+
+def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+    return {
+        name: leaf
+        for key, value in node.items()
+        for name, leaf in (
+            flat(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {f"{prefix}{key}": value}
+        ).items()
+    }
+
+
+def differences(theirs: CfgNode, ours: CfgNode) -> dict[str, tuple[Any, Any]]:
+    a, b = flat(theirs), flat(ours)
+    return {key: (a.get(key), b.get(key)) for key in a.keys() | b.keys() if a.get(key) != b.get(key)}
+
+
+def baseline(name: str) -> CfgNode:
+    """Returns detectron2's config as recorded, after showing that the installed detectron2, if it has it, agrees."""
+    cfg = get_cfg()
+    cfg.merge_from_file(str(RECORDED / f"{name}.yaml"))
+    try:
+        installed = model_zoo.get_config_file(f"{name}.yaml")
+    except RuntimeError:  # the index's copy of v0.6 comes without configs
+        return cfg
+    other = get_cfg()
+    other.merge_from_file(installed)
+    assert differences(cfg, other) == {}
+    return cfg
+
+
+def test_no_config_is_left_out() -> None:
+    """What is shipped is what is tested here: every experiment in three initialisations."""
+    shipped = {
+        path.relative_to(FOLDER).with_suffix("").as_posix()
+        for folder in ("voc", "coco", "lvis", "cityscapes")
+        for path in FOLDER.glob(f"{folder}/*.yaml")
+        if not path.stem.startswith("Base")
+    }
+    assert shipped == {name_of(e, i) for e in (*EXPERIMENTS, DENSEPOSE) for i in INITIALISATIONS}
+
+
+@pytest.mark.parametrize("initialisation", INITIALISATIONS)
+@pytest.mark.parametrize("experiment", BASELINES)
+def test_differences_to_detectron2s_baseline(experiment: str, initialisation: str) -> None:
+    name, intended = BASELINES[experiment]
+    cfg = load_config(name_of(experiment, initialisation), [])
+    theirs = baseline(name)
+    expected = dict(intended)
+    if initialisation != "supervised":
+        expected |= {
+            "MODEL.WEIGHTS": (theirs.MODEL.WEIGHTS, cfg.MODEL.WEIGHTS),
+            "MODEL.RESNETS.STRIDE_IN_1X1": (True, False),
+            "MODEL.PIXEL_MEAN": ([103.53, 116.28, 123.675], [123.675, 116.28, 103.53]),
+            "MODEL.PIXEL_STD": ([1.0, 1.0, 1.0], [58.395, 57.12, 57.375]),
+            "INPUT.FORMAT": ("BGR", "RGB"),
+        }
+    assert differences(theirs, cfg) == expected
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_initialisations_differ_in_weights_and_input_alone(experiment: str) -> None:
+    random, supervised, moco = (load_config(name_of(experiment, i), []) for i in INITIALISATIONS)
+    assert supervised.MODEL.WEIGHTS == MSRA and random.MODEL.WEIGHTS == ""
+    assert differences(random, moco) == {"MODEL.WEIGHTS": ("", moco.MODEL.WEIGHTS)}
+    assert "tools/convert_to_d2.py" in moco.MODEL.WEIGHTS  # a sentence, until the user gives the file
+    assert set(differences(supervised, moco)) == {
+        "MODEL.WEIGHTS", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("experiment", "expected"),
+    [
+        (FCN[0], {
+            "classes": 21, "crop": [513, 513], "lr": 0.003, "steps": (21000, 27000), "iterations": 30000,
+            "sets": (("voc_2012_sem_seg_train_aug",), ("voc_2012_sem_seg_val",)),
+        }),
+        (FCN[1], {
+            "classes": 19, "crop": [769, 769], "lr": 0.01, "steps": (63000, 81000), "iterations": 90000,
+            "sets": (("cityscapes_fine_sem_seg_train",), ("cityscapes_fine_sem_seg_val",)),
+        }),
+    ],
+)  # fmt: skip
+def test_semantic_segmentation_is_the_papers(experiment: str, expected: dict[str, Any]) -> None:
+    cfg = load_config(f"{experiment}_moco", [])
+    assert expected == {
+        "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "crop": cfg.INPUT.CROP.SIZE, "lr": cfg.SOLVER.BASE_LR,
+        "steps": cfg.SOLVER.STEPS, "iterations": cfg.SOLVER.MAX_ITER, "sets": (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST),
+    }  # fmt: skip
+    assert [step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS] == [0.7, 0.9] and cfg.SOLVER.GAMMA == 0.1
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MOMENTUM) == (16, 1e-4, 0.9)
+    assert (cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) == (256, 255)
+    assert cfg.MODEL.RESNETS.RES5_DILATION == 2 and cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN"
+    assert cfg.INPUT.SCALE_RANGE == [0.5, 2.0] and cfg.INPUT.RANDOM_FLIP == "horizontal"
+    assert cfg.INPUT.MIN_SIZE_TEST == 0  # no resizing
+    for key, (_, value) in TUNED.items():
+        assert flat(cfg)[key] == value
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random ResNet-50 in the layout of the released MoCo checkpoints, converted by the tool."""
+    folder = tmp_path_factory.mktemp("resnet50")
+    torch.manual_seed(0)
+    torch.save(official("resnet50", mlp=True), folder / "moco.pth.tar")
+    assert convert_to_d2([str(folder / "moco.pth.tar"), str(folder / "moco.pkl")]) == 0
+    return folder / "moco.pkl"
+
+
+FEW = [  # proposals: what a test can afford
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "10",
+    "MODEL.RPN.POST_NMS_TOPK_TEST", "4", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "20", "MODEL.RPN.PRE_NMS_TOPK_TEST", "20",
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "20", "TEST.DETECTIONS_PER_IMAGE", "2",
+]  # fmt: skip
+
+
+def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
+    """Two random images with one object each and whatever the task wants of it."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = []
+    for index in range(2):
+        image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
+        entry: dict[str, Any] = {"image": image, "height": size, "width": size}
+        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+            classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+            entry["sem_seg"] = torch.randint(0, classes, (size, size), generator=generator)
+        else:
+            left, top, right, bottom = 8.0, 8.0, 40.0, 48.0
+            instances = Instances((size, size))
+            instances.gt_boxes = Boxes([[left, top, right, bottom]])
+            instances.gt_classes = torch.tensor([index % cfg.MODEL.ROI_HEADS.NUM_CLASSES])
+            if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+                instances.gt_masks = PolygonMasks([[[left, top, right, top, right, bottom]]])
+            elif cfg.MODEL.MASK_ON:
+                instances.gt_masks = BitMasks(torch.ones(1, size, size, dtype=torch.bool))
+            if cfg.MODEL.KEYPOINT_ON:
+                points = torch.rand(1, 17, 3, generator=generator) * 30 + 10
+                points[..., 2] = 2  # labelled and visible
+                instances.gt_keypoints = Keypoints(points)
+            entry["instances"] = instances
+        inputs.append(entry)
+    return inputs
+
+
+@pytest.mark.parametrize("experiment", NETWORKS)
+def test_network_is_filled_and_all_of_it_is_tuned(experiment: str, resnet50: Path) -> None:
+    """Builds the whole network; then one step on two small images."""
+    cfg = load_config(f"{experiment}_moco", [*FEW, "MODEL.WEIGHTS", str(resnet50), "MODEL.DEVICE", "cpu"])
+    fit_device(cfg)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    coverage = load_weights(model, cfg.MODEL.WEIGHTS, cfg=cfg)
+    names = backbone_tensors(model)
+    assert len(names) == 53 * 5  # 53 convolutions with a norm each: all of a ResNet-50
+    assert coverage.missing == ()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    convolutions = {name for name in names if name.endswith(("conv1.weight", "conv2.weight", "conv3.weight"))}
+    assert convolutions <= changed <= set(names)  # arrived there, and nowhere else
+
+    assert not [m for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    with EventStorage():
+        losses = model.train()(batch(cfg))
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    parameters = dict(model.named_parameters())
+    assert all(parameter.requires_grad for parameter in parameters.values())
+    first = parameters[names[0]]
+    assert names[0].endswith("stem.conv1.weight") and first.grad is not None and first.grad.abs().max() > 0
+    tuned = [name for name in names if name in parameters]
+    without = [name for name in tuned if parameters[name].grad is None or not parameters[name].grad.any()]
+    assert len(tuned) == 53 * 3 and without == []  # convolutions, and weight and bias of norms
+    for name in names:
+        if name.endswith("running_mean"):  # statistics follow the data: batch norm is in training mode
+            assert not torch.equal(model.state_dict()[name], before[name])
+
+    with torch.no_grad(), EventStorage():
+        results = model.eval()(batch(cfg))
+    if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
+        assert results[0]["sem_seg"].shape == (cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, 65, 65)
+    else:
+        fields = {"pred_boxes", "scores", "pred_classes"}
+        fields |= {"pred_masks"} if cfg.MODEL.MASK_ON else set()
+        fields |= {"pred_keypoints", "pred_keypoint_heatmaps"} if cfg.MODEL.KEYPOINT_ON else set()
+        assert set(results[0]["instances"].get_fields()) == fields
+
+
+def test_networks_of_all_experiments_are_among_these() -> None:
+    """Experiments that share a network differ in nothing that ``MODEL`` says."""
+    built = [load_config(f"{experiment}_moco", []).MODEL for experiment in NETWORKS]
+    for experiment in EXPERIMENTS:
+        assert load_config(f"{experiment}_moco", []).MODEL in built, experiment
+
+
+def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
+    cfg = load_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.DEVICE", "cpu"])
+    fit_device(cfg)
+    backbone = build_model(cfg).backbone
+    assert backbone.output_shape()["c5"].stride == 16 and backbone.output_shape()["c5"].channels == 512
+    assert backbone.reduce.weight.shape == (512, 2048, 3, 3)
+    assert isinstance(backbone.reduce.norm, torch.nn.BatchNorm2d) and backbone.reduce.activation is None
+    assert [block.conv2.dilation for block in backbone.bottom_up.res5] == [(2, 2)] * 3
+    assert backbone(torch.zeros(1, 3, 64, 96))["c5"].shape == (1, 512, 4, 6)
+    with pytest.raises(UserError, match="RES5_DILATION 2"):
+        build_model(
+            load_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.RESNETS.RES5_DILATION", "1"])
+        )
+
+
+@pytest.mark.parametrize("depth", [18, 34])
+@pytest.mark.parametrize("experiment", ["voc/pascal_voc_R_50_C4_24k", "coco/coco_R_50_C4_2x"])
+def test_c4_of_two_layer_blocks(experiment: str, depth: int) -> None:
+    """ResNet-18 and 34 have a C4 detector as well, here of a quarter of their width."""
+    narrow = [
+        "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.DEPTH", str(depth),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.WEIGHTS", "",
+    ]  # fmt: skip
+    cfg = load_config(f"{experiment}_moco", [*FEW, *narrow])
+    fit_device(cfg)
+    model = build_model(cfg)
+    res5 = model.roi_heads.res5
+    blocks = {18: 2, 34: 3}[depth]
+    assert [name for name, _ in res5.named_children()] == [*map(str, range(blocks)), "norm"]
+    assert res5[0].conv1.weight.shape == (128, 64, 3, 3) and res5[0].stride == 2
+    assert not hasattr(res5[0], "conv3") and res5.norm.weight.shape == (128,)
+    convolutions = {18: 21, 34: 37}[depth]  # 4 of them shortcuts: stem and res2 differ in width
+    assert len(backbone_tensors(model)) == 5 * convolutions
+    with EventStorage():
+        losses = model.train()(batch(cfg))
+    sum(losses.values()).backward()
+    assert ("loss_mask" in losses) == cfg.MODEL.MASK_ON
+    assert model.backbone.stem.conv1.weight.grad.abs().max() > 0
+    assert model.roi_heads.res5[0].conv1.weight.grad.abs().max() > 0
+
+
+def test_res5_of_bottlenecks_is_detectron2s() -> None:
+    options = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.WEIGHTS", ""]
+    ours = build_model(load_config("voc/pascal_voc_R_50_C4_24k_moco", options)).roi_heads
+    theirs = build_model(
+        load_config("voc/pascal_voc_R_50_C4_24k_moco", [*options, "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"])
+    ).roi_heads
+    state = theirs.state_dict()
+    extra = {name: value for name, value in ours.state_dict().items() if name not in state}
+    assert extra and all(name.startswith("res5.norm.") for name in extra)
+    ours.load_state_dict({**state, **extra})
+    regions = torch.rand(2, 1024, 14, 14)
+    expected = ours.res5.norm.eval()(theirs.res5.eval()(regions))
+    assert torch.equal(ours.res5.eval()(regions), expected) and expected.shape == (2, 2048, 7, 7)
+
+
+# an eighth of the width, few iterations and small images
+NARROW = [
+    "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8",
+    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16",
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16,)", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16",
+]  # fmt: skip
+SHORT = [
+    "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.WARMUP_ITERS", "0", "SOLVER.IMS_PER_BATCH", "2",
+    "TEST.PRECISE_BN.NUM_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SEED", "1",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0",  # something to evaluate
+]  # fmt: skip
+SMALL = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
+RESULTS = {  # task and some of the metrics that the paper reports
+    "voc/pascal_voc_R_50_C4_24k": {"bbox": {"AP", "AP50", "AP75"}},
+    "voc/pascal_voc_R_50_dilated_C5_24k": {"bbox": {"AP", "AP50", "AP75"}},
+    "coco/coco_R_50_C4_2x": {"bbox": {"AP", "AP50", "AP75"}, "segm": {"AP", "AP50", "AP75"}},
+    "coco/coco_R_50_FPN_1x": {"bbox": {"AP", "AP50", "AP75"}, "segm": {"AP", "AP50", "AP75"}},
+    "coco/coco_retinanet_R_50_FPN_1x": {"bbox": {"AP", "AP50", "AP75"}},
+    "coco/coco_keypoint_R_50_FPN_2x": {"keypoints": {"AP", "AP50", "AP75"}},
+    "lvis/lvis_v0.5_R_50_FPN_1x": {"bbox": {"AP"}, "segm": {"AP", "AP50", "AP75"}},
+    "cityscapes/cityscapes_R_50_FPN_24k": {"segm": {"AP", "AP50"}},
+    "voc/pascal_voc_2012_fcn_R_50_30k": {"sem_seg": {"mIoU"}},
+    "cityscapes/cityscapes_fcn_R_50_90k": {"sem_seg": {"IoU"}},
+}
+
+
+@pytest.fixture(scope="session")
+def narrow_resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights for what ``NARROW`` makes of a ResNet-50, as the converter writes them."""
+    torch.manual_seed(0)
+    network = make_resnet(
+        stem_channels=16,
+        num_blocks=(3, 4, 6, 3),
+        out_channels=(32, 64, 128, 256),
+        bottleneck_channels=(8, 16, 32, 64),
+    )
+    path = tmp_path_factory.mktemp("narrow") / "narrow.pkl"
+    save_zoo_pickle(path, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, {})
+    return path
+
+
+@pytest.mark.parametrize("experiment", NETWORKS)
+def test_trains_and_evaluates_on_tiny_data(
+    experiment: str, tiny_catalog: Path, narrow_resnet50: Path, tmp_path: Path
+) -> None:
+    sizes = ["INPUT.CROP.SIZE", "[65, 65]"] if experiment in FCN else SMALL
+    out = tmp_path / "run"
+    overrides = ["MODEL.WEIGHTS", str(narrow_resnet50), "OUTPUT_DIR", str(out)]
+    assert train_net(["--config-file", f"{experiment}_moco", *NARROW, *FEW, *SHORT, *sizes, *overrides]) == 0
+    assert "weights: 265 of 265 backbone tensors filled" in (out / "log.txt").read_text()
+    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+    assert all(math.isfinite(line["total_loss"]) for line in lines if "total_loss" in line)
+    (results,) = json.loads((out / "results.json").read_text()).values()
+    for task, metrics in RESULTS[experiment].items():
+        assert metrics <= set(results[task])
+    before = load_zoo_pickle(narrow_resnet50)["model"]["stem.conv1.weight"]
+    trained = torch.load(out / "model_final.pth", weights_only=True)
+    (first,) = (t for name, t in trained["model"].items() if name.endswith("stem.conv1.weight"))
+    assert trained["iteration"] == 1 and not torch.equal(first, torch.from_numpy(before))
+
+
+def test_densepose_without_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "densepose", None)
+    for initialisation in INITIALISATIONS:
+        with pytest.raises(
+            UserError, match=r"wants detectron2's DensePose project.* run `pip install .*DensePose`"
+        ):
+            load_config(f"{DENSEPOSE}_{initialisation}", [])
+
+
+def test_densepose_with_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with the project's keys: the config parses, and loaders and evaluator are the project's."""
+    project, engine = ModuleType("densepose"), ModuleType("densepose.engine")
+
+    def add_densepose_config(cfg: CfgNode) -> None:
+        cfg.MODEL.DENSEPOSE_ON = True
+        cfg.MODEL.ROI_DENSEPOSE_HEAD = CfgNode(
+            {"NAME": "", "POOLER_TYPE": "ROIAlignV2", "NUM_COARSE_SEGM_CHANNELS": 15}
+        )
+
+    class ProjectsTrainer:
+        build_train_loader = staticmethod(lambda cfg: "train loader")
+        build_test_loader = staticmethod(lambda cfg, name: f"test loader of {name}")
+        build_evaluator = staticmethod(lambda cfg, name, folder: f"evaluator of {name} in {folder}")
+
+    monkeypatch.setattr(project, "add_densepose_config", add_densepose_config, raising=False)
+    monkeypatch.setattr(engine, "Trainer", ProjectsTrainer, raising=False)
+    monkeypatch.setitem(sys.modules, "densepose", project)
+    monkeypatch.setitem(sys.modules, "densepose.engine", engine)
+    random, supervised, moco = (
+        load_config(f"{DENSEPOSE}_{i}", ["OUTPUT_DIR", "out"]) for i in INITIALISATIONS
+    )
+    assert set(differences(random, moco)) == {"MODEL.WEIGHTS"} and supervised.MODEL.WEIGHTS == MSRA
+    assert moco.MODEL.ROI_HEADS.NAME == "DensePoseROIHeads" and moco.MODEL.ROI_HEADS.NUM_CLASSES == 1
+    assert (moco.SOLVER.MAX_ITER, moco.SOLVER.STEPS, moco.SOLVER.BASE_LR) == (130000, (100000, 120000), 0.01)
+    assert moco.MODEL.FPN.NORM == moco.MODEL.RESNETS.NORM == "SyncBN" and moco.MODEL.BACKBONE.FREEZE_AT == 0
+    assert Trainer.build_train_loader(moco) == "train loader"
+    assert Trainer.build_test_loader(moco, "x") == "test loader of x"
+    assert Trainer.build_evaluator(moco, "x") == "evaluator of x in out/inference"
