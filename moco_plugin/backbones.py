@@ -64,9 +64,9 @@ def create_backbone(
     if small_stem:
         _shrink_stem(model)
     if frozen_patch_projection:
-        _freeze_patch_projection(model, name, bool(arguments.get("pretrained")))
+        freeze_patch_projection(model, name, bool(arguments.get("pretrained")))
     if sincos_position:
-        _fix_position(model, name)
+        fix_position(model, name)
     return model
 
 
@@ -126,7 +126,7 @@ def _shrink_stem(model: Any) -> None:
     model.maxpool = nn.Identity()
 
 
-def _freeze_patch_projection(model: nn.Module, name: str, pretrained: bool) -> None:
+def freeze_patch_projection(model: nn.Module, name: str, pretrained: bool) -> None:
     projection = getattr(getattr(model, "patch_embed", None), "proj", None)
     if not isinstance(projection, nn.Conv2d):
         raise UsageError(
@@ -141,7 +141,7 @@ def _freeze_patch_projection(model: nn.Module, name: str, pretrained: bool) -> N
     projection.requires_grad_(False)
 
 
-def _fix_position(model: nn.Module, name: str) -> None:
+def fix_position(model: nn.Module, name: str) -> None:
     position, grid = getattr(model, "pos_embed", None), getattr(model, "patch_embed", None)
     if not isinstance(position, nn.Parameter) or position.ndim != 3 or not hasattr(grid, "grid_size"):
         raise UsageError(

@@ -33,9 +33,7 @@ class SplitBatchNorm(_BatchNorm):
         )
         self.load_state_dict(layer.state_dict(), strict=False)
         self.groups = groups
-        # timm's norm layers carry dropout and activation (BatchNormAct2d)
-        self.drop = getattr(layer, "drop", None) or nn.Identity()
-        self.act = getattr(layer, "act", None) or nn.Identity()
+        self.drop, self.act = _drop_and_activation(layer)
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass  # any shape with channels second
@@ -59,8 +57,36 @@ class SplitBatchNorm(_BatchNorm):
         return cast(Tensor, self.act(self.drop(torch.cat(parts))))
 
 
+def _drop_and_activation(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Returns what timm's norm layers carry besides (BatchNormAct2d), identities for others."""
+    return getattr(layer, "drop", None) or nn.Identity(), getattr(layer, "act", None) or nn.Identity()
+
+
+class SyncBatchNorm(nn.SyncBatchNorm):
+    """torch's synchronised batch norm with the dropout and the activation of the layer that it replaces."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__(
+            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
+        )
+        self.load_state_dict(layer.state_dict(), strict=False)
+        self.drop, self.act = _drop_and_activation(layer)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return cast(Tensor, self.act(self.drop(super().forward(input))))
+
+
+def sync_batch_norm(module: nn.Module) -> nn.Module:
+    """Returns ``module`` with every batch norm in it synchronised; torch's own would lose timm's activations."""
+    if isinstance(module, _BatchNorm):
+        return SyncBatchNorm(module)
+    for name, child in module.named_children():
+        setattr(module, name, sync_batch_norm(child))
+    return module
+
+
 def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
-    """Returns ``module`` with every batch norm in it replaced by a SplitBatchNorm (like convert_sync_batchnorm)."""
+    """Returns ``module`` with every batch norm in it replaced by a SplitBatchNorm."""
     if isinstance(module, _BatchNorm):
         return SplitBatchNorm(module, groups)
     for name, child in module.named_children():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moco_plugin.methods.batch_norm import has_batch_norm, set_groups, split_batch_norm
+from moco_plugin.methods.batch_norm import has_batch_norm, set_groups, split_batch_norm, sync_batch_norm
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.distributed import all_gather, batch_sizes, exchange, rank, shared_permutation
 from moco_plugin.methods.heads import linear_head, mlp_head
@@ -79,7 +79,7 @@ class MoCo(nn.Module):
         if self.shuffles:
             split_batch_norm(encoder, 1)
         elif batch_norm == "sync":
-            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
+            sync_batch_norm(encoder)
         self.encoder_q = encoder
         self.encoder_k = momentum_copy(encoder)
         self.queue = KeyQueue(queue_size, dim)

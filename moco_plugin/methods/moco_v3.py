@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moco_plugin.methods.batch_norm import sync_batch_norm
 from moco_plugin.methods.contrast import batch_contrast
 from moco_plugin.methods.distributed import all_gather, batch_sizes, rank
 from moco_plugin.methods.heads import batch_norm_mlp
@@ -63,13 +64,11 @@ class MoCoV3(nn.Module):
         if batch_norm not in ("auto", "sync", "plain"):
             raise ValueError(f"batch_norm is {batch_norm!r}; expected auto, sync or plain")
         projector = batch_norm_mlp(projector_layers, feature_dim, hidden_dim, dim)
-        encoder: nn.Module = ProjectedEncoder(backbone, projector)
-        predictor: nn.Module = batch_norm_mlp(
-            predictor_layers, dim, hidden_dim, dim, last_norm=predictor_last_norm
-        )
+        encoder = ProjectedEncoder(backbone, projector)
+        predictor = batch_norm_mlp(predictor_layers, dim, hidden_dim, dim, last_norm=predictor_last_norm)
         if batch_norm == "sync" or (batch_norm == "auto" and torch.cuda.is_available()):
-            encoder = nn.SyncBatchNorm.convert_sync_batchnorm(encoder)
-            predictor = nn.SyncBatchNorm.convert_sync_batchnorm(predictor)
+            sync_batch_norm(encoder)
+            sync_batch_norm(predictor)
         self.encoder_q = encoder
         self.predictor = predictor
         self.encoder_k = momentum_copy(encoder)
@@ -80,7 +79,7 @@ class MoCoV3(nn.Module):
     @property
     def backbone(self) -> nn.Module:
         """The network that training is for: the query encoder's backbone."""
-        return self.encoder_q.backbone  # type: ignore[return-value]
+        return self.encoder_q.backbone
 
     def forward(
         self, x1: Tensor, x2: Tensor, progress: float = 0.0, update_key_encoder: bool = True

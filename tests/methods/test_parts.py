@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moco_plugin.methods import MoCo, contrast, moco_v1
-from moco_plugin.methods.batch_norm import SplitBatchNorm, set_groups, split_batch_norm
+from moco_plugin.methods.batch_norm import SplitBatchNorm, set_groups, split_batch_norm, sync_batch_norm
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.key_queue import KeyQueue
 
@@ -94,14 +96,14 @@ def test_split_batch_norm_normalises_each_group_by_itself() -> None:
     torch.testing.assert_close(split.eval()(x), layer.eval()(x))
 
 
-def test_split_batch_norm_keeps_timm_activation() -> None:
+@pytest.mark.parametrize("convert", [lambda layer: split_batch_norm(layer, 1), sync_batch_norm])
+def test_converted_batch_norm_keeps_timm_activation(convert: Callable[[nn.Module], nn.Module]) -> None:
     from timm.layers import BatchNormAct2d
 
-    layer = BatchNormAct2d(3)
-    split = split_batch_norm(BatchNormAct2d(3), 1)
+    layer, converted = BatchNormAct2d(3), convert(nn.Sequential(BatchNormAct2d(3)))
     x = torch.randn(4, 3, 2, 2)
-    torch.testing.assert_close(split(x), layer(x))
-    assert (split(x) >= 0).all()
+    torch.testing.assert_close(converted(x), layer(x))
+    assert (converted(x) >= 0).all()
 
 
 @pytest.mark.parametrize(("images", "sizes"), [(10, [3, 3, 2, 2]), (5, [3, 2]), (3, [3]), (8, [2, 2, 2, 2])])
