@@ -27,6 +27,20 @@ def test_a_process_sends_its_own_images_at_most_once(tool: Tool, tmp_path: Path)
     assert sent["exchange"] < 1 < 1.9 < sent["gather"]  # gathering sends a batch to each of the two others
 
 
+def test_conversion_is_counted_beside_renaming_alone(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "convert.json"
+    tool("benchmark", "convert", "--backbone", "resnet18", "--rounds", "1", "--out", out)
+    result = json.loads(out.read_text())
+    assert list(result["results"]) == ["with proof", "renaming alone"]
+    assert result["settings"]["file_megabytes"] == pytest.approx(
+        2 * 44.8 + 33.6, abs=1
+    )  # two encoders and the queue
+    for row in result["results"].values():
+        assert row["cpu_seconds"] > 0 and 0 < row["peak_to_file"] < 3
+    failed = tool("benchmark", "convert", "--file", tmp_path / "absent", code=2)
+    assert "absent: no such file" in failed.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

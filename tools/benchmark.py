@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures speed and traffic as ratios to a peer in the same run."""
+"""Measures speed, memory and traffic beside a peer in the same run."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ EXAMPLES = """examples:
   %(prog)s step
   %(prog)s step --backbone resnet50 --image-size 224 --device cuda
   %(prog)s traffic --processes 2 4 8
+  %(prog)s convert
 """
 
 
@@ -42,7 +43,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
-    for measurement in (step, traffic):
+    convert = what.add_parser(
+        "convert",
+        help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone",
+    )
+    convert.add_argument(
+        "--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)"
+    )
+    convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")
+    convert.add_argument("--rounds", type=int, default=3, help="default %(default)s")
+    for measurement in (step, traffic, convert):
         measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
@@ -52,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     result = getattr(benchmark, what_to_measure)(**args)
     for name, row in result["results"].items():
-        print(f"{name:>12}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
+        print(f"{name:>14}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
     print(json.dumps({key: value for key, value in result.items() if key != "results"}))
     if out:
         write_json(out, result)

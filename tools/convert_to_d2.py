@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts a MoCo checkpoint (ours, or an official v1/v2 .pth.tar) to a detectron2 .pkl, and proves it."""
+"""Converts a checkpoint to a detectron2 .pkl and proves it: short for tools/convert.py --to detectron2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moco_plugin.errors import UsageError, command
+from moco_plugin.errors import command
 
 EXAMPLES = """example:
   %(prog)s moco_v2_200ep_pretrain.pth.tar moco_v2_200ep.pkl
@@ -25,21 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.pkl if it exists")
     args = parser.parse_args(argv)
-    if not args.output.endswith(".pkl"):
-        raise UsageError(f"{args.output} does not end in .pkl, by which detectron2 knows its own format")
 
-    from moco_plugin.checkpoints.read import read_checkpoint
-    from moco_plugin.files import check_output
-    from moco_plugin.transfer.convert import convert_to_detectron2
+    from moco_plugin.convert import convert_file
 
-    check_output(args.output, args.overwrite)
-    checkpoint = read_checkpoint(args.input, args.encoder)
-    print(
-        f"{args.input}: {checkpoint.layout}, {checkpoint.architecture}, {checkpoint.method}, epoch {checkpoint.epoch}"
-    )
-    for stage, difference in convert_to_detectron2(checkpoint, args.output, args.overwrite).items():
-        print(f"{stage}: largest difference between timm and detectron2 {difference:.2e}")
-    print(f"written: {args.output}")
+    convert_file(args.input, args.output, "detectron2", encoder=args.encoder, overwrite=args.overwrite)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from torch import Tensor
@@ -21,6 +21,15 @@ def detectron2_name(name: str) -> str:
     return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
+# of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
+PLAIN_RESNET = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+")
+
+
+def is_plain_resnet(names: Iterable[str]) -> bool:
+    """Tells whether all tensors have a twin in detectron2's own ResNet."""
+    return all(PLAIN_RESNET.fullmatch(name) for name in names)
+
+
 def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Returns the arrays that go into a detectron2 ``.pkl``.
 
@@ -32,7 +41,7 @@ def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> di
         UserError: A tensor that no detectron2 ResNet has, such as those of a deep stem.
     """
     for name in state:
-        if not re.fullmatch(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+", name):
+        if not PLAIN_RESNET.fullmatch(name):
             raise UserError(
                 f"detectron2's ResNet has no twin of {name!r}; expected a plain ResNet or ResNeXt"
             )

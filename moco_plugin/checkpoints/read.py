@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
-from moco_plugin.checkpoints.resnet import resnet_from_state
-from moco_plugin.errors import UserError
+from moco_plugin.checkpoints import resnet, vit
+from moco_plugin.checkpoints.hints import IMAGENET_VIEW, Hints, claimed_architecture, hints
+from moco_plugin.checkpoints.layouts import HEADS, Found, encoder_names, find_layout, unused_names
+from moco_plugin.checkpoints.load import File, load, load_file, named_tensors
+from moco_plugin.checkpoints.names import resolve
+from moco_plugin.checkpoints.networks import Mismatch, fit
+from moco_plugin.checkpoints.renaming import timm_names
+from moco_plugin.errors import UsageError, UserError, nearest
 from moco_plugin.evaluation.features import View
 from moco_plugin.files import sha256
 
-IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+__all__ = ["Checkpoint", "load_file", "read_checkpoint"]
+
+KNOWN = (
+    "a checkpoint of this project, the released MoCo code, lightly, LightlyTrain, solo-learn, MMSelfSup, MMPreTrain or "
+    "VISSL, or weights in the names of timm, torchvision or detectron2"
+)
 
 
 @dataclass
@@ -24,7 +37,7 @@ class Checkpoint:
     """What every layout is read into.
 
     Attributes:
-        path: The file.
+        path: The file, or the folder of timm's.
         layout: Whose layout it is.
         architecture: Name of the backbone.
         backbone: The timm network, in eval mode, with the weights loaded, without a head.
@@ -34,6 +47,11 @@ class Checkpoint:
         epoch: Epochs trained, where the file says.
         method: The method's name, where the file says.
         sha256: Of the file.
+        encoder: Which encoder was read: "query" or "key".
+        encoders: Those that the file holds.
+        arguments: By which the backbone differs from timm's ``architecture``.
+        unused: Names of tensors that were neither used nor are known to be another encoder's, a head's or a queue's.
+        notes: What the file does not tell and was taken to be so.
     """
 
     path: Path
@@ -46,104 +64,207 @@ class Checkpoint:
     epoch: int | None = None
     method: str | None = None
     sha256: str = ""
+    encoder: str = "query"
+    encoders: tuple[str, ...] = ("query",)
+    arguments: dict[str, Any] = field(default_factory=dict)
+    unused: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
-def load_file(path: str | Path) -> dict[str, Any]:
-    """Loads a torch checkpoint; tensors, numbers, strings and containers only.
+@dataclass
+class _Network:
+    """A backbone with its weights, and how it came about."""
 
-    Raises:
-        UserError: Nothing there, broken off, or something in it that could run code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds on hostile files
-        if "weights_only" in str(error).lower() or "Unsupported" in str(error):
-            reason = "holds more than weights and was not loaded, since it could run code"
-        else:
-            reason = "is no whole torch checkpoint; it may be broken off or of another kind, get it again"
-        raise UserError(f"{path} {reason}") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{path} holds a {type(state).__name__}; expected a dict of weights")
-    return state
+    architecture: str
+    arguments: dict[str, Any]
+    untrained: Callable[[], nn.Module]
+    backbone: nn.Module
 
 
-def below(state: dict[str, Any], prefix: str) -> dict[str, Tensor]:
-    """Returns the tensors whose keys start with ``prefix``, without it."""
-    return {
-        key[len(prefix) :]: value
-        for key, value in state.items()
-        if isinstance(key, str) and key.startswith(prefix) and isinstance(value, Tensor)
-    }
-
-
-def _read_ours(path: Path, file: dict[str, Any], encoder: str) -> Checkpoint | None:
-    config = (file.get("hyper_parameters") or {}).get("config") if "state_dict" in file else None
-    weights = below(file.get("state_dict") or {}, f"method.encoder_{encoder[0]}.")
-    if not config or not weights:
-        return None
-
-    def untrained() -> nn.Module:
-        torch.manual_seed(config["seed"])
-        arguments = {**config["backbone_args"], "pretrained": False}
-        return create_backbone(
-            config["backbone"], image_size=config["data"]["image_size"], **arguments
-        ).eval()
-
-    try:
-        backbone = untrained()
-        backbone.load_state_dict(below(weights, "backbone."))
-        data = config["data"]
-        view = View(data["image_size"], data["crop_ratio"], data["mean"], data["std"])
-    except (KeyError, RuntimeError, TypeError) as error:
-        raise UserError(
-            f"{path} does not hold the weights that its config names: {error}".split("\n")[0]
-        ) from error
-    head = {f"fc.{key}": value for key, value in below(weights, "head.").items()}
-    epoch = file.get("epoch")
-    return Checkpoint(
-        path, "moco_plugin", config["backbone"], backbone, untrained, head, view,
-        None if epoch is None else epoch + 1, config["method"],
-    )  # fmt: skip
-
-
-def _read_official(path: Path, file: dict[str, Any], encoder: str) -> Checkpoint | None:
-    weights = below(file.get("state_dict") or {}, f"module.encoder_{encoder[0]}.")
-    if not weights:
-        return None
-    head = {key: value for key, value in weights.items() if key.startswith("fc.")}
-    name, untrained, backbone = resnet_from_state(
-        {key: value for key, value in weights.items() if key not in head}
-    )
-    method = "moco_v2" if "fc.2.weight" in head else "moco_v1"
-    return Checkpoint(
-        path, "official MoCo v1/v2", name, backbone, untrained, head, epoch=file.get("epoch"), method=method
-    )
-
-
-LAYOUTS: tuple[Callable[[Path, dict[str, Any], str], Checkpoint | None], ...] = (_read_ours, _read_official)
-
-
-def read_checkpoint(path: str | Path, encoder: str = "query") -> Checkpoint:
+def read_checkpoint(path: str | Path, encoder: str = "query", architecture: str | None = None) -> Checkpoint:
     """Reads a checkpoint of any known layout.
 
     Args:
-        path: Our ``last.ckpt`` or an official MoCo v1/v2 ``.pth.tar``.
-        encoder: "query" or "key".
+        path: A file, the folder that ``timm.create_model('local-dir:...')`` opens, or the name of a released checkpoint.
+        encoder: "query", the encoder that is trained, or "key", its momentum encoder.
+        architecture: timm's name of the backbone, for files that do not tell it. ResNets and ViTs are known by their
+            shapes, and some layouts name theirs.
 
     Raises:
         UserError: Not a checkpoint, unsafe, of no known layout, or with weights missing.
+        UsageError: timm has no such architecture.
     """
-    path = Path(path).expanduser()
-    file = load_file(path)
-    for read in LAYOUTS:
-        checkpoint = read(path, file, encoder)
-        if checkpoint is not None:
-            checkpoint.sha256 = sha256(path)
-            return checkpoint
-    raise UserError(
-        f"{path} is of no known layout (its first keys: {', '.join(map(str, list(file)[:4]))}); "
-        "expected a checkpoint of this project or an official MoCo v1/v2 one"
+    if architecture is not None and not timm.is_model(architecture):
+        hint = nearest(architecture, timm.list_models()) or "; timm.list_models() lists them"
+        raise UsageError(f"unknown architecture {architecture!r}: timm has no model of that name{hint}")
+    file = load(resolve(path))
+    try:
+        return _read(file, encoder, architecture)
+    except UserError as error:
+        if str(file.path) in str(error):
+            raise
+        raise type(error)(f"{file.path}: {error}") from error
+    except Exception as error:  # what hostile numbers and shapes raise in the libraries below
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise UserError(f"{file.path} does not hold the weights of a network ({reason})") from error
+
+
+def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
+    tensors = named_tensors(file)
+
+    def first_name() -> str | None:
+        name = architecture or claimed_architecture(file)
+        return next(iter(_skeleton(name, {}))) if name else None
+
+    found = find_layout(tensors, first_name)
+    if found is None:
+        keys = ", ".join(str(key)[:60] for key in list(file.content)[:4])
+        raise UserError(f"{file.path} is of no known layout (its first keys: {keys}); expected {KNOWN}")
+    layout = found.layout.name
+    prefix = found.query if encoder == "query" else found.key
+    if prefix is None:
+        raise UserError(f"{file.path} ({layout}) holds one encoder only; leave out --encoder key")
+    about = hints(file, layout, tensors)
+    full = encoder_names(tensors, found, prefix)
+    renamed = timm_names({name: tensors[full[name]] for name in full})
+    state = {renamed[name]: tensors[full[name]] for name in full}
+    network, used = _network(file, found, about, state, architecture)
+    head_names = [name for name in state if name not in used and HEADS.match(name)]
+    unused = unused_names(
+        tensors, found, prefix, (full[n] for n in full if renamed[n] in used or renamed[n] in head_names)
     )
+    if layout == "plain":
+        layout = _whose_names(file, network, full, architecture)
+    side = getattr(getattr(network.backbone, "patch_embed", None), "img_size", None)
+    if isinstance(side, tuple) and side[0] == side[1]:
+        about.view.image_size = side[0]
+    return Checkpoint(
+        file.path, layout, network.architecture, network.backbone, network.untrained,
+        head=_head(layout, encoder, tensors, {n: state[n] for n in head_names}), view=about.view, epoch=about.epoch,
+        method=about.method or _method_by_head(layout, head_names), sha256=sha256(file.weights), encoder=encoder,
+        encoders=("query", "key") if found.key is not None else ("query",), arguments=network.arguments,
+        unused=unused, notes=about.notes,
+    )  # fmt: skip
+
+
+def _network(
+    file: File, found: Found, about: Hints, state: Mapping[str, Tensor], architecture: str | None
+) -> tuple[_Network, set[str]]:
+    """Returns the backbone and the names of the weights in it."""
+    size = file.weights.stat().st_size
+    if architecture is not None:
+        about.architecture, about.arguments = architecture, {}
+    mismatch: Mismatch | None = None
+    if about.architecture is not None and timm.is_model(about.architecture):
+        try:
+            return _named(about, state, size)
+        except Mismatch as error:
+            if architecture is not None or found.layout.name == "moco_plugin":
+                raise
+            mismatch = error  # a ResNet or ViT that was changed: its shapes tell
+    elif found.layout.name == "moco_plugin":
+        raise UserError(
+            f"its config names the backbone {str(about.architecture)[:60]!r}, which timm does not have"
+        )
+    for roots, of_shapes in ((resnet.ROOTS, _resnet), (vit.ROOTS, _vit)):
+        own = {name: value for name, value in state.items() if name.partition(".")[0] in roots}
+        if roots[0] + ".weight" in own or "pos_embed" in own or "patch_embed.proj.weight" in own:
+            _check_size(own, size)
+            return of_shapes(own, found, about), set(own)
+    raise mismatch or Mismatch(
+        f"the weights are not those of a plain ResNet or ViT (first keys: {', '.join(n[:60] for n in list(state)[:3])}), "
+        "and the file does not name another; give --architecture with timm's name of it"
+    )
+
+
+def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> tuple[_Network, set[str]]:
+    """The network that the file or the user names; what has no place in it and is no part of it is left out."""
+    name, arguments, seed = str(about.architecture), about.arguments, about.seed
+
+    def untrained() -> nn.Module:
+        if seed is not None:
+            torch.manual_seed(seed)
+        return create_backbone(name, **arguments).eval()
+
+    expected = _skeleton(name, arguments)
+    roots = {n.partition(".")[0] for n in expected}
+    classifier = timm.get_pretrained_cfg_value(name, "classifier") or "fc"
+    classifiers = tuple(f"{c}." for c in ([classifier] if isinstance(classifier, str) else classifier))
+    own = {
+        n: value
+        for n, value in state.items()
+        if n in expected or (n.partition(".")[0] in roots and not n.startswith(classifiers))
+    }
+    _check_size(own, size)
+    return _Network(name, arguments, untrained, fit(untrained, own, name)), set(own)
+
+
+def _skeleton(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Returns the tensors of timm's network, without memory."""
+    try:
+        with torch.device("meta"):
+            return create_backbone(name, **arguments).state_dict()
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        AssertionError,
+        AttributeError,
+        IndexError,
+        KeyError,
+    ) as error:
+        raise Mismatch(
+            f"timm cannot build {name} as the file says: {' '.join(str(error).split())[:200]}"
+        ) from error
+
+
+def _resnet(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network:
+    name, untrained, backbone = resnet.resnet_from_state(state, found.layout.small_stem_padding)
+    if isinstance(backbone.maxpool, nn.Identity):
+        about.notes.append(
+            "taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not tell"
+        )
+    return _Network(name, {}, untrained, backbone)
+
+
+def _vit(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network:
+    projection = state.get("patch_embed.proj.weight")
+    small = projection is not None and projection.ndim == 4 and projection.shape[0] == 384
+    heads = about.heads or (found.layout.vit_small_heads if small else None)
+    return _Network(*vit.vit_from_state(state, heads))
+
+
+def _check_size(state: Mapping[str, Tensor], size: int) -> None:
+    """Weights that share memory could make a network that is larger than the file."""
+    total = sum(value.nbytes for value in state.values())
+    if total > size:
+        raise UserError(
+            f"its weights claim {total} bytes in a file of {size}; expected weights of their own for each layer"
+        )
+
+
+def _whose_names(file: File, network: _Network, names: Mapping[str, str], architecture: str | None) -> str:
+    """Whose names a plain state dict has; a ResNet's are the same in torchvision and timm."""
+    if "patch_embed.projection.weight" in names:
+        return "MMSelfSup/MMPreTrain"
+    said = architecture or file.config or file.metadata.get("target") in ("timm", "lightly-train")
+    resnet_of_both = isinstance(network.backbone, ResNet) and not said
+    return "torchvision" if resnet_of_both or "conv_proj.weight" in names else "timm"
+
+
+def _head(
+    layout: str, encoder: str, tensors: Mapping[str, Tensor], within: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The projection head where the layout keeps one with its encoder."""
+    if layout == "moco_plugin":
+        prefix = f"state_dict.method.encoder_{encoder[0]}.head."
+        within = {f"fc.{n[len(prefix) :]}": value for n, value in tensors.items() if n.startswith(prefix)}
+    elif layout not in ("official MoCo v1/v2", "official MoCo v3", "detectron2"):
+        within = {}
+    return {name: value.clone() for name, value in within.items()}
+
+
+def _method_by_head(layout: str, head: list[str]) -> str | None:
+    if layout == "official MoCo v1/v2":
+        return "moco_v2" if "fc.2.weight" in head else "moco_v1"
+    return None

@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
 import pickle
-from collections import OrderedDict
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
+from moco_plugin.checkpoints.pickles import TABLE, BrokenPickle, UnsafePickle, read_pickle
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
 
-# What arrays and numpy scalars unpickle through; both names occur, since numpy 2 renamed the module.
-_CORES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _rebuild_array = np.zeros(1).__reduce__()[0]
-_rebuild_scalar = np.float64(0).__reduce__()[0]
-
-
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Stands for ``_codecs.encode``, which old pickle protocols call for bytes and nothing else."""
-    return text.encode("latin1")
-
-
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
-    ("numpy", "dtype"): np.dtype,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("_codecs", "encode"): _latin1,
-    **{(core, "_reconstruct"): _rebuild_array for core in _CORES},
-    **{(core, "scalar"): _rebuild_scalar for core in _CORES},
-    **{("builtins", builtin.__name__): builtin for builtin in (dict, list, str, int, float, bool)},
-}
-
-
-class _UnsafePickle(Exception):
-    """A pickle that asks for something other than arrays and builtins."""
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        module = "builtins" if module == "__builtin__" else module  # Python 2's name, in the oldest zoo files
-        try:
-            return _ADMITTED[module, name]
-        except KeyError:
-            raise _UnsafePickle(f"{module}.{name}") from None
 
 
 class _Pickler(pickle._Pickler):
@@ -55,6 +25,14 @@ class _Pickler(pickle._Pickler):
             self.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n")  # type: ignore[attr-defined]
         else:
             super().save_global(obj, name)  # type: ignore[misc]
+
+
+class _WholeFile(io.BufferedReader):
+    """Reads no more than is there, whatever lengths a pickle claims, and holds no more of it than was asked for."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = os.fstat(self.fileno()).st_size - self.tell()
+        return super().read(left if size is None or not 0 <= size <= left else size)
 
 
 def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
@@ -70,20 +48,20 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         UserError: The file cannot be read, is no pickle of a dict, or holds anything else than the above.
     """
     try:
-        with open(path, "rb") as file:
-            content = _Unpickler(file, encoding="latin1").load()
-    except _UnsafePickle as error:
+        with _WholeFile(open(path, "rb", buffering=0)) as file:
+            model = read_pickle(file, TABLE, placeholders=False)
+    except UnsafePickle as error:
         raise UserError(
             f"{path} is unsafe: unpickling it would call {error}; a weight file needs arrays and builtins "
             "alone, so get one that holds nothing else"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except Exception as error:  # broken pickles raise almost anything
-        raise UserError(f"{path} is no whole pickle file ({type(error).__name__}: {error})") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}; expected a dict, as in the model zoo")
-    return content
+    except (BrokenPickle, ValueError) as error:
+        raise UserError(f"{path} is no whole pickle file ({error})") from error
+    if not isinstance(model, dict):
+        raise UserError(f"{path} holds a {type(model).__name__}; expected a dict, as in the model zoo")
+    return model
 
 
 def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
@@ -95,7 +73,7 @@ def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: di
         metadata: Where the weights come from, of dicts, lists, strings and numbers; kept as ``moco_plugin``.
     """
     content = {
-        "model": {name: np.array(model[name], order="C") for name in sorted(model)},
+        "model": {name: np.asarray(model[name], order="C") for name in sorted(model)},
         "__author__": "MOCO",
         "matching_heuristics": True,  # "res2.0..." then fits any "...res2.0..." of the model
         "moco_plugin": metadata,

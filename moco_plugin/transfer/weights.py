@@ -116,21 +116,24 @@ def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
     for key, name in (("PIXEL_MEAN", "pixel_mean"), ("PIXEL_STD", "pixel_std")):
         _compare(f"MODEL.{key}", metadata.get(name), list(model[key]), advice)
     is_timm = model.BACKBONE.NAME in BUILDERS
-    if "target" in metadata and is_timm != ("model" in metadata):
-        other = "build_timm_fpn_backbone" if "model" in metadata else "build_any_width_resnet_fpn_backbone"
+    if "target" in metadata and is_timm != ("timm_name" in metadata):
+        other, way = "build_timm_fpn_backbone", "choose one of them"
+        if is_timm:
+            other = "build_any_width_resnet_fpn_backbone"
+            way += ", or convert with tools/convert.py --to detectron2-timm"
         raise UserError(
             f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}, and the weight file holds "
-            f"{metadata.get('architecture')} for {other} and its like; choose one of them"
+            f"{metadata.get('architecture')} for {other} and its like; {way}"
         )
     if not is_timm:
         if model.RESNETS.DEPTH >= 50:  # blocks of two layers have no 1 x 1 convolution to stride in
             stride = metadata.get("stride_in_1x1")
             _compare("MODEL.RESNETS.STRIDE_IN_1X1", stride, model.RESNETS.STRIDE_IN_1X1, advice)
         return
-    if "model" in metadata:  # timm's tags, behind a dot, name pre-trained weights
-        name, own = metadata["model"].partition(".")[0], model.TIMM.NAME.partition(".")[0]
+    if "timm_name" in metadata:  # timm's tags, behind a dot, name pre-trained weights
+        name, own = metadata["timm_name"].partition(".")[0], model.TIMM.NAME.partition(".")[0]
         _compare("MODEL.TIMM.NAME", name, own, "pass")
-    wanted = {k: v for k, v in dict(metadata.get("model_args") or {}).items() if _matters(k)}
+    wanted = {k: v for k, v in dict(metadata.get("timm_arguments") or {}).items() if _matters(k)}
     given = network_arguments(cfg)
     if any(not _equal(value, given.get(key)) for key, value in wanted.items()):
         pairs = [part for pair in (given | wanted).items() for part in pair]

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
+import detectron2.checkpoint
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from moco_plugin.tools.convert import main as convert_main
 from moco_plugin.tools.convert_to_d2 import main
 
+from moco_plugin.checkpoints import write
 from moco_plugin.checkpoints.detectron2 import detectron2_name
 from moco_plugin.checkpoints.read import read_checkpoint
+from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
+from moco_plugin.config import find_config
 from moco_plugin.errors import UserError
 from moco_plugin.transfer import convert
+from moco_plugin.transfer.timm_backbone import build_timm_backbone
+from moco_plugin.transfer.weights import check_input
 from tests.checkpoints.test_read import OFFICIAL, official
+from tests.checkpoints.test_write import checkpoint as read
 from tests.processes import Tool
 
 # the names that the released converter gives to the tensors of its own checkpoints
@@ -40,11 +52,11 @@ def test_names(name: str, expected: str) -> None:
 def test_official_checkpoint(name: str, tmp_path: Path) -> None:
     file = official(name, mlp=name != "resnet34")
     torch.save(file, tmp_path / "moco.pth.tar")
-    differences = convert.convert_to_detectron2(
-        read_checkpoint(tmp_path / "moco.pth.tar"), tmp_path / "moco.pkl"
-    )
-    assert list(differences) == ["res2", "res3", "res4", "res5"]
-    assert max(differences.values()) <= 1e-4
+    checkpoint = read_checkpoint(tmp_path / "moco.pth.tar")
+    proof = convert.convert_to_detectron2(checkpoint, tmp_path / "moco.pkl")["proof"]
+    assert (proof["source"], proof["target"]) == ("torchvision", "detectron2")
+    assert list(proof["largest_differences"]) == ["res2", "res3", "res4", "res5"]
+    assert max(proof["largest_differences"].values()) <= proof["tolerance"] == 1e-6
     content = pickle.loads((tmp_path / "moco.pkl").read_bytes())  # as detectron2 reads it
     assert content["__author__"] and content["matching_heuristics"] is True
     prefix = "module.encoder_q."
@@ -89,6 +101,126 @@ def test_nothing_is_written_when_the_features_differ(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match=r"was not written: detectron2's res[45] differs by"):
         convert.convert_to_detectron2(checkpoint, tmp_path / "moco.pkl")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["moco.pth.tar"]
+
+
+# reduced in depth, not in kind
+TIMM: dict[str, dict[str, Any]] = {
+    "resnet18": {},
+    "resnet50d": {"layers": [1, 1, 1, 1]},
+    "efficientnet_b0": {},
+    "regnety_002": {},
+    "mobilenetv3_small_100": {},
+    "convnext_atto": {"depths": [1, 1, 2, 1]},
+    "vit_tiny_patch16_224": {"depth": 2, "img_size": [96, 96]},
+    "vit_small_patch16_224": {"depth": 2, "num_heads": 12},
+    "swin_tiny_patch4_window7_224": {"depths": [1, 1, 1, 1]},
+}
+
+
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_network(name: str, tmp_path: Path) -> None:
+    source, output = read(name, **TIMM[name]), tmp_path / "timm.pkl"
+    to = "detectron2-timm" if name == "resnet18" else "detectron2"  # detectron2 has that one itself
+    proof = convert.convert_to_detectron2(source, output, to=to)["proof"]
+    assert (proof["source"], proof["target"]) == ("timm", "detectron2")
+    assert len(proof["largest_differences"]) >= 2
+    content = load_zoo_pickle(output)
+    assert content["model"].keys() == {f"model.{key}" for key in source.backbone.state_dict()}
+    told = content["moco_plugin"]
+    assert (told["timm_name"], told["proof"]["target"]) == (name, "detectron2")
+    cfg = get_cfg()  # as a user's config would have it
+    cfg.merge_from_file(str(find_config("Base-init-moco", "detectron2")))
+    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
+    cfg.MODEL.TIMM.NAME = told["timm_name"]
+    cfg.MODEL.TIMM.ARGS = [part for pair in told["timm_arguments"].items() for part in pair]
+    check_input(cfg, told)  # what the converter writes is what the check reads
+    cfg.MODEL.BACKBONE.NAME = "build_any_width_resnet_backbone"
+    with pytest.raises(UserError, match=f"{name} for build_timm_fpn_backbone and its like"):
+        check_input(cfg, told)
+    network = build_timm_backbone(cfg, ShapeSpec(channels=3)).eval()
+    detectron2.checkpoint.DetectionCheckpointer(network).load(str(output))
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, source.backbone.state_dict()[key.removeprefix("model.")]), key
+
+
+def test_stem_that_detectron2_does_not_have(tmp_path: Path) -> None:
+    source = read("resnet18", small_stem=True, channels=[8, 16, 24, 32])
+    with pytest.raises(UserError, match="the stem's filters are 3 x 3; detectron2 has 7 x 7"):
+        convert.convert_to_detectron2(source, tmp_path / "small.pkl")
+
+
+def test_resnet_of_twice_the_width(tmp_path: Path) -> None:
+    source = read("resnet50", width=2, layers=[1, 1, 1, 1])
+    proof = convert.convert_to_detectron2(source, tmp_path / "wide.pkl")["proof"]
+    assert (proof["source"], proof["target"]) == ("timm", "detectron2")
+    assert load_zoo_pickle(tmp_path / "wide.pkl")["model"]["stem.conv1.weight"].shape[0] == 128
+
+
+def test_round_trip_is_bit_exact(tool: Tool, tmp_path: Path) -> None:
+    """official -> detectron2 -> timm -> torchvision -> lightly-train -> detectron2"""
+    file = official("resnet18")
+    paths = [tmp_path / name for name in ("a.pth.tar", "b.pkl", "c", "d.pth", "e.pt", "f.pkl")]
+    torch.save(file, paths[0])
+    targets = ["detectron2", "timm", "torchvision", "lightly-train", "detectron2"]
+    proofs = ["torchvision and detectron2", "detectron2 and timm", "timm and torchvision",
+              "torchvision and LightlyTrain", "timm and detectron2"]  # fmt: skip
+    for source, output, to, pair in zip(paths, paths[1:], targets, proofs, strict=False):
+        shown = tool("convert", source, output, "--to", to).stdout
+        assert f"largest difference between {pair}" in shown and "unused" not in shown
+    first, last = (load_zoo_pickle(path)["model"] for path in (paths[1], paths[-1]))
+    assert last.keys() == {
+        key for key in first if not key.startswith("stem.fc.")
+    }  # the head goes to detectron2 alone
+    for key, array in last.items():
+        assert array.dtype == first[key].dtype and np.array_equal(array, first[key]), key
+
+
+def test_vit_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """official v3 -> torchvision -> timm, query and key"""
+    vit = read("vit_small_patch16_224", depth=1, num_heads=12, img_size=64).backbone.state_dict()
+    weights = {f"module.base_encoder.{key}": value for key, value in vit.items()}
+    weights |= {f"module.momentum_encoder.{key}": value + 1 for key, value in vit.items()}
+    weights |= {"module.odd.weight": torch.ones(2), "module.predictor.0.weight": torch.ones(2, 2)}
+    torch.save({"epoch": 300, "arch": "vit_small", "state_dict": weights}, tmp_path / "v3.pth.tar")
+    for encoder, added in (("query", 0), ("key", 1)):
+        middle, last = tmp_path / f"{encoder}.pth", tmp_path / encoder
+        assert (
+            convert_main(
+                [str(tmp_path / "v3.pth.tar"), str(middle), "--to", "torchvision", "--encoder", encoder]
+            )
+            == 0
+        )
+        shown = capsys.readouterr().out
+        assert "odd.weight" in shown and "predictor" not in shown  # the one is no known head
+        assert (
+            "opens with: torchvision.models.VisionTransformer(image_size=64, patch_size=16, num_layers=1"
+            in shown
+        )
+        assert convert_main([str(middle), str(last), "--to", "timm"]) == 0
+        assert "largest difference between torchvision and timm" in capsys.readouterr().out
+        state = safetensors.torch.load_file(last / "model.safetensors")
+        assert state.keys() == vit.keys() and all(torch.equal(state[key], vit[key] + added) for key in vit)
+        told = torch.load(middle, weights_only=True)._metadata["moco_plugin"]
+        assert (told["encoder"], told["method"], told["epoch"]) == (encoder, "moco_v3", 300)
+    assert convert_main(["inspect", str(tmp_path / "v3.pth.tar")]) == 0
+    shown = capsys.readouterr().out
+    assert "official MoCo v3" in shown and "vit_small_patch16_224" in shown and "query and key" in shown
+    for arguments in (["inspect"], ["a.pth", "b.pkl"], ["a.pth", "b.pkl", "--to", "caffe"]):
+        with pytest.raises(SystemExit, match="2"):
+            convert_main(arguments)
+    assert convert_main([str(tmp_path / "v3.pth.tar"), str(middle), "--to", "detectron2"]) == 2
+    assert convert_main([str(tmp_path / "v3.pth.tar"), str(middle), "--to", "timm"]) == 2
+    assert "exists already and was kept" in capsys.readouterr().err
+
+
+def test_detectron2_source_is_proven_with_its_own_network(tmp_path: Path) -> None:
+    torch.save(official("resnet18"), tmp_path / "moco.pth.tar")
+    convert.convert_to_detectron2(read_checkpoint(tmp_path / "moco.pth.tar"), tmp_path / "moco.pkl")
+    back = read_checkpoint(tmp_path / "moco.pkl")
+    source = convert.detectron2_source(back)
+    back.backbone.get_parameter("layer2.0.conv1.weight").data *= 1.001  # as if it had been read wrongly
+    with pytest.raises(UserError, match=r"timm's layer2 differs by .* from detectron2's"):
+        write.convert(back, tmp_path / "back.pth", "timm", source=source)
 
 
 def test_dead_network_proves_nothing(tmp_path: Path) -> None:

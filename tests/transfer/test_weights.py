@@ -171,8 +171,8 @@ RESNET = {
 }  # fmt: skip
 VIT = {
     **{key: RESNET[key] for key in ("input_format", "pixel_mean", "pixel_std", "target")},
-    "architecture": "vit_small_patch16_224", "model": "vit_small_patch16_224",
-    "model_args": {"num_heads": 12, "drop_path_rate": 0.1, "dynamic_img_size": True},
+    "architecture": "vit_small_patch16_224", "timm_name": "vit_small_patch16_224",
+    "timm_arguments": {"num_heads": 12, "drop_path_rate": 0.1, "dynamic_img_size": True},
 }  # fmt: skip
 C4, FPN = "voc/pascal_voc_R_50_C4_24k", "demo/scenes_R_18_FPN_quarter"
 PYRAMID = "timm/coco_vit_small_pyramid_1x_moco"

@@ -1,0 +1,266 @@
+"""What a file says about itself beside its weights: architecture, method, epoch, and how images are to be shown."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import timm
+from torch import Tensor
+
+from moco_plugin.checkpoints.load import File
+from moco_plugin.checkpoints.pickles import lookup
+from moco_plugin.errors import UserError
+from moco_plugin.evaluation.features import View
+
+IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+LARGEST_IMAGE = 4096  # pixels; some networks' tables grow with the fourth power
+LARGEST_ARGUMENT = 65536
+# Arguments of timm.create_model that fetch or load something, or that the reader sets itself.
+NOT_ARGUMENTS = frozenset((
+    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
+    "num_classes", "features_only", "scriptable", "exportable", "no_jit",
+))  # fmt: skip
+
+
+@dataclass
+class Hints:
+    """What a file says about itself.
+
+    Attributes:
+        architecture: timm's name, or None.
+        arguments: Of moco_plugin.backbones.create_backbone, for ``architecture``.
+        heads: A ViT's attention heads, where the file says.
+        seed: The run's seed, where it is one of ours.
+        view: How images are shown to the backbone.
+        epoch: Epochs trained.
+        method: Its name.
+        notes: What the file does not tell and was taken to be so.
+    """
+
+    architecture: str | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+    heads: int | None = None
+    seed: int | None = None
+    view: View = field(default_factory=lambda: replace(IMAGENET_VIEW))
+    epoch: int | None = None
+    method: str | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def hints(file: File, layout: str, names: Mapping[str, Tensor]) -> Hints:
+    """Collects what a file of this layout says about itself.
+
+    Args:
+        file: The file.
+        layout: Whose layout it is.
+        names: Its tensors by their full names.
+
+    Raises:
+        UserError: It says something impossible, or is of a network that computes something else than its names say.
+    """
+    found = Hints(epoch=_epoch(file.content), method=_method(file.content))
+    if layout == "moco_plugin":
+        _of_ours(file, found)
+    elif layout == "LightlyTrain":
+        _of_lightly_train(file.content, found)
+    elif layout == "MMSelfSup/MMPreTrain":
+        _set_pixels(
+            found,
+            names.get("state_dict.data_preprocessor.mean"),
+            names.get("state_dict.data_preprocessor.std"),
+        )
+    elif layout == "official MoCo v3":
+        found.method = "moco_v3"
+    if file.metadata:
+        _of_converters(file.metadata, found)
+    if file.config:
+        _of_timm_folder(file.config, found)
+    elif not file.metadata and layout in ("plain", "timm"):
+        found.architecture = claimed_architecture(file)
+        _of_module(file.content.get("module"), found)
+    if layout == "detectron2":
+        _of_detectron2(file, found, names)
+    return found
+
+
+def claimed_architecture(file: File) -> str | None:
+    """Returns the timm model that a folder, a converter, a pickled module or timm's train.py names in a file."""
+    for value in (
+        file.config.get("architecture"), file.metadata.get("timm_name"),
+        lookup(file.content.get("module"), "pretrained_cfg", "architecture"),
+        lookup(file.content, "arch"), lookup(file.content, "args", "model"),
+    ):  # fmt: skip
+        if isinstance(value, str) and timm.is_model(value):
+            return value
+    return None
+
+
+def timm_arguments(path: Any, arguments: Any, names: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+    """Returns arguments of timm.create_model that a file gives, without those that load something.
+
+    Raises:
+        UserError: One is not a number, a text, or a list of these, or so large that building would not end.
+    """
+    if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
+        raise UserError(f"{path} gives arguments of the network that are no dict with names")
+    for key, value in arguments.items():
+        largest = (
+            LARGEST_IMAGE
+            if "size" in key
+            else 512
+            if key in ("depth", "depths", "layers")
+            else LARGEST_ARGUMENT
+        )
+        for part in value if isinstance(value, (list, tuple)) else (value,):
+            if not isinstance(part, (int, float, str, bool, type(None))):
+                raise UserError(f"{path} gives the network's argument {key[:40]} as a {type(part).__name__}")
+            if isinstance(part, (int, float)) and not abs(part) <= largest:
+                raise UserError(
+                    f"{path} gives the network's argument {key[:40]} as {part:g}; expected at most {largest}"
+                )
+    return {key: value for key, value in arguments.items() if key not in NOT_ARGUMENTS}
+
+
+def _of_ours(file: File, found: Hints) -> None:
+    config = lookup(file.content, "hyper_parameters", "config")
+    try:
+        data = config["data"]
+        found.architecture, found.seed, found.method = (
+            str(config["backbone"]),
+            int(config["seed"]),
+            str(config["method"]),
+        )
+        found.arguments = timm_arguments(
+            file.path, {**config["backbone_args"], "image_size": data["image_size"]}
+        )
+        found.view = _view(data["image_size"], data["crop_ratio"], data["mean"], data["std"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{file.path} does not hold the config of its run ({type(error).__name__}: {error}); expected what "
+            "moco-pretrain writes".replace("\n", " ")
+        ) from error
+    found.arguments["pretrained"] = False
+
+
+def _of_lightly_train(content: Mapping[str, Any], found: Hints) -> None:
+    _of_module(lookup(content, "lightly_train", "models", "model"), found)
+    pixels = lookup(content, "lightly_train", "normalize_args")
+    _set_pixels(found, lookup(pixels, "mean"), lookup(pixels, "std"), scale=1.0)
+
+
+def _of_module(module: Any, found: Hints) -> None:
+    """timm's models know their names; torchvision's are told by their shapes."""
+    name = lookup(module, "pretrained_cfg", "architecture")
+    if isinstance(name, str) and timm.is_model(name):
+        arguments = lookup(module, "_model_args")
+        found.architecture = name
+        found.arguments = timm_arguments("the file", arguments if isinstance(arguments, dict) else {})
+
+
+def _of_timm_folder(config: dict[str, Any], found: Hints) -> None:
+    name = config.get("architecture")
+    if not isinstance(name, str) or not timm.is_model(name):
+        raise UserError(f"config.json names the architecture {str(name)[:60]!r}, which timm does not have")
+    found.architecture = name
+    found.arguments = timm_arguments("config.json", config.get("model_args", {}))
+    about = config.get("pretrained_cfg", config)
+    size = lookup(about, "input_size")
+    try:
+        side = size[-1] if isinstance(size, list) else IMAGENET_VIEW.image_size
+        mean, std = about.get("mean", IMAGENET_VIEW.mean), about.get("std", IMAGENET_VIEW.std)
+        found.view = _view(side, about.get("crop_pct", IMAGENET_VIEW.crop_ratio), mean, std)
+    except (TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"config.json does not say how images are shown: {error}") from error
+
+
+def _of_converters(metadata: dict[str, Any], found: Hints) -> None:
+    """What this project's converters wrote: see ``source_metadata`` and ``convert`` in checkpoints/write.py."""
+    name = metadata.get("timm_name")
+    if isinstance(name, str) and timm.is_model(name):
+        found.architecture = name
+        found.arguments = timm_arguments("the file", metadata.get("timm_arguments", {}))
+    heads = lookup(metadata, "torchvision_arguments", "num_heads")
+    found.heads = heads if isinstance(heads, int) and 0 < heads <= LARGEST_IMAGE else None
+    if isinstance(metadata.get("image_size"), int) and isinstance(metadata.get("crop_ratio"), (int, float)):
+        found.view.image_size, found.view.crop_ratio = metadata["image_size"], metadata["crop_ratio"]
+    _set_pixels(found, metadata.get("pixel_mean"), metadata.get("pixel_std"))
+    if isinstance(metadata.get("method"), str) and metadata["method"]:
+        found.method = metadata["method"][:60]
+    if isinstance(metadata.get("epoch"), int) and metadata["epoch"] >= 0:
+        found.epoch = metadata["epoch"]
+
+
+def _of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """The stride of a bottleneck and the order of colours are in no tensor; only some files contradict MoCo's."""
+    std = next((value for name, value in names.items() if name.endswith("pixel_std")), None)
+    mean = next((value for name, value in names.items() if name.endswith("pixel_mean")), None)
+    told = file.metadata.get("stride_in_1x1") is False and file.metadata.get("input_format") == "RGB"
+    author = str(file.content.get("__author__", ""))
+    bgr = mean is not None and mean.numel() == 3 and float(mean.flatten()[0]) < float(mean.flatten()[2])
+    unscaled = std is not None and std.numel() > 0 and float(std.max()) <= 2
+    if file.metadata.get("stride_in_1x1") is True:
+        raise UserError(
+            f"{file.path} has its strides in 1x1 convolutions, which timm's ResNet cannot compute"
+        )
+    if not told and (bgr or unscaled or author in ("Caffe2", "Detectron2 Model Zoo")):
+        raise UserError(
+            f"{file.path} was trained from MSRA's ResNet (BGR images, or strides in 1x1 convolutions), which timm's "
+            "ResNet cannot compute; expected weights of MoCo's or torchvision's kind"
+        )
+    if not told:
+        found.notes.append(
+            "taken to have its strides in 3x3 convolutions and RGB images, which the file does not tell"
+        )
+    if mean is not None and std is not None:
+        _set_pixels(found, mean.flatten(), std.flatten())
+
+
+def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0) -> None:
+    """Takes mean and std of pixel values from 0 to ``scale``, where they are given."""
+    if mean is None or std is None:
+        return
+    try:
+        means, stds = ([float(value) / scale for value in values] for values in (mean, std))
+        found.view = _view(found.view.image_size, found.view.crop_ratio, means, stds)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"the file does not say how images are shown: {error}") from error
+
+
+def _view(image_size: Any, crop_ratio: Any, mean: Any, std: Any) -> View:
+    view = View(int(image_size), float(crop_ratio), [float(v) for v in mean], [float(v) for v in std])
+    if not 0 < view.image_size <= LARGEST_IMAGE or not 0 < view.crop_ratio <= 1:
+        raise ValueError(f"images of {view.image_size} pixels, a centre crop of {view.crop_ratio:g}")
+    if (
+        len(view.mean) != len(view.std)
+        or not all(-10 < m < 10 for m in view.mean)
+        or not all(0 < s < 10 for s in view.std)
+    ):
+        raise ValueError("mean and std are not those of pixels")
+    return view
+
+
+def _epoch(content: Mapping[str, Any]) -> int | None:
+    """Epochs trained: Lightning counts from 0, the released code and mmengine from 1."""
+    for path in (("epoch",), ("meta", "epoch"), ("classy_state_dict", "train_phase_idx")):
+        value = lookup(content, *path)
+        if isinstance(value, int) and not isinstance(value, bool) and -1 <= value < 1 << 31:
+            counts_from_0 = "pytorch-lightning_version" in content or path[0] == "classy_state_dict"
+            return value + 1 if counts_from_0 else value
+    return None
+
+
+def _method(content: Mapping[str, Any]) -> str | None:
+    for path in (("hyper_parameters", "method"), ("args", "method")):
+        value = lookup(content, *path)
+        if isinstance(value, str):
+            return value[:60]
+    config = lookup(content, "meta", "cfg") or lookup(content, "meta", "config")
+    if isinstance(config, str):
+        match = re.search(
+            r"^model = dict\([^)]{0,4000}?\btype='(\w{1,40})'", config[:200_000], re.DOTALL | re.MULTILINE
+        )
+        return match[1] if match else None
+    return None

@@ -1,0 +1,182 @@
+"""The layouts of checkpoints: one row each, told apart by the names of the tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from moco_plugin.errors import UserError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one framework names what it saves.
+
+    Patterns match from the beginning of a tensor's name, after WHERE.
+
+    Attributes:
+        name: Whose layout it is.
+        query: What stands before the names of the encoder that is trained.
+        key: What stands before those of its momentum encoder; empty where the framework has none.
+        others: Known to belong to no backbone: heads, queues, losses.
+        mark: A name that must occur, where ``query`` alone does not tell.
+        vit_small_heads: Attention heads of a ViT of width 384, which shapes do not tell.
+        small_stem_padding: Of the 3x3 stem for small images, which shapes do not tell.
+    """
+
+    name: str
+    query: str
+    key: str = ""
+    others: str = ""
+    mark: str = ""
+    vit_small_heads: int = 6
+    small_stem_padding: int = 1
+
+
+# Where state dicts lie in files, and what wrappers put before their names.
+WHERE = r"(?:(?:state_dict|model|model_state_dict)\.)?(?:module\.)?"
+_MOMENTUM = r"\S*(?:teacher|encoder_k|momentum|ema_|target|key_)\S*wrapped_model\."
+_WRAPPED = r"\S*?wrapped_model\.(?:_model|_features)\."
+_MM_PARTS = (
+    r"backbone|neck|head|encoder_[qk]|momentum_encoder|(?:target|online)_net|predictor|data_preprocessor"
+)
+
+LAYOUTS: tuple[Layout, ...] = (
+    Layout("LightlyTrain", rf"(?!{_MOMENTUM}){_WRAPPED}", rf"(?={_MOMENTUM}){_WRAPPED}",
+           others=r"\S*(?:head|criterion|queue|predictor|wrapped_model\._pool)\b|\S*embed_head"),
+    Layout("moco_plugin", r"method\.encoder_q\.backbone\.", r"method\.encoder_k\.backbone\.",
+           others=r"method\.(?:encoder_[qk]\.head|predictor|queue)\."),
+    Layout("MMSelfSup/MMPreTrain", r"backbone\.|encoder_q\.0\.", r"momentum_encoder\.(?:module\.)?0\.",
+           others=rf"(?:{_MM_PARTS})\.|queue", mark=r"momentum_encoder\.(?:module\.)?0\.",
+           vit_small_heads=12),  # its MoCo v3
+    Layout("MMSelfSup/MMPreTrain", r"backbone\.|encoder_q\.0\.(?=conv1|layer|patch_embed|cls_token)",
+           r"(?:encoder_k|target_net)\.(?:module\.)?0\.", others=rf"(?:{_MM_PARTS})\.|queue",
+           mark=r"(?:encoder_[qk]|target_net|online_net)\.(?:module\.)?0\.(?:conv1|layer|patch_embed|cls_token)"
+                r"|neck\.|data_preprocessor\.|head\.(?:fc|layers)\."),
+    Layout("official MoCo v1/v2", r"encoder_q\.", r"encoder_k\.", others=r"queue(?:_ptr)?$"),
+    Layout("official MoCo v3", r"base_encoder\.", r"momentum_encoder\.", others=r"predictor\.", vit_small_heads=12),
+    Layout("VISSL", r"classy_state_dict\.base_model\.model\.trunk\.(?:_feature_blocks\.)?",
+           r"classy_state_dict\.loss\.moco_encoder\.(?:module\.)?trunk\.(?:_feature_blocks\.)?",
+           others=r"classy_state_dict\.(?:base_model\.model\.heads|base_model\.meta|loss|hooks|task|train)"),
+    Layout("VISSL", r"(?:\S+\.)?_feature_blocks\.", others=r"(?:heads|loss)\."),
+    Layout("solo-learn", r"(?:backbone|encoder)\.", r"momentum_(?:backbone|encoder)\.",
+           others=r"(?:momentum_)?(?:projector|classifier|predictor|head|prototypes)\b|\w*queue|knn|loss",
+           mark=r"(?:momentum_)?(?:projector|classifier)\.", small_stem_padding=2),
+    Layout("lightly", r"(?:query|student|anchor|online)_backbone\.", r"(?:(?:key|teacher|target)_)?backbone\.",
+           others=r"\w*(?:head|criterion|classifier|prototypes|memory_bank|predictor)\w*\."),
+    Layout("lightly", r"backbone\.", r"(?:backbone_momentum|(?:momentum|key|teacher|target)_backbone)\.",
+           others=r"\w*(?:head|criterion|classifier|prototypes|memory_bank|predictor|decoder|mask_token)\w*",
+           mark=r"backbone_momentum\.|(?:momentum|key|teacher|target)_backbone\."
+                r"|\w*(?:projection|prediction)_head|criterion\.|online_classifier\."),
+    Layout("DINO", r"student\.(?:module\.)?backbone\.", r"teacher\.(?:module\.)?backbone\.",
+           others=r"(?:student|teacher)\.(?:module\.)?head\.|dino_loss|ibot_loss"),
+    Layout("detectron2", r"(?:backbone\.)?(?:bottom_up\.)?(?=stem\.conv1\.weight$)",
+           others=r"backbone\.(?:fpn|top_block)|proposal_generator\.|roi_heads\.|sem_seg_head\.|head\.|pixel_|anchor|mask_head"),
+    Layout("timm", r"state_dict\.(?:module\.)?", r"(?:state_dict_ema|model_ema)\.(?:module\.)?",
+           mark=r"(?:state_dict_ema|model_ema)\."),
+)  # fmt: skip
+# Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
+_ANCHOR = re.compile(
+    r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?|conv_proj|0)\.weight$"
+)
+_BLOCK = re.compile(r"(?<![^.])(?:layer\d|layers\.\d|blocks\.\d|encoder\.layers|\d+\.\d)")
+# Classifiers, projection heads and what only pre-training needs, within an encoder.
+HEADS = re.compile(r"(?:fc|head|heads|linear|classifier|pre_logits|projector|mlp_head)\.|mask_token$")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Which layout a file has, and what stands before the names of its encoders; None: it has no key encoder."""
+
+    layout: Layout
+    query: str
+    key: str | None
+
+
+def find_layout(
+    names: Mapping[str, Tensor], first_name: Callable[[], str | None] = lambda: None
+) -> Found | None:
+    """Returns the layout of a file whose tensors have these names; None if no layout fits.
+
+    Args:
+        names: The tensors.
+        first_name: Says the name of a tensor of the network that is looked for, where it is known; only asked when
+            no framework's layout fits.
+
+    Raises:
+        UserError: Several networks lie side by side, and no layout tells which is which.
+    """
+    for layout in LAYOUTS:
+        if layout.mark and not _first(names, layout.mark):
+            continue
+        query = _first(names, layout.query)
+        if query is not None:
+            key = _first(names, layout.key) if layout.key else None
+            return Found(layout, query, key if key != query else None)
+    prefixes = []
+    first = first_name()
+    if first is not None:
+        prefixes = [name[: -len(first)] for name in names if f".{name}".endswith(f".{first}")]
+    if not prefixes:
+        with_blocks = {name[: m.start()] for name in names for m in _BLOCK.finditer(name)}
+        anchors = [m[1] for name in names if (m := _ANCHOR.match(name)) and names[name].ndim == 4]
+        prefixes = [prefix for prefix in anchors if prefix in with_blocks]
+    known = set(prefixes)  # not those within another, such as a block's own conv1
+    prefixes = [prefix for prefix in prefixes if not known & _outer(prefix)]
+    prefixes = list(dict.fromkeys(prefixes))
+    if len(prefixes) > 1:
+        raise UserError(
+            f"several networks lie side by side, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
+            "layout tells which is the trained one"
+        )
+    return Found(Layout("plain", re.escape(prefixes[0])), prefixes[0], None) if prefixes else None
+
+
+def unused_names(names: Iterable[str], found: Found, prefix: str, used: Iterable[str]) -> list[str]:
+    """Lists the tensors that were neither used nor are known to belong to another encoder, a head or a queue.
+
+    Args:
+        names: All tensors of the file.
+        found: Its layout.
+        prefix: Of the encoder that was read.
+        used: Names of the backbone and of heads within the encoder.
+    """
+    patterns = [HEADS.pattern, *filter(None, [found.layout.others])]
+    others = re.compile(WHERE + f"(?:{'|'.join(patterns)})")
+    other_encoders = tuple(p for p in (found.query, found.key) if p is not None and p != prefix)
+    whole = re.fullmatch(WHERE, prefix)  # then the others lie below the prefix too
+    used = set(used)
+
+    def is_known(name: str) -> bool:
+        if name.startswith(prefix) and not whole:
+            return False
+        return bool(others.match(name)) or name.startswith(other_encoders)
+
+    return [name for name in names if name not in used and not is_known(name)]
+
+
+def _outer(prefix: str) -> set[str]:
+    """Returns the prefixes that ``prefix`` lies in: "", "a." for "a.b."."""
+    return {prefix[: m.end()] for m in re.finditer(r"\.", prefix[:-1])} | ({""} if prefix else set())
+
+
+def _first(names: Iterable[str], pattern: str) -> str | None:
+    """Returns what the pattern matches at the beginning of a name, after WHERE, with WHERE; None if nowhere."""
+    compiled = re.compile(WHERE + f"(?:{pattern})")
+    return next((m[0] for name in names if (m := compiled.match(name))), None)
+
+
+def encoder_names(names: Iterable[str], found: Found, prefix: str) -> dict[str, str]:
+    """Returns the full name of each tensor below ``prefix``, by its name within the encoder.
+
+    A C4 detector of detectron2 has its res5 in the heads; it is put where it belongs.
+    """
+    names = list(names)
+    inner = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
+    if found.layout.name == "detectron2":
+        res5 = re.compile(WHERE + r"roi_heads\.(res5\.\d+\.\S+)")
+        inner |= {m[1]: name for name in names if (m := res5.match(name))}
+    return inner

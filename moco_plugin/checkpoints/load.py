@@ -1,0 +1,199 @@
+"""Any weight file or folder to plain dicts of tensors, numbers and text, found by content and read without running it."""
+
+from __future__ import annotations
+
+import json
+import mmap
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from torch import Tensor
+
+from moco_plugin.checkpoints.pickles import BrokenPickle, Placeholder, UnsafePickle
+from moco_plugin.checkpoints.torch_file import module_state, read_torch
+from moco_plugin.errors import UserError
+
+MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
+LONGEST_NAME = 500  # characters
+MOST_HEADER = 16 << 20  # bytes of a safetensors header or a config.json; of a thousand tensors 100 KB
+# Parts of checkpoints that hold no network's weights.
+NO_WEIGHTS = frozenset((
+    "optimizer", "optimizers", "optimizer_states", "optimizer_state", "lr_schedulers", "lr_scheduler",
+    "scheduler", "param_schedulers", "scaler", "amp", "amp_scaler", "callbacks", "loops",
+    "hyper_parameters", "datamodule_hyper_parameters", "rng_state", "rng_states", "random_states",
+    "message_hub", "meta", "lightly_train", "moco_plugin", "trainer",
+))  # fmt: skip
+FOLDER = ("config.json", ("model.safetensors", "pytorch_model.bin"))
+
+
+@dataclass
+class File:
+    """A weight file as it was read.
+
+    Attributes:
+        path: What was asked for: a file, or a folder of timm's.
+        weights: The file that the tensors lie in.
+        content: What it holds.
+        metadata: What this project's converters said of it.
+        config: ``config.json`` of a folder.
+    """
+
+    path: Path
+    weights: Path
+    content: dict[Any, Any]
+    metadata: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def load(path: str | Path) -> File:
+    """Reads a torch file of any version, a zoo pickle, a safetensors file, or the folder that timm opens.
+
+    Raises:
+        UserError: Nothing there, broken off, or something in it that could run code.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a checkpoint")
+    with _refusing(path):
+        if _is_safetensors(path):
+            tensors, header = _load_safetensors(path)
+            return File(
+                path, path, {"state_dict": tensors, **header}, _json_dict(header.get("moco_plugin", "{}"))
+            )
+        content: Any = _load_torch(path)
+        if isinstance(content, Placeholder) and (state := module_state(content)):
+            content = {"model": state, "module": content}
+        if not isinstance(content, dict):
+            kind = content.name if isinstance(content, Placeholder) else type(content).__name__
+            raise UserError(f"{path} holds a {kind}; expected a dict of weights")
+        metadata = content.get("moco_plugin") or getattr(content, "_metadata", {}).get("moco_plugin")
+        return File(path, path, content, metadata if isinstance(metadata, dict) else {})
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Returns what a weight file holds: tensors, numbers, text, containers, and placeholders for other objects.
+
+    Tensors are views of the mapped file. They take memory as they are read, and none while they are not.
+
+    Raises:
+        UserError: Nothing there, broken off, or something in it that could run code.
+    """
+    return load(path).content
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turns what readers raise on broken and hostile files into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except UnsafePickle as error:
+        raise UserError(
+            f"{path} holds more than weights and was not loaded, since it could run code: it names {error}"
+        ) from error
+    except Exception as error:  # hostile files raise almost anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(
+            f"{path} is no whole torch checkpoint or safetensors file ({reason}); it may be broken off or of another "
+            "kind, get it again"
+        ) from error
+
+
+def _load_torch(path: Path) -> Any:
+    if not path.stat().st_size:
+        raise BrokenPickle("it is empty")
+    with open(path, "rb") as file:
+        return read_torch(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+
+
+def _is_safetensors(path: Path) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(9)
+    return (
+        len(start) == 9
+        and start[8:] == b"{"
+        and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
+    )
+
+
+def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+    if header > MOST_HEADER:
+        raise BrokenPickle(f"its header claims {header} bytes")
+    with safetensors.safe_open(path, framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+
+
+def _load_folder(folder: Path) -> File:
+    weights = next((folder / name for name in FOLDER[1] if (folder / name).is_file()), None)
+    config = folder / FOLDER[0]
+    if weights is None or not config.is_file():
+        raise UserError(
+            f"{folder} is a folder without {FOLDER[0]} and {' or '.join(FOLDER[1])}; expected a weight file, or the folder "
+            "that timm.create_model('local-dir:...') opens"
+        )
+    file = load(weights)
+    with _refusing(config):
+        if config.stat().st_size > MOST_HEADER:
+            raise BrokenPickle("it is too large")
+        file.config = _json_dict(config.read_text())
+    file.path = folder
+    return file
+
+
+def _json_dict(text: str) -> dict[str, Any]:
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise BrokenPickle("its JSON is no object")
+    return value
+
+
+def named_tensors(file: File) -> dict[str, Tensor]:
+    """Returns every tensor of a file that may be a weight, under its full name: the keys that lead to it.
+
+    So the tensor of ``{"state_dict": {"module.conv1.weight": ...}}`` is ``state_dict.module.conv1.weight``. What
+    torch.compile adds to names is left out.
+
+    Raises:
+        UserError: The file holds more than MOST_TENSORS.
+    """
+    found: dict[str, Tensor] = {}
+    waiting: list[tuple[str, int, dict[Any, Any]]] = [("", 0, file.content)]
+    visits = 0
+    while waiting:
+        prefix, depth, part = waiting.pop()
+        inner = []
+        for key, value in part.items():
+            visits += 1
+            if not isinstance(key, (str, int)) or key in NO_WEIGHTS:
+                continue
+            name = f"{prefix}{key}"
+            if len(name) > LONGEST_NAME:
+                raise UserError(
+                    f"{file.path} holds a name of {len(name)} characters; expected the weights of a network"
+                )
+            if isinstance(value, dict) and depth < 6:
+                inner.append((f"{name}.", depth + 1, value))
+            elif isinstance(value, Tensor):
+                found[name.replace("_orig_mod.", "")] = value
+            elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+                with warnings.catch_warnings():  # read-only arrays: nothing writes to them
+                    warnings.simplefilter("ignore", UserWarning)
+                    found[name] = torch.from_numpy(value)
+        if visits > MOST_TENSORS:
+            raise UserError(
+                f"{file.path} holds more than {MOST_TENSORS} entries; expected the weights of a network"
+            )
+        waiting += reversed(inner)
+    return found

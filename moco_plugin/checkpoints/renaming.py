@@ -1,0 +1,94 @@
+"""Foreign names of a ResNet's and a ViT's tensors into timm's: nn.Sequential, detectron2, MMPreTrain, torchvision."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+from moco_plugin.checkpoints.torchvision import VIT_BLOCK_NAMES, VIT_NAMES
+
+Rename = Callable[[str], str]
+
+
+def _replace(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rename:
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in pairs]
+
+    def rename(name: str) -> str:
+        for pattern, replacement in compiled:
+            name = pattern.sub(replacement, name)
+        return name
+
+    return rename
+
+
+_DETECTRON2 = _replace(
+    (r"^res([2-5])\.", lambda m: f"layer{int(m[1]) - 1}."),
+    (r"\bconv(\d)\.norm\.", r"bn\1."),
+    (r"\bshortcut\.norm\.", "downsample.1."),
+    (r"\bshortcut\.(?=weight|bias)", "downsample.0."),
+    (r"^stem\.", ""),
+)
+_SHORTCUT = _replace((r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample."))  # lightly's own ResNet
+_MMPRETRAIN_VIT = _replace(
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^pre_norm\.", "norm_pre."),
+    (r"^(?:ln1|norm1)\.", "norm."),
+    (r"^layers\.(\d+)\.(?:ln|norm)([12])\.", r"blocks.\1.norm\2."),
+    (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+    (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+    (r"^layers\.(\d+)\.attn\.gamma1\.weight$", r"blocks.\1.ls1.gamma"),
+    (r"^layers\.(\d+)\.ffn\.gamma2\.weight$", r"blocks.\1.ls2.gamma"),
+    (r"^layers\.(\d+)\.", r"blocks.\1."),
+)
+
+
+def _torchvision_vit(name: str) -> str:
+    block = re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", name)
+    if block:
+        rest = name[block.end() :].replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
+        for ours, theirs in VIT_BLOCK_NAMES.items():
+            if rest.startswith(theirs):
+                return f"blocks.{block[1]}.{ours}{rest.removeprefix(theirs)}"
+    for ours, theirs in VIT_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _sequential(first_stage: int) -> Rename:
+    """For nn.Sequential(*resnet.children()): 0 is the stem's convolution, 1 its norm, then the stages."""
+    names = {
+        "0": "conv1",
+        "1": "bn1",
+        **{str(first_stage + stage): f"layer{stage + 1}" for stage in range(4)},
+    }
+
+    def rename(name: str) -> str:
+        number, dot, rest = name.partition(".")
+        return _SHORTCUT(f"{names.get(number, number)}{dot}{rest}")
+
+    return rename
+
+
+# By a name that only this way of naming has.
+FOREIGN: tuple[tuple[str, Rename], ...] = (
+    ("res2.0.conv1.weight", _DETECTRON2),
+    ("layer1.0.shortcut.0.weight", _SHORTCUT),
+    ("layer2.0.shortcut.0.weight", _SHORTCUT),
+    ("patch_embed.projection.weight", _MMPRETRAIN_VIT),
+    ("encoder.pos_embedding", _torchvision_vit),
+    *((f"{number}.0.conv1.weight", _sequential(number)) for number in (2, 3, 4)),
+)
+
+
+def timm_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Returns timm's name for each name of an encoder's state dict; its own where it is not foreign."""
+    prefix = (
+        "vit." if any(name.startswith("vit.") for name in state) else ""
+    )  # lightly's MaskedVisionTransformerTIMM
+    for mark, rename in FOREIGN:
+        if prefix + mark in state:
+            return {name: rename(name.removeprefix(prefix)) for name in state}
+    return {name: name.removeprefix(prefix) for name in state}

@@ -1,0 +1,103 @@
+"""A backbone as timm.create_model makes it: its name and arguments, and the folder that timm opens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+from timm.models.resnet import Bottleneck, ResNet
+from torch import Tensor, nn
+
+from moco_plugin.checkpoints.resnet import NAMES
+from moco_plugin.errors import UserError
+from moco_plugin.evaluation.features import View
+
+WIDTHS = (64, 128, 256, 512)
+# Arguments of create_backbone that are no timm's, that say how training starts, or that the network itself tells.
+OURS = frozenset(
+    (
+        "image_size", "img_size", "width", "small_stem", "sincos_position", "frozen_patch_projection",
+        "pretrained", "num_classes", "weight_init", "zero_init_last",
+    )
+)  # fmt: skip
+
+
+def timm_arguments(
+    architecture: str, arguments: Mapping[str, Any], backbone: nn.Module
+) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the arguments with which timm.create_model makes a network like ``backbone``.
+
+    Args:
+        architecture: timm's name, or what ``resnet_from_state`` calls a ResNet that has none.
+        arguments: Of ``create_backbone``; those that say how training starts are left out.
+        backbone: The timm network.
+    """
+    arguments = {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in arguments.items()
+        if key not in OURS
+    }
+    side = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
+    usual = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
+    if side is not None and (usual is None or tuple(side) != tuple(usual.input_size[1:])):
+        arguments["img_size"] = list(side)
+    if isinstance(backbone, ResNet):
+        stages: list[Any] = [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
+        first = stages[0][0]
+        bottleneck = isinstance(first, Bottleneck)
+        channels = tuple((stage[0].conv3 if bottleneck else stage[0].conv2).out_channels for stage in stages)
+        channels = tuple(c // first.expansion for c in channels)
+        arguments.pop("channels", None)
+        if channels != WIDTHS:
+            arguments["channels"] = list(channels)
+        if not timm.is_model(architecture):
+            blocks = tuple(len(stage) for stage in stages)
+            architecture = NAMES.get((bottleneck, blocks), "resnet50" if bottleneck else "resnet18")
+            groups = first.conv2.groups
+            base_width = first.conv2.out_channels * 64 // (groups * channels[0])
+            arguments |= {"layers": list(blocks)} if (bottleneck, blocks) not in NAMES else {}
+            arguments |= {"cardinality": groups} if groups > 1 else {}
+            arguments |= {"base_width": base_width} if bottleneck and base_width != 64 else {}
+    return architecture, arguments
+
+
+def timm_network(name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    """Makes a network as timm's users do and lets it hold ``state``, without copying it.
+
+    Raises:
+        UserError: timm cannot make a network that holds these weights.
+    """
+    try:
+        network: nn.Module = timm.create_model(name, num_classes=0, **arguments)
+        network.load_state_dict(dict(state), assign=True)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"timm.create_model({name!r}) makes no network that holds these weights: {reason}"
+        ) from error
+    return network.eval()
+
+
+def timm_config(name: str, arguments: Mapping[str, Any], network: Any, view: View) -> dict[str, Any]:
+    """Returns the ``config.json`` with which ``timm.create_model('local-dir:FOLDER')`` makes the network."""
+    known = network.pretrained_cfg
+    return {
+        "architecture": name,
+        "num_classes": 0,
+        "num_features": network.num_features,
+        "model_args": dict(arguments),
+        "pretrained_cfg": {
+            "num_classes": 0,
+            "input_size": [3, view.image_size, view.image_size],
+            "fixed_input_size": bool(known.get("fixed_input_size", False)),
+            "interpolation": "bilinear",
+            "crop_pct": view.crop_ratio,
+            "crop_mode": "center",
+            "mean": list(view.mean),
+            "std": list(view.std),
+            "first_conv": known.get("first_conv"),
+            "classifier": known.get("classifier"),
+            "custom_load": False,
+        },
+    }

@@ -1,0 +1,112 @@
+"""A backbone under torchvision's names, and torchvision's own network for it: plain ResNets and ViTs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from timm.models.resnet import Bottleneck, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torchvision import models
+
+from moco_plugin.errors import UserError
+
+# timm's names of a ViT's tensors and torchvision's; a ResNet's are the same in both
+VIT_NAMES = {
+    "cls_token": "class_token",
+    "pos_embed": "encoder.pos_embedding",
+    "patch_embed.proj.": "conv_proj.",
+    "norm.": "encoder.ln.",
+}
+VIT_BLOCK_NAMES = {
+    "norm1.": "ln_1.",
+    "attn.qkv.": "self_attention.in_proj_",
+    "attn.proj.": "self_attention.out_proj.",
+    "norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.0.",
+    "mlp.fc2.": "mlp.3.",
+}
+
+
+def torchvision_name(name: str) -> str:
+    """Returns torchvision's name of a ViT's tensor, e.g. encoder.layers.encoder_layer_0.ln_1.weight for
+    blocks.0.norm1.weight."""
+    block = re.match(r"blocks\.(\d+)\.", name)
+    prefix = f"encoder.layers.encoder_layer_{block[1]}." if block else ""
+    rest = name[block.end() :] if block else name
+    for theirs, ours in (VIT_BLOCK_NAMES if block else VIT_NAMES).items():
+        if rest.startswith(theirs):
+            return prefix + ours + rest.removeprefix(theirs)
+    raise UserError(f"torchvision's VisionTransformer has no twin of {name!r}; expected a plain ViT")
+
+
+def to_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
+    """Returns a timm backbone's weights under torchvision's names.
+
+    Raises:
+        UserError: Neither a plain ResNet nor a plain ViT.
+    """
+    state = backbone.state_dict()
+    if isinstance(backbone, VisionTransformer):
+        return {torchvision_name(name): value for name, value in state.items()}
+    if isinstance(backbone, ResNet):
+        return dict(state)
+    raise UserError(
+        f"torchvision's names are known here for ResNets and ViTs; found a {type(backbone).__name__}"
+    )
+
+
+def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
+    """Builds torchvision's network for a timm backbone and lets it hold ``state``, without copying it.
+
+    Args:
+        backbone: A plain ResNet or ViT of timm; says depth, width, groups and heads.
+        state: The weights under torchvision's names, without a classifier.
+
+    Returns:
+        The network in eval mode, with the identity for its classifier: it gives N x C features.
+
+    Raises:
+        UserError: torchvision's classes cannot make this network.
+    """
+    name, arguments = torchvision_arguments(backbone)
+    if "block" in arguments:
+        arguments["block"] = getattr(models.resnet, arguments["block"])
+    with torch.device("meta"):
+        network: nn.Module = getattr(models, name)(**arguments)
+    setattr(network, "fc" if "block" in arguments else "heads", nn.Identity())
+    try:
+        network.load_state_dict(dict(state), assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"torchvision's {type(network).__name__} cannot hold these weights: {reason}"
+        ) from error
+    return network.eval()
+
+
+def torchvision_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
+    """Returns the class in torchvision.models and its arguments that make a plain ResNet or ViT of timm."""
+    network: Any = backbone
+    if isinstance(backbone, VisionTransformer):
+        patches, blocks = network.patch_embed, network.blocks
+        return "VisionTransformer", {
+            "image_size": patches.img_size[0],
+            "patch_size": patches.patch_size[0],
+            "num_layers": len(blocks),
+            "num_heads": blocks[0].attn.num_heads,
+            "hidden_dim": network.embed_dim,
+            "mlp_dim": blocks[0].mlp.fc1.out_features,
+        }
+    first = network.layer1[0]
+    bottleneck = isinstance(first, Bottleneck)
+    groups = first.conv2.groups if bottleneck else 1
+    return "ResNet", {
+        "block": "Bottleneck" if bottleneck else "BasicBlock",
+        "layers": [len(stage) for stage in (network.layer1, network.layer2, network.layer3, network.layer4)],
+        "groups": groups,
+        "width_per_group": first.conv2.out_channels // groups if bottleneck else 64,
+    }

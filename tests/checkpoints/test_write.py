@@ -1,0 +1,298 @@
+"""Files for timm, torchvision and LightlyTrain: opened as their users do, proven, and written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors
+import timm
+import torch
+from torch import nn
+from torchvision import models
+
+from moco_plugin.backbones import create_backbone
+from moco_plugin.checkpoints import write
+from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
+from moco_plugin.checkpoints.resnet import resnet_from_state
+from moco_plugin.checkpoints.torchvision import to_torchvision, torchvision_network
+from moco_plugin.convert import how_to_open
+from moco_plugin.errors import UsageError, UserError
+
+# every kind of network at a size that costs little; full sizes differ from these in depth and width alone
+NETWORKS: dict[str, dict[str, Any]] = {
+    "resnet18": {"channels": [8, 16, 24, 32]},
+    "resnet50": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
+    "resnet50d": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
+    "resnext50_32x4d": {"layers": [1, 1, 1, 1]},
+    "vit_tiny_patch16_224": {"depth": 2, "img_size": [64, 64]},
+    "convnext_atto": {"depths": [1, 1, 1, 1]},
+    "mobilenetv3_small_100": {},
+}
+
+
+def checkpoint(name: str, layout: str = "timm", **arguments: Any) -> Checkpoint:
+    """What a file with this network would be read into."""
+
+    def untrained() -> nn.Module:
+        torch.manual_seed(0)
+        return create_backbone(name, **arguments).eval()
+
+    network = untrained()
+    for key, value in network.state_dict().items():
+        if "running_mean" in key:
+            value.normal_(std=0.1)
+        elif "running_var" in key:
+            value.uniform_(0.5, 1.5)
+    return Checkpoint(
+        Path("source.pth"),
+        layout,
+        name,
+        network,
+        untrained,
+        epoch=7,
+        method="moco_v2",
+        sha256="5d2e",
+        arguments=arguments,
+    )
+
+
+def assert_equal(found: Any, network: nn.Module) -> None:
+    expected = network.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_timm_opens_the_folder_alone(name: str, tmp_path: Path) -> None:
+    source = checkpoint(name, **NETWORKS[name])
+    proof = write.convert(source, tmp_path / "model", "timm")["proof"]
+    assert proof["target"] == "timm" and len(proof["largest_differences"]) > 2
+    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+    network = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
+    assert_equal(network.state_dict(), source.backbone)
+    side = 64 if name.startswith("vit") else 96
+    images = torch.randn(1, 3, side, side)
+    torch.testing.assert_close(network(images), source.backbone(images))
+    data = timm.data.resolve_model_data_config(network)
+    assert (list(data["mean"]), list(data["std"])) == (source.view.mean, source.view.std)
+    assert data["crop_pct"] == source.view.crop_ratio
+    metadata = json.loads((tmp_path / "model" / "config.json").read_text())["moco_plugin"]
+    assert metadata["source_sha256"] == "5d2e" and metadata["proof"]["target"] == "timm"
+
+
+def test_state_dicts_load_as_any_other_and_say_where_they_come_from(tmp_path: Path) -> None:
+    source = checkpoint("resnet18", "official MoCo v1/v2")
+    proof = write.convert(source, tmp_path / "a.pth", "timm")["proof"]
+    assert (proof["source"], proof["target"]) == ("torchvision", "timm")
+    state = torch.load(tmp_path / "a.pth", weights_only=True)
+    assert_equal(state, source.backbone)
+    timm.create_model("resnet18", num_classes=0).load_state_dict(state)
+    write.convert(source, tmp_path / "a.safetensors", "timm")
+    with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert_equal({name: file.get_tensor(name) for name in file.keys()}, source.backbone)  # noqa: SIM118
+        header = json.loads(file.metadata()["moco_plugin"])
+    assert header == state._metadata["moco_plugin"]
+    said = {
+        key: header[key]
+        for key in ("source", "source_sha256", "layout", "architecture", "encoder", "method", "epoch")
+    }
+    assert said == {
+        "source": "source.pth", "source_sha256": "5d2e", "layout": "official MoCo v1/v2", "architecture": "resnet18",
+        "encoder": "query", "method": "moco_v2", "epoch": 7,
+    }  # fmt: skip
+    assert header["input_format"] == "RGB" and header["pixel_mean"] == pytest.approx(
+        [123.675, 116.28, 103.53]
+    )
+    assert list(header["proof"]["largest_differences"]) == ["layer1", "layer2", "layer3", "layer4", "output"]
+    assert max(header["proof"]["largest_differences"].values()) <= header["proof"]["tolerance"]
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        *((n, n) for n in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d")),
+        ("wide_resnet50_2", "wide_resnet50_2"),
+        ("vit_base_patch16_224", "vit_b_16"),
+        ("vit_large_patch16_224", "vit_l_16"),
+    ],
+)
+def test_torchvision_names_at_full_size(name: str, theirs: str) -> None:
+    with torch.device("meta"):
+        found = to_torchvision(timm.create_model(name, num_classes=0))
+        expected = models.get_model(theirs).state_dict()
+    expected = {key: value for key, value in expected.items() if not key.startswith(("fc.", "heads."))}
+    assert {key: value.shape for key, value in found.items()} == {key: v.shape for key, v in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("resnet18", {}),
+        ("resnext50_32x4d", {"layers": [1, 1, 1, 1]}),
+        ("wide_resnet50_2", {"layers": [1, 1, 1, 1]}),
+        ("vit_tiny_patch16_224", {"depth": 2, "img_size": 32}),
+        ("vit_small_patch16_224", {"depth": 2, "num_heads": 12}),  # v3's ViT-S has 12 heads, timm's 6
+    ],
+)
+def test_torchvision(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
+    source = checkpoint(name, **arguments)
+    proof = write.convert(source, tmp_path / "weights.pth", "torchvision")["proof"]
+    assert (proof["source"], proof["target"]) == ("timm", "torchvision")
+    state = torch.load(tmp_path / "weights.pth", weights_only=True)
+    told = state._metadata["moco_plugin"]
+    arguments = dict(told["torchvision_arguments"])
+    if "block" in arguments:
+        arguments["block"] = getattr(models.resnet, arguments["block"])
+    network = getattr(models, told["torchvision_class"])(**arguments)
+    missing, unexpected = network.load_state_dict(state, strict=False)
+    assert unexpected == [] and all(key.startswith(("fc.", "heads.")) for key in missing)
+    setattr(network, "heads" if name.startswith("vit") else "fc", nn.Identity())
+    side = arguments.get("image_size", 64)
+    images = torch.randn(1, 3, side, side)
+    torch.testing.assert_close(network.eval()(images), source.backbone(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
+def test_lightly_train_starts_from_the_file(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("lightly_train")
+    from lightly_train._models.package_helpers import get_wrapped_model
+    from lightly_train._models.timm.timm_package import TIMM_PACKAGE
+
+    source, output = checkpoint(name, **NETWORKS[name]), tmp_path / "start.pt"
+    write.convert(source, output, "lightly-train")
+    model_args = {**NETWORKS[name], "num_classes": 0, "checkpoint_path": str(output)}
+    wrapped = get_wrapped_model(f"timm/{name}", num_input_channels=3, model_args=model_args)
+    assert_equal(wrapped.get_model().state_dict(), source.backbone)
+    TIMM_PACKAGE.export_model(wrapped, tmp_path / "export.pt", log_example=False)  # what it writes itself
+    assert list(torch.load(tmp_path / "export.pt", weights_only=True)) == list(
+        torch.load(output, weights_only=True)
+    )
+
+
+def test_wider_networks_that_timm_has_no_name_for(tmp_path: Path) -> None:
+    source = checkpoint(
+        "resnet50", width=2, layers=[1, 1, 1, 1], channels=[32, 32, 32, 32]
+    )  # as R50w2x: stem of 128
+    write.convert(source, tmp_path / "wide.safetensors", "timm")
+    for output, to in (("folder", "timm"), ("a.pth", "lightly-train"), ("a.pth", "torchvision")):
+        with pytest.raises(
+            UserError, match=r"makes no network that holds|cannot hold these weights"
+        ) as error:
+            write.convert(source, tmp_path / output, to)
+        assert "\n" not in str(error.value)
+    assert [p.name for p in tmp_path.iterdir()] == ["wide.safetensors"]
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d", "wide_resnet50_2"])
+def test_resnets_known_by_their_shapes_have_a_name_in_timm(name: str, tmp_path: Path) -> None:
+    small = timm.create_model(name, num_classes=0, layers=[1, 1, 1, 1], channels=[32, 32, 64, 64])
+    found, untrained, network = resnet_from_state(small.state_dict())
+    source = Checkpoint(Path("source.pth"), "official MoCo v1/v2", found, network, untrained)
+    for output in (tmp_path / "folder", tmp_path / "weights.pth"):
+        told = write.convert(source, output, "timm")
+        opened = eval(how_to_open(output, told), {"timm": timm})  # as a user types what was printed
+        assert_equal(opened.state_dict(), small)
+
+
+def test_networks_that_torchvision_does_not_have(tmp_path: Path) -> None:
+    for name, message in (("resnet50d", "cannot hold"), ("convnext_atto", "found a ConvNeXt")):
+        with pytest.raises(UserError, match=message):
+            write.convert(checkpoint(name, **NETWORKS[name]), tmp_path / "a.pth", "torchvision")
+    registers = checkpoint("vit_tiny_patch16_224", depth=1, img_size=32, reg_tokens=1, no_embed_class=True)
+    with pytest.raises(UserError, match="no twin of 'reg_token'"):
+        write.convert(registers, tmp_path / "a.pth", "torchvision")
+
+
+@pytest.mark.parametrize("wrong", ["swapped", "rounded", "nan"])
+def test_nothing_is_written_when_the_features_differ(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = checkpoint("vit_tiny_patch16_224", depth=2, img_size=32)
+
+    def spoiled(backbone: nn.Module) -> dict[str, torch.Tensor]:
+        state = to_torchvision(backbone)
+        first, second = (
+            f"encoder.layers.encoder_layer_1.{part}.weight" for part in ("mlp.0", "self_attention.out_proj")
+        )
+        if wrong == "swapped":  # queries for values
+            name = "encoder.layers.encoder_layer_1.self_attention.in_proj_weight"
+            return {**state, name: state[name].flip(0)}
+        return {
+            **state,
+            first: state[first].half().float() if wrong == "rounded" else state[first] / 0,
+            second: state[second],
+        }
+
+    monkeypatch.setattr(write, "to_torchvision", spoiled)
+    with pytest.raises(
+        UserError, match=r"was not written: torchvision's encoder.layers.encoder_layer_1 differs by"
+    ):
+        write.convert(source, tmp_path / "a.pth", "torchvision")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_written_when_the_file_does_not_hold_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = write.write_state
+
+    def torn(path: Path, metadata: dict[str, Any], *, state: dict[str, torch.Tensor]) -> None:
+        right(path, metadata, state={**state, "conv1.weight": state["conv1.weight"] + 1e-7})
+
+    monkeypatch.setattr(write, "write_state", torn)
+    with pytest.raises(UserError, match=r"read back, its conv1.weight was not what was written"):
+        write.convert(checkpoint("resnet18", **NETWORKS["resnet18"]), tmp_path / "a.pth", "timm")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_torchvision_source_is_proven_with_its_own_network(tmp_path: Path) -> None:
+    write.convert(checkpoint("vit_tiny_patch16_224", depth=2, img_size=32), tmp_path / "a.pth", "torchvision")
+    source = read_checkpoint(tmp_path / "a.pth")
+    assert source.layout == "torchvision"
+    source.backbone.get_parameter("blocks.1.mlp.fc1.weight").data *= 1.001  # as if it had been read wrongly
+    with pytest.raises(UserError, match=r"timm's blocks.1 differs by .* from torchvision's"):
+        write.convert(source, tmp_path / "b.pth", "timm")
+
+
+def test_dead_networks_prove_nothing(tmp_path: Path) -> None:
+    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    for name, value in source.backbone.state_dict().items():
+        if name.endswith(("bn1.bias", "bn2.bias")):
+            value.fill_(-1e3)
+    with pytest.raises(UserError, match="features are all zero"):
+        write.convert(source, tmp_path / "a.pth", "timm")
+
+
+def test_weights_in_half_precision_stay_so(tmp_path: Path) -> None:
+    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    source.backbone.half()
+    write.convert(source, tmp_path / "a.pth", "timm")
+    assert torch.load(tmp_path / "a.pth", weights_only=True)["conv1.weight"].dtype == torch.float16
+
+
+def test_what_is_there_is_kept(tmp_path: Path) -> None:
+    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        write.convert(source, tmp_path / "model", "timm")
+    with pytest.raises(UsageError, match="holds other things than a timm model"):
+        write.convert(source, tmp_path / "model", "timm", overwrite=True)
+    assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
+    for output, to in (("a.pkl", "timm"), ("a", "torchvision"), ("a.safetensors", "lightly-train")):
+        with pytest.raises(UsageError, match="does not end in"):
+            write.convert(source, tmp_path / output, to)
+    write.convert(source, tmp_path / "again", "timm")
+    write.convert(source, tmp_path / "again", "timm", overwrite=True)
+    assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_torchvision_network_shares_its_weights() -> None:
+    backbone = timm.create_model("resnet18", num_classes=0)
+    network = torchvision_network(backbone, to_torchvision(backbone))
+    assert (
+        network.get_parameter("conv1.weight").data_ptr() == backbone.get_parameter("conv1.weight").data_ptr()
+    )
