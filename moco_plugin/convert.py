@@ -59,7 +59,11 @@ def how_to_open(output: Path, metadata: dict[str, Any]) -> str:
     """
     to = metadata["target"]
     if to == "torchvision":
-        return f"torchvision.models.{metadata['torchvision_class']}({_keywords(metadata['torchvision_arguments'])})"
+        arguments = dict(metadata["torchvision_arguments"])
+        block = arguments.pop("block", None)
+        first = f"torchvision.models.resnet.{block}, " if block else ""
+        network = f"torchvision.models.{metadata['torchvision_class']}({first}{_keywords(arguments)})"
+        return f"{network}, then its load_state_dict(..., strict=False), which leaves the classifier as it is"
     name, arguments = metadata.get("timm_name"), metadata.get("timm_arguments", {})
     if to == "detectron2" and name is None:
         return f"MODEL.WEIGHTS {output} INPUT.FORMAT RGB MODEL.RESNETS.STRIDE_IN_1X1 False"

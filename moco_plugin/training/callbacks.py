@@ -198,7 +198,7 @@ class Saver(Checkpoint):
             row = {name: float(value) for name, value in trainer.logged_metrics.items()}
             self.csv_log.log_metrics({**row, "epoch": trainer.current_epoch}, trainer.global_step - 1)
         self.csv_log.write()
-        trainer.save_checkpoint(self.path)
+        trainer.save_checkpoint(self.path, weights_only=False)  # optimizer, loops and all
 
 
 class WholeFiles(TorchCheckpointIO):
