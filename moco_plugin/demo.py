@@ -7,20 +7,56 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from moco_plugin.data.fashion_mnist import get_fashion_mnist
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
+from moco_plugin.report.files import read_json
 
-DETECTOR = "demo/scenes_R_18_FPN_quarter"
+DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
 QUICK_PRETRAIN = [
     "data.batch_size=64", "schedule.epochs=1", "method_args.queue_size=512", "trainer.log_every_n_steps=4",
 ]  # fmt: skip
 QUICK_DETECTOR = [
-    "SOLVER.MAX_ITER", "12", "SOLVER.STEPS", "(8,)", "SOLVER.WARMUP_ITERS", "2", "SOLVER.IMS_PER_BATCH", "4",
-    "TEST.PRECISE_BN.NUM_ITER", "2",
+    "SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)", "SOLVER.WARMUP_ITERS", "2", "TEST.PRECISE_BN.NUM_ITER", "2",
 ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Command:
+    """A console command of the demo.
+
+    Attributes:
+        name: The tool's.
+        arguments: Its command line.
+        makes: What is there once it has been run.
+        trials: How many have to be finished for that, of a transfer.
+    """
+
+    name: str
+    arguments: Sequence[str]
+    makes: Path
+    trials: int = 0
+
+    @property
+    def shown(self) -> str:
+        """What a user types."""
+        return f"moco-{self.name.replace('_', '-')}"
+
+    @property
+    def done(self) -> bool:
+        """Whether it need not be run."""
+        if not self.makes.exists():
+            return False
+        return not self.trials or len(read_json(self.makes).get("trials", ())) >= self.trials
+
+
+def _cores() -> int:
+    """Returns how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Demo:
@@ -40,25 +76,41 @@ class Demo:
 
     def tool(self, name: str, *arguments: str, makes: Path) -> None:
         """Runs one of the console commands, unless what it makes is there."""
-        datasets = {"DETECTRON2_DATASETS": str(self.folder / "data")} if name == "train_net" else {}
-        command = f"moco-{name.replace('_', '-')} {shlex.join(arguments)}"
-        for variable, value in datasets.items():
-            command = f"{variable}={shlex.quote(value)} {command}"
-        self.commands.append(command)
-        if makes.exists():
-            print(f"$ {command}\n  (done: {makes})", flush=True)
-            return
-        print(f"$ {command}", flush=True)
-        result = subprocess.run(
-            [sys.executable, "-m", f"moco_plugin.tools.{name}", *arguments], env={**os.environ, **datasets}
-        )
-        if result.returncode:
-            raise UserError(
-                f"the demo stopped where moco-{name.replace('_', '-')} failed; its message is above"
-            )
+        self.tools([Command(name, arguments, makes)])
 
-    def run(self, seeds: int) -> Path:
-        """Runs all stages and returns the path of the report."""
+    def tools(self, commands: Sequence[Command]) -> None:
+        """Runs console commands side by side, each with its share of the cores; those that are done are left out."""
+        threads = {"OMP_NUM_THREADS": str(max(1, _cores() // len(commands)))} if len(commands) > 1 else {}
+        started = []
+        for command in commands:
+            datasets = (
+                {"DETECTRON2_DATASETS": str(self.folder / "data")} if command.name == "transfer" else {}
+            )
+            settings = {**datasets, **threads}
+            variables = "".join(f"{variable}={shlex.quote(value)} " for variable, value in settings.items())
+            typed = f"{variables}{command.shown} {shlex.join(command.arguments)}"
+            self.commands.append(typed)
+            if command.done:
+                print(f"$ {typed}\n  (done: {command.makes})", flush=True)
+                continue
+            print(f"$ {typed}", flush=True)
+            started.append((command, {**os.environ, **settings}))
+        processes = []
+        try:
+            for command, environment in started:
+                words = [sys.executable, "-m", f"moco_plugin.tools.{command.name}", *command.arguments]
+                processes.append(subprocess.Popen(words, env=environment))
+            codes = [process.wait() for process in processes]
+        except BaseException:  # Ctrl-C
+            for process in processes:
+                process.terminate()
+            raise
+        for (command, _), code in zip(started, codes, strict=True):
+            if code:
+                raise UserError(f"the demo stopped where {command.shown} failed; its message is above")
+
+    def run(self, trials: int) -> Path:
+        """Runs all stages, each detector ``trials`` times from each initialisation; returns the report's path."""
         start = time.monotonic()
         folder = self.folder
         mnist = self.images or get_fashion_mnist(folder / "data")
@@ -86,17 +138,13 @@ class Demo:
             "make_scenes", str(folder / "data" / "scenes"), "--train", train + objects, "--test", test, *scenes,
             makes=folder / "data" / "scenes",
         )  # fmt: skip
-        for seed in range(seeds):
-            for init, config, override in (
-                ("random", DETECTOR, []),
-                ("moco", f"{DETECTOR}_moco", ["MODEL.WEIGHTS", str(weights)]),
-            ):
-                output = folder / "transfer" / init / f"seed{seed}"
-                self.tool(
-                    "train_net", "--config-file", config, "--overwrite", *override, "SEED", str(seed + 1),
-                    "OUTPUT_DIR", str(output), *(QUICK_DETECTOR if self.quick else []),
-                    makes=output / "results.json",
-                )  # fmt: skip
+        # the two starts of a detector side by side: two processes of one thread do more than one of two
+        for detector in DETECTORS:
+            starts = {"random": [], "moco": ["--weights", str(weights)]}
+            self.tools([
+                self._transfer(detector, init, trials, *given, *(QUICK_DETECTOR if self.quick else []))
+                for init, given in starts.items()
+            ])  # fmt: skip
         with atomic_path(folder / "commands.txt") as temporary:
             temporary.write_text("\n".join(self.commands) + "\n")
 
@@ -108,3 +156,17 @@ class Demo:
             print("Toy size: every stage works; whether MoCo helps is for the whole demo to measure.")
         print(f"{(time.monotonic() - start) / 60:.1f} minutes; the report, with pictures: {report.resolve()}")
         return report
+
+    def _transfer(self, detector: str, init: str, trials: int, *more: str) -> Command:
+        output = self.folder / "transfer" / detector / init
+        arguments = [
+            "--task",
+            f"scenes_{detector}",
+            "--init",
+            init,
+            "--trials",
+            str(trials),
+            "--out",
+            str(output),
+        ]
+        return Command("transfer", [*arguments, *more], output / "results.json", trials)

@@ -129,7 +129,9 @@ _DENSEPOSE = (Metric("DensePose AP75", "densepose_gps", "AP75"),)
 _VOC = ("voc_2007_trainval", "voc_2012_trainval", "voc_2007_test")
 _VOC_2007 = ("voc_2007_trainval", "voc_2007_test")
 _COCO = ("coco_2017_train", "coco_2017_val")
-_FIVE_TRIALS = "The papers' numbers are means of 5 trials, with standard deviations of about 0.2, 0.2 and 0.4."
+_FIVE_TRIALS = (
+    "The papers' numbers are means of 5 trials, with standard deviations of about 0.2, 0.2 and 0.4."
+)
 
 # The numbers of all tasks: MoCo v1, section 4.2 and appendix; those of v2: its table of results on VOC.
 _TASKS = (

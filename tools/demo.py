@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows the whole path: MoCo learns from unlabelled images, and a detectron2 detector profits from it."""
+"""Shows the whole path: MoCo learns from unlabelled images, and detectron2's detectors profit from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="every stage at toy size, to see that it works")
-    parser.add_argument("--seeds", type=int, help="detectors from each initialisation (default 3, quick 1)")
+    parser.add_argument(
+        "--trials", type=int, help="of each detector from each initialisation (default 3, quick 1)"
+    )
     parser.add_argument(
         "--out", type=Path, help="folder for everything (default runs/demo or runs/demo_quick)"
     )
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     folder = args.out or Path("runs/demo_quick" if args.quick else "runs/demo")
     if args.overwrite and folder.exists():
         shutil.rmtree(folder)
-    Demo(folder, args.quick, args.images).run(args.seeds or (1 if args.quick else 3))
+    Demo(folder, args.quick, args.images).run(args.trials or (1 if args.quick else 3))
     return 0
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -17,6 +18,10 @@ from moco_plugin.report.pictures import picture
 
 LIGHT = {"text": "#5b6475", "grid": "#dfe3ea", "line": "#1c63c7"}
 DARK = {"text": "#9aa4b5", "grid": "#2d3542", "line": "#74abff"}
+# of several lines in one chart; each also has a dash pattern of its own
+LIGHT_LINES = ("#1c63c7", "#c2410c", "#15803d", "#7e22ce", "#b91c5c", "#0e7490", "#854d0e", "#475569")
+DARK_LINES = ("#74abff", "#fb923c", "#4ade80", "#c084fc", "#f472b6", "#22d3ee", "#facc15", "#cbd5e1")
+DASHES: tuple[Any, ...] = ("solid", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)))
 SMOOTHING = 10  # logged steps in the running mean of a noisy curve
 
 
@@ -53,9 +58,7 @@ def line_chart(
         reference: A value to compare with and its name, drawn as a dashed line.
     """
 
-    def draw(colours: dict[str, str]) -> Image.Image:
-        figure = Figure(figsize=(4.4, 3.0), dpi=180, layout="constrained")
-        axes = figure.add_subplot()
+    def draw(axes: Any, colours: dict[str, str], lines: Sequence[str]) -> None:
         if noisy:
             axes.plot(steps, values, color=colours["line"], alpha=0.3, linewidth=1)
             window = min(SMOOTHING, len(values))
@@ -72,6 +75,37 @@ def line_chart(
             )  # fmt: skip
         if limits is not None:
             axes.set_ylim(*limits)
+
+    return _chart(draw, title, alt)
+
+
+def lines_chart(curves: Mapping[str, tuple[Sequence[int], Sequence[float]]], title: str, alt: str) -> Html:
+    """Returns a chart of several curves, for light and for dark pages.
+
+    Args:
+        curves: Steps and values of each, by its name in the legend.
+        title: What the values are, with their unit.
+        alt: What the chart shows.
+    """
+
+    def draw(axes: Any, colours: dict[str, str], lines: Sequence[str]) -> None:
+        for number, (name, (steps, values)) in enumerate(curves.items()):
+            axes.plot(
+                steps, values, label=name, color=lines[number % len(lines)], linewidth=2,
+                linestyle=DASHES[number % len(DASHES)], marker="o" if len(steps) == 1 else None,
+            )  # fmt: skip
+        axes.legend(frameon=False, fontsize=9, labelcolor=colours["text"])
+
+    return _chart(draw, title, alt)
+
+
+def _chart(draw: Callable[[Any, dict[str, str], Sequence[str]], None], title: str, alt: str) -> Html:
+    """Returns what ``draw(axes, colours, line colours)`` draws, on axes of the page's style."""
+
+    def render(colours: dict[str, str], lines: Sequence[str]) -> Image.Image:
+        figure = Figure(figsize=(4.4, 3.0), dpi=180, layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes, colours, lines)
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=colours["text"])
         axes.set_xlabel("step", color=colours["text"])
         axes.grid(axis="y", color=colours["grid"], linewidth=0.8)
@@ -81,4 +115,4 @@ def line_chart(
         figure.savefig(buffer, transparent=True)
         return Image.open(buffer)
 
-    return picture(draw(LIGHT), alt, dark=draw(DARK))
+    return picture(render(LIGHT, LIGHT_LINES), alt, dark=render(DARK, DARK_LINES))

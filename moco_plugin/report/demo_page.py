@@ -13,16 +13,16 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path, write_json
 from moco_plugin.report.curves import line_chart, read_curve
-from moco_plugin.report.demo_results import DemoResults, read_results, seed_folder
+from moco_plugin.report.demo_results import DETECTORS, DemoResults, read_results, run_folder
 from moco_plugin.report.detections import MIN_SCORE, Scene, detections_figure, read_scenes
 from moco_plugin.report.files import read_json
 from moco_plugin.report.neighbours import nearest_neighbours
 from moco_plugin.report.page import Fact, Page
 from moco_plugin.report.pairs import view_pairs
 from moco_plugin.report.pictures import grid
-from moco_plugin.report.tables import comparison_table, headline, seed_table
+from moco_plugin.report.tables import Comparison, comparison_table, headline, seed_table
 
-SCENES = 4
+SCENES = 3
 
 
 def write_demo_report(folder: Path, output: Path) -> str:
@@ -42,19 +42,22 @@ def write_demo_report(folder: Path, output: Path) -> str:
     config = _read_config(folder)
     checkpoint = read_checkpoint(folder / "pretrain" / "checkpoints" / "last.ckpt")
     scenes = read_scenes(folder / "data" / "scenes", SCENES)
-    first = results.seeds[0]
-    detectors = {
-        "Random init": _read_detections(seed_folder(folder, "random", first)),
-        "MoCo": _read_detections(seed_folder(folder, "moco", first)),
+    trial = f"trial_{results.seeds[0]}"
+    detections = {
+        name: {
+            f"{name}, {start}": _read_detections(run_folder(folder, detector, init) / trial)
+            for init, start in (("random", "random init"), ("moco", "MoCo"))
+        }
+        for detector, name in DETECTORS.items()
     }
-    main = [results.knn, results.transfer[0]]
+    main = [results.knn, *_box_ap(results)]
     all_results = [results.knn, *results.transfer]
     page = Page("Momentum contrast, from pixels to detections", headline(main))
     _add_results(page, results)
     _add_curves(page, folder, config)
     _add_views(page, config)
     _add_neighbours(page, folder, results, checkpoint)
-    _add_detections(page, scenes, detectors, _seed_name(first))
+    _add_detections(page, scenes, detections, results.seeds[0])
     _add_making(page, folder, config)
     with atomic_path(output) as temporary:
         temporary.write_text(page.html(), encoding="utf-8")
@@ -64,8 +67,7 @@ def write_demo_report(folder: Path, output: Path) -> str:
         for comparison in all_results
     }
     write_json(output.with_name("results.json"), summary)
-    seeds = list(map(_seed_name, results.seeds))
-    tables = (comparison_table(all_results), seed_table(results.transfer, seeds))
+    tables = (comparison_table(all_results), seed_table(results.transfer, _seed_names(results)))
     return "\n\n".join((headline(main), *(table.text() for table in tables)))
 
 
@@ -76,13 +78,17 @@ def _read_config(folder: Path) -> PretrainConfig:
     return load_config(path)
 
 
-def _seed_name(folder_name: str) -> str:
-    return folder_name.replace("seed", "seed ")
+def _seed_names(results: DemoResults) -> list[str]:
+    return [f"seed {seed}" for seed in results.seeds]
+
+
+def _box_ap(results: DemoResults) -> list[Comparison]:
+    return [comparison for comparison in results.transfer if comparison.name.endswith("box AP")]
 
 
 def _add_results(page: Page, results: DemoResults) -> None:
     page.section("Results")
-    shown = [results.knn, *(c for c in results.transfer if c.name in ("box AP", "mask AP"))]
+    shown = [results.knn, *_box_ap(results)]
     page.facts(
         Fact(
             c.name,
@@ -95,8 +101,9 @@ def _add_results(page: Page, results: DemoResults) -> None:
     page.text(
         f"kNN accuracy says how often the {protocol.get('k', 'k')} nearest training images vote for the "
         "right class of a test image, with images compared by the network's features alone. AP and AP50 "
-        "are COCO's average precision of the boxes and masks of a Mask R-CNN trained on few labelled scenes, "
-        "once from random weights and once from MoCo's, with everything else the same."
+        "are COCO's average precision of the boxes and masks of two Mask R-CNNs trained on few labelled scenes, "
+        "once from random weights and once from MoCo's, with everything else the same: C4 has res5 of the backbone "
+        "as its head, as in the papers, FPN a feature pyramid."
     )
     several = "mean ± sample standard deviation over seeds" if len(results.seeds) > 1 else "a single seed"
     page.table(
@@ -104,9 +111,7 @@ def _add_results(page: Page, results: DemoResults) -> None:
             [results.knn, *results.transfer], f"Untrained or random weights and MoCo, {several}."
         )
     )
-    page.table(
-        seed_table(results.transfer, list(map(_seed_name, results.seeds)), "Detection with each seed.")
-    )
+    page.table(seed_table(results.transfer, _seed_names(results), "Detection with each seed."))
 
 
 def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
@@ -169,16 +174,16 @@ def _spec(folder: Path, results: DemoResults, name: str) -> str:
 
 
 def _add_detections(
-    page: Page, scenes: list[Scene], detectors: dict[str, list[dict[str, Any]]], seed: str
+    page: Page, scenes: list[Scene], detections: dict[str, dict[str, list[dict[str, Any]]]], seed: int
 ) -> None:
-    page.section("What a detector makes of it")
-    page.figure(
-        detections_figure(scenes, detectors),
-        "The first test scenes with the objects in them, and what the two detectors of "
-        f"{seed} find: class, score, box and mask of each detection of score {MIN_SCORE} or "
-        "more. An object counts as found where a detection of its class overlaps its box by half or more "
-        "(intersection over union).",
-    )
+    page.section("What detectors make of it")
+    for detector, found in detections.items():
+        page.figure(
+            detections_figure(scenes, found),
+            f"{detector}: the first test scenes with the objects in them, and what the detectors of seed {seed} "
+            f"find: class, score, box and mask of each detection of score {MIN_SCORE} or more. An object counts as "
+            "found where a detection of its class overlaps its box by half or more (intersection over union).",
+        )
 
 
 def _read_detections(folder: Path) -> list[dict[str, Any]]:

@@ -10,11 +10,12 @@ from moco_plugin.errors import UserError
 from moco_plugin.report.files import read_json
 from moco_plugin.report.tables import Comparison
 
+DETECTORS = {"c4": "C4", "fpn": "FPN"}  # folder and name
 MEASURES = (
-    ("bbox", "AP", "box AP"),
-    ("bbox", "AP50", "box AP50"),
-    ("segm", "AP", "mask AP"),
-    ("segm", "AP50", "mask AP50"),
+    ("bbox/AP", "box AP"),
+    ("bbox/AP50", "box AP50"),
+    ("segm/AP", "mask AP"),
+    ("segm/AP50", "mask AP50"),
 )
 
 
@@ -24,14 +25,14 @@ class DemoResults:
 
     Attributes:
         knn: Top-1 accuracy of frozen features.
-        transfer: Detection, a comparison a measure; box AP comes first.
-        seeds: Names of the seeds that transfer was repeated with.
+        transfer: Detection, a comparison a measure of each detector; box AP comes first.
+        seeds: That each detector was trained with.
         knn_protocol: What ``tools/evaluate.py knn`` wrote about MoCo's features.
     """
 
     knn: Comparison
     transfer: list[Comparison]
-    seeds: list[str]
+    seeds: list[int]
     knn_protocol: dict[str, Any]
 
 
@@ -43,22 +44,25 @@ def read_results(folder: Path) -> DemoResults:
     """
     random, moco = folder / "knn_random.json", folder / "knn_moco.json"
     knn = Comparison("kNN accuracy", "untrained", [_top1(random)], [_top1(moco)], unit="%")
-    seeds = {path.name for path in (folder / "transfer").glob("*/seed*")}
-    if not seeds:
-        raise UserError(f"{folder / 'transfer'} holds no seed folder; run the detection stage")
-    names = sorted(seeds, key=lambda name: (len(name), name))
-    runs = {init: [_tasks(seed_folder(folder, init, name)) for name in names] for init in ("random", "moco")}
-    transfer = []
-    for task, measure, name in MEASURES:
-        if all(task in run for both in runs.values() for run in both):
-            values = {init: [_number(run[task], measure) for run in both] for init, both in runs.items()}
-            transfer.append(Comparison(name, "random init", values["random"], values["moco"]))
-    return DemoResults(knn, transfer, names, read_json(moco))
+    transfer: list[Comparison] = []
+    seeds: list[int] = []
+    for detector, shown in DETECTORS.items():
+        random_trials, moco_trials = (_trials(run_folder(folder, detector, i)) for i in ("random", "moco"))
+        seeds = sorted(random_trials.keys() & moco_trials.keys())
+        if not seeds:
+            raise UserError(f"{folder / 'transfer' / detector} has no trial of both; run the detection stage")
+        for path, name in MEASURES:
+            if all(path in trials[seed] for trials in (random_trials, moco_trials) for seed in seeds):
+                before, after = (
+                    [_number(trials[seed][path]) for seed in seeds] for trials in (random_trials, moco_trials)
+                )
+                transfer.append(Comparison(f"{shown} {name}", "random init", before, after))
+    return DemoResults(knn, transfer, seeds, read_json(moco))
 
 
-def seed_folder(folder: Path, init: str, seed: str) -> Path:
-    """Returns where a detector was trained from "random" or "moco" weights."""
-    return folder / "transfer" / init / seed
+def run_folder(folder: Path, detector: str, init: str) -> Path:
+    """Returns where the trials of a detector ("c4" or "fpn") from "random" or "moco" weights are."""
+    return folder / "transfer" / detector / init
 
 
 def _top1(path: Path) -> float:
@@ -68,16 +72,17 @@ def _top1(path: Path) -> float:
         raise UserError(f"{path} has no top1; expected the output of tools/evaluate.py knn") from error
 
 
-def _tasks(folder: Path) -> dict[str, dict[str, float | None]]:
-    """Returns a detector's metrics by task, whether or not they lie below the name of the data set."""
+def _trials(folder: Path) -> dict[int, dict[str, float | None]]:
+    """Returns the metrics of each trial by its seed."""
     path = folder / "results.json"
-    results = read_json(path)
-    for tasks in (results, *(results.values() if isinstance(results, dict) else ())):
-        if isinstance(tasks, dict) and {"AP", "AP50"} <= set(tasks.get("bbox") or ()):
-            return tasks
-    raise UserError(f"{path} has no AP and AP50 of bbox; expected the output of a COCO evaluation")
+    try:
+        trials = {int(trial["seed"]): dict(trial["metrics"]) for trial in read_json(path)["trials"]}
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} has no trials; expected the output of tools/transfer.py") from error
+    if not all({"bbox/AP", "bbox/AP50"} <= metrics.keys() for metrics in trials.values()):
+        raise UserError(f"{path} has no AP and AP50 of bbox; expected the output of a COCO evaluation")
+    return trials
 
 
-def _number(metrics: dict[str, float | None], name: str) -> float:
-    value = metrics.get(name)
+def _number(value: float | None) -> float:
     return 0.0 if value is None else float(value)  # detectron2 has no number where nothing was detected

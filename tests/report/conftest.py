@@ -17,7 +17,7 @@ from moco_plugin.config import config_dict, load_config
 from moco_plugin.data.scenes import make_scenes
 from moco_plugin.training.module import PretrainModule
 
-BOX_AP = {"random": [10.0, 12.0, 14.0], "moco": [20.0, 21.0, 25.0]}
+BOX_AP = {"random": [10.0, 12.0, 14.0], "moco": [20.0, 21.0, 25.0]}  # of both detectors
 COMMAND = "moco-pretrain 'data.root=<photos>' & more"
 
 
@@ -26,15 +26,18 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def write_transfer(folder: Path, values: dict[str, list[float]], detections: Sequence[Any] = ()) -> None:
-    """Writes the results of both detectors from their box APs, one a seed."""
-    for init in ("random", "moco"):
-        for seed, value in enumerate(values[init]):
-            run = folder / "transfer" / init / f"seed{seed}"
-            (run / "inference").mkdir(parents=True, exist_ok=True)
-            box, mask = {"AP": value, "AP50": 2 * value, "APl": None}, {"AP": value / 2, "AP50": value}
-            results = {"scenes_test": {"bbox": box, "segm": mask}}
-            (run / "results.json").write_text(json.dumps(results))
-            (run / "inference" / "coco_instances_results.json").write_text(json.dumps(list(detections)))
+    """Writes the results of both detectors, from both initialisations, from box APs, one a seed."""
+    for detector in ("c4", "fpn"):
+        for init in ("random", "moco"):
+            run = folder / "transfer" / detector / init
+            trials = []
+            for seed, value in enumerate(values[init], start=1):
+                inference = run / f"trial_{seed}" / "inference"
+                inference.mkdir(parents=True, exist_ok=True)
+                (inference / "coco_instances_results.json").write_text(json.dumps(list(detections)))
+                box = {"bbox/AP": value, "bbox/AP50": 2 * value, "bbox/APl": None}
+                trials.append({"seed": seed, "metrics": {**box, "segm/AP": value / 2, "segm/AP50": value}})
+            (run / "results.json").write_text(json.dumps({"trials": trials}))
 
 
 def write_knn(folder: Path, untrained: float, moco: float) -> None:

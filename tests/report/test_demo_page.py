@@ -57,14 +57,16 @@ def test_numbers_in_page_table_and_json(report: tuple[Path, str]) -> None:
     output, table = report
     sentence = (
         "MoCo pre-training helps: kNN accuracy rises from 60.0% (untrained) to 70.2% (MoCo); "
-        "box AP rises from 12.0 (random init) to 22.0 (MoCo), mean of 3 seeds."
+        "C4 box AP rises from 12.0 (random init) to 22.0 (MoCo), mean of 3 seeds; "
+        "FPN box AP rises from 12.0 (random init) to 22.0 (MoCo), mean of 3 seeds."
     )
     text = Reader(output.read_text()).text
     results = json.loads((output.parent / "results.json").read_text())
     assert sentence in text and table.startswith(sentence) and results["headline"] == sentence
-    assert re.search(r"box AP +12\.0 ± 2\.0 +22\.0 ± 2\.6 +\+10\.0 +3\n", table)
-    assert re.search(r"mask AP50, MoCo +20\.0 +21\.0 +25\.0$", table)
-    box = results["results"]["box AP"]
+    for detector in ("C4", "FPN"):
+        assert re.search(rf"{detector} box AP +12\.0 ± 2\.0 +22\.0 ± 2\.6 +\+10\.0 +3\n", table)
+    assert re.search(r"FPN mask AP50, MoCo +20\.0 +21\.0 +25\.0$", table)
+    box = results["results"]["C4 box AP"]
     assert (box["baseline"]["mean"], box["moco"]["mean"], box["gain"]) == (12.0, 22.0, 10.0)
     assert (box["baseline"]["std"], box["moco"]["std"]) == pytest.approx((2.0, 7**0.5))
     assert [box[init]["seeds"] for init in ("baseline", "moco")] == list(BOX_AP.values())
@@ -94,8 +96,8 @@ def test_page_is_whole_and_fetches_nothing(report: tuple[Path, str]) -> None:
     assert "script" not in {tag for tag, _ in reader.elements}
     pictures = [attributes for tag, attributes in reader.elements if tag == "img"]
     assert all(attributes["alt"] for attributes in pictures)
-    # 3 curves, 12 images and their pairs of views, 3 classes with 8 neighbours, 2 scenes of 3 panels
-    assert len(pictures) == 3 + 12 * 3 + 3 * 9 + 2 * 3
+    # 3 curves, 12 images and their pairs of views, 3 classes with 8 neighbours, 2 scenes of 3 panels for 2 detectors
+    assert len(pictures) == 3 + 12 * 3 + 3 * 9 + 2 * 2 * 3
     for address in addresses:
         if address.startswith("data:image"):
             with Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))) as image:
@@ -122,14 +124,15 @@ def test_page_says_so_when_moco_loses(demo_folder: Path, tmp_path: Path) -> None
     folder = copy_of(demo_folder, tmp_path)
     write_knn(folder, 60.0, 55.0)
     write_transfer(folder, {"random": [20.0], "moco": [5.0]})
-    for run in folder.glob("transfer/*/seed[12]"):
-        shutil.rmtree(run)
-    for path in folder.glob("transfer/*/seed0/results.json"):  # as COCOEvaluator leaves it, without masks
-        path.write_text(json.dumps({"bbox": json.loads(path.read_text())["scenes_test"]["bbox"]}))
+    for path in folder.glob("transfer/*/*/results.json"):  # of a detector without masks
+        trials = json.loads(path.read_text())["trials"]
+        for trial in trials:
+            trial["metrics"] = {k: v for k, v in trial["metrics"].items() if k.startswith("bbox")}
+        path.write_text(json.dumps({"trials": trials}))
     table = write_demo_report(folder, tmp_path / "out" / "report.html")
     sentence = (
         "MoCo pre-training does not help here: kNN accuracy falls from 60.0% (untrained) to 55.0% (MoCo); "
-        "box AP falls from 20.0 (random init) to 5.0 (MoCo)."
+        "C4 box AP falls from 20.0 (random init) to 5.0 (MoCo); FPN box AP falls from 20.0 (random init) to 5.0 (MoCo)."
     )
     assert table.startswith(sentence) and "mask" not in table
     assert sentence in (tmp_path / "out" / "report.html").read_text()
@@ -143,8 +146,8 @@ def test_page_says_so_when_moco_loses(demo_folder: Path, tmp_path: Path) -> None
         "pretrain/checkpoints/last.ckpt",
         "knn_random.json",
         "knn_moco.json",
-        "transfer/random/seed1/results.json",
-        "transfer/moco/seed0/inference/coco_instances_results.json",
+        "transfer/c4/random/results.json",
+        "transfer/fpn/moco/trial_1/inference/coco_instances_results.json",
         "data/scenes/annotations/instances_test.json",
         "data/scenes/JPEGImages/test_000001.jpg",
     ],

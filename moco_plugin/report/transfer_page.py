@@ -1,0 +1,177 @@
+"""The page of all results in a folder: transfer experiments beside the papers' numbers, and evaluations."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from moco_plugin.errors import UserError
+from moco_plugin.files import atomic_path
+from moco_plugin.report.curves import lines_chart
+from moco_plugin.report.detections import MIN_SCORE
+from moco_plugin.report.evaluation_page import add_evaluations
+from moco_plugin.report.evaluation_results import read_evaluations
+from moco_plugin.report.page import Html, Page
+from moco_plugin.report.pictures import grid, panel, picture
+from moco_plugin.report.transfer_table import read_transfers, run_name, transfer_table
+from moco_plugin.tasks import TASKS, Task
+
+Run = tuple[Path, dict[str, Any]]  # its folder and its results.json
+SIDE = 640  # pixels of a drawn prediction, at most
+SHOWN = 4  # images
+
+
+def write_report(folder: str | Path, html: str | Path) -> str:
+    """Writes one self-contained page of all results below a folder.
+
+    Args:
+        folder: Where runs of tools/transfer.py and JSON files of tools/evaluate.py lie, at any depth.
+        html: The page.
+
+    Returns:
+        The tables in plain text.
+
+    Raises:
+        UserError: No result is there.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder} is no folder; expected one with results of tools/transfer.py or evaluate.py"
+        )
+    transfers, evaluations = read_transfers(folder), _evaluations(folder)
+    if not transfers and not evaluations:
+        raise UserError(
+            f"{folder} holds no results; expected those of tools/transfer.py, or of tools/evaluate.py --out"
+        )
+    counts = []
+    if transfers:
+        tasks = len({run["task"] for _, run in transfers})
+        counts.append(f"{_plural(len(transfers), 'transfer run')} of {_plural(tasks, 'task')}")
+    if evaluations:
+        counts.append(_plural(len(evaluations), "evaluation"))
+    page = Page("Results beside the papers'", f"{' and '.join(counts)} in {folder}.")
+    texts = []
+    for name, task in TASKS.items():
+        if runs := [run for run in transfers if run[1]["task"] == name]:
+            texts.append(_add_task(page, task, runs))
+    if evaluations:
+        texts.append(add_evaluations(page, evaluations))
+    if transfers:
+        _add_making(page, transfers)
+    with atomic_path(html) as temporary:
+        temporary.write_text(page.html(), encoding="utf-8")
+    return "\n\n".join(texts)
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    try:
+        return read_evaluations(folder)
+    except UserError:  # none
+        return []
+
+
+def _add_task(page: Page, task: Task, runs: Sequence[Run]) -> str:
+    """Adds a task's table, curves and pictures; returns the table in plain text."""
+    table = transfer_table(task, [result for _, result in runs])
+    page.section(task.title)
+    page.table(table)
+    names = _names(runs)
+    curves = {name: _loss(*run) for name, run in zip(names, runs, strict=True)}
+    if curves := {name: curve for name, curve in curves.items() if curve[0]}:
+        alt = "Line chart: the training loss of " + ", ".join(
+            f"{name} goes from {losses[0]:.2f} to {losses[-1]:.2f}" for name, (_, losses) in curves.items()
+        )
+        page.figure(
+            grid([lines_chart(curves, "training loss", alt)], "small"),
+            "The sum of all losses over iterations, as detectron2 logs it: the mean over the trials.",
+        )
+    if shown := _predictions(names, runs):
+        page.figure(
+            shown,
+            "The first test images: what is in them, and what the model of the first trial finds, detections of score "
+            f"{MIN_SCORE} or more.",
+        )
+    return f"{task.title}\n{table.caption}\n\n{table.text()}"
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Returns a name of each run, with its folder where two would be called the same."""
+    names = [run_name(result) for _, result in runs]
+    return [
+        f"{name} ({folder.name})" if names.count(name) > 1 else name
+        for name, (folder, _) in zip(names, runs, strict=True)
+    ]
+
+
+def _loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]:
+    """Returns the iterations that all trials have logged, and the mean loss of the trials there."""
+    logs = [
+        log for trial in result["trials"] if (log := _read_log(folder / trial["folder"] / "metrics.json"))
+    ]
+    steps = sorted(set.intersection(*map(set, logs))) if logs else []
+    return steps, [statistics.fmean(log[step] for log in logs) for step in steps]
+
+
+def _read_log(path: Path) -> dict[int, float]:
+    """Returns the losses of detectron2's log by iteration; what was trained twice, after a resume, as it was last."""
+    losses = {}
+    try:
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            if "total_loss" in row:
+                losses[int(row["iteration"])] = float(row["total_loss"])
+    except (OSError, ValueError, TypeError, KeyError):  # the table stands without a curve
+        return {}
+    return losses
+
+
+def _predictions(names: Sequence[str], runs: Sequence[Run]) -> Html | None:
+    """Returns a row an image: the truth, and what each run predicts; None where nothing was drawn."""
+    drawn = {name: folder / "predictions" for name, (folder, _) in zip(names, runs, strict=True)}
+    drawn = {name: folder for name, folder in drawn.items() if folder.is_dir()}
+    panels = []
+    truths = {path.name: path for folder in drawn.values() for path in sorted(folder.glob("*_truth.png"))}
+    for number, path in enumerate(list(truths.values())[:SHOWN], start=1):
+        panels.append(panel("Ground truth", _picture(path, f"Image {number} and what is in it"), ""))
+        for name, folder in drawn.items():
+            found = folder / path.name.replace("_truth.png", ".png")
+            if found.is_file():
+                panels.append(panel(name, _picture(found, f"Image {number}, predictions of {name}"), ""))
+    return grid(panels, "medium") if panels else None
+
+
+def _picture(path: Path, alt: str) -> Html:
+    try:
+        with Image.open(path) as image:
+            small = image.convert("RGB")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read as a picture; remove it, or the folder it is in") from error
+    small.thumbnail((SIDE, SIDE))
+    return picture(small, alt, "JPEG")
+
+
+def _add_making(page: Page, runs: Sequence[Run]) -> None:
+    page.section("What was trained")
+    lines = {}
+    for folder, result in runs:
+        solver = result["settings"]["SOLVER"]
+        weights = (
+            f"{result['weights']}, SHA-256 {result['weights_sha256']}" if result["weights"] else "random"
+        )
+        lines[str(folder)] = (
+            f"{result['config']}; weights: {weights}; {solver['IMS_PER_BATCH']} images per batch, learning rate "
+            f"{solver['BASE_LR']:g}, {solver['MAX_ITER']} iterations"
+        )
+    page.settings(lines)
+    versions = sorted({f"{name} {value}" for _, run in runs for name, value in run["versions"].items()})
+    page.text(f"Versions: {', '.join(versions)}.")

@@ -1,0 +1,133 @@
+"""Transfer experiments as tables: the papers' rows, and below each what was measured here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moco_plugin.report.evaluation_results import METHODS, NONE
+from moco_plugin.report.tables import Table
+from moco_plugin.tasks import TASKS, Published, Task
+
+KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the results.json of a transfer run has
+
+
+def read_transfers(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """Returns folder and ``results.json`` of each transfer run with a finished trial, at any depth of a folder."""
+    found = []
+    for path in sorted(folder.rglob("results.json")):
+        try:
+            result = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if (
+            isinstance(result, dict)
+            and result.keys() >= KEYS
+            and result["task"] in TASKS
+            and result["trials"]
+        ):
+            found.append((path.parent, result))
+    return found
+
+
+def list_tasks() -> str:
+    """Returns all tasks in plain text: what they are, their data sets and configs, and the papers' numbers."""
+    width = max(len(config) for task in TASKS.values() for config in task.configs.values())
+    lines = []
+    for task in TASKS.values():
+        lines += ["", f"{task.name}: {task.title}", f"  data sets  {', '.join(task.datasets)}"]
+        for init, config in task.configs.items():
+            rows = [row for row in task.published if row.init == init]
+            lines.append(f"  {init:<10} {config:<{width}}  {'; '.join(map(_short, rows))}".rstrip())
+        if task.published:
+            lines.append(f"  {'papers':<10} {' / '.join(metric.name for metric in task.metrics)}, in percent")
+    return "\n".join(lines[1:])
+
+
+def _short(row: Published) -> str:
+    name = row.name.removeprefix("MoCo ") if row.init == "moco" else ""
+    return f"{name} {' / '.join(map(_number, row.values))}".lstrip()
+
+
+def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
+    """Returns a task's table: each of the papers' rows, and below it the runs from the same kind of weights.
+
+    Args:
+        task: The experiment.
+        results: What ``results.json`` of its runs hold; mean ± sample standard deviation over the trials is shown.
+    """
+    left, rows = list(results), []
+    changed: list[str] = []
+    for published in (*task.published, None):
+        if published is not None:
+            rows.append((published.name, "paper", *map(_number, published.values), "", ""))
+        for result in [result for result in left if match(task, result) is published]:
+            left.remove(result)
+            name = run_name(result) if published is None else published.name
+            if text := changes(result):
+                changed.append(f"[{len(changed) + 1}] {text}")
+            rows.append((name, "here", *_measured(task, result), f"[{len(changed)}]" if text else ""))
+    columns = ("initialisation", "from", *(metric.name for metric in task.metrics), "trials", "changed")
+    sentences = [
+        "In percent; here: mean ± sample standard deviation over trials.",
+        task.note,
+    ]
+    if changed:
+        sentences.append(f"Changed settings: {'; '.join(changed)}.")
+    return Table(columns, rows, " ".join(filter(None, sentences)))
+
+
+def match(task: Task, result: Mapping[str, Any]) -> Published | None:
+    """Returns the papers' row that a run repeats, as far as its weights say; of MoCo's, method and epochs must fit."""
+    pretraining = result.get("pretraining") or {}
+    for row in task.published:
+        if row.init != result["init"]:
+            continue
+        method = METHODS.get(str(pretraining.get("method")))
+        if row.init != "moco" or (METHODS[row.method], row.epochs) == (method, pretraining.get("epoch")):
+            return row
+    return None
+
+
+def run_name(result: Mapping[str, Any]) -> str:
+    """Returns a short name of the weights that a run started from."""
+    if result["init"] == "random":
+        return "random"
+    pretraining = result.get("pretraining") or {}
+    if result["init"] == "supervised":
+        return "supervised"
+    method = METHODS.get(str(pretraining.get("method")))
+    if method is None:
+        return f"MoCo: {Path(result['weights']).name}"
+    epochs = pretraining.get("epoch", -1)
+    architecture = pretraining.get("architecture")
+    return ", ".join(
+        [
+            method + (f" {architecture}" if architecture else ""),
+            *([f"{epochs} epoch{'s' * (epochs > 1)}"] if epochs is not None and epochs > 0 else []),
+        ]
+    )
+
+
+def changes(result: Mapping[str, Any]) -> str:
+    """Returns how a run's settings differ from the config's, or an empty string."""
+    overrides: Sequence[str] = result.get("overrides") or ()
+    pairs = [f"{key} {value}" for key, value in zip(overrides[::2], overrides[1::2], strict=False)]
+    batch = result.get("images_per_batch")
+    return ", ".join([f"{batch} images per batch"] * bool(batch) + pairs)
+
+
+def _measured(task: Task, result: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the cells of a run's metrics and of its number of trials."""
+    cells = []
+    for metric in task.metrics:
+        mean, std = (result.get(kind, {}).get(metric.path) for kind in ("mean", "std"))
+        cells.append(NONE if mean is None else f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}"))
+    finished, wanted = len(result["trials"]), result.get("requested_trials") or 0
+    return (*cells, f"{finished} of {wanted}" if finished < wanted else str(finished))
+
+
+def _number(value: float | None) -> str:
+    return NONE if value is None else f"{value:.1f}"

@@ -1,0 +1,120 @@
+"""The weights that a transfer experiment starts from: found, converted if need be, and tried before training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+
+from moco_plugin.checkpoints.names import is_released, resolve
+from moco_plugin.convert import convert_file
+from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import sha256
+from moco_plugin.transfer.compat import fit_device
+from moco_plugin.transfer.weights import load_weights, read_file
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """Weights as they were given.
+
+    Attributes:
+        given: Path, address or name; empty for none.
+        path: The file on this machine; None for none.
+        sha256: Of the file; empty for none.
+    """
+
+    given: str
+    path: Path | None
+    sha256: str
+
+    def detectron2_file(self, out: Path, machine_rank: int = 0) -> str:
+        """Returns the path for ``MODEL.WEIGHTS``; a checkpoint is converted into ``out`` first, with proof.
+
+        Args:
+            out: Folder of the run.
+            machine_rank: Each machine converts for itself, so that none waits for another.
+
+        Raises:
+            UserError: It cannot be converted.
+        """
+        if self.path is None:
+            return ""
+        if self.path.suffix == ".pkl":
+            return str(self.path.resolve())
+        name = f"weights_{machine_rank}.pkl" if machine_rank else "weights.pkl"
+        converted = (out / name).resolve()
+        if not converted.is_file() or _source(converted) != self.sha256:
+            convert_file(self.path, converted, "detectron2", overwrite=True)
+        return str(converted)
+
+
+def _source(path: Path) -> str:
+    try:
+        return str((read_file(str(path)).get("moco_plugin") or {}).get("source_sha256"))
+    except UserError:
+        return ""
+
+
+def find_weights(init: str, weights: str | None, default: str) -> InitialWeights:
+    """Finds the file that weights stand for, fetching what has an address or a released checkpoint's name.
+
+    Args:
+        init: "random", "supervised" or "moco".
+        weights: A path, an address that detectron2 knows, or a name; None for ``default``.
+        default: ``MODEL.WEIGHTS`` of the config.
+
+    Raises:
+        UsageError: Weights for a random start, or none for MoCo's.
+        UserError: There is no such file, or it cannot be fetched.
+    """
+    if init == "random":
+        if weights:
+            raise UsageError(
+                f"--init random starts without weights, and --weights is {weights}; leave one out"
+            )
+        return InitialWeights("", None, "")
+    if not weights and init == "moco":
+        raise UsageError(
+            "--init moco starts from weights; pass --weights CHECKPOINT, or --init random or supervised"
+        )
+    given = weights or default
+    if is_released(given):
+        path = resolve(given)
+    elif "://" in given:
+        try:
+            path = Path(PathManager.get_local_path(given))
+        except Exception as error:  # whatever a download may raise
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"weights {given} cannot be fetched ({reason}); get the file elsewhere and pass --weights FILE"
+            ) from error
+    else:
+        path = resolve(given)
+    if not path.is_file():
+        raise UserError(f"weights {given}: no such file; check --weights")
+    return InitialWeights(given, path, sha256(path))
+
+
+def check_weights(cfg: CfgNode) -> dict[str, Any]:
+    """Builds the model and loads ``MODEL.WEIGHTS`` on the CPU, as every trial will.
+
+    Returns:
+        What a converter of ours wrote into the file of where the weights come from, without its proof.
+
+    Raises:
+        UserError: The weights contradict the config, or leave the backbone random in part.
+    """
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "cpu"
+    fit_device(cfg)
+    load_weights(build_model(cfg), cfg.MODEL.WEIGHTS, cfg=cfg)
+    content = read_file(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else {}
+    details = content.get("moco_plugin")
+    return (
+        {key: value for key, value in details.items() if key != "proof"} if isinstance(details, dict) else {}
+    )

@@ -1,0 +1,328 @@
+"""Runs a transfer experiment as the papers do: several trials from the same weights, their mean and spread."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+
+import moco_plugin
+from moco_plugin.errors import Stopped, UsageError, UserError
+from moco_plugin.files import write_json
+from moco_plugin.report.files import read_json
+from moco_plugin.report.transfer_table import transfer_table
+from moco_plugin.tasks import Task
+from moco_plugin.transfer.class_count import check_class_count
+from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.initial_weights import check_weights, find_weights
+from moco_plugin.transfer.scaling import scale_to_batch
+from moco_plugin.transfer.trainer import RESULTS, load_config
+
+OWN = ("OUTPUT_DIR", "SEED")  # config keys that the runner sets
+
+
+@dataclass
+class Machines:
+    """Where the trials run: detectron2's launcher takes these."""
+
+    gpus: int
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str | None = None
+
+    @property
+    def processes(self) -> int:
+        """Training processes on all machines."""
+        return self.gpus * self.num_machines
+
+    def arguments(self) -> list[str]:
+        """Returns them for the command line of train_net."""
+        arguments = ["--num-gpus", str(self.gpus)]
+        if self.num_machines > 1:
+            arguments += ["--num-machines", str(self.num_machines), "--machine-rank", str(self.machine_rank)]
+        return arguments + (["--dist-url", self.dist_url] if self.dist_url else [])
+
+
+def default_gpus() -> int:
+    """Returns the number of GPUs here; 1, which is the CPU, where there are none."""
+    return max(1, torch.cuda.device_count())
+
+
+def run_trials(
+    task: Task,
+    init: str,
+    weights: str | None,
+    out: str | Path,
+    *,
+    trials: int,
+    machines: Machines,
+    images_per_batch: int | None = None,
+    overrides: Sequence[str] = (),
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Trains and evaluates the trials that are not finished yet, and prints the result beside the papers'.
+
+    Everything that can be wrong is checked before the first trial. Trial n has the seed n and the folder
+    ``trial_n``; it goes on from its last checkpoint where it was cut off. ``results.json`` is written anew after
+    each trial. Several machines need to share the folder, as detectron2 wants it.
+
+    Args:
+        task: The experiment.
+        init: "random", "supervised" or "moco": the config.
+        weights: A checkpoint that ``convert_to_d2`` reads, a released one's name, or a detectron2 ``.pkl``; None
+            takes those that the config names.
+        out: Folder for everything.
+        trials: How many there are to be.
+        machines: Where they run.
+        images_per_batch: Scales learning rate, warm-up, drops and length to it; None leaves them.
+        overrides: ``KEY VALUE`` pairs for the config, taken as they are, after scaling.
+        overwrite: Throw away the trials that the folder holds.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        UsageError: Arguments that cannot be right, or a folder with trials of other settings.
+        UserError: Data sets or weights that are not there or do not fit, or a trial that failed.
+    """
+    out = Path(out).expanduser()
+    if trials < 1:
+        raise UsageError(f"--trials is {trials}; expected 1 or more")
+    _check_overrides(overrides)
+    config = task.config(init)
+    scaled, sentence = scale_to_batch(load_config(config, []), images_per_batch, overrides)
+    cfg = load_config(config, [*scaled, *overrides])
+    _check_batch(cfg, machines)
+    datasets = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
+    for name in datasets:
+        require_dataset(name)
+    check_class_count(cfg, datasets)
+    found = find_weights(init, weights, cfg.MODEL.WEIGHTS)
+    record = _record(task, init, config, cfg, overrides, images_per_batch)
+    record |= {"weights": found.given, "weights_sha256": found.sha256}
+    earlier = _earlier(out, record, overwrite, machines)
+    cfg.MODEL.WEIGHTS = found.detectron2_file(out, machines.machine_rank)
+    record["pretraining"] = check_weights(cfg)
+    record |= {"requested_trials": trials, "trials": earlier}
+    if sentence:
+        print(sentence, flush=True)
+
+    done = {trial["trial"] for trial in earlier}
+    for number in range(1, trials + 1):
+        if number in done:
+            print(f"trial {number} of {trials}: finished earlier ({out / f'trial_{number}'})", flush=True)
+            continue
+        if not machines.machine_rank:
+            _write(out, record)
+        folder = out / f"trial_{number}"
+        settings = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "SEED", str(number), "OUTPUT_DIR", str(folder)]
+        command = ["--config-file", config, "--resume", *machines.arguments(), *scaled, *overrides, *settings]
+        print(f"trial {number} of {trials}: moco-train-net {shlex.join(command)}", flush=True)
+        if code := _train(command):
+            raise UserError(
+                f"trial {number} stopped with exit code {code}, its message is above; the same command goes on from "
+                "its last checkpoint"
+            )
+        if not machines.machine_rank:
+            record["trials"].append(_read_trial(folder, number, machines))
+            record["trials"].sort(key=lambda trial: int(trial["trial"]))
+            _write(out, record)
+    if not machines.machine_rank:
+        _write(out, record)  # even if no trial was left: another number of them may be asked for
+        _draw_examples(out, record)
+        table = transfer_table(task, [record])
+        print(f"\n{task.title}\n{table.caption}\n\n{table.text()}\n\nwritten: {out / RESULTS}")
+    return record
+
+
+def _check_overrides(overrides: Sequence[str]) -> None:
+    for key in overrides[::2]:
+        if key.startswith("--"):
+            raise UsageError(f"{key} comes after KEY VALUE pairs; put options first")
+        if key in (*OWN, "MODEL.WEIGHTS"):
+            option = {"OUTPUT_DIR": "--out", "MODEL.WEIGHTS": "--weights"}.get(key, "--trials")
+            raise UsageError(f"{key} is set by the runner; give {option} in its place")
+
+
+def _check_batch(cfg: CfgNode, machines: Machines) -> None:
+    """Raises UsageError unless there are the GPUs, and the batch can be spread over them evenly."""
+    if not 1 <= machines.gpus <= default_gpus():
+        raise UsageError(
+            f"--gpus is {machines.gpus}, and there are {torch.cuda.device_count()} GPUs here; expected 1"
+            + (f" to {default_gpus()}" if default_gpus() > 1 else "")
+        )
+    if machines.num_machines > 1 and not machines.dist_url:
+        raise UsageError(
+            "several machines need --dist-url, such as tcp://10.0.0.1:29500 of the first of them"
+        )
+    if machines.num_machines < 1 or not 0 <= machines.machine_rank < machines.num_machines:
+        raise UsageError(
+            f"--machine-rank is {machines.machine_rank} of --num-machines {machines.num_machines}; expected "
+            "0 for the first machine to one less than their number for the last"
+        )
+    batch, processes = cfg.SOLVER.IMS_PER_BATCH, machines.processes
+    if batch < 1:
+        raise UsageError(f"SOLVER.IMS_PER_BATCH is {batch}; expected 1 or more images per batch")
+    if batch % processes:
+        raise UsageError(
+            f"{batch} images per batch cannot be spread evenly over {processes} processes; pass --gpus or "
+            "--images-per-batch so that one divides the other"
+        )
+
+
+def _record(
+    task: Task, init: str, config: str, cfg: CfgNode, overrides: Sequence[str], images_per_batch: int | None
+) -> dict[str, Any]:
+    """Returns what ``results.json`` says of a run before its first trial."""
+    settings = _plain(cfg)
+    for key in OWN:
+        del settings[key]
+    del settings["MODEL"]["WEIGHTS"], settings["MODEL"]["DEVICE"]
+    return {
+        "task": task.name,
+        "init": init,
+        "config": config,
+        "overrides": list(overrides),
+        "images_per_batch": images_per_batch,
+        "settings": settings,
+        "versions": {
+            "moco_plugin": moco_plugin.__version__,
+            "torch": torch.__version__,
+            "detectron2": str(detectron2.__version__),
+        },
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turns a config into what JSON holds."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machines) -> list[dict[str, Any]]:
+    """Returns the finished trials that the folder holds, having checked that they are of the same experiment.
+
+    Raises:
+        UsageError: They are not, or the folder holds something else.
+    """
+    path = out / RESULTS
+    folders = sorted(out.glob("trial_*"))
+    if overwrite:
+        if not machines.machine_rank:  # the folder is shared
+            for folder in (*folders, out / "predictions"):
+                shutil.rmtree(folder, ignore_errors=True)
+            path.unlink(missing_ok=True)
+        return []
+    if not path.exists():
+        if folders:
+            raise UsageError(
+                f"{out} holds {folders[0].name} but no {RESULTS}; pass --overwrite or another --out"
+            )
+        return []
+    earlier = read_json(path)
+    if not isinstance(earlier, dict) or not isinstance(earlier.get("trials"), list):
+        raise UsageError(f"{path} is not of a transfer run and was kept; choose another --out")
+    for key in ("task", "init", "weights_sha256", "settings"):
+        if difference := _difference(earlier.get(key), record[key], key):
+            name, before, now = difference
+            raise UsageError(
+                f"{out} holds trials with {name.removeprefix('settings.')} {before}, and this command has {now}; "
+                "pass --overwrite to throw them away, or another --out"
+            )
+    return [trial for trial in earlier["trials"] if isinstance(trial, dict)]
+
+
+def _difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
+    """Returns the first key whose values differ, and both of them."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            if found := _difference(before.get(key), now.get(key), f"{name}.{key}"):
+                return found
+        return None
+    return None if before == now else (name, before, now)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    """Runs train_net in a process of its own, so that no trial leaves anything to the next; returns its exit code.
+
+    Raises:
+        Stopped: By SIGTERM, which takes the trial along.
+    """
+    received: list[int] = []
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in processes:
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with subprocess.Popen([sys.executable, "-m", "moco_plugin.tools.train_net", *arguments]) as process:
+            processes.append(process)
+            if received:  # before there was a process
+                process.terminate()
+            try:
+                code = process.wait()
+            except BaseException:  # Ctrl-C
+                process.kill()
+                raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    if received:
+        raise Stopped("stopped; the same command goes on from the trial's last checkpoint", received[0])
+    return code
+
+
+def _read_trial(folder: Path, number: int, machines: Machines) -> dict[str, Any]:
+    """Returns what a trial measured; its metrics are those of the first test set, as ``group/metric``."""
+    results = read_json(folder / RESULTS)
+    first = next(iter(results.values()))
+    metrics = {f"{group}/{key}": value for group, values in first.items() for key, value in values.items()}
+    return {
+        "trial": number,
+        "seed": number,
+        "folder": folder.name,
+        "processes": machines.processes,
+        "metrics": metrics,
+    }
+
+
+def _write(out: Path, record: dict[str, Any]) -> None:
+    """Writes ``results.json`` with mean and sample standard deviation of each metric over the finished trials."""
+    trials = [trial["metrics"] for trial in record["trials"]]
+    names = [name for name in trials[0] if all(name in trial for trial in trials)] if trials else []
+    mean: dict[str, float | None] = {}
+    std: dict[str, float | None] = {}
+    for name in names:
+        values = [trial[name] for trial in trials]
+        known = None not in values  # detectron2 has no number where nothing was found
+        mean[name] = statistics.fmean(values) if known else None
+        std[name] = statistics.stdev(values) if known and len(values) > 1 else None
+    record |= {"mean": mean, "std": std}
+    write_json(out / RESULTS, record)
+
+
+def _draw_examples(out: Path, record: dict[str, Any]) -> None:
+    """Draws the first trial's predictions for a few test images, unless they are drawn."""
+    if not record["trials"] or (out / "predictions").exists():
+        return
+    from moco_plugin.transfer.examples import draw_examples
+
+    try:
+        draw_examples(out / record["trials"][0]["folder"], out / "predictions")
+    except UserError as error:  # the numbers are there, whatever becomes of the pictures
+        print(f"no predictions were drawn: {error}")

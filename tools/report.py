@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Gathers the results in a folder into the papers' tables, ours beside theirs, and a page with curves and pictures."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_plugin.errors import UsageError, command
+from moco_plugin.files import check_output
+
+EXAMPLES = """examples:
+  %(prog)s runs/transfer
+  %(prog)s runs --out results.html
+
+Found at any depth: runs of tools/transfer.py, and JSON files that tools/evaluate.py --out wrote."""
+
+
+@command
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Parses the command line, prints the tables and writes the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the results lie")
+    parser.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
+    parser.add_argument("--overwrite", action="store_true", help="replace a page that is there")
+    args = parser.parse_args(argv)
+    out = args.out or args.folder / "report.html"
+    if out.suffix != ".html":
+        raise UsageError(f"--out {out} does not end in .html, as a page does")
+
+    check_output(out, args.overwrite)
+    from moco_plugin.report.transfer_page import write_report
+
+    print(write_report(args.folder, out))
+    print(f"\nthe page, with curves and pictures: {out.resolve()}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
