@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from PIL import ImageFile
 
 from tests.processes import Tool, run_tool
 
@@ -24,6 +25,12 @@ TINY = [
     "method_args.queue_size=64", "method_args.dim=16", "schedule.epochs=2", "trainer.log_every_n_steps=1",
     f"knn.train={TRAIN}[0:100]", f"knn.test={TEST}[0:50]",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def broken_off_images_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Pillow has it; LightlyTrain changes that for the whole process as soon as it is imported."""
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from moco_plugin.data.idx import load_idx_images
 from moco_plugin.data.tiny_datasets import make_tiny_datasets
@@ -18,6 +19,15 @@ if importlib.util.find_spec("detectron2") is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     import moco_plugin.transfer  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tests run side by side, and precise batch norm and its like would each take all cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -219,14 +218,6 @@ def test_semantic_segmentation_is_the_papers(experiment: str, expected: dict[str
     assert cfg.INPUT.MIN_SIZE_TEST == 0  # no resizing
     for key, (_, value) in TUNED.items():
         assert flat(cfg)[key] == value
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,14 +41,6 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     register_scenes(root / "scenes", "toy")
     return root
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_mask_rcnn_through_the_tool_and_resumed(datasets: Path, tmp_path: Path, tool: Tool) -> None:
