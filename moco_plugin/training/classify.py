@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import signal
 import tempfile
@@ -19,7 +18,7 @@ from torch.utils.data import DataLoader, Subset
 from moco_plugin.checkpoints.read import load_file, read_checkpoint
 from moco_plugin.data.images import ImageSet, LabelledImages
 from moco_plugin.data.views import evaluation_transform
-from moco_plugin.errors import Stopped, UsageError, UserError, nearest
+from moco_plugin.errors import Stopped, UsageError, UserError
 from moco_plugin.evaluation.fast import draw_labels
 from moco_plugin.evaluation.features import keep_whole
 from moco_plugin.evaluation.protocols import (
@@ -39,6 +38,7 @@ from moco_plugin.training.classifier import (
     weights_digest,
 )
 from moco_plugin.training.logs import CSVLog
+from moco_plugin.training.run import check_trainer_keys
 
 # settings that a resumed run may give other values
 MAY_CHANGE = ("trainer", "save_every")
@@ -67,12 +67,7 @@ def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
 
 def _evaluate(args: Namespace, task: str, name: str, config: ClassificationConfig) -> dict[str, Any]:
     """Trains and tests; with ``--out FILE.json`` the folder ``FILE_run`` beside it gets checkpoint and log."""
-    parameters = inspect.signature(pl.Trainer).parameters
-    for key in config.trainer:
-        if key not in parameters:
-            raise UsageError(
-                f"unknown key trainer.{key}; it is no argument of Lightning's Trainer{nearest(key, parameters)}"
-            )
+    check_trainer_keys(config.trainer)
     if config.schedule.interval not in ("epoch", "step") or config.schedule.steps:
         raise UsageError(
             f"schedule.interval is {config.schedule.interval} and schedule.steps {config.schedule.steps}; "

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,6 +91,16 @@ def _check_same_config(path: Path, config: PretrainConfig) -> None:
         )
 
 
+def check_trainer_keys(given: Iterable[str]) -> None:
+    """Raises UsageError if one of the ``trainer.KEY`` is no argument of Lightning's Trainer."""
+    parameters = inspect.signature(pl.Trainer).parameters
+    for key in given:
+        if key not in parameters:
+            raise UsageError(
+                f"unknown key trainer.{key}; it is no argument of Lightning's Trainer{nearest(key, parameters)}"
+            )
+
+
 def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     """Trains as the config says, or goes on with the run that its ``out`` folder holds.
 
@@ -121,12 +132,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False) -> Path:
     ):
         raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
 
-    parameters = inspect.signature(pl.Trainer).parameters
-    for key in config.trainer:
-        if key not in parameters:
-            raise UsageError(
-                f"unknown key trainer.{key}; it is no argument of Lightning's Trainer{nearest(key, parameters)}"
-            )
+    check_trainer_keys(config.trainer)
     pl.seed_everything(config.seed, verbose=False)
     images = ImageSet(config.data.root)
     batches = len(images) // config.data.batch_size  # an epoch's

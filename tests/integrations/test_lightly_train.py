@@ -424,7 +424,7 @@ def test_two_processes_hold_the_same_queue(photos: Path, tmp_path: Path, tool: C
         repr({**TINY, "devices": 2, "precision": "bf16-mixed"}),
         processes=2,
     )
-    one, two = (torch.load(tmp_path / f"out.{rank}.pt") for rank in range(2))
+    one, two = (torch.load(tmp_path / f"out.{rank}.pt", weights_only=True) for rank in range(2))
     assert one["queue.filled"] == 48
     for name in ("queue.keys", "queue.pointer", "encoder_q.head.weight", "encoder_k.head.weight"):
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
