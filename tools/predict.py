@@ -32,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--threshold", type=float, default=0.5, help="smallest score that is drawn (default: %(default)s)"
     )
     parser.add_argument(
-        "--opts", nargs=2, action="append", default=[], metavar=("KEY", "VALUE"), help="change the config"
+        "--opts",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="KEY VALUE",
+        help="change the config; the last option",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
     args = parser.parse_args(argv)
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         args.images,
         args.out,
         threshold=args.threshold,
-        overrides=[word for pair in args.opts for word in pair],
+        overrides=args.opts,
         overwrite=args.overwrite,
     )
     print(f"{len(pictures)} drawn into {args.out}")

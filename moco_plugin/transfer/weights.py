@@ -207,6 +207,6 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
         first = ", ".join(coverage.missing[:3]) + (", ..." if len(coverage.missing) > 3 else "")
         raise UserError(
             f"{coverage}; not filled and so random: {first}; {ADVICE}, choose the config that fits it, "
-            "or pass --allow-partial"
+            "or pass train_net's --allow-partial"
         )
     return coverage

@@ -138,7 +138,7 @@ def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         ([*good, "--weights", str(tmp_path / "none.pth"), image], "does not exist"),
         ([*good, "--weights", str(tmp_path / "backbone.pth"), image], "of the model's tensors random, "),
         ([*good, "--weights", "", image], "an empty --weights leaves"),
-        ([*good, "--opts", "MODEL.NONE", "1", image], "config override is wrong"),
+        ([*good, image, "--opts", "MODEL.NONE", "1"], "config override is wrong"),
     ):
         assert main(arguments) in (1, 2)
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
