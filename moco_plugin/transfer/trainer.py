@@ -16,6 +16,7 @@ from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import setup_logger
 
+from moco_plugin.checkpoints.names import is_released
 from moco_plugin.config import find_config
 from moco_plugin.errors import UsageError, nearest
 from moco_plugin.files import write_json
@@ -23,6 +24,7 @@ from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.compat import fit_device
 from moco_plugin.transfer.datasets import build_evaluator, require_dataset
 from moco_plugin.transfer.densepose import add_densepose_config, densepose_trainer, wants_densepose
+from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.weights import load_weights, read_file
 
@@ -176,6 +178,9 @@ def prepare(args: argparse.Namespace) -> CfgNode:
             for path in output.glob(pattern):
                 path.unlink()
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=args.machine_rank, name="moco_plugin")
+    if is_released(cfg.MODEL.WEIGHTS):  # by name: fetched, and converted into the run's folder
+        weights = find_weights("moco", cfg.MODEL.WEIGHTS, "")
+        cfg.MODEL.WEIGHTS = weights.detectron2_file(output, args.machine_rank)
     fit_device(cfg)
     cfg.freeze()
     return cfg

@@ -11,12 +11,15 @@ from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
 from moco_plugin.tools.train_net import main
 
-from moco_plugin.checkpoints.zoo_pickle import save_zoo_pickle
+from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.config import find_config
 from moco_plugin.data.idx import load_idx_images
 from moco_plugin.data.scenes import make_scenes
+from moco_plugin.files import sha256
+from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.datasets import register_scenes
 from moco_plugin.transfer.resnet import make_resnet
+from tests.checkpoints.test_read import official
 from tests.conftest import TEST, TRAIN
 from tests.processes import Tool
 
@@ -110,6 +113,19 @@ def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> Non
     state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)["model"]
     assert state["roi_heads.res5.norm.running_mean"].shape == (256,)
     assert state["roi_heads.res5.norm.running_mean"].abs().max() > 0  # it was used
+
+
+def test_released_checkpoint_by_name_is_converted(
+    datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetched = tmp_path / "moco_v2_200ep_pretrain.pth.tar"
+    torch.save(official("resnet18", channels=[16, 32, 64, 128]), fetched)
+    monkeypatch.setattr(initial_weights, "resolve", lambda name: fetched)
+    out = tmp_path / "run"
+    overrides = [*TINY, *TOY, "DATASETS.TEST", "()", "MODEL.WEIGHTS", "moco_v2_200ep", "OUTPUT_DIR", str(out)]
+    assert main(["--config-file", f"{FPN}_moco", *overrides]) == 0
+    assert f"105 of 105 backbone tensors filled from {out}/weights.pkl" in (out / "log.txt").read_text()
+    assert load_zoo_pickle(out / "weights.pkl")["moco_plugin"]["source_sha256"] == sha256(fetched)
 
 
 @pytest.mark.parametrize("name", ["demo/scenes_R_18_FPN_quarter", "demo/scenes_R_18_FPN_quarter_moco"])
