@@ -25,10 +25,10 @@ class _QueueContrast(torch.autograd.Function):
         highest = positive.clone()  # N, the largest logit so far
         total = torch.ones_like(positive)  # N, sum of exp(logit - highest)
         mean_key = k.clone()  # N x C, sum of exp(logit - highest) * key
-        rank = torch.zeros_like(positive, dtype=torch.int64)  # N, negatives that beat the positive
+        rank = torch.zeros_like(positive, dtype=torch.int64)  # N, negatives as good as the positive or better
         for keys in queue.split(QUEUE_BLOCK):
             logits = q @ keys.T / temperature  # N x block
-            rank += (logits > positive[:, None]).sum(dim=1)
+            rank += (logits >= positive[:, None]).sum(dim=1)
             new_highest = torch.maximum(highest, logits.amax(dim=1))
             scale = (highest - new_highest).exp()
             weights = (logits - new_highest[:, None]).exp_()
@@ -59,7 +59,8 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
         temperature: T, above 0.
 
     Returns:
-        The loss per query (N) and the rank of the positive among the 1 + K keys (N, 0 is best).
+        The loss per query (N) and the rank of the positive among the 1 + K keys (N, 0 is best; behind its equals, so
+        that a collapsed network is not taken for a perfect one).
     """
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = q.float(), k.detach().float(), queue.float()
@@ -70,7 +71,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
         negatives = q @ queue.T.clone(memory_format=torch.contiguous_format)
         logits = torch.cat([positive, negatives], dim=1) / temperature
         loss = F.cross_entropy(logits, logits.new_zeros(len(q), dtype=torch.int64), reduction="none")
-        return loss, (logits.detach() > logits.detach()[:, :1]).sum(dim=1)
+        return loss, (logits.detach()[:, 1:] >= logits.detach()[:, :1]).sum(dim=1)
 
 
 def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
@@ -85,11 +86,11 @@ def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> t
         temperature: T, above 0.
 
     Returns:
-        The loss per query (N) and the rank of the positive among the M keys (N, 0 is best).
+        The loss per query (N) and the rank of the positive among the M keys (N, 0 is best, behind its equals).
     """
     with torch.autocast(q.device.type, enabled=False):
         logits = q.float() @ keys.detach().float().T / temperature  # N x M
         labels = torch.arange(first, first + len(q), device=q.device)
         loss = F.cross_entropy(logits, labels, reduction="none") * (2 * temperature)
         positive = logits.detach().gather(1, labels[:, None])
-        return loss, (logits.detach() > positive).sum(dim=1)
+        return loss, (logits.detach() >= positive).sum(dim=1) - 1  # itself

@@ -171,6 +171,14 @@ def test_metrics() -> None:
     assert loss < 1
 
 
+@pytest.mark.parametrize("block", [3, 1000])
+def test_a_collapsed_network_tells_no_key(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(contrast, "QUEUE_BLOCK", block)
+    same = F.one_hot(torch.zeros(8, dtype=torch.int64), 4).float()  # all vectors are one
+    assert (queue_contrast(same[:2], same[:2], same, 0.2)[1] == 8).all()  # behind all 8 negatives
+    assert (contrast.batch_contrast(same[:2], same, 2, 0.2)[1] == 7).all()
+
+
 def test_symmetric_loss_is_the_sum_of_both_directions() -> None:
     torch.manual_seed(0)
     model = MoCo(nn.Flatten(), 12, dim=4, queue_size=32, momentum=1.0)
