@@ -13,8 +13,7 @@ from pathlib import Path
 
 from moco_plugin.data.fashion_mnist import get_fashion_mnist
 from moco_plugin.errors import UserError
-from moco_plugin.files import atomic_path
-from moco_plugin.report.files import read_json
+from moco_plugin.files import atomic_path, read_json
 
 DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
 QUICK_PRETRAIN = [

@@ -61,6 +61,20 @@ def write_json(path: str | Path, value: Any) -> None:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """Returns what a JSON file holds.
+
+    Raises:
+        UserError: Nothing there, or no JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); run the stage that writes it") from error
+    except ValueError as error:
+        raise UserError(f"{path} is no JSON ({error}); run the stage that writes it again") from error
+
+
 def check_output(path: str | Path, overwrite: bool) -> Path:
     """Returns ``path``, or raises UsageError if something is there and ``overwrite`` is false."""
     path = Path(path)
@@ -71,8 +85,13 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 def sha256(path: str | Path) -> str:
     """Returns the SHA-256 of a file in hexadecimal."""
+    return file_digest(path, "sha256")
+
+
+def file_digest(path: str | Path, algorithm: str) -> str:
+    """Returns a file's digest in hexadecimal; ``algorithm`` is one of hashlib's, "md5" to find accidents alone."""
     with open(path, "rb") as file:
-        digest = hashlib.sha256()
+        digest = hashlib.new(algorithm, usedforsecurity=False)
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

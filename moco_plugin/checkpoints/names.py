@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import logging
 import os
@@ -17,6 +16,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_ca
 from tqdm import tqdm
 
 from moco_plugin.errors import UserError, nearest
+from moco_plugin.files import file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def resolve(path_or_name: str | Path) -> Path:
         if fetched:
             logger.warning("%s: its authors published no checksum, so it was not checked", name)
         return cached
-    found = _md5(cached)
+    found = file_digest(cached, "md5")
     if not found.startswith(released.md5):
         cached.unlink()
         raise UserError(
@@ -193,11 +193,3 @@ def _read(response: Any) -> bytes:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return digest.hexdigest()

@@ -189,6 +189,21 @@ class CorruptImages:
             )
 
 
+def first_whole(images: ImageSet, candidates: Iterable[int]) -> tuple[Image.Image, int, str]:
+    """Returns the first image that can be decoded, its number, and "" or the name of the first that cannot be.
+
+    Raises:
+        UserError: None of the candidates can be.
+    """
+    corrupt, count = "", 0
+    for index in candidates:
+        image = images.load(index)
+        if image is not None:
+            return image, index, corrupt
+        corrupt, count = corrupt or images.name(index), count + 1
+    raise UserError(f"none of the {count} images of {images.spec} can be decoded")
+
+
 class TrainImages(Dataset[tuple[Any, str]]):
     """Images for pre-training: (what ``transform`` makes of an image, "" or the name of a corrupt one).
 
@@ -205,14 +220,10 @@ class TrainImages(Dataset[tuple[Any, str]]):
         return len(self.images)
 
     def __getitem__(self, position: int) -> tuple[Any, str]:
-        index, corrupt = position % len(self), ""
-        for offset in range(len(self)):
-            image = self.images.load((index + offset) % len(self))
-            if image is not None:
-                with seeded(self.seed, position):
-                    return self.transform(image), corrupt
-            corrupt = corrupt or self.images.name(index)
-        raise UserError(f"none of the {len(self)} images of {self.images.spec} can be decoded")
+        candidates = ((position + offset) % len(self) for offset in range(len(self)))
+        image, _, corrupt = first_whole(self.images, candidates)
+        with seeded(self.seed, position):
+            return self.transform(image), corrupt
 
 
 class RawImages(Dataset[tuple[Tensor, str]]):

@@ -42,18 +42,24 @@ class Subject:
         )
 
 
-def read_subject(args: Namespace, image_size: int | None, crop_ratio: float | None = None) -> Subject:
+def read_subject(
+    args: Namespace,
+    image_size: int | None,
+    crop_ratio: float | None = None,
+    checkpoint: Checkpoint | None = None,
+) -> Subject:
     """Reads what ``--weights``, ``--encoder`` and ``--untrained`` name.
 
     Args:
         args: The command line.
         image_size: Side of the view in pixels; None for that of pre-training.
         crop_ratio: Of the view; None for that of pre-training.
+        checkpoint: What ``--weights`` names, if it has been read already.
 
     Raises:
         UsageError: The network does not take images of that size.
     """
-    checkpoint = read_checkpoint(args.weights, args.encoder)
+    checkpoint = checkpoint or read_checkpoint(args.weights, args.encoder)
     view = checkpoint.view
     view = replace(view, image_size=image_size or view.image_size, crop_ratio=crop_ratio or view.crop_ratio)
     backbone = checkpoint.untrained() if args.untrained else checkpoint.backbone

@@ -11,11 +11,10 @@ from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.config import PretrainConfig, load_config
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UserError
-from moco_plugin.files import atomic_path, write_json
+from moco_plugin.files import atomic_path, read_json, write_json
 from moco_plugin.report.curves import line_chart, read_curve
 from moco_plugin.report.demo_results import DETECTORS, DemoResults, read_results, run_folder
 from moco_plugin.report.detections import MIN_SCORE, Scene, detections_figure, read_scenes
-from moco_plugin.report.files import read_json
 from moco_plugin.report.neighbours import nearest_neighbours
 from moco_plugin.report.page import Fact, Page
 from moco_plugin.report.pairs import view_pairs

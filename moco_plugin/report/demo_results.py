@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_plugin.errors import UserError
-from moco_plugin.report.files import read_json
+from moco_plugin.files import read_json
 from moco_plugin.report.tables import Comparison
 
 DETECTORS = {"c4": "C4", "fpn": "FPN"}  # folder and name

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from moco_plugin.errors import UserError
-from moco_plugin.report.files import read_json
+from moco_plugin.files import read_json
 from moco_plugin.report.page import Html
 from moco_plugin.report.pictures import grid, panel, picture
 

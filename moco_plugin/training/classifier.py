@@ -14,14 +14,13 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from moco_plugin.data.images import CorruptImages, ImageSet
+from moco_plugin.data.images import CorruptImages, ImageSet, first_whole
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import EpochOrder, seed_of, seeded
-from moco_plugin.errors import UserError
 from moco_plugin.evaluation.features import View
 from moco_plugin.evaluation.probe import count_correct, scores
 from moco_plugin.evaluation.protocols import ClassificationConfig
-from moco_plugin.training.module import lr_schedule
+from moco_plugin.training.module import lr_schedule, with_schedule
 from moco_plugin.training.optimizers import build_optimizer
 
 
@@ -59,15 +58,10 @@ class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
         return len(self.indices)
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, str]:
-        corrupt = ""
-        for offset in range(len(self)):
-            index = self.indices[(position + offset) % len(self)]
-            image = self.images.load(index)
-            if image is not None:
-                with seeded(self.seed, position):
-                    return self.transform(image), int(self.labels[index]), corrupt
-            corrupt = corrupt or self.images.name(index)
-        raise UserError(f"none of the {len(self)} images of {self.images.spec} can be decoded")
+        candidates = (self.indices[(position + offset) % len(self)] for offset in range(len(self)))
+        image, index, corrupt = first_whole(self.images, candidates)
+        with seeded(self.seed, position):
+            return self.transform(image), int(self.labels[index]), corrupt
 
 
 class WholeEpochOrder(EpochOrder):
@@ -188,15 +182,7 @@ class ClassifierModule(pl.LightningModule):
         """The optimizer over what takes a gradient, and the learning rate's schedule."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = build_optimizer(self.config.optimizer, parameters, self.lr)
-        per_epoch = self.config.schedule.interval == "epoch"
-        total = self.config.schedule.epochs if per_epoch else self.total_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: self.schedule(min(done / total, 1.0))
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": self.config.schedule.interval},
-        }
+        return with_schedule(optimizer, self.config.schedule, self.schedule, self.total_steps)
 
 
 def weights_digest(module: nn.Module) -> str:

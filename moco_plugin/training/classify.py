@@ -15,7 +15,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch.utils.data import DataLoader, Subset
 
-from moco_plugin.checkpoints.read import load_file, read_checkpoint
+from moco_plugin.checkpoints.read import Checkpoint, load_file, read_checkpoint
 from moco_plugin.data.images import ImageSet, LabelledImages
 from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import Stopped, UsageError, UserError
@@ -46,8 +46,9 @@ MAY_CHANGE = ("trainer", "save_every")
 
 def evaluate_linear(args: Namespace) -> dict[str, Any]:
     """Measures with the arguments of ``tools/evaluate.py linear``; returns what the JSON holds."""
-    name = args.protocol or linear_protocol(read_checkpoint(args.weights, args.encoder))
-    return _evaluate(args, "linear", name, load_protocol("linear", name, args.overrides))
+    checkpoint = None if args.protocol else read_checkpoint(args.weights, args.encoder)
+    name = linear_protocol(checkpoint) if checkpoint else args.protocol
+    return _evaluate(args, "linear", name, load_protocol("linear", name, args.overrides), checkpoint)
 
 
 def evaluate_finetune(args: Namespace) -> dict[str, Any]:
@@ -65,7 +66,9 @@ def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
     return lr * images / optimizer.reference_batch_size if optimizer.scale_lr else lr
 
 
-def _evaluate(args: Namespace, task: str, name: str, config: ClassificationConfig) -> dict[str, Any]:
+def _evaluate(
+    args: Namespace, task: str, name: str, config: ClassificationConfig, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
     """Trains and tests; with ``--out FILE.json`` the folder ``FILE_run`` beside it gets checkpoint and log."""
     check_trainer_keys(config.trainer)
     if config.schedule.interval not in ("epoch", "step") or config.schedule.steps:
@@ -78,7 +81,7 @@ def _evaluate(args: Namespace, task: str, name: str, config: ClassificationConfi
     train, test = read_sets(args)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(args.out).expanduser() if args.out else Path(folder) / "result.json"
-        subject = read_subject(args, config.data.image_size, config.data.crop_ratio)
+        subject = read_subject(args, config.data.image_size, config.data.crop_ratio, checkpoint)
         metrics = _fit(args, task, config, subject, train, test, out)
         if metrics is None:
             return {}

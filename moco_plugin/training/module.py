@@ -62,6 +62,30 @@ def _main_schedule(schedule: ScheduleConfig) -> Any:
     raise UsageError(f"unknown schedule.name {schedule.name!r}; known are cosine, step, constant")
 
 
+def with_schedule(
+    optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, factor: Any, total_steps: int
+) -> dict[str, Any]:
+    """Returns what configure_optimizers does: the optimizer, and its learning rate's schedule by epoch or by step.
+
+    Args:
+        optimizer: With the learning rate at the start.
+        schedule: Says the interval and the epochs.
+        factor: What ``lr_schedule`` made of it.
+        total_steps: Optimizer steps of the whole training.
+
+    Raises:
+        UsageError: Unknown interval.
+    """
+    if schedule.interval not in ("epoch", "step"):
+        raise UsageError(f"schedule.interval is {schedule.interval!r}; expected epoch or step")
+    total = schedule.epochs if schedule.interval == "epoch" else total_steps
+    by_interval = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: factor(min(done / total, 1.0)))
+    return {
+        "optimizer": optimizer,
+        "lr_scheduler": {"scheduler": by_interval, "interval": schedule.interval},
+    }
+
+
 def accumulation(config: PretrainConfig) -> int:
     """Returns how many batches' gradients make one optimizer step."""
     return int(config.trainer.get("accumulate_grad_batches", 1))
@@ -142,17 +166,7 @@ class PretrainModule(pl.LightningModule):
         """The optimizer over what takes a gradient, and the learning rate's schedule."""
         parameters = [p for p in self.method.parameters() if p.requires_grad]
         optimizer = build_optimizer(self.config.optimizer, parameters, scaled_lr(self.config))
-        interval = self.config.schedule.interval
-        if interval == "epoch":
-            total = self.config.schedule.epochs
-        elif interval == "step":
-            total = self.total_steps
-        else:
-            raise UsageError(f"schedule.interval is {interval!r}; expected epoch or step")
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda done: self.schedule(min(done / total, 1.0))
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": interval}}
+        return with_schedule(optimizer, self.config.schedule, self.schedule, self.total_steps)
 
 
 def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:

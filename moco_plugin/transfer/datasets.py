@@ -15,7 +15,6 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from moco_plugin.data.tiny_datasets import ClassTables
 from moco_plugin.errors import UsageError, UserError, nearest
 from moco_plugin.transfer.dataset_files import PACKAGES, datasets_root, find_files, source
-from moco_plugin.transfer.evaluators import build_evaluator as build_evaluator
 from moco_plugin.transfer.voc_semantic import register_voc_semantic
 
 

@@ -112,9 +112,5 @@ def check_weights(cfg: CfgNode) -> dict[str, Any]:
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     fit_device(cfg)
-    load_weights(build_model(cfg), cfg.MODEL.WEIGHTS, cfg=cfg)
-    content = read_file(cfg.MODEL.WEIGHTS) if cfg.MODEL.WEIGHTS else {}
-    details = content.get("moco_plugin")
-    return (
-        {key: value for key, value in details.items() if key != "proof"} if isinstance(details, dict) else {}
-    )
+    coverage = load_weights(build_model(cfg), cfg.MODEL.WEIGHTS, cfg=cfg)
+    return {key: value for key, value in coverage.metadata.items() if key != "proof"}

@@ -102,12 +102,8 @@ def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[P
 
 def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
     """Loads weights, and refuses those of a backbone alone: random heads would draw nonsense."""
-    before = {name: value.detach().clone() for name, value in model.named_parameters() if value.ndim > 1}
-    load_weights(model, weights, cfg=cfg)
-    # random numbers that are the same after loading are not from the file
-    random = [
-        name for name, value in model.named_parameters() if torch.equal(before.get(name, value + 1), value)
-    ]
+    unfilled = load_weights(model, weights, cfg=cfg).unfilled
+    random = [name for name, value in model.named_parameters() if name in unfilled and value.ndim > 1]
     if random:
         raise UserError(
             f"{weights or 'an empty --weights'} leaves {len(random)} of the model's tensors random, {random[0]} "

@@ -20,8 +20,7 @@ from detectron2.config import CfgNode
 
 import moco_plugin
 from moco_plugin.errors import Stopped, UsageError, UserError
-from moco_plugin.files import write_json
-from moco_plugin.report.files import read_json
+from moco_plugin.files import read_json, write_json
 from moco_plugin.report.transfer_table import transfer_table
 from moco_plugin.tasks import Task
 from moco_plugin.transfer.class_count import check_class_count

@@ -22,8 +22,9 @@ from moco_plugin.errors import UsageError, nearest
 from moco_plugin.files import write_json
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.compat import fit_device
-from moco_plugin.transfer.datasets import build_evaluator, require_dataset
+from moco_plugin.transfer.datasets import require_dataset
 from moco_plugin.transfer.densepose import add_densepose_config, densepose_trainer, wants_densepose
+from moco_plugin.transfer.evaluators import build_evaluator
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.weights import load_weights, read_file

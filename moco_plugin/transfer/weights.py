@@ -31,6 +31,8 @@ class Coverage:
     source: str
     tensors: tuple[str, ...]  # names of all backbone tensors in the detector
     missing: tuple[str, ...]  # those that the file did not fill: absent there, or of another shape
+    unfilled: frozenset[str]  # names of all tensors in the detector, heads included, that it did not fill
+    metadata: Mapping[str, Any]  # what a converter of ours wrote into the file; empty for others
 
     def __str__(self) -> str:
         if not self.source:
@@ -184,7 +186,7 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
         model = model.module
     tensors = backbone_tensors(model)
     if not path:
-        coverage = Coverage("", tuple(tensors), tuple(tensors))
+        coverage = Coverage("", tuple(tensors), tuple(tensors), frozenset(model.state_dict()), {})
         logger.info(str(coverage))
         return coverage
     try:
@@ -192,8 +194,10 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
     except Exception as error:  # whatever a download may raise
         raise UserError(f"weights {path} cannot be fetched: {error}") from error
     content = read_file(local)
-    if cfg is not None and isinstance(content.get("moco_plugin"), dict):
-        check_input(cfg, content["moco_plugin"])
+    metadata = content.get("moco_plugin")
+    metadata = metadata if isinstance(metadata, dict) else {}
+    if cfg is not None and metadata:
+        check_input(cfg, metadata)
     checkpointer = _CountingCheckpointer(model)
     checkpointer.content = content
     try:
@@ -201,7 +205,7 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
     except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path} is not in a layout of detectron2's ({error}); {ADVICE}") from error
     missing = tuple(name for name in tensors if name in checkpointer.missing_keys)
-    coverage = Coverage(path, tuple(tensors), missing)
+    coverage = Coverage(path, tuple(tensors), missing, checkpointer.missing_keys, metadata)
     logger.info(str(coverage))
     if coverage.missing and not allow_partial:
         first = ", ".join(coverage.missing[:3]) + (", ..." if len(coverage.missing) > 3 else "")
