@@ -107,6 +107,8 @@ class PretrainConfig:
     """Compile the encoders with torch.compile."""
     save_every: int = 1000
     """Steps between two checkpoints within an epoch; each epoch ends with one."""
+    timeout: float = 1800.0
+    """Seconds that processes wait for each other before the run fails; longer than a kNN measurement takes."""
     seed: int = 0
     out: str = "runs/pretrain"
     """Folder for checkpoints, logs and the config as it ran."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moco_plugin.errors import UsageError, UserError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -27,13 +30,28 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     os.close(handle)
     temporary = Path(name)
     try:
-        yield temporary
+        with full_disk_is_an_error(path):
+            yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def full_disk_is_an_error(path: Path) -> Iterator[None]:
+    """Turn a failed write inside the block into a UserError; torch.save hides the OSError behind a RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause: BaseException | None = error
+        while cause is not None and getattr(cause, "errno", None) not in DISK_FULL:
+            cause = cause.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"cannot write {path}: {cause.strerror}; free some space and try again") from error
 
 
 @contextmanager
@@ -47,7 +65,8 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         raise UserError(f"cannot write {folder}: {error.strerror}; choose another output") from error
     try:
         temporary.chmod(folder.parent.stat().st_mode & 0o777)  # mkdtemp gives 0700
-        yield temporary
+        with full_disk_is_an_error(folder):
+            yield temporary
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)

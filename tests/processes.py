@@ -10,13 +10,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 TOOLS = Path(__file__).parents[1] / "tools"
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 _count = itertools.count()
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["moco_plugin.training.run"])  # detectron2 reads the environment when imported
+context.set_forkserver_preload(
+    ["moco_plugin.pretraining.run"]
+)  # detectron2 reads the environment when imported
 
 
 def _enter(script: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -32,18 +35,13 @@ def _enter(script: str, arguments: list[str], environment: dict[str, str], outpu
     runpy.run_path(script, run_name="__main__")
 
 
-def run_tool(
-    folder: Path,
-    name: str | Path,
-    *arguments: str | Path,
-    code: int = 0,
-    processes: int = 1,
-    **environment: str,
-) -> subprocess.CompletedProcess[str]:
-    """Runs ``tools/NAME.py ARGUMENTS`` from another folder and returns what it printed, by files in ``folder``.
+def start_tool(
+    folder: Path, name: str | Path, *arguments: str | Path, processes: int = 1, **environment: str
+) -> list[BaseProcess]:
+    """Start ``tools/NAME.py ARGUMENTS`` from another folder; its output goes to files in ``folder``.
 
     ``name`` may also be the path of another script. Several processes find each other as torchrun's do. All are
-    forked from one that has imported the large packages and has done nothing else.
+    forked from one process that has only imported the large packages.
     """
     script = str(name if isinstance(name, Path) else TOOLS / f"{name}.py")
     output = f"{folder}/{next(_count)}"
@@ -58,15 +56,35 @@ def run_tool(
             "TORCHELASTIC_RUN_ID": "tests",
         } if processes > 1 else {}  # fmt: skip
         given = {**os.environ, **ranks, **environment}
+        name_of_output = f"{output}.{rank}"
         process = context.Process(
-            target=_enter, args=(script, [*map(str, arguments)], given, f"{output}.{rank}")
+            target=_enter, args=(script, [*map(str, arguments)], given, name_of_output), name=name_of_output
         )
         process.start()
         started.append(process)
+    return started
+
+
+def output_of(process: BaseProcess) -> tuple[str, str]:
+    """Return what a process printed on stdout and stderr."""
+    out, err = (Path(f"{process.name}.{stream}").read_text() for stream in ("out", "err"))
+    return out, err
+
+
+def run_tool(
+    folder: Path,
+    name: str | Path,
+    *arguments: str | Path,
+    code: int = 0,
+    processes: int = 1,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """Run a tool to its end and return what its first process printed; see ``start_tool``."""
+    started = start_tool(folder, name, *arguments, processes=processes, **environment)
     for process in started:
         process.join()
-    shown, errors = (Path(f"{output}.0.{stream}").read_text() for stream in ("out", "err"))
+    shown, errors = output_of(started[0])
     assert started[0].exitcode == code, f"exit code {started[0].exitcode}\n{shown[-2000:]}\n{errors[-3000:]}"
     if code:
         assert "Traceback" not in errors
-    return subprocess.CompletedProcess([script, *map(str, arguments)], code, shown, errors)
+    return subprocess.CompletedProcess([str(name), *map(str, arguments)], code, shown, errors)

@@ -26,13 +26,13 @@ EXAMPLES = {
         f"%(prog)s {W} {SETS} --out linear.json\n"
         f"  %(prog)s {W} {SETS} --out linear.json trainer.devices=8 data.workers=12\n"
         f"  %(prog)s {W} {SETS} --fast\n\n"
-        "The same command goes on with a run that was cut off (--out needed). --fast, a departure from the papers,\n"
+        "The same command resumes an interrupted run (--out needed). --fast, a departure from the papers,\n"
         "computes features once, without random crops, and tries many learning rates on them in one pass.",
     ),
     "finetune": (
         "end-to-end fine-tuning, as the papers report it",
         f"%(prog)s {W} {SETS} --protocol inaturalist --out finetune.json\n\n"
-        "The same command goes on with a run that was cut off (--out needed).",
+        "The same command resumes an interrupted run (--out needed).",
     ),
     "lowshot": (
         "linear classification with few of the labels, the same share of each class, on cached features",
@@ -42,7 +42,7 @@ EXAMPLES = {
     "omnibenchmark": (
         "a linear probe in each of OmniBenchmark's realms, and their mean",
         f"%(prog)s {W} --root omnibenchmark --out omnibenchmark.json\n\n"
-        "The same command goes on with the next realm (--out needed).",
+        "The same command continues with the next realm (--out needed).",
     ),
 }
 
@@ -116,6 +116,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parsers["lowshot"].add_argument(
         "--shares", type=float, nargs="+", default=[0.01, 0.1], help="of the labels (default 0.01 0.1)"
     )
+    for name in ("linear", "finetune"):
+        parsers[name].add_argument(
+            "--accept-changed-images",
+            action="store_true",
+            help="resume although the images changed: the interrupted epoch starts again with the new set",
+        )
     for name in ("linear", "lowshot"):
         parsers[name].add_argument(
             "--lrs", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
@@ -152,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
         evaluate_omnibenchmark(args)
     else:
-        from moco_plugin.training.classify import evaluate_finetune, evaluate_linear
+        from moco_plugin.evaluation.classify import evaluate_finetune, evaluate_linear
 
         (evaluate_linear if args.what == "linear" else evaluate_finetune)(args)
     return 0

@@ -14,7 +14,7 @@ EXAMPLES = """examples:
   %(prog)s --config moco_v2_resnet50_200ep data.root=imagenet/train knn.train=imagenet/train knn.test=imagenet/val
   %(prog)s --print-config --config moco_v1_resnet50_200ep data.root=imagenet/train
 
-The same command goes on with a run that was cut off."""
+The same command resumes an interrupted run."""
 
 
 @command
@@ -24,8 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="a YAML file, or the name of one under configs/pretrain")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that the out folder holds")
     parser.add_argument(
-        "--overwrite", action="store_true", help="throw away the run that the out folder holds"
+        "--accept-changed-images",
+        action="store_true",
+        help="resume although the image set changed: the interrupted epoch starts again with the new set, so the "
+        "result is not that of an uninterrupted run",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the whole config, with defaults, and stop"
@@ -41,9 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
         print(yaml.safe_dump(config_dict(config), sort_keys=False), end="")
         return 0
-    from moco_plugin.training.run import pretrain
+    from moco_plugin.pretraining.run import pretrain
 
-    pretrain(config, args.overwrite)
+    pretrain(config, args.overwrite, args.accept_changed_images)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import sys
@@ -86,6 +87,18 @@ class ImageSet:
         if self.shards is not None:
             return self.shards.name(index)
         return f"{self.spec} image {index}" if self.array is not None else str(self.paths[index])
+
+    def identity(self) -> dict[str, Any]:
+        """Return the number of images, and a SHA-256 over their names (pixels, if in memory) and labels."""
+        digest = hashlib.sha256()
+        if self.array is not None:
+            digest.update(np.ascontiguousarray(self.array).data)
+        else:
+            for index in range(len(self)):
+                digest.update(self.name(index).encode(errors="surrogateescape") + b"\n")
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        return {"count": len(self), "digest": digest.hexdigest()}
 
     def load(self, index: int) -> Image.Image | None:
         """Returns an image in RGB, or None if it cannot be decoded."""

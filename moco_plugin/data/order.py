@@ -1,6 +1,7 @@
-"""Which images come when, and with which random numbers: functions of the seed, never of what ran before.
+"""Deterministic sample order and per-sample seeds.
 
-So a run gives the same result with any number of loader processes, and goes on exactly where it was cut off.
+Both are functions of the seed, the epoch and the position, never of what ran before. A run therefore gives the same
+result with any number of loader processes, and resumes exactly where it was interrupted.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from torch.utils.data import Sampler
 
 
 def seed_of(*numbers: int) -> int:
-    """Mixes numbers (a run's seed, a step, ...) into one seed of 32 bits."""
+    """Mix numbers (a run's seed, a step, ...) into one 32-bit seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 @contextmanager
 def seeded(*numbers: int) -> Iterator[None]:
-    """Seeds torch's, numpy's and Python's generators inside the block, and puts them back after it."""
+    """Seed the generators of torch, NumPy and Python inside the block, and restore them after it."""
     seed = seed_of(*numbers)
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with torch.random.fork_rng(devices=[]):
@@ -40,44 +41,54 @@ class EpochOrder(Sampler[int]):
 
     It yields positions, ``epoch * length + image``, so that a dataset can draw new views of an image each
     epoch (``divmod(position, length)`` gives both back). The batches over all processes are the same whatever
-    the number of processes; a last smaller one is left out.
+    the number of processes.
 
     Args:
         length: Images in the set.
-        seed: The run's.
+        seed: The run's seed.
         batch_size: Images a step over all processes, a multiple of ``processes``.
         rank: This process's number, from 0.
         processes: Number of processes.
+        drop_last: Drop a last smaller batch. Otherwise it is kept, and padded with its own first images where the
+            processes do not divide it.
     """
 
     def __init__(
-        self, length: int, seed: int, batch_size: int = 1, rank: int = 0, processes: int = 1
+        self,
+        length: int,
+        seed: int,
+        batch_size: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+        drop_last: bool = True,
     ) -> None:
-        self.length = length
-        self.seed = seed
-        self.batch_size = batch_size
-        self.rank = rank
-        self.processes = processes
+        self.length, self.seed, self.batch_size = length, seed, batch_size
+        self.rank, self.processes, self.drop_last = rank, processes, drop_last
         self.epoch = 0
         self.done = (0, 0)
 
-    def skip(self, epoch: int, batches: int) -> None:
-        """Leaves out the first batches of one epoch, which a resumed run has had already."""
-        self.done = (epoch, batches)
+    def resume(self, epoch: int, batches: int) -> None:
+        """Continue in ``epoch``, after its first ``batches`` batches."""
+        # loader processes ask for images before Lightning calls set_epoch
+        self.epoch, self.done = epoch, (epoch, batches)
 
     def set_epoch(self, epoch: int) -> None:
-        """Lightning calls this before each epoch."""
+        """Draw the order of another epoch (called by Lightning)."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.length // self.batch_size * self.batch_size // self.processes
+        whole, rest = divmod(self.length, self.batch_size)
+        padded = 0 if self.drop_last else -(-rest // self.processes)
+        return whole * (self.batch_size // self.processes) + padded
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        order = torch.randperm(self.length, generator=generator)
-        whole = order[: self.length // self.batch_size * self.batch_size]
-        mine = whole.view(-1, self.processes, self.batch_size // self.processes)[
-            :, self.rank
-        ]  # steps x batch
+        batches = torch.randperm(self.length, generator=generator).split(self.batch_size)
         start = self.done[1] if self.done[0] == self.epoch else 0
-        return iter((self.epoch * self.length + mine[start:].flatten()).tolist())
+        for batch in batches[start:]:
+            if self.drop_last and len(batch) < self.batch_size:
+                return
+            share = -(-len(batch) // self.processes)
+            padded = batch.repeat(-(-share * self.processes // len(batch)))
+            mine = padded[share * self.rank : share * (self.rank + 1)]
+            yield from (self.epoch * self.length + mine).tolist()

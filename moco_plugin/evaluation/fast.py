@@ -18,7 +18,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.probe import class_balanced, fit_learning_rates, hold_out
-from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol, loader_processes
+from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol
 from moco_plugin.evaluation.run import class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
 
@@ -84,7 +84,7 @@ def _probe(
         hold_out(labels[rows], config.seed)
     subject = read_subject(args, config.data.image_size, config.data.crop_ratio)
     options = {
-        "normalized": False, "batch_size": config.data.batch_size, "workers": loader_processes(config.data.workers)
+        "normalized": False, "batch_size": config.data.batch_size, "workers": config.data.workers
     }  # fmt: skip
     rows = torch.cat(drawn).unique()
     known = subject.features(train, "train features", indices=rows.tolist(), **options)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
 from moco_plugin.data.images import CorruptImages, ImageSet, LabelledImages
+from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UserError
@@ -64,7 +65,7 @@ def _stream(
     numbers = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     if indices is not None:
         dataset = Subset(dataset, indices)
-    loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=keep_whole)
+    loader = DataLoader(dataset, batch_size, num_workers=loader_processes(workers), collate_fn=keep_whole)
     corrupt = CorruptImages(len(numbers))
     mode = backbone.training
     backbone.eval()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,6 +46,8 @@ class ClassificationConfig:
     """Further arguments of Lightning's Trainer: devices, num_nodes, precision, check_val_every_n_epoch, ..."""
     save_every: int = 1000
     """Steps between two checkpoints within an epoch; each epoch ends with one."""
+    timeout: float = 1800.0
+    """Seconds that processes wait for each other before the run fails."""
     seed: int = 0
 
 
@@ -64,11 +65,6 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
     return build_config(
         ClassificationConfig, find_config(name, f"evaluate/{task}"), parse_overrides(overrides)
     )
-
-
-def loader_processes(workers: int) -> int:
-    """Returns how many loader processes ``data.workers`` means."""
-    return min(16, len(os.sched_getaffinity(0))) if workers < 0 else workers
 
 
 def linear_protocol(checkpoint: Checkpoint) -> str:

@@ -10,9 +10,9 @@ from moco_plugin.data.batched_views import BatchedViews
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.order import seeded
 from moco_plugin.data.views import build_views, view_arguments
+from moco_plugin.pretraining.module import views_name
 from moco_plugin.report.page import Html
 from moco_plugin.report.pictures import card, grid, row, tile
-from moco_plugin.training.module import views_name
 
 
 def view_pairs(config: PretrainConfig, count: int = 12) -> Html:

@@ -1,4 +1,4 @@
-"""The CSV log: one row a logged step, in a file that a resumed run goes on with."""
+"""A CSV log with one row a logged step, continued by resumed runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
+from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
 
 
+def check_folder(folder: Path) -> None:
+    """Raise UserError if a folder that a run writes to was deleted meanwhile."""
+    if not folder.is_dir():
+        raise UserError(f"{folder} was deleted while the run was writing to it; start the run again")
+
+
 class CSVLog(Logger):
-    """Writes metrics to a CSV file with a ``step`` column; new metrics become new columns.
+    """A Lightning logger that writes metrics to a CSV file with a ``step`` column; new metrics become new columns.
 
     Args:
-        path: The file. What is there already is kept, up to the step that the run goes on from.
+        path: The file. Existing rows are kept, up to the step that the run resumes from.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,7 +48,7 @@ class CSVLog(Logger):
         return ""
 
     def forget_from(self, step: int) -> None:
-        """Drops the rows of ``step`` and later, which a resumed run writes again."""
+        """Drop the rows of ``step`` and later, which a resumed run writes again."""
         self.rows = {s: row for s, row in self.rows.items() if s < step}
 
     @rank_zero_only
@@ -50,15 +57,15 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The config lies beside the log as config.yaml."""
+        """Do nothing: the settings are in config.yaml beside the log."""
 
     def latest(self) -> dict[str, float]:
-        """Returns the last value of every metric."""
+        """Return the last value of every metric."""
         return {k: float(v) for step in sorted(self.rows) for k, v in self.rows[step].items() if k != "step"}
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the file, unless that would take more than a hundredth of the time (logs of long runs)."""
+        """Write the file, unless that would take more than 1% of the time (logs of long runs)."""
         if time.monotonic() >= self.next_write:
             start = time.monotonic()
             self.write()
@@ -66,7 +73,12 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def write(self) -> None:
-        """Writes the file, as is done with every checkpoint."""
+        """Write the file.
+
+        Raises:
+            UserError: The disk is full, or the run's folder was deleted.
+        """
+        check_folder(self.path.parent)
         columns = dict.fromkeys(column for row in self.rows.values() for column in row)
         with atomic_path(self.path) as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, list(columns))

@@ -255,10 +255,10 @@ def _difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None
 
 
 def _train(arguments: Sequence[str]) -> int:
-    """Runs train_net in a process of its own, so that no trial leaves anything to the next; returns its exit code.
+    """Run train_net in a process of its own, so that no trial leaves anything to the next; return its exit code.
 
     Raises:
-        Stopped: By SIGTERM, which takes the trial along.
+        Stopped: By a signal, which ends the trial as well.
     """
     received: list[int] = []
     processes: list[subprocess.Popen[bytes]] = []
@@ -268,7 +268,11 @@ def _train(arguments: Sequence[str]) -> int:
         for process in processes:
             process.terminate()
 
-    before = signal.signal(signal.SIGTERM, stop)
+    names = [name for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+    numbers = [
+        number for name in names if signal.getsignal(number := getattr(signal, name)) != signal.SIG_IGN
+    ]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         with subprocess.Popen([sys.executable, "-m", "moco_plugin.tools.train_net", *arguments]) as process:
             processes.append(process)
@@ -280,9 +284,13 @@ def _train(arguments: Sequence[str]) -> int:
                 process.kill()
                 raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     if received:
-        raise Stopped("stopped; the same command goes on from the trial's last checkpoint", received[0])
+        raise Stopped(
+            f"stopped by {signal.Signals(received[0]).name}; the same command resumes the trial from its last checkpoint",
+            received[0],
+        )
     return code
 
 

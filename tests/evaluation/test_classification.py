@@ -17,16 +17,16 @@ from torch.nn import functional as F
 from moco_plugin.checkpoints.read import IMAGENET_VIEW, Checkpoint, read_checkpoint
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import normalize
+from moco_plugin.data.order import EpochOrder
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
-from moco_plugin.training.classifier import (
+from moco_plugin.evaluation.classifier import (
     ClassifierModule,
     TrainingCrops,
-    WholeEpochOrder,
     training_crop,
     weights_digest,
 )
-from moco_plugin.training.classify import starting_lr
+from moco_plugin.evaluation.classify import starting_lr
+from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from tests.conftest import TEST, TRAIN
 from tests.processes import Tool
 
@@ -96,7 +96,8 @@ def test_finetuning_recipes_are_the_papers(name: str, lr: float) -> None:
 
 
 def check_schedule(config: ClassificationConfig, factors: dict[int, float]) -> None:
-    module = ClassifierModule(nn.Linear(2, 2), 2, 2, config, 1.0, IMAGENET_VIEW, 10**6, {}, (1, 1))
+    module = ClassifierModule(nn.Linear(2, 2), 2, 2, config, 1.0, IMAGENET_VIEW, (1, 1))
+    module.total_steps = 10**6
     made = module.configure_optimizers()
     (group,) = made["optimizer"].param_groups
     found = {}
@@ -111,7 +112,7 @@ def check_schedule(config: ClassificationConfig, factors: dict[int, float]) -> N
 def test_classifier_starts_as_the_papers_do() -> None:
     torch.manual_seed(0)
     config = load_protocol("linear", "moco_v1")
-    module = ClassifierModule(nn.Linear(2, 2048), 2048, 1000, config, 30.0, IMAGENET_VIEW, 10, {}, (1, 1))
+    module = ClassifierModule(nn.Linear(2, 2048), 2048, 1000, config, 30.0, IMAGENET_VIEW, (1, 1))
     weight = module.fc.weight.detach()
     assert float(weight.std()) == pytest.approx(0.01, rel=0.01)
     assert abs(float(weight.mean())) < 1e-4 and not module.fc.bias.any()
@@ -156,7 +157,7 @@ def test_linear_classification_is_a_plain_loop_over_frozen_features(linear: Path
     checkpoint = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
     images, seed, view = ImageSet(f"{TRAIN}[0:80]"), 0, checkpoint.view
     crops = TrainingCrops(images, torch.arange(80), training_crop(32, 0.08), seed)
-    order = WholeEpochOrder(80, seed, 32)
+    order = EpochOrder(80, seed, 32, drop_last=False)
     torch.manual_seed(seed)
     fc = nn.Linear(32, 10)
     nn.init.normal_(fc.weight, std=0.01)
@@ -204,12 +205,15 @@ def test_evaluation_cut_off_within_an_epoch_ends_as_one_that_was_not(
     assert main([*command, "--out", str(out), "trainer.max_steps=4"]) == 0
     assert (
         not out.exists()
-        and f"stopped after step 4 of 6; {checkpoint_of(out)} holds it" in capsys.readouterr().out
+        and f"stopped after step 4 of 6; {checkpoint_of(out)} is kept" in capsys.readouterr().out
     )
     assert main([*command, "--out", str(out), "optimizer.lr=1"]) == 2
-    assert "holds another evaluation, cut off" in capsys.readouterr().err
+    assert (
+        f"holds a run with other settings (optimizer.lr was {0.03 if what == 'finetune' else 30.0}, now 1.0)"
+        in capsys.readouterr().err
+    )
     assert main([*command, "--out", str(out)]) == 0
-    assert f"going on from {checkpoint_of(out)}, step 4" in capsys.readouterr().out
+    assert f"resuming from {checkpoint_of(out)}, step 4" in capsys.readouterr().out
     first, second = (state(path) for path in (whole, out))
     for key, value in first["state_dict"].items():
         assert torch.equal(value, second["state_dict"][key]), key
@@ -243,7 +247,7 @@ def test_two_processes_classify_as_one_does(linear: Path, tiny_run: Path, tool: 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_last_batch_is_kept_and_shared(processes: int) -> None:
-    orders = [WholeEpochOrder(20, 5, 6, rank, processes) for rank in range(processes)]
+    orders = [EpochOrder(20, 5, 6, rank, processes, drop_last=False) for rank in range(processes)]
     shares = [list(order) for order in orders]
     assert all(len(share) == len(order) for share, order in zip(shares, orders, strict=True))
     assert len({len(share) for share in shares}) == 1
@@ -251,9 +255,9 @@ def test_last_batch_is_kept_and_shared(processes: int) -> None:
     assert set(every) == set(range(20))
     assert len(every) == 20 + (-2) % processes  # the last batch holds two
     step = 6 // processes
-    whole = list(WholeEpochOrder(20, 5, 6))
+    whole = list(EpochOrder(20, 5, 6, drop_last=False))
     assert sorted(place for share in shares for place in share[:step]) == sorted(whole[:6])
-    orders[0].skip(0, 2)
+    orders[0].resume(0, 2)
     assert list(orders[0]) == shares[0][2 * step :]
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from moco_plugin.config import config_dict, load_config
 from moco_plugin.data.scenes import make_scenes
-from moco_plugin.training.module import PretrainModule
+from moco_plugin.pretraining.module import PretrainModule
 
 BOX_AP = {"random": [10.0, 12.0, 14.0], "moco": [20.0, 21.0, 25.0]}  # of both detectors
 COMMAND = "moco-pretrain 'data.root=<photos>' & more"
@@ -73,7 +73,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "data.crop_ratio=1.0", f"data.root={folder}/data/train-images-idx3-ubyte"],
     )  # fmt: skip
     (pretrain / "config.yaml").write_text(yaml.safe_dump(config_dict(config)))
-    state = PretrainModule(config, total_steps=30).state_dict()
+    state = PretrainModule(config).state_dict()
     checkpoint = {"state_dict": state, "hyper_parameters": {"config": config_dict(config)}, "epoch": 0}
     torch.save(checkpoint, pretrain / "checkpoints" / "last.ckpt")
     rows = ["step,knn_top1,loss,feature_std,images_per_second", "0,60.0,,,"]

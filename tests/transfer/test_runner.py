@@ -333,15 +333,17 @@ def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
 
 
-def test_a_signal_takes_the_trial_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
+def test_a_signal_ends_the_trial_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = getattr(signal, name)
     script = tmp_path / "python"
-    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -TERM $PPID\nexec sleep 60\n")
+    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -{number} $PPID\nexec sleep 60\n")
     script.chmod(0o755)
     monkeypatch.setattr(runner, "sys", SimpleNamespace(executable=str(script)))
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         runner._train([])
-    assert stopped.value.exit_code == 128 + signal.SIGTERM and signal.getsignal(signal.SIGTERM) == before
+    assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == before
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     script.write_text("#!/bin/sh\nexit 3\n")

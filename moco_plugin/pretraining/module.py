@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler, LinearParamScheduler
 from torch import Tensor
 
 from moco_plugin.backbones import check_features, create_backbone
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.config import PretrainConfig, ScheduleConfig, config_dict
+from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.batched_views import BatchedViews
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
@@ -20,70 +18,7 @@ from moco_plugin.data.views import VIEWS, view_arguments
 from moco_plugin.errors import UsageError
 from moco_plugin.registry import build_method
 from moco_plugin.training.optimizers import build_optimizer
-
-
-def lr_schedule(schedule: ScheduleConfig) -> Any:
-    """Returns the factor on the learning rate as a function of the share of training done, 0 to 1.
-
-    Raises:
-        UsageError: Unknown schedule, milestones out of order, or a warm-up as long as all of training.
-    """
-    if schedule.steps is not None and (schedule.steps < 1 or schedule.interval != "step"):
-        raise UsageError(
-            f"schedule.steps is {schedule.steps} and schedule.interval {schedule.interval}; expected 1 step or more, "
-            "and interval=step"
-        )
-    main = _main_schedule(schedule)
-    if not schedule.warmup_epochs:
-        return main
-    if not 0 < schedule.warmup_epochs < schedule.epochs or schedule.interval != "step" or schedule.steps:
-        raise UsageError(
-            f"schedule.warmup_epochs is {schedule.warmup_epochs}; expected fewer than the {schedule.epochs} epochs, "
-            "schedule.interval=step, and no schedule.steps"
-        )
-    warmup = schedule.warmup_epochs / schedule.epochs
-    parts: list[Any] = [LinearParamScheduler(0.0, 1.0), main]
-    return CompositeParamScheduler(parts, lengths=[warmup, 1 - warmup], interval_scaling=["rescaled"] * 2)
-
-
-def _main_schedule(schedule: ScheduleConfig) -> Any:
-    if schedule.name == "cosine":
-        return CosineParamScheduler(1.0, 0.0)
-    if schedule.name == "constant":
-        return lambda done: 1.0
-    if schedule.name == "step":
-        shares = [m if m < 1 else m / schedule.epochs for m in schedule.milestones]
-        if shares != sorted(set(shares)) or not all(0 < share < 1 for share in shares):
-            raise UsageError(
-                f"schedule.milestones are {schedule.milestones}; expected rising epochs between 0 and "
-                f"{schedule.epochs}, or shares of training between 0 and 1"
-            )
-        return lambda done: schedule.gamma ** bisect_right(shares, done + 1e-9)
-    raise UsageError(f"unknown schedule.name {schedule.name!r}; known are cosine, step, constant")
-
-
-def with_schedule(
-    optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, factor: Any, total_steps: int
-) -> dict[str, Any]:
-    """Returns what configure_optimizers does: the optimizer, and its learning rate's schedule by epoch or by step.
-
-    Args:
-        optimizer: With the learning rate at the start.
-        schedule: Says the interval and the epochs.
-        factor: What ``lr_schedule`` made of it.
-        total_steps: Optimizer steps of the whole training.
-
-    Raises:
-        UsageError: Unknown interval.
-    """
-    if schedule.interval not in ("epoch", "step"):
-        raise UsageError(f"schedule.interval is {schedule.interval!r}; expected epoch or step")
-    total = schedule.epochs if schedule.interval == "epoch" else total_steps
-    by_interval = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: factor(min(done / total, 1.0)))
-    return {
-        "optimizer": optimizer,
-        "lr_scheduler": {"scheduler": by_interval, "interval": schedule.interval},
-    }
+from moco_plugin.training.schedules import lr_schedule, with_schedule
 
 
 def accumulation(config: PretrainConfig) -> int:
@@ -107,14 +42,16 @@ class PretrainModule(pl.LightningModule):
 
     Args:
         config: The run.
-        total_steps: Optimizer steps of the whole training.
+
+    Attributes:
+        total_steps: Optimizer steps of the whole training; set before it starts.
     """
 
-    def __init__(self, config: PretrainConfig, total_steps: int) -> None:
+    def __init__(self, config: PretrainConfig) -> None:
         super().__init__()
         self.config = config
-        self.total_steps = total_steps
-        self.save_hyperparameters({"config": config_dict(config)})
+        self.total_steps = 0
+        self.save_hyperparameters({"config": config_dict(config)}, logger=False)
         image_size = config.data.image_size
         backbone = create_backbone(config.backbone, image_size=image_size, **config.backbone_args)
         dim = check_features(backbone, config.backbone, image_size)
@@ -135,7 +72,7 @@ class PretrainModule(pl.LightningModule):
             self.batched_views = BatchedViews(arguments, grey_first=name == "moco_v1")
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Seeds each step by its number, so that a resumed run draws what an uninterrupted one would have."""
+        """Seed each step by its number, so that a resumed run draws the same random numbers."""
         trainer = self.trainer
         step = trainer.fit_loop.batch_idx + 1  # within the epoch
         torch.manual_seed(seed_of(self.config.seed, trainer.current_epoch, step, self.global_rank))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -16,12 +16,12 @@ from torchvision.transforms import v2
 
 from moco_plugin.data.images import CorruptImages, ImageSet, first_whole
 from moco_plugin.data.normalize import normalize
-from moco_plugin.data.order import EpochOrder, seed_of, seeded
+from moco_plugin.data.order import seed_of, seeded
 from moco_plugin.evaluation.features import View
 from moco_plugin.evaluation.probe import count_correct, scores
 from moco_plugin.evaluation.protocols import ClassificationConfig
-from moco_plugin.training.module import lr_schedule, with_schedule
 from moco_plugin.training.optimizers import build_optimizer
+from moco_plugin.training.schedules import lr_schedule, with_schedule
 
 
 def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image], Tensor]:
@@ -64,26 +64,6 @@ class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
             return self.transform(image), int(self.labels[index]), corrupt
 
 
-class WholeEpochOrder(EpochOrder):
-    """An EpochOrder that keeps the last smaller batch; where processes do not divide it, its first images come twice."""
-
-    def _batches(self) -> Iterator[Tensor]:
-        generator = torch.Generator().manual_seed(seed_of(self.seed, self.epoch))
-        for batch in torch.randperm(self.length, generator=generator).split(self.batch_size):
-            share = -(-len(batch) // self.processes)
-            repeated = batch.repeat(-(-share * self.processes // len(batch)))
-            yield repeated[share * self.rank : share * (self.rank + 1)]
-
-    def __len__(self) -> int:
-        whole, rest = divmod(self.length, self.batch_size)
-        return whole * (self.batch_size // self.processes) + -(-rest // self.processes)
-
-    def __iter__(self) -> Iterator[int]:
-        start = self.done[1] if self.done[0] == self.epoch else 0
-        for batch in list(self._batches())[start:]:
-            yield from (self.epoch * self.length + batch).tolist()
-
-
 class ClassifierModule(pl.LightningModule):
     """Trains a linear classifier on a backbone's features; a frozen backbone stays in eval mode and as it is.
 
@@ -97,18 +77,18 @@ class ClassifierModule(pl.LightningModule):
         config: The protocol.
         lr: Learning rate at the start.
         view: Mean and standard deviation that the backbone was trained with.
-        total_steps: Optimizer steps of the whole training.
-        identity: Kept in checkpoints, so that a run does not go on with another's.
         images: Sizes of the training and of the test set.
+
+    Attributes:
+        total_steps: Optimizer steps of the whole training; set before it starts.
     """
 
     def __init__(
         self, backbone: nn.Module, dim: int, classes: int, config: ClassificationConfig, lr: float, view: View,
-        total_steps: int, identity: dict[str, Any], images: tuple[int, int],
+        images: tuple[int, int],
     ) -> None:  # fmt: skip
         super().__init__()
-        self.config, self.lr, self.view, self.total_steps = config, lr, view, total_steps
-        self.save_hyperparameters({"identity": identity})
+        self.config, self.lr, self.view, self.total_steps = config, lr, view, 0
         self.backbone = backbone
         self.fc = nn.Linear(dim, classes)
         nn.init.normal_(self.fc.weight, std=0.01)
@@ -141,7 +121,7 @@ class ClassifierModule(pl.LightningModule):
         return cast(Tensor, self.fc(features))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Seeds each training step by its number, so that a resumed run draws what an uninterrupted one would have."""
+        """Seed each training step by its number, so that a resumed run draws the same random numbers."""
         if self.trainer.training:
             step = self.trainer.fit_loop.batch_idx + 1
             torch.manual_seed(seed_of(self.config.seed, self.trainer.current_epoch, step, self.global_rank))
@@ -160,6 +140,10 @@ class ClassifierModule(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
+        """Give all processes the first one's batch norm statistics: the network measured is the one saved."""
+        if self.trainer.world_size > 1:
+            for buffer in self.backbone.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         self.counts = torch.zeros_like(self.counts, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor | None, Tensor, Tensor, list[str]], batch_idx: int) -> None:

@@ -1,0 +1,47 @@
+"""Loader processes: how many, and how they are set up."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+
+def loader_processes(workers: int) -> int:
+    """Return the number of loader processes: -1 takes the available cores, at most 16."""
+    if workers >= 0:
+        return workers
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(16, available)
+
+
+def training_loader_options(workers: int) -> dict[str, Any]:
+    """Return arguments of a training ``DataLoader``; use it inside ``ended_with``."""
+    workers = loader_processes(workers)
+    return {
+        "num_workers": workers,
+        "persistent_workers": workers > 0,
+        "worker_init_fn": _ignore_signals if workers else None,
+    }
+
+
+@contextmanager
+def ended_with(*loaders: DataLoader[Any] | None) -> Iterator[None]:
+    """End the processes of these loaders with the block: they ignore the signal that Python ends them with."""
+    try:
+        yield
+    finally:
+        for loader in loaders:
+            if iterator := getattr(loader, "_iterator", None):
+                iterator._shutdown_workers()
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave signals to the training process: Ctrl-C and job schedulers send them to all processes at once."""
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -1,0 +1,161 @@
+"""Linear classification and fine-tuning as published."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from argparse import Namespace
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, Subset
+
+from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
+from moco_plugin.data.images import ImageSet, LabelledImages
+from moco_plugin.data.loading import training_loader_options
+from moco_plugin.data.order import EpochOrder
+from moco_plugin.data.views import evaluation_transform
+from moco_plugin.errors import UsageError, UserError
+from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, training_crop, weights_digest
+from moco_plugin.evaluation.fast import draw_labels
+from moco_plugin.evaluation.features import keep_whole
+from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
+from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
+from moco_plugin.files import check_output, write_json
+from moco_plugin.training.fit import Run, check_trainer_arguments
+from moco_plugin.training.run_folder import Identity
+
+
+def evaluate_linear(args: Namespace) -> dict[str, Any]:
+    """Measures with the arguments of ``tools/evaluate.py linear``; returns what the JSON holds."""
+    checkpoint = None if args.protocol else read_checkpoint(args.weights, args.encoder)
+    name = linear_protocol(checkpoint) if checkpoint else args.protocol
+    return _evaluate(args, "linear", name, load_protocol("linear", name, args.overrides), checkpoint)
+
+
+def evaluate_finetune(args: Namespace) -> dict[str, Any]:
+    """Measures with the arguments of ``tools/evaluate.py finetune``; returns what the JSON holds."""
+    return _evaluate(
+        args, "finetune", args.protocol, load_protocol("finetune", args.protocol, args.overrides)
+    )
+
+
+def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
+    """Returns the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
+    optimizer = config.optimizer
+    lr = config.untrained_lr if untrained and config.untrained_lr is not None else optimizer.lr
+    images = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)
+    return lr * images / optimizer.reference_batch_size if optimizer.scale_lr else lr
+
+
+def _evaluate(
+    args: Namespace, task: str, name: str, config: ClassificationConfig, checkpoint: Checkpoint | None = None
+) -> dict[str, Any]:
+    """Trains and tests; with ``--out FILE.json`` the folder ``FILE_run`` beside it gets checkpoint and log."""
+    check_trainer_arguments(config.trainer)
+    if config.schedule.interval not in ("epoch", "step") or config.schedule.steps:
+        raise UsageError(
+            f"schedule.interval is {config.schedule.interval} and schedule.steps {config.schedule.steps}; "
+            "expected epoch or step, and no steps"
+        )
+    if args.out:
+        check_output(args.out, args.overwrite)
+    train, test = read_sets(args)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(args.out).expanduser() if args.out else Path(folder) / "result.json"
+        subject = read_subject(args, config.data.image_size, config.data.crop_ratio, checkpoint)
+        metrics = _fit(args, task, config, subject, train, test, out)
+        if metrics is None:
+            return {}
+        print(f"{task}, {name}: top-1 {metrics['top1']:.2f}%")
+        result = record(
+            task, args, subject, recipe=name, settings=asdict(config), test_images=len(test), **metrics
+        )
+        if args.out:
+            write_json(out, result)
+    return result
+
+
+def _fit(
+    args: Namespace, task: str, config: ClassificationConfig, subject: Subject, train: ImageSet, test: ImageSet,
+    out: Path,
+) -> dict[str, Any] | None:  # fmt: skip
+    """Return what was measured, or None on all processes but the first and in a run that is not finished."""
+    indices = draw_labels(train, config.data.label_share, config.seed).long()
+    lr = starting_lr(config, subject.untrained)
+    settings = asdict(config) | {
+        "protocol": task,
+        "train": args.train,
+        "test": args.test,
+        "encoder": args.encoder,
+        "untrained": args.untrained,
+        "weights_sha256": subject.checkpoint.sha256,
+    }
+    batches = math.ceil(len(indices) / config.data.batch_size)
+    run = Run(
+        folder=out.with_name(f"{out.stem}_run"),
+        files=("metrics.csv", "last.ckpt"),
+        checkpoint="last.ckpt",
+        identity=Identity(settings, {"train": train.identity(), "test": test.identity()}),
+        trainer=config.trainer,
+        epochs=config.schedule.epochs,
+        save_every=config.save_every,
+        timeout=config.timeout,
+        log_every=min(10, math.ceil(batches / config.trainer.get("accumulate_grad_batches", 1))),
+        overwrite=args.overwrite,
+        accept_changed_images=args.accept_changed_images,
+        kept=bool(args.out),
+    )
+    pl.seed_everything(config.seed, verbose=False)
+    sizes = (len(indices), len(test))
+    module = ClassifierModule(
+        subject.backbone, subject.dim, class_count(train), config, lr, subject.view, sizes
+    )
+    digest = weights_digest(subject.backbone) if config.frozen else ""
+
+    def begin(trainer: pl.Trainer, total_steps: int) -> str:
+        return (
+            f"{task}, {subject.checkpoint.architecture} on {trainer.strategy.root_device}: {sizes[0]} training, "
+            f"{sizes[1]} test images, {config.schedule.epochs} epochs, batch {config.data.batch_size}, lr {lr:g}"
+        )
+
+    found = run.fit(module, lambda trainer: _loaders(config, subject, train, test, indices, trainer), begin)
+    if digest and weights_digest(subject.backbone) != digest:
+        run.last.unlink(missing_ok=True)
+        raise UserError(
+            "the frozen backbone changed while its classifier was trained; the result was discarded"
+        )
+    if found is None:
+        return None
+    measured: dict[str, Any] = {
+        key: found.get(key) for key in ("top1", "top5", "mean_per_class", "loss", "train_top1")
+    }
+    measured |= {"lr": lr, "epochs": found["epochs"], "steps": found["steps"], "train_images": len(indices)}
+    if digest:
+        measured["backbone_sha256"] = digest
+    return measured
+
+
+def _loaders(
+    config: ClassificationConfig, subject: Subject, train: ImageSet, test: ImageSet, indices: Any, trainer: pl.Trainer
+) -> tuple[DataLoader[Any], DataLoader[Any]]:  # fmt: skip
+    """Return the training batches and the test images of one of several processes."""
+    data, view = config.data, subject.view
+    rank, processes = trainer.global_rank, trainer.world_size
+    if data.batch_size % processes:
+        raise UsageError(
+            f"data.batch_size is {data.batch_size}, which cannot be split evenly over {processes} processes; "
+            "choose a multiple"
+        )
+    share = data.batch_size // processes
+    options = training_loader_options(data.workers)
+    crops = TrainingCrops(train, indices, training_crop(view.image_size, data.min_scale), config.seed)
+    order = EpochOrder(len(crops), config.seed, data.batch_size, rank, processes, drop_last=False)
+    shown = LabelledImages(test, evaluation_transform(view.image_size, view.crop_ratio))
+    mine = Subset(shown, range(rank, len(shown), processes))
+    return (
+        DataLoader(crops, share, sampler=order, **options),
+        DataLoader(mine, share, collate_fn=keep_whole, **options),
+    )

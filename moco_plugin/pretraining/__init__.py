@@ -1,0 +1,1 @@
+"""Pre-training: a method as a LightningModule, its run and its kNN monitor."""

@@ -1,0 +1,93 @@
+"""Callbacks that monitor pre-training: throughput, corrupt images, kNN accuracy."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+from moco_plugin.config import PretrainConfig
+from moco_plugin.data.images import CorruptImages, ImageSet, check_labels
+from moco_plugin.evaluation.features import View, extract_features
+from moco_plugin.evaluation.knn import knn_top1
+from moco_plugin.training.callbacks import mid_epoch
+
+
+class Throughput(pl.Callback):
+    """Logs ``images_per_second`` over all processes since the last logged step, without the time of monitoring."""
+
+    def __init__(self, batch_size: int) -> None:
+        self.batch_size = batch_size
+        self.steps, self.start = 0, 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.steps, self.start = 0, time.perf_counter()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.steps += 1
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
+            pl_module.log("images_per_second", rate, prog_bar=True)
+            self.steps, self.start = 0, time.perf_counter()
+
+
+class CorruptImageWatch(pl.Callback):
+    """Names each corrupt image once; stops the run at more than 1% of the set."""
+
+    def __init__(self, total: int) -> None:
+        self.corrupt = CorruptImages(total)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int
+    ) -> None:
+        self.corrupt.add(batch[1])
+
+
+class KNNMonitor(pl.Callback):
+    """Logs ``knn_top1`` of the backbone before training and every few epochs.
+
+    Raises:
+        UsageError: A set has no labels, or the two have different classes.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        knn, data = config.knn, config.data
+        self.knn = knn
+        self.train, self.test = ImageSet(str(knn.train)), ImageSet(str(knn.test))
+        check_labels(self.train, self.test)
+        self.view = View(data.image_size, data.crop_ratio, data.mean, data.std)
+
+    def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Measure and log on the first process, while the others wait."""
+        if trainer.is_global_zero:
+            sets: list[torch.Tensor] = []
+            for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
+                sets += extract_features(
+                    pl_module.method.backbone, images, self.view, device=pl_module.device, progress=name
+                )
+            top1 = knn_top1(
+                sets[0],
+                sets[1],
+                sets[2],
+                sets[3],
+                k=min(self.knn.k, len(sets[0])),
+                temperature=self.knn.temperature,
+            )
+            trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
+            for logger in trainer.loggers:
+                logger.log_metrics({"knn_top1": top1}, step=trainer.global_step)
+            print(f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}%", flush=True)
+        trainer.strategy.barrier()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.measure(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch + 1
+        if mid_epoch(trainer):  # the run is being stopped
+            return
+        if epoch % self.knn.every == 0 or epoch == trainer.max_epochs:
+            self.measure(trainer, pl_module)

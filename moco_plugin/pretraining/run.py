@@ -1,0 +1,149 @@
+"""A pre-training run from a config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import yaml
+from pytorch_lightning.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader
+
+from moco_plugin.config import PretrainConfig, config_dict
+from moco_plugin.data.images import ImageSet, RawImages, TrainImages
+from moco_plugin.data.loading import training_loader_options
+from moco_plugin.data.order import EpochOrder
+from moco_plugin.data.views import build_views
+from moco_plugin.errors import UsageError
+from moco_plugin.files import atomic_path, write_json
+from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
+from moco_plugin.pretraining.monitor import CorruptImageWatch, KNNMonitor, Throughput
+from moco_plugin.training.fit import Run, check_trainer_arguments
+from moco_plugin.training.run_folder import Identity
+
+FILES = ("result.json", "checkpoints", "tensorboard", "metrics.csv", "config.yaml")
+
+
+def pretrain(config: PretrainConfig, overwrite: bool = False, accept_changed_images: bool = False) -> Path:
+    """Train as the config says, or resume the run that its ``out`` folder holds.
+
+    The folder gets ``config.yaml``, ``metrics.csv``, ``tensorboard/``, ``checkpoints/last.ckpt`` and, when all
+    steps are done, ``result.json``.
+
+    Args:
+        config: The run.
+        overwrite: Remove the run that ``out`` holds.
+        accept_changed_images: Resume although the image set changed, from the start of the interrupted epoch.
+
+    Returns:
+        Path of the last checkpoint.
+
+    Raises:
+        UserError: Something in the config or the data is wrong; nothing saved is lost.
+    """
+    out = Path(config.out).expanduser()
+    _check_folder(out)
+    check_trainer_arguments(config.trainer)
+    images = ImageSet(config.data.root)
+    run = Run(
+        folder=out,
+        files=FILES,
+        checkpoint="checkpoints/last.ckpt",
+        identity=Identity(config_dict(config), {"data.root": images.identity()}),
+        trainer=config.trainer,
+        epochs=config.schedule.epochs,
+        steps=config.schedule.steps,
+        save_every=config.save_every,
+        timeout=config.timeout,
+        loggers=[TensorBoardLogger(out, name="tensorboard", version="")],
+        overwrite=overwrite,
+        accept_changed_images=accept_changed_images,
+    )
+    if run.saved() and (out / "result.json").exists():
+        print(f"{out} holds this run, finished; nothing to do (--overwrite starts again)")
+        return run.last
+    pl.seed_everything(config.seed, verbose=False)
+    module = PretrainModule(config)
+    monitors = [Throughput(config.data.batch_size), CorruptImageWatch(len(images))]
+    run.callbacks = [*monitors, *([KNNMonitor(config)] if config.knn.train and config.knn.test else [])]
+
+    def loaders(trainer: pl.Trainer) -> tuple[DataLoader[Any], None]:
+        check_batch(config.data.batch_size, module.method, trainer.world_size)
+        return train_loader(config, images, trainer.global_rank, trainer.world_size), None
+
+    def begin(trainer: pl.Trainer, total_steps: int) -> str:
+        with atomic_path(out / "config.yaml") as temporary:
+            temporary.write_text(yaml.safe_dump(config_dict(config), sort_keys=False))
+        return _describe(config, module, len(images), total_steps, trainer)
+
+    if result := run.fit(module, loaders, begin):
+        write_json(out / "result.json", result)
+        print(f"checkpoint: {run.last}")
+    return run.last
+
+
+def _check_folder(out: Path) -> None:
+    """Raise UsageError if a folder holds files, and none of a run."""
+    names = {path.name for path in out.iterdir() if path.name[0] != "."} if out.is_dir() else set()
+    if names and not names & set(FILES):
+        raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
+
+
+def train_loader(
+    config: PretrainConfig, images: ImageSet, rank: int = 0, processes: int = 1
+) -> DataLoader[Any]:
+    """Return the shuffled batches of one of several training processes; a last smaller batch is dropped."""
+    data = config.data
+    if len(images) < data.batch_size:
+        raise UsageError(
+            f"data.batch_size is {data.batch_size} and {data.root} holds {len(images)} images; choose a smaller batch"
+        )
+    dataset: Any
+    if data.batched_views:
+        dataset = RawImages(images)
+    else:
+        transform = build_views(views_name(config), data.image_size, **data.view_args)
+        dataset = TrainImages(images, transform, config.seed)
+    return DataLoader(
+        dataset,
+        data.batch_size // processes,
+        sampler=EpochOrder(len(images), config.seed, data.batch_size, rank, processes),
+        drop_last=True,
+        **training_loader_options(0 if data.batched_views else data.workers),
+    )
+
+
+def check_batch(batch: int, method: Any, processes: int, key: str = "data.batch_size") -> None:
+    """Raise UsageError if a batch of all processes does not divide into its parts, or outgrows the queue."""
+    groups = method.groups(processes) if hasattr(method, "groups") else 1
+    parts = processes * groups
+    if batch % parts:
+        below, above = batch // parts * parts, -(-batch // parts) * parts
+        raise UsageError(
+            f"{key} is {batch}, which cannot be split evenly over {processes} "
+            f"process{'es' if processes > 1 else ''} with {groups} batch norm groups each; choose a batch of "
+            f"{f'{below} or ' if below else ''}{above}, or another batch_norm_groups"
+        )
+    if hasattr(method, "queue") and len(method.queue) < batch * (1 + method.symmetric):
+        raise UsageError(
+            f"method_args.queue_size is {len(method.queue)}, below the {batch * (1 + method.symmetric)} keys of a "
+            "batch; choose a larger queue"
+        )
+
+
+def _describe(
+    config: PretrainConfig, module: PretrainModule, images: int, total_steps: int, trainer: pl.Trainer
+) -> str:
+    """Describe the run: the model, the images, the learning rate and how it follows from the batch."""
+    encoder = sum(p.numel() for p in module.method.parameters() if p.requires_grad)
+    optimizer, batch, parts = config.optimizer, config.data.batch_size, accumulation(config)
+    lr = f"{scaled_lr(config):g}"
+    if optimizer.scale_lr and batch * parts != optimizer.reference_batch_size:
+        lr += f" = {optimizer.lr:g} x {batch * parts}/{optimizer.reference_batch_size}"
+    epochs = "epochs" if config.schedule.steps else f"{config.schedule.epochs} epochs"
+    return (
+        f"{config.method}, {config.backbone}, {encoder / 1e6:.2f} M trained parameters, on {trainer.strategy.root_device}\n"
+        f"{images} images of {config.data.root}, {epochs} of {images // batch} batches, {total_steps} steps\n"
+        f"batch {batch} on {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}, learning rate {lr}"
+    )

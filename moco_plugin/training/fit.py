@@ -1,0 +1,279 @@
+"""Training runs in a folder: one Trainer, resume, signals, limits and messages for every kind of training."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+import signal
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
+from torch.utils.data import DataLoader
+
+from moco_plugin.data.loading import ended_with
+from moco_plugin.errors import Stopped, UsageError, UserError, nearest
+from moco_plugin.training.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
+from moco_plugin.training.logs import CSVLog, check_folder
+from moco_plugin.training.run_folder import (
+    Identity,
+    SavedRun,
+    locked,
+    remove_files,
+    remove_stale,
+)
+
+QUIET = (
+    "does not have many workers",
+    "in eval mode at the start of",  # a frozen network is
+    "dataloader is not resumable",  # its sampler is
+)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A training run in a folder, which the same command resumes.
+
+    Args:
+        folder: Holds all files of the run.
+        files: Their names; ``overwrite`` removes these and nothing else, the last one last.
+        checkpoint: Name of the checkpoint in the folder.
+        identity: What a resumed run must share with the one that saved the checkpoint.
+        trainer: Arguments of Lightning's Trainer that the user gave.
+        epochs: Length of the training.
+        steps: Length in optimizer steps, in place of ``epochs``.
+        save_every: Steps between two checkpoints within an epoch.
+        timeout: Seconds that processes wait for each other before the run fails.
+        log_every: Steps between two rows of the log.
+        callbacks: Further ones.
+        loggers: Further ones; ``metrics.csv`` is always written.
+        overwrite: Remove the run that the folder holds.
+        accept_changed_images: Resume although the image set changed.
+        kept: False if the folder is temporary, so that the run cannot be resumed.
+    """
+
+    folder: Path
+    files: tuple[str, ...]
+    checkpoint: str
+    identity: Identity
+    trainer: Mapping[str, Any]
+    epochs: int
+    steps: int | None = None
+    save_every: int
+    timeout: float
+    log_every: int = 10
+    callbacks: Sequence[pl.Callback] = ()
+    loggers: Sequence[Logger] = ()
+    overwrite: bool = False
+    accept_changed_images: bool = False
+    kept: bool = True
+    log: CSVLog = field(init=False)
+    guard: Guard = field(init=False, default_factory=Guard)
+
+    def __post_init__(self) -> None:
+        self.log = CSVLog(self.folder / "metrics.csv")
+
+    @property
+    def last(self) -> Path:
+        """Path of the checkpoint."""
+        return self.folder / self.checkpoint
+
+    def saved(self) -> SavedRun | None:
+        """Return the run that will be resumed, or None.
+
+        Raises:
+            UsageError: Its settings or images differ.
+        """
+        saved = None if self.overwrite else SavedRun.read(self.last)
+        if saved:
+            saved.check_same(self.identity, self.accept_changed_images)
+        return saved
+
+    def fit(
+        self,
+        module: pl.LightningModule,
+        loaders: Callable[[pl.Trainer], tuple[DataLoader[Any], DataLoader[Any] | None]],
+        begin: Callable[[pl.Trainer, int], str],
+    ) -> dict[str, float] | None:
+        """Train, or resume the training that the folder holds.
+
+        Args:
+            module: Its ``total_steps`` is set here.
+            loaders: Return the training batches, with an EpochOrder as sampler, and the validation batches or None;
+                check first that the batch fits the number of processes.
+            begin: Write further files on the first process, and return what to print; gets the total steps.
+
+        Returns:
+            On the first process and if all steps are done, the last value of each metric with ``epochs`` and
+            ``steps``; else None.
+
+        Raises:
+            UserError: The run cannot start, or failed; the last good checkpoint is kept.
+            Stopped: By a signal.
+            KeyboardInterrupt: By a second signal.
+        """
+        self.saved()
+        trainer = self._trainer()
+        batches, validation = loaders(trainer)
+        first = trainer.is_global_zero
+        parts = trainer.accumulate_grad_batches
+        epoch_steps = math.ceil(len(batches) / parts)
+        total_steps = self.steps or self.epochs * epoch_steps
+        with locked(self.folder) if first else nullcontext():
+            saved = self.saved()  # again: another process may have trained until now
+            if first:
+                if self.overwrite:
+                    remove_files(self.folder, self.files)
+                self.last.parent.mkdir(parents=True, exist_ok=True)
+                remove_stale(self.last, *(self.folder / name for name in self.files))
+            step = 0
+            if saved:
+                step, epoch, done = saved.progress.step, saved.progress.epoch, saved.progress.batches
+                if saved.check_same(self.identity, self.accept_changed_images):
+                    done = 0
+                    total_steps = self.steps or step + (self.epochs - epoch) * epoch_steps
+                    trainer.callbacks.append(_EpochRestart())  # type: ignore[attr-defined]
+                batches.sampler.resume(epoch, done)  # type: ignore[attr-defined]
+            self.log.forget_from(step + 1 if saved else 0)
+            module.total_steps = total_steps  # type: ignore[assignment]
+            if first:
+                print(begin(trainer, total_steps))
+                if saved:
+                    print(f"resuming from {self.last}, step {step}")
+            with self._failures(trainer), self.guard.listening(), ended_with(batches, validation):
+                trainer.fit(
+                    module, batches, validation, ckpt_path=self.last if saved else None, weights_only=True
+                )
+        return self._result(trainer, total_steps)
+
+    def _trainer(self) -> pl.Trainer:
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        saver = Saver(self.last, self.save_every, self.log, self.identity)
+        callbacks = [TQDMProgressBar(), *self.callbacks, self.guard, saver]
+        given = dict(self.trainer)
+        if limit := given.pop("max_time", None):
+            callbacks.insert(0, TimeLimit(limit))
+        defaults = {
+            "max_epochs": -1 if self.steps else self.epochs,
+            "max_steps": self.steps or -1,
+            "logger": [self.log, *self.loggers],
+            "plugins": [AtomicCheckpoints()],
+            "callbacks": callbacks,
+            "log_every_n_steps": self.log_every,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        }
+        trainer = pl.Trainer(**{**defaults, **given})
+        if isinstance(trainer.strategy, DDPStrategy):
+            # set here, since only the Trainer knows whether there are several processes
+            trainer.strategy._timeout = timedelta(seconds=self.timeout)
+            # queues are equal on all processes and batch norm saves the first one's statistics: nothing to send
+            trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+        return trainer
+
+    @contextmanager
+    def _failures(self, trainer: pl.Trainer) -> Iterator[None]:
+        """Turn what ends a training into one sentence, and end the processes that Lightning started."""
+        try:
+            yield
+        except Interrupted:
+            raise KeyboardInterrupt from None
+        except UserError:
+            raise
+        except OSError as error:
+            check_folder(self.folder)
+            name = os.fsdecode(error.filename or self.folder)
+            raise UserError(
+                f"cannot read or write {name} ({error.strerror or error}); {self._rest()}"
+            ) from error
+        except RuntimeError as error:
+            if sentence := _known_failure(error, trainer.world_size, self.timeout):
+                raise UserError(f"{sentence}; {self._rest()}") from error
+            raise
+        finally:
+            kill = getattr(trainer.strategy.launcher, "kill", None)
+            if trainer.interrupted and kill:
+                kill(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def _rest(self) -> str:
+        """Say what became of the work so far."""
+        if not self.kept:
+            return "without --out nothing was kept"
+        if self.last.exists():
+            return f"{self.last} is kept and the same command resumes it"
+        return "no checkpoint was written yet"
+
+    def _result(self, trainer: pl.Trainer, total_steps: int) -> dict[str, float] | None:
+        if not trainer.is_global_zero:
+            return None
+        if self.guard.signal:
+            name = signal.Signals(self.guard.signal).name
+            raise Stopped(
+                f"stopped by {name} after step {trainer.global_step}; {self._rest()}", self.guard.signal
+            )
+        if trainer.global_step < total_steps:
+            print(f"stopped after step {trainer.global_step} of {total_steps}; {self._rest()}")
+            return None
+        return {"epochs": trainer.current_epoch, "steps": trainer.global_step, **self.log.latest()}
+
+
+class _EpochRestart(pl.Callback):
+    """Makes a resumed run start the interrupted epoch again, since its image set changed."""
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        loops = checkpoint["loops"]["fit_loop"]
+        epoch = loops["epoch_progress"]["current"]["processed"]
+        for part in loops["epoch_progress"].values():
+            part.update(dict.fromkeys(part, epoch))
+        batch = loops["epoch_loop.batch_progress"]
+        batch["current"].update(dict.fromkeys(batch["current"], 0))
+        batch["is_last_batch"] = False
+
+
+def check_trainer_arguments(given: Mapping[str, Any]) -> None:
+    """Check the ``trainer.KEY=VALUE`` of a config.
+
+    Raises:
+        UsageError: A key is not an argument of Lightning's Trainer, or a value cannot train.
+    """
+    parameters = inspect.signature(pl.Trainer).parameters
+    for key in given:
+        if key not in parameters:
+            raise UsageError(
+                f"unknown key trainer.{key}; it is not an argument of Lightning's Trainer{nearest(key, parameters)}"
+            )
+    precision = str(given.get("precision", "32-true"))
+    if precision in ("16", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
+        raise UsageError(
+            f"trainer.precision={precision} keeps the weights in 16 bits, which round small updates away (the key "
+            "encoder's among them); choose 16-mixed, bf16-mixed or 32-true"
+        )
+
+
+def _known_failure(error: RuntimeError, processes: int, timeout: float) -> str:
+    """Return what happened, or "" if it is not a failure of a process; torch tells these apart by text alone."""
+    text = str(error)
+    if text.startswith("DataLoader worker"):
+        return (
+            "a loader process was killed, as the system does when memory runs out; choose fewer data.workers or "
+            "a smaller batch"
+        )
+    if processes > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text):
+        if "imed out" in text or "timeout" in text:
+            return f"another training process did not answer for {timeout:g} s (the timeout key sets this)"
+        return "another training process ended; its own message, if any, is above"
+    return ""

@@ -1,0 +1,200 @@
+"""The folder of a training run: its lock, its files and the checkpoint that a resumed run continues from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from moco_plugin.checkpoints.read import load_file
+from moco_plugin.errors import UsageError, UserError
+
+LOCK = ".lock"
+
+# Keys that a resumed run may change: they set where, how long and how visibly it runs, never what it computes.
+MAY_CHANGE = (
+    "out",
+    "knn",
+    "save_every",
+    "timeout",
+    "compile",
+    "data.workers",
+    *(
+        f"trainer.{key}"
+        for key in (
+            "accelerator",
+            "devices",
+            "num_nodes",
+            "strategy",
+            "max_epochs",
+            "max_steps",
+            "max_time",
+            "log_every_n_steps",
+            "check_val_every_n_epoch",
+            "enable_progress_bar",
+            "enable_model_summary",
+            "num_sanity_val_steps",
+            "profiler",
+            "detect_anomaly",
+        )
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two runs the same: every setting that changes the result, and the image sets.
+
+    Args:
+        settings: Nested settings; the keys in MAY_CHANGE are ignored.
+        images: For each key that names an image set: ``{"count": N, "digest": SHA-256 of names and labels}``.
+    """
+
+    settings: Mapping[str, Any]
+    images: Mapping[str, Mapping[str, Any]]
+
+    def state(self) -> dict[str, Any]:
+        """Return the plain values that a checkpoint keeps."""
+        return {"settings": flatten(self.settings), "images": {k: dict(v) for k, v in self.images.items()}}
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a checkpoint's run got: optimizer steps, epochs, and batches of the epoch that was interrupted."""
+
+    step: int
+    epoch: int
+    batches: int
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one level of dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return flat
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """What ``last.ckpt`` tells of the run that wrote it."""
+
+    path: Path
+    progress: Progress
+    identity: dict[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> SavedRun | None:
+        """Read a checkpoint; None if the file does not exist.
+
+        Raises:
+            UserError: The file is not a checkpoint of a run.
+        """
+        if not path.exists():
+            return None
+        state = load_file(path)
+        try:
+            loops = state["loops"]["fit_loop"]
+            epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]
+            within = epoch["started"] > epoch["processed"]
+            progress = Progress(
+                int(state["global_step"]), int(epoch["processed"]), int(batch["processed"]) if within else 0
+            )
+            identity = next(v for v in state["callbacks"].values() if "settings" in v and "images" in v)
+        except (KeyError, TypeError, ValueError, StopIteration) as error:
+            raise UserError(
+                f"{path} is not a checkpoint that a run can resume from; choose another output folder, "
+                "or --overwrite to start again"
+            ) from error
+        return cls(path, progress, identity)
+
+    def check_same(self, now: Identity, accept_changed_images: bool) -> bool:
+        """Compare with the run that wants to resume; return whether its images changed and that was accepted.
+
+        Raises:
+            UsageError: A setting or an image set differs.
+        """
+        then, state = self.identity, now.state()
+        settings = then["settings"], state["settings"]
+        keys = sorted(k for k in settings[0].keys() | settings[1].keys() if not _may_change(k))
+        changed = [key for key in keys if settings[0].get(key) != settings[1].get(key)]
+        if changed:
+            key = changed[0]
+            more = f", and {len(changed) - 1} more" if changed[1:] else ""
+            raise UsageError(
+                f"{self.path.parent} holds a run with other settings "
+                f"({key} was {settings[0].get(key)}, now {settings[1].get(key)}{more}) and was kept; "
+                "choose another output, or --overwrite to start again"
+            )
+        sets = then["images"], state["images"]
+        for key in sorted(sets[0].keys() | sets[1].keys()):
+            if sets[0].get(key) == sets[1].get(key):
+                continue
+            if accept_changed_images:
+                return True
+            before, after = (s.get(key, {}).get("count", 0) for s in sets)
+            what = (
+                f"{before} images when {self.path} was saved and {after} now"
+                if before != after
+                else f"other names or labels than when {self.path} was saved ({after} images)"
+            )
+            raise UsageError(
+                f"the images of {key} changed: {what}; restore them, pass --accept-changed-images to continue with "
+                "the new set from the start of the interrupted epoch, or --overwrite to start again"
+            )
+        return False
+
+
+def _may_change(key: str) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Create a run's folder and hold its lock; the system releases the lock when the process ends, in any way.
+
+    Raises:
+        UsageError: Another process holds it.
+        UserError: The folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK, blocking=False)
+        lock.acquire()
+    except Timeout:
+        owner = ""
+        with suppress(OSError):  # Windows forbids to read what another process has locked
+            owner = (folder / LOCK).read_text(errors="replace").strip()
+        raise UsageError(
+            f"{folder} is in use by {owner or 'another process'}; wait until it ends, or choose another output folder"
+        ) from None
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror}; choose another output folder") from error
+    try:
+        with suppress(OSError):
+            (folder / LOCK).write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
+        yield
+    finally:
+        lock.release()
+
+
+def remove_files(folder: Path, names: tuple[str, ...]) -> None:
+    """Remove a run's own files and folders, and nothing else; the last name last."""
+    for name in names:
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def remove_stale(*paths: Path) -> None:
+    """Remove the temporary files that killed processes left beside these paths (see ``files.atomic_path``)."""
+    for path in paths:
+        for temporary in path.parent.glob(f".{path.stem}.*{path.suffix}"):
+            temporary.unlink(missing_ok=True)
