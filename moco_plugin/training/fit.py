@@ -6,6 +6,7 @@ import inspect
 import math
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -186,6 +187,9 @@ class Run:
     @contextmanager
     def _failures(self, trainer: pl.Trainer) -> Iterator[None]:
         """Turn what ends a training into one sentence, and end the processes that Lightning started."""
+        hook = threading.excepthook
+        # TensorBoard's writer thread passes its errors on to this thread
+        threading.excepthook = lambda a: None if issubclass(a.exc_type, OSError) else hook(a)
         try:
             yield
         except Interrupted:
@@ -203,6 +207,7 @@ class Run:
                 raise UserError(f"{sentence}; {self._rest()}") from error
             raise
         finally:
+            threading.excepthook = hook
             kill = getattr(trainer.strategy.launcher, "kill", None)
             if trainer.interrupted and kill:
                 kill(getattr(signal, "SIGKILL", signal.SIGTERM))

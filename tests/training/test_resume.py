@@ -113,6 +113,7 @@ def case(name: str, photos: Path, shards: Path, encoder: Path) -> Case:
     return Case("evaluate", [kind, *sets, *CLASSIFY, *more], processes)
 
 
+KILLS = 4  # of each case
 CASES = [
     "moco-0-photos", "moco-1-photos", "moco-2-photos", "moco-1-shards", "moco-2-photos-accumulate",
     "moco-1-photos-processes", "v3-1-photos", "v3-2-shards-processes-accumulate",
@@ -152,7 +153,7 @@ def test_run_killed_at_random_moments_ends_the_same(
     start = time.monotonic()
     tool(run.tool, *run.command(whole), processes=run.processes)
     takes, generator, kills = time.monotonic() - start, random.Random(name), 0
-    while kills < 20:
+    while kills < KILLS:
         processes = start_tool(tmp_path, run.tool, *run.command(out), processes=run.processes)
         time.sleep(generator.uniform(0.0, 1.1 * takes))
         killed = [process.is_alive() for process in processes]
