@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
-    from moco_plugin.methods import MoCo, MoCoV3, moco_v1
-    from moco_plugin.registry import METHODS, build_method
+    from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "MoCo", "MoCoV3", "build_method", "create_backbone", "feature_dim", "moco_v1"]
+__all__ = ["METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "build_method", "create_backbone", "feature_dim"]
 
 _HOMES = {
-    "METHODS": "moco_plugin.registry",
+    "METHODS": "moco_plugin.methods",
+    "Method": "moco_plugin.methods",
     "MoCo": "moco_plugin.methods",
+    "MoCoV1": "moco_plugin.methods",
     "MoCoV3": "moco_plugin.methods",
-    "build_method": "moco_plugin.registry",
+    "build_method": "moco_plugin.methods",
     "create_backbone": "moco_plugin.backbones",
     "feature_dim": "moco_plugin.backbones",
-    "moco_v1": "moco_plugin.methods",
 }
 
 

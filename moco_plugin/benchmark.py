@@ -24,7 +24,7 @@ from moco_plugin.errors import UsageError, UserError
 from moco_plugin.methods import MoCo
 from moco_plugin.methods.batch_norm import set_groups
 from moco_plugin.methods.distributed import all_gather, exchange, shared_permutation
-from moco_plugin.methods.momentum import update_momentum
+from moco_plugin.methods.encoder import update_momentum
 
 
 def _at_least(least: int, **values: int) -> None:

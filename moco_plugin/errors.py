@@ -30,10 +30,13 @@ class Stopped(UserError):
         self.exit_code = 128 + signal_number
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Returns ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+
+
+nearest = did_you_mean
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from moco_plugin.config import config_dict, configs_folder, load_config
 from moco_plugin.errors import UsageError
+from moco_plugin.methods import METHODS, build_method
 from moco_plugin.pretraining.module import scaled_lr
-from moco_plugin.registry import METHODS, build_method
 from moco_plugin.training.schedules import lr_schedule
 
 SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yaml"))

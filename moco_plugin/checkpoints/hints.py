@@ -12,8 +12,8 @@ from torch import Tensor
 
 from moco_plugin.checkpoints.load import File
 from moco_plugin.checkpoints.pickles import lookup
+from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
-from moco_plugin.evaluation.features import View
 
 IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 LARGEST_IMAGE = 4096  # pixels; some networks' tables grow with the fourth power

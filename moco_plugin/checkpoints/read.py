@@ -20,8 +20,8 @@ from moco_plugin.checkpoints.load import File, load, load_file, named_tensors
 from moco_plugin.checkpoints.names import resolve
 from moco_plugin.checkpoints.networks import Mismatch, fit
 from moco_plugin.checkpoints.renaming import timm_names
+from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError, UserError, nearest
-from moco_plugin.evaluation.features import View
 from moco_plugin.files import sha256
 
 __all__ = ["Checkpoint", "load_file", "read_checkpoint"]

@@ -10,8 +10,8 @@ from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
 from moco_plugin.checkpoints.resnet import NAMES
+from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
-from moco_plugin.evaluation.features import View
 
 WIDTHS = (64, 128, 256, 512)
 # Arguments of create_backbone that are no timm's, that say how training starts, or that the network itself tells.

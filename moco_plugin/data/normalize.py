@@ -1,15 +1,26 @@
-"""The last moment of a uint8 image: to float, mean and standard deviation taken out."""
+"""How images are shown to a network: size, crop, and normalization of uint8 images to float32."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
+@dataclass
+class View:
+    """How images are shown to a frozen network: side in pixels, share kept by the centre crop, mean and std."""
+
+    image_size: int
+    crop_ratio: float
+    mean: list[float]
+    std: list[float]
+
+
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Returns (images / 255 - mean) / std in float32.
+    """Return (images / 255 - mean) / std in float32.
 
     Args:
         images: N x 3 x H x W, uint8.

@@ -15,9 +15,8 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from moco_plugin.data.images import CorruptImages, ImageSet, first_whole
-from moco_plugin.data.normalize import normalize
+from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.order import seed_of, seeded
-from moco_plugin.evaluation.features import View
 from moco_plugin.evaluation.probe import count_correct, scores
 from moco_plugin.evaluation.protocols import ClassificationConfig
 from moco_plugin.training.optimizers import build_optimizer

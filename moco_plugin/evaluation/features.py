@@ -14,22 +14,12 @@ from tqdm import tqdm
 
 from moco_plugin.data.images import CorruptImages, ImageSet, LabelledImages
 from moco_plugin.data.loading import loader_processes
-from moco_plugin.data.normalize import normalize
+from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UserError
 from moco_plugin.evaluation.feature_file import FeatureFile
 
 IN_MEMORY = 512 << 20  # bytes of features; those of a larger set go to disk where that is allowed
-
-
-@dataclass
-class View:
-    """How images are shown to a frozen network: side in pixels, share kept by the centre crop, mean and std."""
-
-    image_size: int
-    crop_ratio: float
-    mean: list[float]
-    std: list[float]
 
 
 @dataclass

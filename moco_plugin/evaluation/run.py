@@ -14,8 +14,9 @@ import moco_plugin
 from moco_plugin.backbones import check_features
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.data.images import ImageSet, check_labels
+from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation.features import FeatureSet, View, extract_feature_set
+from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
 from moco_plugin.evaluation.knn import knn_accuracy
 from moco_plugin.evaluation.neighbours import check_neighbours
 from moco_plugin.evaluation.retrieval import Neighbours, retrieval

@@ -23,9 +23,9 @@ from moco_plugin import backbones, methods
 from moco_plugin.config import PretrainConfig, ScheduleConfig, load_config
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.methods import build_method
 from moco_plugin.methods.batch_norm import has_batch_norm
 from moco_plugin.pretraining.run import check_batch
-from moco_plugin.registry import build_method
 from moco_plugin.training.optimizers import LARS
 from moco_plugin.training.schedules import lr_schedule
 

@@ -1,6 +1,67 @@
-"""The science: MoCo as in the papers, on torch alone."""
+"""MoCo as in the papers, on torch alone, and the function that builds a method by its name."""
 
-from moco_plugin.methods.moco import MoCo, moco_v1
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from moco_plugin.errors import UsageError, did_you_mean
+from moco_plugin.methods.base import Method
+from moco_plugin.methods.moco import MoCo, MoCoV1
 from moco_plugin.methods.moco_v3 import MoCoV3
+from moco_plugin.registry import METHODS
 
-__all__ = ["MoCo", "MoCoV3", "moco_v1"]
+__all__ = ["METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "arguments_of", "build_method", "method_class"]
+
+
+def method_class(name: str) -> type[Method]:
+    """Return the class that ``method=NAME`` names.
+
+    Raises:
+        UsageError: The name is unknown.
+    """
+    if name not in METHODS:
+        known = METHODS.names()
+        raise UsageError(f"unknown method {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}")
+    return METHODS.get(name)  # type: ignore[no-any-return]
+
+
+def arguments_of(method: type[Method]) -> dict[str, Any]:
+    """Return the arguments that ``method_args`` takes, with their defaults."""
+    found: dict[str, Any] = {}
+    for base in method.__mro__:
+        for name, parameter in inspect.signature(
+            vars(base).get("__init__", object.__init__)
+        ).parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                found.setdefault(name, parameter.default)
+        if base is Method:
+            break
+    return found
+
+
+def build_method(name: str, backbone: nn.Module, feature_dim: int, **arguments: Any) -> Method:
+    """Build a method around a backbone.
+
+    Args:
+        name: One of METHODS.
+        backbone: Maps N x 3 x H x W images to N x ``feature_dim`` features.
+        feature_dim: Width of the backbone's features.
+        **arguments: The method's own arguments; see its class.
+
+    Raises:
+        UsageError: Unknown name, unknown argument, or a value out of range.
+    """
+    method = method_class(name)
+    known = list(arguments_of(method))
+    for argument in arguments:
+        if argument not in known:
+            raise UsageError(
+                f"unknown key method_args.{argument}; {name} takes {', '.join(known)}{did_you_mean(argument, known)}"
+            )
+    try:
+        return method(backbone, feature_dim, **arguments)
+    except ValueError as error:
+        raise UsageError(f"method_args: {error}") from error

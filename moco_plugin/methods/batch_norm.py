@@ -1,8 +1,9 @@
-"""What keeps batch norm from leaking which key belongs to which query (v1, section 3.3).
+"""Batch norm layers that do not leak which key belongs to which query (v1, section 3.3).
 
-Statistics shared by a query and its key betray the pair. The papers normalise on each GPU by itself and
-shuffle the keys between GPUs. Within one process the same is had by groups: each group of the batch is
-normalised by itself, and the keys are shuffled over the groups (and over the processes, if there are several).
+Batch statistics shared by a query and its key betray the pair. The papers normalise the batch of each GPU
+separately and shuffle the keys between GPUs. Within one process, groups of the batch take the place of GPUs: each
+group is normalised separately, and the keys are shuffled over the groups (and over the processes, if there are
+several).
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Tells whether any layer normalises over the batch."""
+    """Tell whether any layer normalises over the batch."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 class SplitBatchNorm(_BatchNorm):
-    """Batch norm over each of ``groups`` consecutive parts of the batch by itself, of two images at least.
+    """Batch norm computed independently over ``groups`` contiguous chunks of at least two images.
 
     Running statistics follow the mean over the groups, so that one step moves them as far as a step of the
     layer it replaces. In eval mode it is that layer. State dict names do not change.
@@ -58,7 +59,7 @@ class SplitBatchNorm(_BatchNorm):
 
 
 def _drop_and_activation(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Returns what timm's norm layers carry besides (BatchNormAct2d), identities for others."""
+    """Return dropout and activation of timm's BatchNormAct2d; identities for other layers."""
     return getattr(layer, "drop", None) or nn.Identity(), getattr(layer, "act", None) or nn.Identity()
 
 
@@ -77,7 +78,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:
-    """Returns ``module`` with every batch norm in it synchronised; torch's own would lose timm's activations."""
+    """Return ``module`` with every batch norm synchronised; torch's own converter drops timm's activations."""
     if isinstance(module, _BatchNorm):
         return SyncBatchNorm(module)
     for name, child in module.named_children():
@@ -86,7 +87,7 @@ def sync_batch_norm(module: nn.Module) -> nn.Module:
 
 
 def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
-    """Returns ``module`` with every batch norm in it replaced by a SplitBatchNorm."""
+    """Return ``module`` with every batch norm in it replaced by a SplitBatchNorm."""
     if isinstance(module, _BatchNorm):
         return SplitBatchNorm(module, groups)
     for name, child in module.named_children():
@@ -95,7 +96,7 @@ def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
 
 
 def set_groups(module: nn.Module, groups: int) -> None:
-    """Sets the number of groups of every SplitBatchNorm in ``module``."""
+    """Set the number of groups of every SplitBatchNorm in ``module``."""
     for layer in module.modules():
         if isinstance(layer, SplitBatchNorm):
             layer.groups = groups

@@ -1,4 +1,4 @@
-"""InfoNCE: tell the key of the same image among many others."""
+"""InfoNCE losses: tell the key of the same image among many others."""
 
 from __future__ import annotations
 
@@ -25,10 +25,12 @@ class _QueueContrast(torch.autograd.Function):
         highest = positive.clone()  # N, the largest logit so far
         total = torch.ones_like(positive)  # N, sum of exp(logit - highest)
         mean_key = k.clone()  # N x C, sum of exp(logit - highest) * key
-        rank = torch.zeros_like(positive, dtype=torch.int64)  # N, negatives as good as the positive or better
+        position = torch.zeros_like(
+            positive, dtype=torch.int64
+        )  # N, negatives as good as the positive or better
         for keys in queue.split(QUEUE_BLOCK):
             logits = q @ keys.T / temperature  # N x block
-            rank += (logits >= positive[:, None]).sum(dim=1)
+            position += (logits >= positive[:, None]).sum(dim=1)
             new_highest = torch.maximum(highest, logits.amax(dim=1))
             scale = (highest - new_highest).exp()
             weights = (logits - new_highest[:, None]).exp_()
@@ -37,8 +39,8 @@ class _QueueContrast(torch.autograd.Function):
             highest = new_highest
         loss = highest + total.log() - positive  # N
         ctx.save_for_backward((mean_key / total[:, None] - k) / temperature)
-        ctx.mark_non_differentiable(rank)
-        return loss, rank
+        ctx.mark_non_differentiable(position)
+        return loss, position
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -59,8 +61,8 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
         temperature: T, above 0.
 
     Returns:
-        The loss per query (N) and the rank of the positive among the 1 + K keys (N, 0 is best; behind its equals, so
-        that a collapsed network is not taken for a perfect one).
+        The loss per query (N) and the position of the positive among the 1 + K keys by similarity (N, 0 is best; ties
+        count against it, so that a collapsed network does not look perfect).
     """
     with torch.autocast(q.device.type, enabled=False):
         q, k, queue = q.float(), k.detach().float(), queue.float()
@@ -86,7 +88,8 @@ def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> t
         temperature: T, above 0.
 
     Returns:
-        The loss per query (N) and the rank of the positive among the M keys (N, 0 is best, behind its equals).
+        The loss per query (N) and the position of the positive among the M keys by similarity (N, 0 is best; ties
+        count against it).
     """
     with torch.autocast(q.device.type, enabled=False):
         logits = q.float() @ keys.detach().float().T / temperature  # N x M

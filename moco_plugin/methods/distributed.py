@@ -1,4 +1,4 @@
-"""What a method needs of the other processes; with one process every function here is the identity."""
+"""Communication between training processes; with one process every function here is the identity."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch import Tensor
 
 
 def world_size() -> int:
-    """Returns the number of training processes."""
+    """Return the number of training processes."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def rank() -> int:
-    """Returns this process's number, 0 to world_size - 1."""
+def process_number() -> int:
+    """Return this process's number, 0 to world_size - 1."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
 def batch_sizes(batch: Tensor) -> list[int]:
-    """Returns the number of rows that ``batch`` has on each process; a last batch may be uneven."""
+    """Return the number of rows that ``batch`` has on each process; a last batch may be uneven."""
     if world_size() == 1:
         return [len(batch)]
     sizes = batch.new_zeros(world_size(), dtype=torch.int64)
-    sizes[rank()] = len(batch)
+    sizes[process_number()] = len(batch)
     dist.all_reduce(sizes)
     return cast(list[int], sizes.tolist())
 
 
 @torch.no_grad()
 def all_gather(rows: Tensor, sizes: list[int]) -> Tensor:
-    """Returns the rows of all processes in the order of their ranks; takes no gradient.
+    """Return the rows of all processes in the order of their ranks; takes no gradient.
 
     Args:
         rows: N x C, where N may differ between processes.
@@ -48,7 +48,7 @@ def all_gather(rows: Tensor, sizes: list[int]) -> Tensor:
 
 
 def shared_permutation(length: int, device: torch.device) -> Tensor:
-    """Returns a random permutation that is the same on all processes."""
+    """Return a random permutation that is the same on all processes."""
     order = torch.randperm(length, device=device)
     if world_size() > 1:
         dist.broadcast(order, src=0)
@@ -57,7 +57,7 @@ def shared_permutation(length: int, device: torch.device) -> Tensor:
 
 @torch.no_grad()
 def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
-    """Deals the images of all processes out anew: the r-th process gets its share of ``all_images[order]``.
+    """Redistribute the images of all processes: the r-th process gets its share of ``all_images[order]``.
 
     Each process sends every image of its own to the one process that needs it, so its traffic is its own
     batch out and in, whatever the number of processes. (The released code gathers all images on each.)
@@ -69,9 +69,9 @@ def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
     """
     if world_size() == 1:
         return images[order]
-    me = rank()
+    me = process_number()
     start = [sum(sizes[:r]) for r in range(len(sizes) + 1)]
-    shares = [order[start[r] : start[r + 1]] for r in range(len(sizes))]  # what each process is to get
+    shares = [order[start[r] : start[r + 1]] for r in range(len(sizes))]  # what each process receives
 
     def held_by(share: Tensor, r: int) -> Tensor:
         return (share >= start[r]) & (share < start[r + 1])
@@ -85,7 +85,7 @@ def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
         output_split_sizes=[int(mask.sum()) for mask in wanted],
         input_split_sizes=[len(rows) for rows in to_send],
     )
-    # rows came sorted by sender; put each where its share has it
+    # rows arrive sorted by sender; put each in its place in the share
     place = torch.cat([mask.nonzero()[:, 0] for mask in wanted])
     result = torch.empty_like(received)
     result[place] = received

@@ -1,4 +1,4 @@
-"""Projection heads, from the backbone's features to the space of the contrast."""
+"""Projection heads, from features of the backbone to the space of the contrast."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from torch import nn
 
 
 def linear_head(in_dim: int, dim: int) -> nn.Module:
-    """v1's head: one linear layer, ``in_dim`` to ``dim``."""
+    """Return the head of v1: one linear layer, ``in_dim`` to ``dim``."""
     return nn.Linear(in_dim, dim)
 
 
 def mlp_head(in_dim: int, dim: int, hidden_dim: int | None = None) -> nn.Module:
-    """v2's head: linear, ReLU, linear; the hidden layer is as wide as the features unless said otherwise."""
+    """Return the head of v2: linear, ReLU, linear; the hidden layer is as wide as the features by default."""
     hidden_dim = hidden_dim or in_dim
     return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
 
 
 def batch_norm_mlp(layers: int, in_dim: int, hidden_dim: int, dim: int, last_norm: bool = True) -> nn.Module:
-    """v3's projector and predictor: linear layers without bias, each followed by batch norm, ReLU between.
+    """Return a projector or predictor of v3: linear layers without bias, each followed by batch norm, ReLU between.
 
     Args:
         layers: Linear layers, at least 1.

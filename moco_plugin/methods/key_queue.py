@@ -1,4 +1,4 @@
-"""The dictionary: the keys of past batches, first in, first out."""
+"""The queue of keys of past batches, first in, first out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Replaces the oldest keys by ``keys`` (N x C, N at most K)."""
+        """Replace the oldest keys by ``keys`` (N x C, N at most K)."""
         if len(keys) > len(self):
             raise ValueError(
                 f"a batch of {len(keys)} keys does not fit a queue of {len(self)}; "

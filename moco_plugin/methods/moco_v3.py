@@ -6,31 +6,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moco_plugin.methods.base import Method
 from moco_plugin.methods.batch_norm import sync_batch_norm
 from moco_plugin.methods.contrast import batch_contrast
-from moco_plugin.methods.distributed import all_gather, batch_sizes, rank
+from moco_plugin.methods.distributed import all_gather, batch_sizes, process_number
+from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, momentum_copy, update_momentum
 from moco_plugin.methods.heads import batch_norm_mlp
-from moco_plugin.methods.moco import feature_std
-from moco_plugin.methods.momentum import check_momentum, momentum_at, momentum_copy, update_momentum
+from moco_plugin.methods.metrics import batch_metrics
+from moco_plugin.registry import METHODS
 
 
-class ProjectedEncoder(nn.Module):
-    """A backbone and its projector; N x 3 x H x W images to N x C vectors."""
-
-    def __init__(self, backbone: nn.Module, projector: nn.Module) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = projector
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.backbone(images))  # type: ignore[no-any-return]
-
-
-class MoCoV3(nn.Module):
-    """Momentum Contrast v3; the defaults are the ResNet-50 recipe's.
+@METHODS.register("moco_v3")
+class MoCoV3(Method):
+    """Momentum Contrast v3; the defaults are those of the ResNet-50 recipe.
 
     Args:
-        backbone: Maps N x 3 x H x W images to N x ``feature_dim`` features. The method takes it over.
+        backbone: Maps N x 3 x H x W images to N x ``feature_dim`` features. The method changes it in place.
         feature_dim: Width of the backbone's features.
         dim: C, width of the contrast.
         hidden_dim: Width of the hidden layers of projector and predictor.
@@ -43,6 +34,9 @@ class MoCoV3(nn.Module):
         batch_norm: "sync" takes statistics over all processes (CUDA only), "plain" over each by itself;
             "auto" is "sync" on CUDA.
     """
+
+    title = "MoCo v3"
+    views = "moco_v3"
 
     def __init__(
         self,
@@ -60,11 +54,11 @@ class MoCoV3(nn.Module):
         batch_norm: str = "auto",
     ) -> None:
         super().__init__()
-        check_momentum(momentum, momentum_schedule, temperature)
+        check_arguments(momentum, momentum_schedule, temperature)
         if batch_norm not in ("auto", "sync", "plain"):
             raise ValueError(f"batch_norm is {batch_norm!r}; expected auto, sync or plain")
         projector = batch_norm_mlp(projector_layers, feature_dim, hidden_dim, dim)
-        encoder = ProjectedEncoder(backbone, projector)
+        encoder = Encoder(backbone, projector, normalized=False)
         predictor = batch_norm_mlp(predictor_layers, dim, hidden_dim, dim, last_norm=predictor_last_norm)
         if batch_norm == "sync" or (batch_norm == "auto" and torch.cuda.is_available()):
             sync_batch_norm(encoder)
@@ -76,39 +70,36 @@ class MoCoV3(nn.Module):
         self.momentum_schedule = momentum_schedule
         self.temperature = temperature
 
-    @property
-    def backbone(self) -> nn.Module:
-        """The network that training is for: the query encoder's backbone."""
-        return self.encoder_q.backbone
-
     def forward(
         self, x1: Tensor, x2: Tensor, progress: float = 0.0, update_key_encoder: bool = True
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """One training step's loss (v3, Algorithm 1).
-
-        Args:
-            x1: First views, N x 3 x H x W; N may differ between processes.
-            x2: Second views of the same images.
-            progress: Share of training done, 0 to 1, for the momentum schedule.
-            update_key_encoder: False for all but the first part of a batch whose gradients are accumulated.
+        """Return the loss of one training step (v3, Algorithm 1); see ``Method.forward``.
 
         Returns:
             The mean loss, and metrics over the batch: ``top1`` and ``top5`` of telling the key among those of
             the whole batch, in percent, and ``feature_std`` as for MoCo.
         """
-        q1, q2 = (F.normalize(self.predictor(self.encoder_q(x)), dim=1) for x in (x1, x2))  # queries: N x C
-        if update_key_encoder:
+        q1, q2 = self.encode(x1), self.encode(x2)  # queries: N x C
+        if self.training and update_key_encoder:
             m = momentum_at(self.momentum, self.momentum_schedule, progress)
             update_momentum(self.encoder_q, self.encoder_k, m)
         sizes = batch_sizes(x1)
         with torch.no_grad():  # keys of all processes
             k1, k2 = (all_gather(F.normalize(self.encoder_k(x), dim=1), sizes) for x in (x1, x2))
-        first = sum(sizes[: rank()])  # where this process's keys begin
-        loss_1, rank_1 = batch_contrast(q1, k2, first, self.temperature)
-        loss_2, rank_2 = batch_contrast(q2, k1, first, self.temperature)
-        ranks = torch.cat([rank_1, rank_2])
-        return (loss_1 + loss_2).mean(), {
-            "top1": (ranks < 1).float().mean() * 100,
-            "top5": (ranks < 5).float().mean() * 100,
-            "feature_std": feature_std(q1),
-        }
+        first = sum(sizes[: process_number()])  # where this process's keys begin
+        loss_1, positions_1 = batch_contrast(q1, k2, first, self.temperature)
+        loss_2, positions_2 = batch_contrast(q2, k1, first, self.temperature)
+        return (loss_1 + loss_2).mean(), batch_metrics(torch.cat([positions_1, positions_2]), q1)
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The query encoder's backbone."""
+        return self.encoder_q.backbone
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the predictor's outputs, N x C of unit length."""
+        return F.normalize(self.predictor(self.encoder_q(images)), dim=1)
+
+    def compiled(self) -> list[nn.Module]:
+        """Return both encoders and the predictor."""
+        return [self.encoder_q, self.predictor, self.encoder_k]

@@ -14,9 +14,9 @@ from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.batched_views import BatchedViews
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
-from moco_plugin.data.views import VIEWS, view_arguments
+from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError
-from moco_plugin.registry import build_method
+from moco_plugin.methods import build_method, method_class
 from moco_plugin.training.optimizers import build_optimizer
 from moco_plugin.training.schedules import lr_schedule, with_schedule
 
@@ -61,9 +61,8 @@ class PretrainModule(pl.LightningModule):
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(memory_format=self.layout)
         if config.compile:
-            for name, encoder in self.method.named_children():
-                if name in ("encoder_q", "encoder_k", "predictor"):
-                    encoder.compile()
+            for network in self.method.compiled():
+                network.compile()
         self.schedule = lr_schedule(config.schedule)
         self.batched_views: BatchedViews | None = None
         if config.data.batched_views:
@@ -123,7 +122,5 @@ def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:
 
 
 def views_name(config: PretrainConfig) -> str:
-    """Returns the views' name, with "auto" resolved to the method's own."""
-    if config.data.views != "auto":
-        return config.data.views
-    return config.method if config.method in VIEWS else "moco_v2"
+    """Return the name of the views, with "auto" resolved to those of the method."""
+    return method_class(config.method).views if config.data.views == "auto" else config.data.views

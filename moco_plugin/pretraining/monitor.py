@@ -10,7 +10,8 @@ import torch
 
 from moco_plugin.config import PretrainConfig
 from moco_plugin.data.images import CorruptImages, ImageSet, check_labels
-from moco_plugin.evaluation.features import View, extract_features
+from moco_plugin.data.normalize import View
+from moco_plugin.evaluation.features import extract_features
 from moco_plugin.evaluation.knn import knn_top1
 from moco_plugin.training.callbacks import mid_epoch
 

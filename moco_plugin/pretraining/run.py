@@ -17,6 +17,7 @@ from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.views import build_views
 from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_path, write_json
+from moco_plugin.methods import Method
 from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
 from moco_plugin.pretraining.monitor import CorruptImageWatch, KNNMonitor, Throughput
 from moco_plugin.training.fit import Run, check_trainer_arguments
@@ -114,9 +115,9 @@ def train_loader(
     )
 
 
-def check_batch(batch: int, method: Any, processes: int, key: str = "data.batch_size") -> None:
+def check_batch(batch: int, method: Method, processes: int, key: str = "data.batch_size") -> None:
     """Raise UsageError if a batch of all processes does not divide into its parts, or outgrows the queue."""
-    groups = method.groups(processes) if hasattr(method, "groups") else 1
+    groups = method.groups(processes)
     parts = processes * groups
     if batch % parts:
         below, above = batch // parts * parts, -(-batch // parts) * parts
@@ -125,10 +126,10 @@ def check_batch(batch: int, method: Any, processes: int, key: str = "data.batch_
             f"process{'es' if processes > 1 else ''} with {groups} batch norm groups each; choose a batch of "
             f"{f'{below} or ' if below else ''}{above}, or another batch_norm_groups"
         )
-    if hasattr(method, "queue") and len(method.queue) < batch * (1 + method.symmetric):
+    keys = batch * method.keys_per_image
+    if method.queue_size is not None and method.queue_size < keys:
         raise UsageError(
-            f"method_args.queue_size is {len(method.queue)}, below the {batch * (1 + method.symmetric)} keys of a "
-            "batch; choose a larger queue"
+            f"method_args.queue_size is {method.queue_size}, below the {keys} keys of a batch; choose a larger queue"
         )
 
 

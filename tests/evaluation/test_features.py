@@ -10,10 +10,11 @@ from PIL import Image
 from torch import nn
 
 from moco_plugin.data.images import ImageSet
+from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
 from moco_plugin.evaluation import features
 from moco_plugin.evaluation.feature_file import FeatureFile
-from moco_plugin.evaluation.features import View, extract_feature_set, extract_features
+from moco_plugin.evaluation.features import extract_feature_set, extract_features
 from tests.conftest import TEST
 
 VIEW = View(28, 1.0, [0.5] * 3, [0.25] * 3)

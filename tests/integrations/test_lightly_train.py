@@ -20,8 +20,8 @@ from torch import nn
 
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
+from moco_plugin.methods import build_method
 from moco_plugin.methods.batch_norm import SplitBatchNorm
-from moco_plugin.registry import build_method
 from tests.processes import Tool
 
 lightly_train = pytest.importorskip("lightly_train")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moco_plugin.methods import MoCo, contrast, moco_v1
+from moco_plugin.errors import UsageError
+from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method, contrast
 from moco_plugin.methods.batch_norm import SplitBatchNorm, set_groups, split_batch_norm, sync_batch_norm
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.key_queue import KeyQueue
@@ -147,7 +149,7 @@ def test_shuffled_keys_come_back_in_order() -> None:
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
     model = MoCo(backbone, 6, dim=4, queue_size=32)
-    model.shuffles = True
+    model.key_shuffle.shuffles = True
     images = torch.randn(16, 3, 2, 2)
     expected = model.encoder_k(images)
     model(images, images)
@@ -157,7 +159,7 @@ def test_shuffled_keys_come_back_in_order() -> None:
 def test_metrics() -> None:
     torch.manual_seed(0)
     model = MoCo(nn.Flatten(), 12, dim=12, queue_size=64, momentum=1.0, mlp=False)
-    assert not model.shuffles  # nothing normalises over the batch
+    assert not model.key_shuffle.shuffles  # nothing normalises over the batch
     for head in (model.encoder_q.head, model.encoder_k.head):
         nn.init.eye_(head.weight)  # type: ignore[arg-type]
         nn.init.zeros_(head.bias)  # type: ignore[arg-type]
@@ -197,13 +199,13 @@ def test_symmetric_loss_is_the_sum_of_both_directions() -> None:
 
 
 def test_recipes_have_their_papers_heads_and_temperatures() -> None:
-    v1, v2 = moco_v1(nn.Flatten(), 12), MoCo(nn.Flatten(), 12)
+    v1, v2 = MoCoV1(nn.Flatten(), 12), MoCo(nn.Flatten(), 12)
     assert isinstance(v1.encoder_q.head, nn.Linear) and v1.temperature == 0.07
     assert [type(layer) for layer in v2.encoder_q.head] == [nn.Linear, nn.ReLU, nn.Linear]  # type: ignore[union-attr]
     assert v2.temperature == 0.2
     for model in (v1, v2):
         assert (len(model.queue), model.momentum, model.queue.keys.shape[1]) == (65536, 0.999, 128)
-    assert moco_v1(nn.Flatten(), 12, temperature=0.5).temperature == 0.5
+    assert MoCoV1(nn.Flatten(), 12, temperature=0.5).temperature == 0.5
 
 
 @pytest.mark.parametrize(
@@ -253,3 +255,32 @@ def test_batch_norm_leaks_which_key_is_the_right_one() -> None:
     plain, split = contrast_accuracy("plain"), contrast_accuracy("split")
     assert plain > 60  # what betrays it: the one key that was normalised with the same images
     assert split < plain - 15
+
+
+@pytest.mark.parametrize("method", [MoCo, MoCoV1, MoCoV3])
+def test_eval_mode_changes_no_state(method: type[Method]) -> None:
+    model = method(convnet(), 4, dim=8)
+    model(*torch.randn(2, 8, 3, 6, 6))
+    before = {name: value.clone() for name, value in model.eval().state_dict().items()}
+    loss, metrics = model(*torch.randn(2, 8, 3, 6, 6), progress=0.5)
+    assert loss.isfinite() and "top1" in metrics
+    assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == []
+
+
+def test_adding_a_method_is_one_class() -> None:
+    @METHODS.register("toy", "toy_alias")
+    class Toy(MoCo):
+        title = "Toy"
+
+        def __init__(
+            self, backbone: nn.Module, feature_dim: int, *, weight: float = 1.0, **arguments: Any
+        ) -> None:
+            super().__init__(backbone, feature_dim, **arguments)
+            self.weight = weight
+
+    built = build_method("toy_alias", convnet(), 4, weight=2.0, queue_size=16)
+    assert isinstance(built, Toy) and (built.weight, built.queue_size, built.views) == (2.0, 16, "moco_v2")
+    with pytest.raises(
+        UsageError, match=r"unknown key method_args\.wieght; toy takes weight, dim, queue_size"
+    ):
+        build_method("toy", convnet(), 4, wieght=2.0)

@@ -12,7 +12,7 @@ import torch
 from timm.models.resnet import BasicBlock, ResNet
 
 from moco_plugin.methods import MoCo, MoCoV3
-from moco_plugin.methods.momentum import momentum_at
+from moco_plugin.methods.encoder import momentum_at
 from moco_plugin.training.optimizers import lars
 
 DATA = Path(__file__).parents[1] / "data"

@@ -15,8 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_plugin.methods import MoCo, MoCoV3, distributed
-from moco_plugin.methods import moco as moco_module
+from moco_plugin.methods import MoCo, MoCoV3, distributed, shuffling
 from tests import processes  # noqa: F401, what the processes are forked from
 from tests.methods.test_traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
@@ -46,7 +45,7 @@ def _v1_trace(rank: int, folder: Path) -> None:
     images = trace_images(trace, config)
     mine = slice(rank * config["batch"], (rank + 1) * config["batch"])
     recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
-    moco_module.shared_permutation = lambda length, device: next(recorded)  # type: ignore[attr-defined]
+    shuffling.shared_permutation = lambda length, device: next(recorded)  # type: ignore[attr-defined]
     model = MoCo(
         tiny_backbone(), 32, dim=config["dim"], queue_size=config["K"], momentum=config["m"],
         temperature=config["T"], mlp=config["mlp"], batch_norm="shuffle",

@@ -1,0 +1,61 @@
+"""The contract between a method and what trains it: Lightning, LightlyTrain, or a loop of one's own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+class Method(nn.Module):
+    """A pre-training method: a loss on two views of each image, and the networks that it trains.
+
+    A subclass is called ``Class(backbone, feature_dim, **method_args)``; what ``method_args`` takes are the
+    keyword-only parameters of its ``__init__``. It raises ValueError for arguments that are out of range. In eval
+    mode a call changes no state.
+
+    Attributes:
+        title: Name in messages and reports.
+        views: Its two views, a name of ``moco_plugin.data.views.VIEWS``.
+        recipe: Its recipe, a file of ``configs/pretrain``; ``recipe_for`` may choose another by the network.
+        queue_size: Keys that the method holds, or None. A batch may enqueue at most as many.
+        keys_per_image: Keys that each image of a batch enqueues.
+    """
+
+    title: ClassVar[str]
+    views: ClassVar[str] = "moco_v2"
+    queue_size: int | None = None
+    keys_per_image: int = 1
+
+    @property
+    def backbone(self) -> nn.Module:
+        """The network that training is for."""
+        raise TypeError(f"{type(self).__name__} does not say which network it trains")
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return what the loss compares, N x C of unit length, for N x 3 x H x W images."""
+        raise TypeError(f"{type(self).__name__} has no encoder")
+
+    def compiled(self) -> list[nn.Module]:
+        """Return the modules that ``compile=true`` compiles."""
+        return []
+
+    def groups(self, processes: int) -> int:
+        """Return the number of parts of equal size in which each of ``processes`` processes normalises its batch."""
+        return 1
+
+    def forward(
+        self, view_1: Tensor, view_2: Tensor, progress: float = 0.0, update_key_encoder: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss of a batch and its metrics.
+
+        Args:
+            view_1: First views, N x 3 x H x W; N may differ between processes.
+            view_2: Second views of the same images.
+            progress: Share of training done, 0 to 1.
+            update_key_encoder: False for all but the first part of a batch whose gradients are accumulated.
+
+        Returns:
+            The mean loss, and scalars to log.
+        """
+        raise TypeError(f"{type(self).__name__} does not define forward")
