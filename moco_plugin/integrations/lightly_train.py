@@ -18,12 +18,19 @@ from omegaconf import OmegaConf
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from moco_plugin import backbones, methods
-from moco_plugin.config import PretrainConfig, ScheduleConfig, load_config
+from moco_plugin.config import (
+    PretrainConfig,
+    ScheduleConfig,
+    load_config,
+    queue_for,
+    queue_warning,
+    v3_recipe,
+)
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError, UserError, nearest
-from moco_plugin.methods.batch_norm import has_batch_norm
 from moco_plugin.registry import build_method
 from moco_plugin.training.module import lr_schedule
 from moco_plugin.training.optimizers import LARS
@@ -61,8 +68,6 @@ except ImportError as error:
     raise _changed(error) from error
 
 Config = TypeVar("Config", bound=PydanticConfig)
-SMALL_SET = 100_000
-"""Sets of fewer images take queue and momentum from the authors' recipe for CIFAR-10 (50,000 images)."""
 
 
 @functools.cache
@@ -73,14 +78,26 @@ def _recipe(name: str) -> PretrainConfig:
 RECIPES = {
     "moco_v1": (_recipe("moco_v1"),),
     "moco_v2": (_recipe("moco_v2"),),
-    "moco_v3": (_recipe("moco_v3_resnet"), _recipe("moco_v3_vit")),
+    "moco_v3": (_recipe("moco_v3_resnet"), _recipe("moco_v3_layer_norm"), _recipe("moco_v3_vit")),
 }
-"""Each method's recipe; where there are two, the first is for networks with batch norm, the second for others."""
+"""Each method's recipes."""
 
 
-def recipe_for(method: str, model: Any) -> PretrainConfig:
-    """Returns the recipe of ``method`` for a network: v3 has one for ResNets and one for ViTs."""
-    return RECIPES[method][0 if has_batch_norm(model) else -1]
+def is_trained(model: nn.Module) -> bool:
+    """Return whether a network has been trained: the biases of its norms start at 0."""
+    return any(
+        bool(layer.bias.any())
+        for layer in model.modules()
+        if isinstance(layer, (nn.LayerNorm, _BatchNorm)) and layer.bias is not None
+    )
+
+
+def recipe_for(method: str, wrapped_model: Any) -> PretrainConfig:
+    """Return the recipe of a method for a network that LightlyTrain has wrapped: v3 has several."""
+    if method != "moco_v3":
+        return RECIPES[method][0]
+    model = wrapped_model.get_model()
+    return _recipe(v3_recipe(model, is_trained(model)))
 
 
 def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
@@ -126,8 +143,9 @@ class MoCoArgs(MethodArgs):
     """The arguments that go to the method."""
 
     paper_start: bool = True
-    """Start a network that is not trained yet as the paper does: gamma 1 in all batch norms (v1, v2); for v3's ViTs
-    Xavier's initialisation, a fixed sin-cos position embedding and a frozen patch projection."""
+    """Start a network that is not trained yet as the paper does: gamma 1 in all batch norms (v1, v2), gamma 0 in the
+    last one of each residual block (v3); for v3's plain ViTs Xavier's initialisation, a fixed sin-cos position
+    embedding and a frozen patch projection."""
     schedule: ScheduleArgs
 
     @model_validator(mode="before")
@@ -144,11 +162,12 @@ class MoCoArgs(MethodArgs):
     def resolve_auto(self, scaling_info: Any, optimizer_args: OptimizerArgs, wrapped_model: Any) -> None:
         """Replaces each "auto" by the recipe's value for this network and this number of images and epochs."""
         recipe = recipe_for(self.method, wrapped_model)
-        small = _recipe("moco_cifar10_resnet18") if scaling_info.dataset_size < SMALL_SET else recipe
+        values = recipe.method_args | (
+            queue_for(scaling_info.dataset_size) if self.method != "moco_v3" else {}
+        )
         for name in self.own:
             if getattr(self, name) == "auto" and name != "batch_norm":  # whose "auto" is the method's own
-                values = small if name in ("queue_size", "momentum") else recipe
-                setattr(self, name, values.method_args[name])
+                setattr(self, name, values[name])
         if self.schedule.warmup_epochs == "auto":
             share = scaling_info.epochs / recipe.schedule.epochs
             self.schedule.warmup_epochs = float(recipe.schedule.warmup_epochs * min(1, share))
@@ -317,23 +336,25 @@ class Features(nn.Module):
 
 
 def start_as_in_paper(model: nn.Module, recipe: PretrainConfig) -> None:
-    """Gives an untrained network the paper's start; does nothing to a trained one.
+    """Give an untrained network the paper's start; do nothing to a trained one.
 
     Args:
         model: The network, as LightlyTrain made it.
         recipe: Of the method.
     """
+    if is_trained(model):
+        return
     arguments = recipe.backbone_args
-    if not arguments.get("zero_init_last", False):
+    if arguments.get("zero_init_last"):  # timm's ResNets start so
+        for block in model.modules():
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                nn.init.zeros_((block.bn2 if isinstance(block, BasicBlock) else block.bn3).weight)
+    else:
         for layer in model.modules():
             if isinstance(layer, _BatchNorm) and layer.weight is not None and not layer.weight.any():
-                nn.init.ones_(layer.weight)  # timm's last of a block, at 0, where no trained one stays
-    if not (isinstance(model, VisionTransformer) and arguments.get("sincos_position")):
-        return
-    plain = isinstance(model.patch_embed.proj, nn.Conv2d) and isinstance(model.pos_embed, nn.Parameter)
-    trained = any(layer.bias.any() for layer in model.modules() if isinstance(layer, nn.LayerNorm))
-    if plain and not trained:
-        model.init_weights(arguments["weight_init"])
+                nn.init.ones_(layer.weight)  # timm's last of a block
+    if arguments.get("sincos_position"):
+        cast(VisionTransformer, model).init_weights(arguments["weight_init"])
         backbones.freeze_patch_projection(model, "model", pretrained=False)
         backbones.fix_position(model, "model")
 
@@ -372,7 +393,7 @@ class MoCoMethod(Method):
         self.method_args = method_args
         model = embedding_model.wrapped_model.get_model()
         if method_args.paper_start and isinstance(model, nn.Module):
-            start_as_in_paper(model, recipe_for(self.method_name, model))
+            start_as_in_paper(model, recipe_for(self.method_name, embedding_model.wrapped_model))
         arguments = {name: getattr(method_args, name) for name in method_args.own}
         self.embedding_model = [embedding_model]  # in a list: torch is to know it as the backbone alone
         self.batch_norms = batch_norms(embedding_model)  # before the method puts its own in their place
@@ -405,11 +426,15 @@ class MoCoMethod(Method):
             strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
 
     def on_train_start(self) -> None:
-        """Checks the batch, of whose size LightlyTrain has the last word."""
+        """Checks the batch, of whose size LightlyTrain has the last word, and warns of a queue larger than the set."""
         processes = self.trainer.world_size
-        batch = getattr(self.trainer.train_dataloader, "batch_size", None)
+        loader: Any = self.trainer.train_dataloader
+        batch = getattr(loader, "batch_size", None)
         if batch is not None:
             check_batch(batch * processes, self.method, processes, "batch_size")
+        if hasattr(self.method, "queue") and hasattr(loader, "dataset") and self.trainer.is_global_zero:
+            if sentence := queue_warning(len(self.method.queue), len(loader.dataset)):
+                print(sentence)
 
     def training_step_impl(self, batch: Any, batch_idx: int) -> TrainingStepResult:
         """One step of the method; the key encoder moves once per optimizer step."""

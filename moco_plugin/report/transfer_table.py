@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_plugin.papers import Published
 from moco_plugin.report.evaluation_results import METHODS, NONE
 from moco_plugin.report.tables import Table
-from moco_plugin.tasks import TASKS, Published, Task
+from moco_plugin.tasks import TASKS, Task
 
 KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the results.json of a transfer run has
 
@@ -43,6 +44,8 @@ def list_tasks() -> str:
             lines.append(f"  {init:<10} {config:<{width}}  {'; '.join(map(_short, rows))}".rstrip())
         if task.published:
             lines.append(f"  {'papers':<10} {' / '.join(metric.name for metric in task.metrics)}, in percent")
+        if task.note:
+            lines.append(f"  {'':<10} {task.note}")
     return "\n".join(lines[1:])
 
 
@@ -85,8 +88,8 @@ def match(task: Task, result: Mapping[str, Any]) -> Published | None:
     for row in task.published:
         if row.init != result["init"]:
             continue
-        method = METHODS.get(str(pretraining.get("method")))
-        if row.init != "moco" or (METHODS[row.method], row.epochs) == (method, pretraining.get("epoch")):
+        method, epoch = METHODS.get(str(pretraining.get("method"))), pretraining.get("epoch")
+        if row.init != "moco" or (epoch and (METHODS[row.method], row.epochs) == (method, epoch)):
             return row
     return None
 

@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch.utils.data import DataLoader
 
 from moco_plugin.checkpoints.read import load_file
-from moco_plugin.config import PretrainConfig, config_dict
+from moco_plugin.config import PretrainConfig, config_dict, queue_warning
 from moco_plugin.data.images import ImageSet, RawImages, TrainImages
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.views import build_views
@@ -249,3 +249,5 @@ def _describe(
         f"{images} images of {config.data.root}, {epochs} of {images // batch} batches, {total_steps} steps\n"
         f"batch {batch} on {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}, learning rate {lr}"
     )
+    if hasattr(module.method, "queue") and (sentence := queue_warning(len(module.method.queue), images)):
+        print(sentence)
