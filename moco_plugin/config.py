@@ -215,8 +215,9 @@ def queue_for(images: int) -> dict[str, Any]:
     return {name: recipe.method_args[name] for name in ("queue_size", "momentum")}
 
 
-def queue_warning(queue_size: int, images: int) -> str:
-    """Return a sentence if a queue holds more keys than there are images, else an empty string."""
+def queue_warning(method: Any, images: int) -> str:
+    """Return a sentence if the queue of a method holds more keys than there are images, else an empty string."""
+    queue_size = len(getattr(method, "queue", ()))
     if queue_size <= images:
         return ""
     advice = queue_for(images)

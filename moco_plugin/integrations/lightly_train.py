@@ -432,9 +432,9 @@ class MoCoMethod(Method):
         batch = getattr(loader, "batch_size", None)
         if batch is not None:
             check_batch(batch * processes, self.method, processes, "batch_size")
-        if hasattr(self.method, "queue") and hasattr(loader, "dataset") and self.trainer.is_global_zero:
-            if sentence := queue_warning(len(self.method.queue), len(loader.dataset)):
-                print(sentence)
+        sentence = queue_warning(self.method, len(loader.dataset)) if hasattr(loader, "dataset") else ""
+        if sentence and self.trainer.is_global_zero:
+            print(sentence)
 
     def training_step_impl(self, batch: Any, batch_idx: int) -> TrainingStepResult:
         """One step of the method; the key encoder moves once per optimizer step."""

@@ -249,5 +249,5 @@ def _describe(
         f"{images} images of {config.data.root}, {epochs} of {images // batch} batches, {total_steps} steps\n"
         f"batch {batch} on {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}, learning rate {lr}"
     )
-    if hasattr(module.method, "queue") and (sentence := queue_warning(len(module.method.queue), images)):
+    if sentence := queue_warning(module.method, images):
         print(sentence)
