@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from detectron2.config import CfgNode
 from yaml import safe_load
 
 from moco_plugin.config import configs_folder
+from moco_plugin.config import load_config as load_pretrain_config
 from moco_plugin.transfer.trainer import load_config
 from tests.papers import TEXT, short, thousands
 
@@ -100,3 +102,24 @@ def test_semantic_segmentation() -> None:
     for cfg in (voc, city):
         shares = " and ".join(f"{100 * step / cfg.SOLVER.MAX_ITER:.0f}%" for step in cfg.SOLVER.STEPS)
         assert f"x{cfg.SOLVER.GAMMA} at {shares}" in SETTINGS
+
+
+def test_table_of_runs_in_the_docs() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "transfer.md").read_text()
+    shown = dict(re.findall(r"^\| ([^|]+) \| - \| (\d+ \| [\d.;kM ]+)", text, re.M))
+
+    def run(*names: str) -> str:
+        solvers = [config(name).SOLVER for name in names]
+        return f"{solvers[0].IMS_PER_BATCH} | {'; '.join(thousands(s.MAX_ITER) for s in solvers)} "
+
+    assert shown == {
+        "VOC detection": run("voc/pascal_voc_R_50_C4_24k"),
+        "COCO 1x; 2x; 6x": run(*(f"coco/coco_R_50_FPN_{times}" for times in ("1x", "2x", "6x"))),
+        "Cityscapes instances": run("cityscapes/cityscapes_R_50_FPN_24k"),
+        "VOC; Cityscapes semantic segmentation": run(
+            "voc/pascal_voc_2012_fcn_R_50_30k", "cityscapes/cityscapes_fcn_R_50_90k"
+        ),
+    }
+    for name, length in (("moco_v1_resnet50_200ep", "8 | 256"), ("moco_v3_vit_small_300ep", "32; 64 | 4096")):
+        batch = load_pretrain_config(name, ["data.root=x"]).data.batch_size
+        assert f"| {length} | " in text and length.endswith(f" {batch}")
