@@ -118,15 +118,23 @@ def test_other_rows_of_v1() -> None:
 @pytest.mark.parametrize(
     ("backbone", "recipe"),
     [
-        ("resnet50", "moco_v3_resnet"), ("efficientnet_b0", "moco_v3_resnet"),
-        ("vit_base_patch16_224", "moco_v3_vit"), ("deit_tiny_patch16_224", "moco_v3_vit"),
+        ("resnet50", "moco_v3_resnet"),
+        ("efficientnet_b0", "moco_v3_resnet"),
+        ("vit_base_patch16_224", "moco_v3_vit"),
+        ("deit_tiny_patch16_224", "moco_v3_vit"),
         ("vit_small_patch16_224", "moco_v3_vit_small"),
-        *((name, "moco_v3_layer_norm") for name in (
-            "convnext_atto", "swin_tiny_patch4_window7_224", "beit_base_patch16_224", "eva02_tiny_patch14_224",
-            "vit_small_r26_s32_224",
-        )),
+        *(
+            (name, "moco_v3_layer_norm")
+            for name in (
+                "convnext_atto",
+                "swin_tiny_patch4_window7_224",
+                "beit_base_patch16_224",
+                "eva02_tiny_patch14_224",
+                "vit_small_r26_s32_224",
+            )
+        ),
     ],
-)  # fmt: skip
+)
 def test_recipe_of_v3_follows_the_network(
     backbone: str, recipe: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

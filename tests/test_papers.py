@@ -31,12 +31,19 @@ def test_transfer_rows() -> None:
     rows = ("supervised IN-1M", "MoCo v1 IN-1M, 200 epochs", "MoCo v1 IG-1B")
     expected["voc07_c4"] = {row: numbers(cell) for row, cell in zip(rows, alone.split(", "), strict=True)}
     tasks = {
-        "R50-FPN 1x": "coco_fpn_1x", "R50-FPN 2x": "coco_fpn_2x", "R50-C4 1x": "coco_c4_1x", "R50-C4 2x": "coco_c4_2x",
-        "COCO Mask R-CNN R50-FPN 6x": "coco_fpn_6x", "COCO keypoint": "coco_keypoint",
-        "COCO DensePose": "coco_densepose", "LVIS v0.5 1x": "lvis_1x", "LVIS v0.5 2x": "lvis_2x",
-        "Cityscapes instance": "cityscapes_instance", "Cityscapes semantic": "cityscapes_semantic",
+        "R50-FPN 1x": "coco_fpn_1x",
+        "R50-FPN 2x": "coco_fpn_2x",
+        "R50-C4 1x": "coco_c4_1x",
+        "R50-C4 2x": "coco_c4_2x",
+        "COCO Mask R-CNN R50-FPN 6x": "coco_fpn_6x",
+        "COCO keypoint": "coco_keypoint",
+        "COCO DensePose": "coco_densepose",
+        "LVIS v0.5 1x": "lvis_1x",
+        "LVIS v0.5 2x": "lvis_2x",
+        "Cityscapes instance": "cityscapes_instance",
+        "Cityscapes semantic": "cityscapes_semantic",
         "VOC 2012 semantic": "voc_semantic",
-    }  # fmt: skip
+    }
     for name, cells in {**table("model"), **table("task, metrics")}.items():
         task = tasks.pop(name.partition(":")[0])
         for row, cell in zip(("random", *rows), cells.values(), strict=True):
@@ -67,7 +74,7 @@ def test_linear_classification() -> None:
 
 
 def test_fine_tuning_and_omnibenchmark() -> None:
-    rows: dict[str, list[float | None]] = {}
+    rows: dict[str, list[float]] = {}
     for row in FINETUNE:
         rows.setdefault(row.recipe, []).append(row.values[0])
     small, base = rows.pop("DeiT's")
@@ -82,15 +89,19 @@ def test_fine_tuning_and_omnibenchmark() -> None:
 @pytest.mark.parametrize(
     ("name", "row"),
     [
-        ("moco_v1_resnet50_200ep", "MoCo v1 R50, 200 epochs"), ("moco_v1_resnext50_200ep", "MoCo v1 RX50, 200 epochs"),
+        ("moco_v1_resnet50_200ep", "MoCo v1 R50, 200 epochs"),
+        ("moco_v1_resnext50_200ep", "MoCo v1 RX50, 200 epochs"),
         ("moco_v1_resnet50w2x_200ep", "MoCo v1 R50w2x, 200 epochs"),
         ("moco_v1_resnet50w4x_200ep", "MoCo v1 R50w4x, 200 epochs"),
-        ("moco_v2_resnet50_200ep", "MoCo v2 R50, 200 epochs"), ("moco_v2_resnet50_800ep", "MoCo v2 R50, 800 epochs"),
-        ("moco_v3_resnet50_100ep", "MoCo v3 R50, 100 epochs"), ("moco_v3_resnet50_300ep", "MoCo v3 R50, 300 epochs"),
+        ("moco_v2_resnet50_200ep", "MoCo v2 R50, 200 epochs"),
+        ("moco_v2_resnet50_800ep", "MoCo v2 R50, 800 epochs"),
+        ("moco_v3_resnet50_100ep", "MoCo v3 R50, 100 epochs"),
+        ("moco_v3_resnet50_300ep", "MoCo v3 R50, 300 epochs"),
         ("moco_v3_resnet50_1000ep", "MoCo v3 R50, 1000 epochs"),
-        ("moco_v3_vit_small_300ep", "MoCo v3 ViT-S, 300 epochs"), ("moco_v3_vit_base_300ep", "MoCo v3 ViT-B, 300 epochs"),
+        ("moco_v3_vit_small_300ep", "MoCo v3 ViT-S, 300 epochs"),
+        ("moco_v3_vit_base_300ep", "MoCo v3 ViT-B, 300 epochs"),
     ],
-)  # fmt: skip
+)
 def test_config_that_bears_a_number(name: str, row: str) -> None:
     (published,) = (r for r in LINEAR if r.name == row)
     text = (configs_folder() / "pretrain" / f"{name}.yaml").read_text()
@@ -118,9 +129,12 @@ def test_numbers_in_comments() -> None:
 def test_recipes() -> None:
     rows = table("")
     names = {
-        "v1": "moco_v1_resnet50_200ep", "v2": "moco_v2_resnet50_200ep", "v2, CIFAR demo": "moco_cifar10_resnet18",
-        "v3 ResNet-50": "moco_v3_resnet50_100ep", "v3 ViT-S / ViT-B": "moco_v3_vit_small_300ep",
-    }  # fmt: skip
+        "v1": "moco_v1_resnet50_200ep",
+        "v2": "moco_v2_resnet50_200ep",
+        "v2, CIFAR demo": "moco_cifar10_resnet18",
+        "v3 ResNet-50": "moco_v3_resnet50_100ep",
+        "v3 ViT-S / ViT-B": "moco_v3_vit_small_300ep",
+    }
 
     def cell(row: str, column: str) -> str:
         text = rows[row][column]

@@ -36,9 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         help="whose config; supervised takes detectron2's weights unless --weights is given (default: moco)",
     )  # fmt: skip
     parser.add_argument(
-        "--trials", type=int, default=5,
+        "--trials",
+        type=int,
+        default=5,
         help="default: %(default)s, as the paper for VOC, LVIS and semantic segmentation",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--images-per-batch", type=int, metavar="N",
         help="images of all GPUs together; scales learning rate, warm-up, drops and length (default: the paper's)",

@@ -51,7 +51,7 @@ def list_tasks() -> str:
 
 def _short(row: Published) -> str:
     name = row.name.removeprefix("MoCo ") if row.init == "moco" else ""
-    return f"{name} {' / '.join(map(_number, row.values))}".lstrip()
+    return f"{name} {' / '.join(map(str, row.values))}".lstrip()
 
 
 def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
@@ -65,7 +65,7 @@ def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
     changed: list[str] = []
     for published in (*task.published, None):
         if published is not None:
-            rows.append((published.name, "paper", *map(_number, published.values), "", ""))
+            rows.append((published.name, "paper", *map(str, published.values), "", ""))
         for result in [result for result in left if match(task, result) is published]:
             left.remove(result)
             name = run_name(result) if published is None else published.name
@@ -130,7 +130,3 @@ def _measured(task: Task, result: Mapping[str, Any]) -> tuple[str, ...]:
         cells.append(NONE if mean is None else f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}"))
     finished, wanted = len(result["trials"]), result.get("requested_trials") or 0
     return (*cells, f"{finished} of {wanted}" if finished < wanted else str(finished))
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}"

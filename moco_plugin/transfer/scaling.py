@@ -9,10 +9,7 @@ from detectron2.engine import DefaultTrainer
 
 from moco_plugin.errors import UsageError
 
-KEYS = (
-    "SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.STEPS", "SOLVER.MAX_ITER",
-    "SOLVER.CHECKPOINT_PERIOD", "TEST.EVAL_PERIOD",
-)  # fmt: skip
+KEYS = ("IMS_PER_BATCH", "BASE_LR", "WARMUP_ITERS", "STEPS", "MAX_ITER", "CHECKPOINT_PERIOD")
 
 
 def scale_to_batch(
@@ -59,10 +56,8 @@ def scale_to_batch(
     scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
     if cfg.TEST.EVAL_PERIOD:  # 0 means never
         scaled.TEST.EVAL_PERIOD = max(1, scaled.TEST.EVAL_PERIOD)
-    pairs = []
-    for key in KEYS:
-        section, name = key.split(".")
-        pairs += [key, str(scaled[section][name])]
+    pairs = [part for key in KEYS for part in (f"SOLVER.{key}", str(scaled.SOLVER[key]))]
+    pairs += ["TEST.EVAL_PERIOD", str(scaled.TEST.EVAL_PERIOD)]
     values = ", ".join(
         f"{name} {cfg.SOLVER[key]} to {scaled.SOLVER[key]}"
         for name, key in (
