@@ -162,7 +162,8 @@ def default_recipe(overrides: Sequence[str]) -> str | None:
     given = parse_overrides(overrides)
     method = {"moco": "moco_v2"}.get(name := str(given.get("method", "moco")), name)
     if method == "moco_v3":
-        trained = bool((given.get("backbone_args") or {}).get("pretrained"))
+        arguments = given.get("backbone_args")
+        trained = OmegaConf.is_dict(arguments) and bool(arguments.get("pretrained"))
         method = _v3_recipe_by_name(str(given.get("backbone", "resnet50")), trained)
     return method if (configs_folder() / "pretrain" / f"{method}.yaml").is_file() else None
 
@@ -201,7 +202,7 @@ def describe_recipe(name: str, config: PretrainConfig) -> str:
     arguments = [f"{key}={value}" for key, value in config.backbone_args.items() if value]
     return (
         f"recipe {name}: {optimizer.name}, learning rate {optimizer.lr:g} for {optimizer.reference_batch_size} images, "
-        f"T {config.method_args['temperature']:g}, {config.schedule.epochs} epochs"
+        f"T {config.method_args['temperature']}, {config.schedule.epochs} epochs"
         + (f"; backbone_args: {', '.join(arguments)}" if arguments else "")
     )
 
