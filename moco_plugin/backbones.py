@@ -7,7 +7,8 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.layers import build_sincos2d_pos_embed
+from timm.layers import PatchEmbed, build_sincos2d_pos_embed
+from timm.models import VisionTransformer
 from timm.models.resnet import BasicBlock
 from torch import nn
 
@@ -70,9 +71,14 @@ def create_backbone(
     return model
 
 
-def is_vit(name: str) -> bool:
-    """Tells timm's vision transformers by the module that defines them."""
-    return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".vision_transformer")
+def is_plain_vit(model: nn.Module) -> bool:
+    """Return whether a network is a ViT with a learned position embedding and one convolution as patch projection."""
+    return (
+        isinstance(model, VisionTransformer)
+        and isinstance(model.patch_embed, PatchEmbed)
+        and isinstance(model.patch_embed.proj, nn.Conv2d)
+        and isinstance(model.pos_embed, nn.Parameter)
+    )
 
 
 def is_resnet(name: str) -> bool:

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
 from moco_plugin.errors import UsageError, nearest
 from moco_plugin.schema import build_config, parse_overrides
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from moco_plugin.methods import Method
+
+SMALL_SET = 100_000
+"""Images below which ``queue_for`` takes a shorter queue and a smaller momentum."""
 
 
 @dataclass
@@ -80,6 +88,8 @@ class KNNConfig:
     test: str | None = None
     k: int = 200
     temperature: float = 0.1
+    features: str = "backbone"
+    """What is compared: the backbone's features, or the outputs of the query encoder, head included ("encoder")."""
     every: int = 1
     """Epochs between two measurements."""
 
@@ -144,30 +154,112 @@ def find_config(name: str | Path, kind: str) -> Path:
     raise UsageError(f"no config {text!r}; shipped are {', '.join(names)}{nearest(tail, names)}")
 
 
-def _recipe(overrides: Any) -> Path | None:
-    """Returns the shipped file with the paper's recipe of the method that the overrides name, MoCo v2 by default."""
-    method, backbone = overrides.get("method", "moco"), overrides.get("backbone")
-    if method == "moco_v3":
-        from moco_plugin.backbones import is_vit
+def default_recipe(overrides: Sequence[str]) -> str | None:
+    """Return the name of the shipped recipe for the method and backbone in the overrides; MoCo v2's by default.
 
-        method = "moco_v3_vit" if is_vit(str(backbone)) else "moco_v3_resnet"
-    path = configs_folder() / "pretrain" / f"{'moco_v2' if method == 'moco' else method}.yaml"
-    return path if path.is_file() else None
+    Args:
+        overrides: As for ``load_config``.
+
+    Returns:
+        A name under ``configs/pretrain``, or None for a method that has no recipe.
+    """
+    from moco_plugin.methods import method_class
+
+    given = parse_overrides(overrides)
+    method = method_class(str(given.get("method", "moco")))
+    recipes = [method.recipe] if isinstance(method.recipe, str) else list(method.recipe.values())
+    if len(recipes) > 1:
+        arguments = given.get("backbone_args")
+        trained = OmegaConf.is_dict(arguments) and bool(arguments.get("pretrained"))
+        recipes = [_recipe_by_backbone(method, str(given.get("backbone", "resnet50")), trained)]
+    return next(
+        (name for name in recipes if (configs_folder() / "pretrain" / f"{name}.yaml").is_file()), None
+    )
+
+
+def _recipe_by_backbone(method: type[Method], backbone: str, trained: bool) -> str:
+    import timm
+    import torch
+
+    if not timm.is_model(backbone):
+        backbone = "resnet50"  # create_backbone refuses the unknown one
+    with torch.device("meta"):
+        network = timm.create_model(backbone, num_classes=0)
+    recipe = recipe_for(method, network, trained)
+    # the paper's ViT-S has 12 heads where timm's has 6
+    small = recipe == "moco_v3_vit" and backbone.partition(".")[0] == "vit_small_patch16_224"
+    return "moco_v3_vit_small" if small else recipe
+
+
+def recipe_for(method: type[Method], network: nn.Module, trained: bool) -> str:
+    """Return the name of a method's recipe for a network.
+
+    Args:
+        method: The method's class; its ``recipe`` is a name, or a name by the kind of the network.
+        network: Any network; its weights are not read.
+        trained: Whether it starts from trained weights, whose position embedding and patches are kept as they are.
+    """
+    from moco_plugin.backbones import is_plain_vit
+    from moco_plugin.methods.batch_norm import has_batch_norm
+
+    if isinstance(method.recipe, str):
+        return method.recipe
+    if has_batch_norm(network):
+        return method.recipe["batch_norm"]
+    return method.recipe["plain_vit" if is_plain_vit(network) and not trained else "layer_norm"]
+
+
+def describe_recipe(name: str, config: PretrainConfig) -> str:
+    """Return one line with a recipe's name and the settings in which the recipes of one method differ."""
+    optimizer = config.optimizer
+    arguments = [f"{key}={value}" for key, value in config.backbone_args.items() if value]
+    return (
+        f"recipe {name}: {optimizer.name}, learning rate {optimizer.lr:g} for {optimizer.reference_batch_size} images, "
+        f"T {config.method_args['temperature']}, {config.schedule.epochs} epochs"
+        + (f"; backbone_args: {', '.join(arguments)}" if arguments else "")
+    )
+
+
+def queue_for(images: int) -> dict[str, Any]:
+    """Return ``queue_size`` and ``momentum`` for a set of so many images.
+
+    From ``SMALL_SET`` images on they are the papers'; below, those of the authors' CIFAR-10 demo (50,000 images).
+    """
+    recipe = load_config("moco_v2" if images >= SMALL_SET else "moco_cifar10_resnet18", ["data.root=''"])
+    return {name: recipe.method_args[name] for name in ("queue_size", "momentum")}
+
+
+def queue_warning(method: Any, images: int) -> str:
+    """Return a sentence if the queue of a method holds more keys than there are images, else an empty string."""
+    queue_size = method.queue_size or 0
+    if queue_size <= images:
+        return ""
+    advice = queue_for(images)
+    smaller = (
+        f"for fewer than {SMALL_SET:,} images, method_args.queue_size={advice['queue_size']} "
+        f"method_args.momentum={advice['momentum']} are the values of the authors' CIFAR-10 demo"
+        if advice["queue_size"] < queue_size
+        else "choose a smaller method_args.queue_size"
+    )
+    return (
+        f"warning: the queue holds {queue_size} keys and there are {images} images, so that older keys of an image are "
+        f"among its negatives; {smaller}"
+    )
 
 
 def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -> PretrainConfig:
     """Builds a pre-training config: defaults, then a YAML file, then ``key=value`` overrides.
 
     Args:
-        name: Path of a YAML file or name of a shipped one; None for the recipe of the method.
+        name: Path of a YAML file or name of a shipped one; None for ``default_recipe(overrides)``.
         overrides: Such as ``["method=moco", "data.batch_size=512"]``.
 
     Raises:
         UsageError: An unknown key, a value of the wrong type, or no images named.
     """
-    overriding = parse_overrides(overrides)
-    file = _recipe(overriding) if name is None else find_config(name, "pretrain")
-    return build_config(PretrainConfig, file, overriding)
+    recipe = default_recipe(overrides) if name is None else name
+    file = None if recipe is None else find_config(recipe, "pretrain")
+    return build_config(PretrainConfig, file, parse_overrides(overrides))
 
 
 def config_dict(config: PretrainConfig) -> dict[str, Any]:

@@ -37,16 +37,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
     args = parser.parse_intermixed_args(argv)
 
-    from moco_plugin.config import config_dict, load_config
+    from moco_plugin.config import config_dict, default_recipe, describe_recipe, load_config
 
-    config = load_config(args.config, args.overrides)
+    recipe = None if args.config else default_recipe(args.overrides)
+    config = load_config(args.config or recipe, args.overrides)
+    line = describe_recipe(recipe, config) if recipe else ""
     if args.print_config:
         import yaml
 
-        print(yaml.safe_dump(config_dict(config), sort_keys=False), end="")
+        print(f"# {line}\n" * bool(line) + yaml.safe_dump(config_dict(config), sort_keys=False), end="")
         return 0
+    from pytorch_lightning.utilities import rank_zero_only
+
     from moco_plugin.pretraining.run import pretrain
 
+    if line:
+        rank_zero_only(print)(line)
     pretrain(config, args.overwrite, args.accept_changed_images)
     return 0
 

@@ -35,7 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--init", choices=("moco", "supervised", "random"),
         help="whose config; supervised takes detectron2's weights unless --weights is given (default: moco)",
     )  # fmt: skip
-    parser.add_argument("--trials", type=int, default=5, help="default: %(default)s, as in the papers")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=5,
+        help="default: %(default)s, as the paper for VOC, LVIS and semantic segmentation",
+    )
     parser.add_argument(
         "--images-per-batch", type=int, metavar="N",
         help="images of all GPUs together; scales learning rate, warm-up, drops and length (default: the paper's)",

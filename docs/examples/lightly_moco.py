@@ -16,14 +16,15 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from moco_plugin import MoCo
+from moco_plugin.config import queue_for
 
 
 class MoCoModule(LightningModule):
-    def __init__(self, backbone: str, batch_size: int, **method_args: int) -> None:
+    def __init__(self, backbone: str, batch_size: int, **method_args: float) -> None:
         super().__init__()
         network = timm.create_model(backbone, num_classes=0, zero_init_last=False)
         self.method = MoCo(network, feature_dim=network.num_features, **method_args)  # K, m, T, ...: see MoCo
-        self.lr = 0.03 * batch_size / 256
+        self.batch_size = batch_size  # of each device
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.method.backbone(images)  # the features, for lightly's classifiers
@@ -36,7 +37,8 @@ class MoCoModule(LightningModule):
 
     def configure_optimizers(self) -> tuple[list, list]:
         parameters = [p for p in self.method.parameters() if p.requires_grad]  # not the key encoder's
-        optimizer = torch.optim.SGD(parameters, lr=self.lr, momentum=0.9, weight_decay=1e-4)
+        lr = 0.03 * self.batch_size * self.trainer.world_size / 256
+        optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=1e-4)
         return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.trainer.max_epochs)]
 
 
@@ -49,7 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--backbone", default="resnet50")
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--batch-size", type=int, default=256)
-    parser.add_argument("--queue-size", type=int, default=65536)
+    parser.add_argument("--queue-size", type=int, help="default: by the number of images, with the momentum")
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--linear-epochs", type=int, default=90)
     parser.add_argument("--workers", type=int, default=8)
@@ -66,7 +68,10 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     views = loader(args.train, MoCoV2Transform(input_size=args.image_size), train=True)
     classes = len(train.dataset.dataset.classes)
 
-    model = MoCoModule(args.backbone, args.batch_size, queue_size=args.queue_size)
+    method_args = queue_for(len(views.dataset))  # K and m: the paper's, smaller ones below 100,000 images
+    if args.queue_size:
+        method_args["queue_size"] = args.queue_size
+    model = MoCoModule(args.backbone, args.batch_size, **method_args)
     Trainer(max_epochs=args.epochs, default_root_dir=args.out).fit(model, views)
 
     knn = KNNClassifier(model, classes, min(200, len(train.dataset)), 0.1, 0, 1, topk=(1,))

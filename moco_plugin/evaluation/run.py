@@ -107,6 +107,7 @@ def record(protocol: str, args: Namespace, subject: Subject, **measured: Any) ->
         "layout": checkpoint.layout,
         "architecture": checkpoint.architecture,
         "feature_dim": subject.dim,
+        "parameters": sum(p.numel() for p in subject.backbone.parameters()),
         "method": checkpoint.method,
         "epoch": checkpoint.epoch,
         "versions": {

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, cast, get_args, get_type_hints
@@ -18,13 +17,20 @@ from omegaconf import OmegaConf
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from moco_plugin import backbones, methods
-from moco_plugin.config import PretrainConfig, ScheduleConfig, load_config
+from moco_plugin import backbones
+from moco_plugin.config import (
+    PretrainConfig,
+    ScheduleConfig,
+    load_config,
+    queue_for,
+    queue_warning,
+    recipe_for,
+)
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError, UserError, nearest
-from moco_plugin.methods import build_method
-from moco_plugin.methods.batch_norm import has_batch_norm
+from moco_plugin.methods import METHODS, arguments_of, build_method, method_class
 from moco_plugin.pretraining.run import check_batch
 from moco_plugin.training.optimizers import LARS
 from moco_plugin.training.schedules import lr_schedule
@@ -61,8 +67,6 @@ except ImportError as error:
     raise _changed(error) from error
 
 Config = TypeVar("Config", bound=PydanticConfig)
-SMALL_SET = 100_000
-"""Sets of fewer images take queue and momentum from the authors' recipe for CIFAR-10 (50,000 images)."""
 
 
 @functools.cache
@@ -70,17 +74,25 @@ def _recipe(name: str) -> PretrainConfig:
     return load_config(name, ["data.root=''"])
 
 
-RECIPES = {
-    "moco_v1": (_recipe("moco_v1"),),
-    "moco_v2": (_recipe("moco_v2"),),
-    "moco_v3": (_recipe("moco_v3_resnet"), _recipe("moco_v3_vit")),
-}
-"""Each method's recipe; where there are two, the first is for networks with batch norm, the second for others."""
+def recipes(method: str) -> list[PretrainConfig]:
+    """Return a method's recipes."""
+    recipe = method_class(method).recipe
+    return [_recipe(name) for name in ([recipe] if isinstance(recipe, str) else recipe.values())]
 
 
-def recipe_for(method: str, model: Any) -> PretrainConfig:
-    """Returns the recipe of ``method`` for a network: v3 has one for ResNets and one for ViTs."""
-    return RECIPES[method][0 if has_batch_norm(model) else -1]
+def is_trained(model: nn.Module) -> bool:
+    """Return whether a network has been trained: the biases of its norms start at 0."""
+    return any(
+        bool(layer.bias.any())
+        for layer in model.modules()
+        if isinstance(layer, (nn.LayerNorm, _BatchNorm)) and layer.bias is not None
+    )
+
+
+def recipe_of(method: str, wrapped_model: Any) -> PretrainConfig:
+    """Return the recipe of a method for a network that LightlyTrain has wrapped."""
+    model = wrapped_model.get_model()
+    return _recipe(recipe_for(method_class(method), model, is_trained(model)))
 
 
 def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
@@ -126,8 +138,9 @@ class MoCoArgs(MethodArgs):
     """The arguments that go to the method."""
 
     paper_start: bool = True
-    """Start a network that is not trained yet as the paper does: gamma 1 in all batch norms (v1, v2); for v3's ViTs
-    Xavier's initialisation, a fixed sin-cos position embedding and a frozen patch projection."""
+    """Start a network that is not trained yet as the paper does: gamma 1 in all batch norms (v1, v2), gamma 0 in the
+    last one of each residual block (v3); for v3's plain ViTs Xavier's initialisation, a fixed sin-cos position
+    embedding and a frozen patch projection."""
     schedule: ScheduleArgs
 
     @model_validator(mode="before")
@@ -143,12 +156,12 @@ class MoCoArgs(MethodArgs):
 
     def resolve_auto(self, scaling_info: Any, optimizer_args: OptimizerArgs, wrapped_model: Any) -> None:
         """Replaces each "auto" by the recipe's value for this network and this number of images and epochs."""
-        recipe = recipe_for(self.method, wrapped_model)
-        small = _recipe("moco_cifar10_resnet18") if scaling_info.dataset_size < SMALL_SET else recipe
+        recipe = recipe_of(self.method, wrapped_model)
+        queue = queue_for(scaling_info.dataset_size) if "queue_size" in self.own else {}
+        values = recipe.method_args | queue
         for name in self.own:
             if getattr(self, name) == "auto" and name != "batch_norm":  # whose "auto" is the method's own
-                values = small if name in ("queue_size", "momentum") else recipe
-                setattr(self, name, values.method_args[name])
+                setattr(self, name, values[name])
         if self.schedule.warmup_epochs == "auto":
             share = scaling_info.epochs / recipe.schedule.epochs
             self.schedule.warmup_epochs = float(recipe.schedule.warmup_epochs * min(1, share))
@@ -157,15 +170,17 @@ class MoCoArgs(MethodArgs):
 @functools.cache
 def method_args(method: str) -> type[MoCoArgs]:
     """Returns LightlyTrain's argument class for a method: the arguments of our class, defaults from its recipe."""
-    builder = methods.MoCoV3 if method == "moco_v3" else methods.MoCo
-    types = get_type_hints(builder.__init__)
+    cls = method_class(method)
+    own = arguments_of(cls)
+    types: dict[str, Any] = {}
+    for base in reversed(cls.__mro__):
+        types |= get_type_hints(vars(base).get("__init__", object.__init__))
     fields: dict[str, Any] = {}
-    for name, parameter in inspect.signature(builder).parameters.items():
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-            defaults = {recipe.method_args.get(name, parameter.default) for recipe in RECIPES[method]}
-            auto = len(defaults) > 1 or (method != "moco_v3" and name in ("queue_size", "momentum"))
-            fields[name] = (types[name] | Literal["auto"], "auto") if auto else (types[name], *defaults)
-    schedule = RECIPES[method][0].schedule
+    for name, value in own.items():
+        defaults = {recipe.method_args.get(name, value) for recipe in recipes(method)}
+        auto = len(defaults) > 1 or ("queue_size" in own and name in ("queue_size", "momentum"))
+        fields[name] = (types[name] | Literal["auto"], "auto") if auto else (types[name], *defaults)
+    schedule = recipes(method)[0].schedule
     given = {name: getattr(schedule, name) for name in ("name", "milestones", "gamma", "interval")}
     part = with_defaults(ScheduleArgs, **given)
     result = create_model(
@@ -222,7 +237,7 @@ class MoCoV3OptimizerArgs(OptimizerArgs):
     def resolve_auto(self, wrapped_model: Any) -> None:
         """Turns this object, which LightlyTrain keeps, into the recipe's optimizer arguments."""
         given = {key: value for key, value in self.model_dump().items() if value != "auto"}
-        chosen = optimizer_args(recipe_for("moco_v3", wrapped_model))(**given)
+        chosen = optimizer_args(recipe_of("moco_v3", wrapped_model))(**given)
         self.__class__ = chosen.__class__  # type: ignore[assignment]
         self.__setstate__(chosen.__getstate__())
 
@@ -244,7 +259,7 @@ class MoCoTransform(SimCLRTransform):
         if second := getattr(transform_args, "view_2", None):
             other = transform_args.model_copy(update=dict(second))
             self.transforms = [self.transforms[0], SimCLRTransform(other).transforms[0]]
-        if self.method == "moco_v1":  # the order of v1; LightlyTrain, as lightly, greys after the jitter
+        if method_class(self.method).views == "moco_v1":  # v1 greys before the jitter, LightlyTrain after it
             view = self.transforms[0]  # which is both
             steps = list(view.transform.transforms)
             grey = [step for step in steps if isinstance(step, albumentations.ToGray)]
@@ -259,9 +274,6 @@ class MoCoTransform(SimCLRTransform):
         return transform_args(cls.method)
 
 
-TRANSFORMS = {name: type("MoCoTransform", (MoCoTransform,), {"method": name}) for name in RECIPES}
-
-
 def _blur(view: dict[str, Any]) -> dict[str, Any] | None:
     return {"prob": view["gaussian_blur"], "sigmas": view["sigmas"]} if view["gaussian_blur"] else None
 
@@ -272,7 +284,7 @@ def transform_args(method: str) -> type[SimCLRTransformArgs]:
 
     v3's views differ: ``view_2`` holds the blur and the solarization of the second.
     """
-    first, second = view_arguments(method, 224)
+    first, second = view_arguments(method_class(method).views, 224)
     result = with_defaults(
         SimCLRTransformArgs,
         random_resize={"min_scale": first["min_scale"]},
@@ -317,23 +329,25 @@ class Features(nn.Module):
 
 
 def start_as_in_paper(model: nn.Module, recipe: PretrainConfig) -> None:
-    """Gives an untrained network the paper's start; does nothing to a trained one.
+    """Give an untrained network the paper's start; do nothing to a trained one.
 
     Args:
         model: The network, as LightlyTrain made it.
         recipe: Of the method.
     """
+    if is_trained(model):
+        return
     arguments = recipe.backbone_args
-    if not arguments.get("zero_init_last", False):
+    if arguments.get("zero_init_last"):  # timm's ResNets start so
+        for block in model.modules():
+            if isinstance(block, (BasicBlock, Bottleneck)):
+                nn.init.zeros_((block.bn2 if isinstance(block, BasicBlock) else block.bn3).weight)
+    else:
         for layer in model.modules():
             if isinstance(layer, _BatchNorm) and layer.weight is not None and not layer.weight.any():
-                nn.init.ones_(layer.weight)  # timm's last of a block, at 0, where no trained one stays
-    if not (isinstance(model, VisionTransformer) and arguments.get("sincos_position")):
-        return
-    plain = isinstance(model.patch_embed.proj, nn.Conv2d) and isinstance(model.pos_embed, nn.Parameter)
-    trained = any(layer.bias.any() for layer in model.modules() if isinstance(layer, nn.LayerNorm))
-    if plain and not trained:
-        model.init_weights(arguments["weight_init"])
+                nn.init.ones_(layer.weight)  # timm's last of a block
+    if arguments.get("sincos_position"):
+        cast(VisionTransformer, model).init_weights(arguments["weight_init"])
         backbones.freeze_patch_projection(model, "model", pretrained=False)
         backbones.fix_position(model, "model")
 
@@ -372,7 +386,7 @@ class MoCoMethod(Method):
         self.method_args = method_args
         model = embedding_model.wrapped_model.get_model()
         if method_args.paper_start and isinstance(model, nn.Module):
-            start_as_in_paper(model, recipe_for(self.method_name, model))
+            start_as_in_paper(model, recipe_of(self.method_name, embedding_model.wrapped_model))
         arguments = {name: getattr(method_args, name) for name in method_args.own}
         self.embedding_model = [embedding_model]  # in a list: torch is to know it as the backbone alone
         self.batch_norms = batch_norms(embedding_model)  # before the method puts its own in their place
@@ -386,15 +400,15 @@ class MoCoMethod(Method):
 
     @classmethod
     def optimizer_args_cls(cls, optim_type: OptimizerType | Literal["auto"]) -> type[OptimizerArgs]:
-        recipes = [optimizer_args(recipe) for recipe in RECIPES[cls.method_name]]
-        by_type = {arguments.type(): arguments for arguments in recipes}
+        found = [optimizer_args(recipe) for recipe in recipes(cls.method_name)]
+        by_type = {arguments.type(): arguments for arguments in found}
         if optim_type == "auto":
-            return recipes[0] if len(recipes) == 1 else MoCoV3OptimizerArgs
+            return found[0] if len(found) == 1 else MoCoV3OptimizerArgs
         return {**OPTIMIZERS, **by_type}.get(optim_type) or Method.optimizer_args_cls(optim_type)
 
     @classmethod
     def transform_cls(cls) -> type[MoCoTransform]:
-        return TRANSFORMS[cls.method_name]
+        return type("MoCoTransform", (MoCoTransform,), {"method": cls.method_name})
 
     def setup(self, stage: str) -> None:
         """Leaves batch norm over several processes to the method, and sends no buffers between them."""
@@ -405,11 +419,15 @@ class MoCoMethod(Method):
             strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
 
     def on_train_start(self) -> None:
-        """Checks the batch, of whose size LightlyTrain has the last word."""
+        """Checks the batch, of whose size LightlyTrain has the last word, and warns of a queue larger than the set."""
         processes = self.trainer.world_size
-        batch = getattr(self.trainer.train_dataloader, "batch_size", None)
+        loader: Any = self.trainer.train_dataloader
+        batch = getattr(loader, "batch_size", None)
         if batch is not None:
             check_batch(batch * processes, self.method, processes, "batch_size")
+        sentence = queue_warning(self.method, len(loader.dataset)) if hasattr(loader, "dataset") else ""
+        if sentence and self.trainer.is_global_zero:
+            print(sentence)
 
     def training_step_impl(self, batch: Any, batch_idx: int) -> TrainingStepResult:
         """One step of the method; the key encoder moves once per optimizer step."""
@@ -433,9 +451,9 @@ class MoCoMethod(Method):
         with_layers(self.embedding_model[0], self.batch_norms)
 
     def trainable_modules(self) -> TrainableModules:
-        """The query encoder, and v3's predictor."""
-        named = dict(self.method.named_children())
-        return TrainableModules(modules=[named[name] for name in ("encoder_q", "predictor") if name in named])
+        """Return the parts of the method that take a gradient."""
+        parts = [part for part in self.method.children() if any(p.requires_grad for p in part.parameters())]
+        return TrainableModules(modules=parts)
 
     def configure_optimizers(self) -> Any:
         """The optimizer, with weight decay on every parameter as in the papers, and the method's schedule."""
@@ -453,30 +471,10 @@ class MoCoMethod(Method):
         return [optimizer], [{"scheduler": schedule, "interval": arguments.interval}]
 
 
-class MoCoV1(MoCoMethod):
-    """MoCo v1 (arXiv 1911.05722)."""
-
-    method_name = "moco_v1"
-
-
-class MoCoV2(MoCoMethod):
-    """MoCo v2 (arXiv 2003.04297)."""
-
-    method_name = "moco_v2"
-
-
-class MoCoV3(MoCoMethod):
-    """MoCo v3 (arXiv 2104.02057)."""
-
-    method_name = "moco_v3"
-
-
-METHODS: dict[str, type[MoCoMethod]] = {
-    "moco": MoCoV2,
-    "moco_v1": MoCoV1,
-    "moco_v2": MoCoV2,
-    "moco_v3": MoCoV3,
-}
+@functools.cache
+def lightly_train_method(name: str) -> type[MoCoMethod]:
+    """Return LightlyTrain's class of one of METHODS."""
+    return type("MoCoMethod", (MoCoMethod,), {"method_name": name, "__doc__": f"{method_class(name).title}."})
 
 
 def register() -> None:
@@ -487,8 +485,9 @@ def register() -> None:
     """
     known: Callable[[], dict[str, type[Method]]] | None = getattr(method_helpers, "_method_name_to_cls", None)
     if known is not None and "moco" not in known():
-        method_helpers._method_name_to_cls = lambda: {**known(), **METHODS}
-    if not set(METHODS) <= set(lightly_train.list_methods()):
+        ours = {name: lightly_train_method(name) for name in METHODS.names()}
+        method_helpers._method_name_to_cls = lambda: {**known(), **ours}
+    if not set(METHODS.names()) <= set(lightly_train.list_methods()):
         raise _changed("it does not look methods up in _method_name_to_cls")
     if not hasattr(OptimizerArgs, "resolve_auto"):
         raise _changed("its optimizer arguments have no resolve_auto")

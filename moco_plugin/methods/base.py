@@ -17,13 +17,15 @@ class Method(nn.Module):
     Attributes:
         title: Name in messages and reports.
         views: Its two views, a name of ``moco_plugin.data.views.VIEWS``.
-        recipe: Its recipe, a file of ``configs/pretrain``; ``recipe_for`` may choose another by the network.
+        recipe: Its recipe, a file of ``configs/pretrain``, or one for each kind of network: ``batch_norm``,
+            ``plain_vit`` (without trained weights) and ``layer_norm`` (all others).
         queue_size: Keys that the method holds, or None. A batch may enqueue at most as many.
         keys_per_image: Keys that each image of a batch enqueues.
     """
 
     title: ClassVar[str]
     views: ClassVar[str] = "moco_v2"
+    recipe: ClassVar[str | dict[str, str]]
     queue_size: int | None = None
     keys_per_image: int = 1
 
@@ -32,9 +34,10 @@ class Method(nn.Module):
         """The network that training is for."""
         raise TypeError(f"{type(self).__name__} does not say which network it trains")
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Return what the loss compares, N x C of unit length, for N x 3 x H x W images."""
-        raise TypeError(f"{type(self).__name__} has no encoder")
+    @property
+    def encoder(self) -> nn.Module:
+        """The backbone with its projection head; maps N x 3 x H x W images to N x C vectors."""
+        raise TypeError(f"{type(self).__name__} does not say which encoder it trains")
 
     def compiled(self) -> list[nn.Module]:
         """Return the modules that ``compile=true`` compiles."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ class MoCo(Method):
     """
 
     title = "MoCo v2"
+    recipe = "moco_v2"
 
     def __init__(
         self,
@@ -109,9 +110,10 @@ class MoCo(Method):
         """The query encoder's backbone."""
         return self.encoder_q.backbone
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the query encoder's outputs, N x C of unit length."""
-        return cast(Tensor, self.encoder_q(images))
+    @property
+    def encoder(self) -> nn.Module:
+        """The query encoder; its outputs have unit length."""
+        return self.encoder_q
 
     def compiled(self) -> list[nn.Module]:
         """Return both encoders."""
@@ -128,6 +130,7 @@ class MoCoV1(MoCo):
 
     title = "MoCo v1"
     views = "moco_v1"
+    recipe = "moco_v1"
 
     def __init__(
         self,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -37,6 +39,11 @@ class MoCoV3(Method):
 
     title = "MoCo v3"
     views = "moco_v3"
+    recipe: ClassVar[dict[str, str]] = {
+        "batch_norm": "moco_v3_resnet",
+        "plain_vit": "moco_v3_vit",
+        "layer_norm": "moco_v3_layer_norm",
+    }
 
     def __init__(
         self,
@@ -79,7 +86,7 @@ class MoCoV3(Method):
             The mean loss, and metrics over the batch: ``top1`` and ``top5`` of telling the key among those of
             the whole batch, in percent, and ``feature_std`` as for MoCo.
         """
-        q1, q2 = self.encode(x1), self.encode(x2)  # queries: N x C
+        q1, q2 = (F.normalize(self.predictor(self.encoder_q(x)), dim=1) for x in (x1, x2))  # queries: N x C
         if self.training and update_key_encoder:
             m = momentum_at(self.momentum, self.momentum_schedule, progress)
             update_momentum(self.encoder_q, self.encoder_k, m)
@@ -96,9 +103,10 @@ class MoCoV3(Method):
         """The query encoder's backbone."""
         return self.encoder_q.backbone
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the predictor's outputs, N x C of unit length."""
-        return F.normalize(self.predictor(self.encoder_q(images)), dim=1)
+    @property
+    def encoder(self) -> nn.Module:
+        """The query encoder without the predictor."""
+        return self.encoder_q
 
     def compiled(self) -> list[nn.Module]:
         """Return both encoders and the predictor."""

@@ -11,6 +11,7 @@ import torch
 from moco_plugin.config import PretrainConfig
 from moco_plugin.data.images import CorruptImages, ImageSet, check_labels
 from moco_plugin.data.normalize import View
+from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import extract_features
 from moco_plugin.evaluation.knn import knn_top1
 from moco_plugin.training.callbacks import mid_epoch
@@ -47,10 +48,10 @@ class CorruptImageWatch(pl.Callback):
 
 
 class KNNMonitor(pl.Callback):
-    """Logs ``knn_top1`` of the backbone before training and every few epochs.
+    """Logs ``knn_top1`` of the backbone or the query encoder before training and every few epochs.
 
     Raises:
-        UsageError: A set has no labels, or the two have different classes.
+        UsageError: A set has no labels, the two have different classes, or ``knn.features`` is unknown.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -58,16 +59,18 @@ class KNNMonitor(pl.Callback):
         self.knn = knn
         self.train, self.test = ImageSet(str(knn.train)), ImageSet(str(knn.test))
         check_labels(self.train, self.test)
+        if knn.features not in ("backbone", "encoder"):
+            raise UsageError(f"knn.features is {knn.features!r}; expected backbone or encoder")
         self.view = View(data.image_size, data.crop_ratio, data.mean, data.std)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure and log on the first process, while the others wait."""
         if trainer.is_global_zero:
+            method = pl_module.method
+            network = method.encoder if self.knn.features == "encoder" else method.backbone
             sets: list[torch.Tensor] = []
             for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
-                sets += extract_features(
-                    pl_module.method.backbone, images, self.view, device=pl_module.device, progress=name
-                )
+                sets += extract_features(network, images, self.view, device=pl_module.device, progress=name)
             top1 = knn_top1(
                 sets[0],
                 sets[1],

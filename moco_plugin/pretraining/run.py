@@ -10,7 +10,7 @@ import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
-from moco_plugin.config import PretrainConfig, config_dict
+from moco_plugin.config import PretrainConfig, config_dict, queue_warning
 from moco_plugin.data.images import ImageSet, RawImages, TrainImages
 from moco_plugin.data.loading import training_loader_options
 from moco_plugin.data.order import EpochOrder
@@ -143,8 +143,10 @@ def _describe(
     if optimizer.scale_lr and batch * parts != optimizer.reference_batch_size:
         lr += f" = {optimizer.lr:g} x {batch * parts}/{optimizer.reference_batch_size}"
     epochs = "epochs" if config.schedule.steps else f"{config.schedule.epochs} epochs"
+    warning = queue_warning(module.method, images)
     return (
         f"{config.method}, {config.backbone}, {encoder / 1e6:.2f} M trained parameters, on {trainer.strategy.root_device}\n"
         f"{images} images of {config.data.root}, {epochs} of {images // batch} batches, {total_steps} steps\n"
         f"batch {batch} on {trainer.world_size} process{'es' if trainer.world_size > 1 else ''}, learning rate {lr}"
+        + (f"\n{warning}" if warning else "")
     )

@@ -4,64 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from moco_plugin.errors import UserError
+from moco_plugin.papers import FINETUNE, LINEAR, OMNIBENCHMARK, Published
 from moco_plugin.report.tables import Table, mean_and_spread
 
 METHODS = {"moco": "MoCo v2", "moco_v1": "MoCo v1", "moco_v2": "MoCo v2", "moco_v3": "MoCo v3"}
 NONE = "-"
-
-
-@dataclass(frozen=True)
-class Published:
-    """A row of the papers' ImageNet linear classification.
-
-    Attributes:
-        method: As METHODS calls it.
-        backbone: As the papers call it.
-        architecture: timm's name, without what follows the first underscore or comma.
-        feature_dim: Width of the features, which tells the wide ones apart.
-        epochs: Of pre-training.
-        top1: Percent.
-    """
-
-    method: str
-    backbone: str
-    architecture: str
-    feature_dim: int
-    epochs: int
-    top1: str
-
-
-LINEAR = (
-    Published("MoCo v1", "R50", "resnet50", 2048, 200, "60.6"),
-    Published("MoCo v1", "RX50", "resnext50", 2048, 200, "63.9"),
-    Published("MoCo v1", "R50w2x", "resnet50", 4096, 200, "65.4"),
-    Published("MoCo v1", "R50w4x", "resnet50", 8192, 200, "68.6"),
-    Published("MoCo v2", "R50", "resnet50", 2048, 200, "67.5 ± 0.1"),
-    Published("MoCo v2", "R50", "resnet50", 2048, 800, "71.1"),
-    Published("MoCo v3", "R50", "resnet50", 2048, 100, "68.9"),
-    Published("MoCo v3", "R50", "resnet50", 2048, 300, "72.8"),
-    Published("MoCo v3", "R50", "resnet50", 2048, 1000, "74.6"),
-    Published("MoCo v3", "ViT-S", "vit_small", 384, 300, "73.2"),
-    Published("MoCo v3", "ViT-B", "vit_base", 768, 300, "76.7"),
-)
-# recipe, initialisation, top-1
-FINETUNE = (
-    ("imagenet", "MoCo v1 R50, random", "76.5"),
-    ("imagenet", "MoCo v1 R50, IN-1M", "77.0"),
-    ("imagenet", "MoCo v1 R50, IG-1B", "77.3"),
-    ("imagenet", "MoCo v3 ViT-S", "81.4"),
-    ("imagenet", "MoCo v3 ViT-B", "83.2"),
-    ("inaturalist", "MoCo v1 R50, random", "61.8"),
-    ("inaturalist", "R50, supervised IN-1M", "66.1"),
-    ("inaturalist", "MoCo v1 R50, IN-1M", "65.6"),
-    ("inaturalist", "MoCo v1 R50, IG-1B", "65.8"),
-)
-OMNIBENCHMARK = ("MoCo v2, the benchmark's own", "34.8")
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -103,9 +54,9 @@ def linear_table(results: Iterable[dict[str, Any]]) -> Table:
     rows = []
     for row in LINEAR:
         mine = [(key, group) for key, group in trials.items() if key[0] == row]
-        name = f"{row.method} {row.backbone}, {row.epochs} epochs"
-        rows += [_linear_row(name, row.top1, key, group) for key, group in mine] or [
-            (name, row.top1, NONE, NONE, "", "")
+        top1 = f"{row.values[0]}" + (f" ± {row.std}" if row.std else "")
+        rows += [_linear_row(row.name, top1, key, group) for key, group in mine] or [
+            (row.name, top1, NONE, NONE, "", "")
         ]
     rows += [_linear_row(key[1], NONE, key, group) for key, group in trials.items() if key[0] is None]
     columns = ("pre-training", "paper, ImageNet", "here, top-1", "here, top-5", "protocol", "test images")
@@ -126,9 +77,10 @@ def _published(result: dict[str, Any]) -> Published | None:
     """Returns the paper's row that a result repeats; the images are the reader's to compare."""
     architecture = str(result.get("architecture"))
     for row in LINEAR:
-        same = (row.method, row.feature_dim, row.epochs) == (
+        same = (METHODS[row.method], row.feature_dim, row.epochs) == (
             METHODS.get(str(result.get("method"))), result.get("feature_dim"), result.get("epoch")
         )  # fmt: skip
+        same &= row.parameters in (None, round(result.get("parameters", 0) / 1e6, 1))
         if same and architecture.startswith(row.architecture) and not result.get("untrained"):
             return row
     return None
@@ -158,12 +110,14 @@ def other_tables(results: Iterable[dict[str, Any]]) -> list[tuple[str, Table]]:
     rows: list[tuple[str, ...]]
     columns: tuple[str, ...]
     if found := by_kind["finetune"]:
-        rows = [(f"{name} (paper)", recipe, top1, "") for recipe, name, top1 in FINETUNE]
+        rows = [(f"{row.name} (paper)", row.recipe, f"{row.values[0]}", "") for row in FINETUNE]
         rows += [(_name(r), str(r.get("recipe")), _number(r["top1"]), _short(r["test"])) for r in found]
         columns = ("initialisation", "recipe", "top-1", "test images")
-        tables.append(
-            ("Fine-tuning", Table(columns, rows, "End-to-end fine-tuning, top-1 accuracy in percent."))
+        caption = (
+            "End-to-end fine-tuning, top-1 accuracy in percent. The rows with DeiT's recipe (AdamW, its augmentation; "
+            "ViT-B for 150 epochs) are not comparable with the others, which are trained with SGD."
         )
+        tables.append(("Fine-tuning", Table(columns, rows, caption)))
     if found := by_kind["lowshot"]:
         rows = [
             (
@@ -213,7 +167,7 @@ def _omnibenchmark(result: dict[str, Any]) -> Table:
     ]
     partial = f" (partial, {len(result['missing'])} realms missing)" if result["partial"] else ""
     rows.append((f"mean{partial}", _number(result["mean_per_class"]), _number(result["top1"]), "", ""))
-    rows.append((*OMNIBENCHMARK, "", "", ""))
+    rows.append((OMNIBENCHMARK.name, f"{OMNIBENCHMARK.values[0]}", "", "", ""))
     caption = "A linear probe a realm, in percent, its L2 weight chosen on the realm's val images."
     if result["missing"]:
         caption += f" Missing: {', '.join(result['missing'])}."

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_plugin.papers import Published
 from moco_plugin.report.evaluation_results import METHODS, NONE
 from moco_plugin.report.tables import Table
-from moco_plugin.tasks import TASKS, Published, Task
+from moco_plugin.tasks import TASKS, Task
 
 KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the results.json of a transfer run has
 
@@ -43,12 +44,14 @@ def list_tasks() -> str:
             lines.append(f"  {init:<10} {config:<{width}}  {'; '.join(map(_short, rows))}".rstrip())
         if task.published:
             lines.append(f"  {'papers':<10} {' / '.join(metric.name for metric in task.metrics)}, in percent")
+        if task.note:
+            lines.append(f"  {'':<10} {task.note}")
     return "\n".join(lines[1:])
 
 
 def _short(row: Published) -> str:
     name = row.name.removeprefix("MoCo ") if row.init == "moco" else ""
-    return f"{name} {' / '.join(map(_number, row.values))}".lstrip()
+    return f"{name} {' / '.join(map(str, row.values))}".lstrip()
 
 
 def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
@@ -62,7 +65,7 @@ def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
     changed: list[str] = []
     for published in (*task.published, None):
         if published is not None:
-            rows.append((published.name, "paper", *map(_number, published.values), "", ""))
+            rows.append((published.name, "paper", *map(str, published.values), "", ""))
         for result in [result for result in left if match(task, result) is published]:
             left.remove(result)
             name = run_name(result) if published is None else published.name
@@ -85,8 +88,8 @@ def match(task: Task, result: Mapping[str, Any]) -> Published | None:
     for row in task.published:
         if row.init != result["init"]:
             continue
-        method = METHODS.get(str(pretraining.get("method")))
-        if row.init != "moco" or (METHODS[row.method], row.epochs) == (method, pretraining.get("epoch")):
+        method, epoch = METHODS.get(str(pretraining.get("method"))), pretraining.get("epoch")
+        if row.init != "moco" or (epoch and (METHODS[row.method], row.epochs) == (method, epoch)):
             return row
     return None
 
@@ -127,7 +130,3 @@ def _measured(task: Task, result: Mapping[str, Any]) -> tuple[str, ...]:
         cells.append(NONE if mean is None else f"{mean:.1f}" + ("" if std is None else f" ± {std:.1f}"))
     finished, wanted = len(result["trials"]), result.get("requested_trials") or 0
     return (*cells, f"{finished} of {wanted}" if finished < wanted else str(finished))
-
-
-def _number(value: float | None) -> str:
-    return NONE if value is None else f"{value:.1f}"

@@ -17,8 +17,8 @@ def scale_to_batch(
 ) -> tuple[list[str], str]:
     """Scales a config's schedule linearly to another batch, by detectron2's own rule.
 
-    The learning rate is multiplied by the ratio of the batches (Goyal et al. 2017, "ImageNet in 1 hour"); warm-up, drops
-    and length are divided by it, so that as many images are seen.
+    The learning rate is multiplied by the ratio of the batches (Goyal et al. 2017, "ImageNet in 1 hour"); warm-up, drops,
+    length and the periods of checkpoints and evaluations are divided by it, so that as many images are seen.
 
     Args:
         cfg: The config as the paper has it; not changed.
@@ -47,16 +47,19 @@ def scale_to_batch(
         raise UsageError(f"--images-per-batch is {images_per_batch}; expected 1 or more")
     cfg = cfg.clone()
     cfg.SOLVER.REFERENCE_WORLD_SIZE = batch  # "workers" of one image each
-    scaled = DefaultTrainer.auto_scale_workers(cfg, images_per_batch).SOLVER
-    if not scaled.MAX_ITER:
+    scaled = DefaultTrainer.auto_scale_workers(cfg, images_per_batch)
+    if not scaled.SOLVER.MAX_ITER:
         raise UsageError(
             f"--images-per-batch {images_per_batch} leaves no iteration of the {cfg.SOLVER.MAX_ITER} that there are "
             f"with {batch}"
         )
-    scaled.CHECKPOINT_PERIOD = max(1, scaled.CHECKPOINT_PERIOD)
-    pairs = [part for key in KEYS for part in (f"SOLVER.{key}", str(scaled[key]))]
+    scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
+    if cfg.TEST.EVAL_PERIOD:  # 0 means never
+        scaled.TEST.EVAL_PERIOD = max(1, scaled.TEST.EVAL_PERIOD)
+    pairs = [part for key in KEYS for part in (f"SOLVER.{key}", str(scaled.SOLVER[key]))]
+    pairs += ["TEST.EVAL_PERIOD", str(scaled.TEST.EVAL_PERIOD)]
     values = ", ".join(
-        f"{name} {cfg.SOLVER[key]} to {scaled[key]}"
+        f"{name} {cfg.SOLVER[key]} to {scaled.SOLVER[key]}"
         for name, key in (
             ("learning rate", "BASE_LR"), ("warm-up", "WARMUP_ITERS"), ("drops", "STEPS"), ("length", "MAX_ITER")
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -28,3 +29,10 @@ def test_example_trains_and_classifies(photos: Path, tmp_path: Path, monkeypatch
     assert state["method.queue.filled"] == 48
     q, k = (state[f"method.encoder_{e}.backbone.conv1.0.weight"] for e in "qk")
     assert not q.equal(k)
+
+
+def test_learning_rate_counts_the_devices() -> None:
+    module = runpy.run_path(str(EXAMPLE))["MoCoModule"]("test_resnet", 128, queue_size=128)
+    module.trainer = SimpleNamespace(world_size=4, max_epochs=2)
+    (optimizer,), _ = module.configure_optimizers()
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.03 * 4 * 128 / 256)

@@ -254,6 +254,11 @@ def test_arguments_are_the_papers_at_imagenets_size() -> None:
     assert (len(given.queue), given.momentum, given.symmetric) == (512, 0.9, True)
     vit = network("vit_tiny_patch16_224", depth=1, img_size=32)
     assert make("moco_v3", vit, hidden_dim=32).method.temperature == 0.2
+    convnext = make("moco_v3", network("test_convnext"), hidden_dim=32)
+    assert (
+        convnext.method.temperature == 0.2
+        and convnext.method_args.schedule.warmup_epochs == pytest.approx(40 * 200 / 300)
+    )
     defaults = {name: helpers.get_epochs(name, "auto", 1, 1) for name in ("moco", "moco_v1", "moco_v3")}
     assert defaults == {"moco": 200, "moco_v1": 200, "moco_v3": 100}
 
@@ -312,6 +317,17 @@ def test_untrained_networks_start_as_the_papers() -> None:
     assert last_gamma("moco", queue_size=64).eq(1).all()
     assert last_gamma("moco_v3", hidden_dim=32).eq(0).all()
     assert last_gamma("moco", queue_size=64, paper_start=False).eq(0).all()
+    for name, gamma in (("moco", 1), ("moco_v3", 0)):
+        for model, norm in (("resnet18", "bn2"), ("resnet50", "bn3")):
+            wrapped = packages.get_wrapped_model(f"torchvision/{model}", num_input_channels=3)
+            make(name, wrapped, **({"queue_size": 64} if gamma else {"hidden_dim": 32}))
+            for block in wrapped.get_model().layer2:
+                assert getattr(block, norm).weight.eq(gamma).all() and block.bn1.weight.eq(1).all()
+    wrapped = packages.get_wrapped_model("torchvision/resnet18", num_input_channels=3)
+    with torch.no_grad():
+        wrapped.get_model().bn1.bias.add_(0.1)  # a trained network stays as it is
+    make("moco_v3", wrapped, hidden_dim=32)
+    assert wrapped.get_model().layer2[0].bn2.weight.eq(1).all()
     fresh, trained = (network("vit_tiny_patch16_224", depth=1, img_size=32) for _ in range(2))
     with torch.no_grad():
         trained.get_model().norm.bias.add_(0.1)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moco_plugin.errors import UserError
+from moco_plugin.papers import LINEAR
 from moco_plugin.report.evaluation_page import write_evaluation_page
-from moco_plugin.report.evaluation_results import LINEAR, linear_rows
+from moco_plugin.report.evaluation_results import linear_rows
 
 
 def result(protocol: str, **more: Any) -> dict[str, Any]:
@@ -55,6 +57,33 @@ def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
     assert cells["MoCo v1 R50w2x, 200 epochs", "65.4"][0] == "-"
     assert cells["MoCo v2 resnet50, 7 epochs", "-"] == ("60.0", "-", "cached features", "imagenet/val")
     assert cells["random weights, resnet50", "-"][0] == "9.0"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "parameters", "beside"),
+    [
+        ("resnext50_32x4d", 45_972_800, True),  # with base_width 8
+        ("resnext50_32x8d", 45_972_800, True),  # as a file's shapes are called
+        ("resnext50_32x4d", 22_979_904, False),
+    ],
+)
+def test_resnext_of_the_paper_is_32x8d(
+    architecture: str, parameters: int, beside: bool, tmp_path: Path
+) -> None:
+    mine = result(
+        "linear", recipe="moco_v1", top1=60.0, top5=80.0, method="moco_v1", architecture=architecture
+    )
+    table = linear_rows(write(tmp_path / "results", {**mine, "parameters": parameters}))
+    (row,) = (row for row in table.rows if row[0] == "MoCo v1 RX50, 200 epochs")
+    assert row[1:3] == ("63.9", "60.0" if beside else "-")
+    assert len(table.rows) == len(LINEAR) + (not beside)
+
+
+def test_fine_tuning_with_deits_recipe_is_marked(tmp_path: Path) -> None:
+    folder = write(tmp_path / "results", result("finetune", recipe="imagenet", top1=77.25))
+    text = write_evaluation_page(folder, tmp_path / "page.html")
+    assert re.search(r"^MoCo v3 ViT-S \(paper\) +DeiT's +81\.4", text, re.M)
+    assert "rows with DeiT's recipe" in (tmp_path / "page.html").read_text().replace("&#x27;", "'")
 
 
 def test_page_shows_every_kind(tmp_path: Path) -> None:

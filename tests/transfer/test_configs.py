@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,7 +23,7 @@ from moco_plugin.config import configs_folder
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.compat import fit_device
 from moco_plugin.transfer.resnet import make_resnet
-from moco_plugin.transfer.trainer import Trainer, load_config
+from moco_plugin.transfer.trainer import load_config
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
 from tests.checkpoints.test_read import official
 
@@ -74,6 +72,44 @@ CITYSCAPES = {  # the baseline starts from a COCO detector and evaluates on the 
     "TEST.EVAL_PERIOD": (8000, 0),
 }  # fmt: skip
 
+FULLY_CONVOLUTIONAL = {  # detectron2 has no such network: these are the differences to its defaults
+    **TUNED,
+    "MODEL.META_ARCHITECTURE": ("GeneralizedRCNN", "SemanticSegmentor"),
+    "MODEL.WEIGHTS": ("", MSRA),
+    "MODEL.RESNETS.OUT_FEATURES": (["res4"], ["res5"]),
+    "MODEL.RESNETS.RES5_DILATION": (1, 2),
+    "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead", "FCNHead"),
+    "MODEL.SEM_SEG_HEAD.IN_FEATURES": (["p2", "p3", "p4", "p5"], ["res5"]),
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM": (128, 256),
+    "MODEL.SEM_SEG_HEAD.NORM": ("GN", "SyncBN"),
+    "INPUT.SCALE_RANGE": ([], [0.5, 2.0]),
+    "INPUT.CROP.ENABLED": (False, True),
+    "INPUT.CROP.TYPE": ("relative_range", "absolute"),
+    "INPUT.MIN_SIZE_TEST": (800, 0),  # no resizing
+    "DATALOADER.ASPECT_RATIO_GROUPING": (True, False),
+    "SOLVER.WARMUP_ITERS": (1000, 0),
+}
+FCN_DIFFERENCES: dict[str, dict[str, tuple[Any, Any]]] = {
+    "voc/pascal_voc_2012_fcn_R_50_30k": {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (54, 21),
+        "INPUT.CROP.SIZE": ([0.9, 0.9], [513, 513]),
+        "DATASETS.TRAIN": ((), ("voc_2012_sem_seg_train_aug",)),
+        "DATASETS.TEST": ((), ("voc_2012_sem_seg_val",)),
+        "SOLVER.BASE_LR": (0.001, 0.003),
+        "SOLVER.STEPS": ((30000,), (21000, 27000)),
+        "SOLVER.MAX_ITER": (40000, 30000),
+    },
+    "cityscapes/cityscapes_fcn_R_50_90k": {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": (54, 19),
+        "INPUT.CROP.SIZE": ([0.9, 0.9], [769, 769]),
+        "DATASETS.TRAIN": ((), ("cityscapes_fine_sem_seg_train",)),
+        "DATASETS.TEST": ((), ("cityscapes_fine_sem_seg_val",)),
+        "SOLVER.BASE_LR": (0.001, 0.01),
+        "SOLVER.STEPS": ((30000,), (63000, 81000)),
+        "SOLVER.MAX_ITER": (40000, 90000),
+    },
+}
+
 # detectron2's equivalent baseline of an experiment, and all that differs: {key: (theirs, ours)}
 BASELINES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
     "voc/pascal_voc_R_50_C4_24k": ("PascalVOC-Detection/faster_rcnn_R_50_C4", {**C4, **VOC_24K}),
@@ -105,7 +141,7 @@ BASELINES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
     ),
     "cityscapes/cityscapes_R_50_FPN_24k": ("Cityscapes/mask_rcnn_R_50_FPN", {**FPN, **CITYSCAPES}),
 }  # fmt: skip
-FCN = ("voc/pascal_voc_2012_fcn_R_50_30k", "cityscapes/cityscapes_fcn_R_50_90k")
+FCN = tuple(FCN_DIFFERENCES)
 DENSEPOSE = "coco/coco_densepose_R_50_FPN_s1x"
 EXPERIMENTS = (*BASELINES, *FCN)
 # one of each that build another network
@@ -180,6 +216,13 @@ def test_differences_to_detectron2s_baseline(experiment: str, initialisation: st
     assert differences(theirs, cfg) == expected
 
 
+@pytest.mark.parametrize("experiment", FCN)
+def test_differences_of_fcn_to_detectron2s_defaults(experiment: str) -> None:
+    theirs = get_cfg()
+    ours = load_config(f"{experiment}_supervised", [])
+    assert differences(theirs, ours) == {**FULLY_CONVOLUTIONAL, **FCN_DIFFERENCES[experiment]}
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_initialisations_differ_in_weights_and_input_alone(experiment: str) -> None:
     random, supervised, moco = (load_config(name_of(experiment, i), []) for i in INITIALISATIONS)
@@ -189,35 +232,6 @@ def test_initialisations_differ_in_weights_and_input_alone(experiment: str) -> N
     assert set(differences(supervised, moco)) == {
         "MODEL.WEIGHTS", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"
     }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("experiment", "expected"),
-    [
-        (FCN[0], {
-            "classes": 21, "crop": [513, 513], "lr": 0.003, "steps": (21000, 27000), "iterations": 30000,
-            "sets": (("voc_2012_sem_seg_train_aug",), ("voc_2012_sem_seg_val",)),
-        }),
-        (FCN[1], {
-            "classes": 19, "crop": [769, 769], "lr": 0.01, "steps": (63000, 81000), "iterations": 90000,
-            "sets": (("cityscapes_fine_sem_seg_train",), ("cityscapes_fine_sem_seg_val",)),
-        }),
-    ],
-)  # fmt: skip
-def test_semantic_segmentation_is_the_papers(experiment: str, expected: dict[str, Any]) -> None:
-    cfg = load_config(f"{experiment}_moco", [])
-    assert expected == {
-        "classes": cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES, "crop": cfg.INPUT.CROP.SIZE, "lr": cfg.SOLVER.BASE_LR,
-        "steps": cfg.SOLVER.STEPS, "iterations": cfg.SOLVER.MAX_ITER, "sets": (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST),
-    }  # fmt: skip
-    assert [step / cfg.SOLVER.MAX_ITER for step in cfg.SOLVER.STEPS] == [0.7, 0.9] and cfg.SOLVER.GAMMA == 0.1
-    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WEIGHT_DECAY, cfg.SOLVER.MOMENTUM) == (16, 1e-4, 0.9)
-    assert (cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) == (256, 255)
-    assert cfg.MODEL.RESNETS.RES5_DILATION == 2 and cfg.MODEL.SEM_SEG_HEAD.NORM == "SyncBN"
-    assert cfg.INPUT.SCALE_RANGE == [0.5, 2.0] and cfg.INPUT.RANDOM_FLIP == "horizontal"
-    assert cfg.INPUT.MIN_SIZE_TEST == 0  # no resizing
-    for key, (_, value) in TUNED.items():
-        assert flat(cfg)[key] == value
 
 
 @pytest.fixture(scope="session")
@@ -432,43 +446,3 @@ def test_trains_and_evaluates_on_tiny_data(
     trained = torch.load(out / "model_final.pth", weights_only=True)
     (first,) = (t for name, t in trained["model"].items() if name.endswith("stem.conv1.weight"))
     assert trained["iteration"] == 1 and not torch.equal(first, torch.from_numpy(before))
-
-
-def test_densepose_without_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "densepose", None)
-    for initialisation in INITIALISATIONS:
-        with pytest.raises(
-            UserError, match=r"wants detectron2's DensePose project.* run `pip install .*DensePose`"
-        ):
-            load_config(f"{DENSEPOSE}_{initialisation}", [])
-
-
-def test_densepose_with_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in with the project's keys: the config parses, and loaders and evaluator are the project's."""
-    project, engine = ModuleType("densepose"), ModuleType("densepose.engine")
-
-    def add_densepose_config(cfg: CfgNode) -> None:
-        cfg.MODEL.DENSEPOSE_ON = True
-        cfg.MODEL.ROI_DENSEPOSE_HEAD = CfgNode(
-            {"NAME": "", "POOLER_TYPE": "ROIAlignV2", "NUM_COARSE_SEGM_CHANNELS": 15}
-        )
-
-    class ProjectsTrainer:
-        build_train_loader = staticmethod(lambda cfg: "train loader")
-        build_test_loader = staticmethod(lambda cfg, name: f"test loader of {name}")
-        build_evaluator = staticmethod(lambda cfg, name, folder: f"evaluator of {name} in {folder}")
-
-    monkeypatch.setattr(project, "add_densepose_config", add_densepose_config, raising=False)
-    monkeypatch.setattr(engine, "Trainer", ProjectsTrainer, raising=False)
-    monkeypatch.setitem(sys.modules, "densepose", project)
-    monkeypatch.setitem(sys.modules, "densepose.engine", engine)
-    random, supervised, moco = (
-        load_config(f"{DENSEPOSE}_{i}", ["OUTPUT_DIR", "out"]) for i in INITIALISATIONS
-    )
-    assert set(differences(random, moco)) == {"MODEL.WEIGHTS"} and supervised.MODEL.WEIGHTS == MSRA
-    assert moco.MODEL.ROI_HEADS.NAME == "DensePoseROIHeads" and moco.MODEL.ROI_HEADS.NUM_CLASSES == 1
-    assert (moco.SOLVER.MAX_ITER, moco.SOLVER.STEPS, moco.SOLVER.BASE_LR) == (130000, (100000, 120000), 0.01)
-    assert moco.MODEL.FPN.NORM == moco.MODEL.RESNETS.NORM == "SyncBN" and moco.MODEL.BACKBONE.FREEZE_AT == 0
-    assert Trainer.build_train_loader(moco) == "train loader"
-    assert Trainer.build_test_loader(moco, "x") == "test loader of x"
-    assert Trainer.build_evaluator(moco, "x") == "evaluator of x in out/inference"

@@ -186,6 +186,13 @@ def test_linear_scaling_by_hand(task: str, init: str, batch: int, expected: tupl
     assert f"to {batch}: " in sentence and f"to {expected[4]} (iterations)" in sentence
 
 
+def test_evaluations_on_the_way_scale_along() -> None:
+    cfg = load_config("voc/pascal_voc_R_50_C4_24k_moco", ["TEST.EVAL_PERIOD", "2000"])
+    pairs, _ = scale_to_batch(cfg, 4)
+    assert pairs[-2:] == ["TEST.EVAL_PERIOD", "8000"]
+    assert scale_to_batch(cfg, 16 * 3000)[0][-2:] == ["TEST.EVAL_PERIOD", "1"]  # and not 0, which is never
+
+
 def test_a_batch_without_its_rate_is_spoken_of() -> None:
     cfg = load_config("voc/pascal_voc_R_50_C4_24k_moco", [])
     assert scale_to_batch(cfg, None) == ([], "")

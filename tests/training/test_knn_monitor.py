@@ -1,0 +1,57 @@
+"""The kNN monitor: whose features it compares, and the first lines of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from moco_plugin.tools.pretrain import main
+from moco_plugin.pretraining.module import PretrainModule
+
+from moco_plugin.config import load_config
+from moco_plugin.data.images import ImageSet
+from moco_plugin.evaluation.features import View, extract_features
+from moco_plugin.evaluation.knn import knn_top1
+from tests.conftest import TEST, TINY, TRAIN
+from tests.processes import Tool
+
+
+@pytest.mark.parametrize("method", ["moco", "moco_v3"])
+def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> None:
+    own = (
+        []
+        if method == "moco"
+        else ["method=moco_v3", "method_args.hidden_dim=32", "schedule.warmup_epochs=1"]
+    )
+    tiny = [option for option in TINY if method == "moco" or "queue_size" not in option]
+    overrides = [*tiny, *own, "method_args.dim=2", "knn.features=encoder", f"out={tmp_path / 'run'}"]
+    said = tool("pretrain", *overrides).stdout
+    assert said.startswith("recipe moco_v2: sgd" if method == "moco" else "recipe moco_v3_resnet: lars")
+    module = PretrainModule(load_config(None, overrides))
+    checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    module.load_state_dict(checkpoint["state_dict"])
+    view = View(32, 1.0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+
+    def top1(network: torch.nn.Module) -> float:
+        sets = [
+            extract_features(network, ImageSet(spec), view) for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]")
+        ]
+        return knn_top1(*sets[0], *sets[1], k=100, temperature=0.1)
+
+    measured = json.loads((tmp_path / "run" / "result.json").read_text())["knn_top1"]
+    assert measured == pytest.approx(top1(module.method.encoder_q))  # type: ignore[arg-type]
+    assert measured != pytest.approx(top1(module.method.backbone))  # type: ignore[arg-type]
+
+
+def test_unknown_features_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*TINY, "knn.features=head", f"out={tmp_path / 'run'}"]) == 2
+    assert "knn.features is 'head'; expected backbone or encoder" in capsys.readouterr().err
+
+
+def test_queue_larger_than_the_set_is_said(tool: Tool, tmp_path: Path) -> None:
+    short = [*TINY, "schedule.epochs=1", "knn.train=null", f"out={tmp_path / 'run'}"]
+    assert "warning" not in tool("pretrain", *short).stdout
+    said = tool("pretrain", *short, "method_args.queue_size=80", "--overwrite").stdout
+    assert "warning: the queue holds 80 keys and there are 64 images" in said
