@@ -169,7 +169,7 @@ def test_command_says_what_is_wrong(
         assert result == code
         return capsys.readouterr().err
 
-    assert "unknown key method_args.queue_sise; moco_v2 takes" in said("method_args.queue_sise=48", code=2)
+    assert "unknown key method_args.queue_sise; moco takes" in said("method_args.queue_sise=48", code=2)
     assert "momentum is 2" in said("method_args.momentum=2.0", code=2)
     assert "queue_size" in (shown := said("method_args.queue_size=many", code=2)) and "Traceback" not in shown
     assert "queue_size is 8, below the 16 keys of a batch" in said("method_args.queue_size=8", code=2)
