@@ -173,7 +173,7 @@ def test_command_says_what_is_wrong(
     assert "momentum is 2" in said("method_args.momentum=2.0", code=2)
     assert "queue_size" in (shown := said("method_args.queue_size=many", code=2)) and "Traceback" not in shown
     assert "queue_size is 8, below the 16 keys of a batch" in said("method_args.queue_size=8", code=2)
-    assert "batch_size is 20, which 1 processes with 8 batch norm groups" in said("batch_size=20", code=2)
+    assert "batch_size is 20, which cannot be split evenly over 1 process" in said("batch_size=20", code=2)
     assert "choose a batch of 16 or 24" in said("batch_size=20", code=2)
     assert "is not empty" in said(f"out={run}", code=2)
     assert "Method 'mocco' is unknown" in said("method=mocco", code=2)
