@@ -3,6 +3,7 @@
 The names below are imported when they are first used.
 """
 
+# ruff: noqa: F401  (type checkers read the imports, and __all__ follows from _MODULES)
 from __future__ import annotations
 
 import importlib
@@ -10,24 +11,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
+    from moco_plugin.config import load_config
+    from moco_plugin.evaluation import (
+        evaluate_finetune,
+        evaluate_knn,
+        evaluate_linear,
+        evaluate_linear_fast,
+        evaluate_lowshot,
+        evaluate_omnibenchmark,
+        evaluate_retrieval,
+    )
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
+    from moco_plugin.pretraining.run import pretrain
 
 __version__ = "0.1.0"
-__all__ = ["METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "build_method", "create_backbone", "feature_dim"]
 
-_HOMES = {
-    "METHODS": "moco_plugin.methods",
-    "Method": "moco_plugin.methods",
-    "MoCo": "moco_plugin.methods",
-    "MoCoV1": "moco_plugin.methods",
-    "MoCoV3": "moco_plugin.methods",
-    "build_method": "moco_plugin.methods",
-    "create_backbone": "moco_plugin.backbones",
-    "feature_dim": "moco_plugin.backbones",
+_MODULES = {
+    "moco_plugin.backbones": ("create_backbone", "feature_dim"),
+    "moco_plugin.config": ("load_config",),
+    "moco_plugin.evaluation": (
+        "evaluate_finetune",
+        "evaluate_knn",
+        "evaluate_linear",
+        "evaluate_linear_fast",
+        "evaluate_lowshot",
+        "evaluate_omnibenchmark",
+        "evaluate_retrieval",
+    ),
+    "moco_plugin.methods": ("METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "build_method"),
+    "moco_plugin.pretraining.run": ("pretrain",),
 }
+_HOMES = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'moco_plugin' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

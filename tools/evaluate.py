@@ -6,7 +6,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from moco_plugin.errors import command
 
@@ -133,34 +134,40 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args([text for text in given if text not in overrides])
     if overrides and "overrides" not in args:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
-    args.overrides = overrides
+    if "overrides" in args:
+        args.overrides = overrides
 
-    if args.what == "knn":
-        from moco_plugin.evaluation.run import evaluate_knn
+    arguments = vars(args)
+    what, fast = arguments.pop("what"), arguments.pop("fast", False)
+    picture = arguments.pop("picture", None)
+    if fast and what == "linear":
+        what = "linear --fast"
+        for name in ("protocol", "accept_changed_images"):
+            arguments.pop(name)
+    elif what == "linear":
+        arguments.pop("lrs")
 
-        evaluate_knn(args)
-    elif args.what == "retrieve":
+    from moco_plugin import evaluation
+
+    if what == "retrieve":
         from moco_plugin.data.images import ImageSet
-        from moco_plugin.evaluation.run import evaluate_retrieval
         from moco_plugin.report.neighbours_picture import check_picture, write_neighbours
 
-        if args.picture:
-            check_picture(args.picture, args.overwrite)
-        _, neighbours = evaluate_retrieval(args)
-        if args.picture:
-            write_neighbours(args.picture, ImageSet(args.train), ImageSet(args.test), neighbours)
-    elif args.what == "lowshot" or (args.what == "linear" and args.fast):
-        from moco_plugin.evaluation.fast import evaluate_linear_fast, evaluate_lowshot
-
-        (evaluate_lowshot if args.what == "lowshot" else evaluate_linear_fast)(args)
-    elif args.what == "omnibenchmark":
-        from moco_plugin.evaluation.omnibenchmark import evaluate_omnibenchmark
-
-        evaluate_omnibenchmark(args)
-    else:
-        from moco_plugin.evaluation.classify import evaluate_finetune, evaluate_linear
-
-        (evaluate_linear if args.what == "linear" else evaluate_finetune)(args)
+        if picture:
+            check_picture(picture, args.overwrite)
+        _, neighbours = evaluation.evaluate_retrieval(**arguments)
+        if picture:
+            write_neighbours(picture, ImageSet(args.train), ImageSet(args.test), neighbours)
+        return 0
+    functions: dict[str, Callable[..., Any]] = {
+        "knn": evaluation.evaluate_knn,
+        "linear": evaluation.evaluate_linear,
+        "linear --fast": evaluation.evaluate_linear_fast,
+        "finetune": evaluation.evaluate_finetune,
+        "lowshot": evaluation.evaluate_lowshot,
+        "omnibenchmark": evaluation.evaluate_omnibenchmark,
+    }
+    functions[what](**arguments)
     return 0
 
 

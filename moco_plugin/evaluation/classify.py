@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from argparse import Namespace
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,91 @@ from moco_plugin.training.fit import Run, check_trainer_arguments
 from moco_plugin.training.run_folder import Identity
 
 
-def evaluate_linear(args: Namespace) -> dict[str, Any]:
-    """Measures with the arguments of ``tools/evaluate.py linear``; returns what the JSON holds."""
-    checkpoint = None if args.protocol else read_checkpoint(args.weights, args.encoder)
-    name = linear_protocol(checkpoint) if checkpoint else args.protocol
-    return _evaluate(args, "linear", name, load_protocol("linear", name, args.overrides), checkpoint)
+def evaluate_linear(
+    weights: str | Path,
+    train: str,
+    test: str,
+    *,
+    protocol: str | None = None,
+    overrides: Sequence[str] = (),
+    encoder: str = "query",
+    untrained: bool = False,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    accept_changed_images: bool = False,
+) -> dict[str, Any]:
+    """Train a linear classifier on the frozen backbone, as the papers do, and test it.
 
+    Args:
+        weights: A checkpoint of any layout that ``read_checkpoint`` knows.
+        train: Labelled images: a folder, a list, shards or an idx file, as for ``ImageSet``.
+        test: Labelled images to classify.
+        protocol: A file under ``configs/evaluate/linear`` or the path of another; None for that of the
+            checkpoint's method.
+        overrides: Settings that differ from the protocol, such as ``["optimizer.lr=3"]``.
+        encoder: "query" or "key", where the checkpoint has both.
+        untrained: Measure random weights in the same network.
+        out: JSON file to write; the folder ``NAME_run`` beside it gets checkpoint and log, and an interrupted run
+            resumes from there.
+        overwrite: Replace an earlier result or run.
+        accept_changed_images: Resume although an image set changed.
 
-def evaluate_finetune(args: Namespace) -> dict[str, Any]:
-    """Measures with the arguments of ``tools/evaluate.py finetune``; returns what the JSON holds."""
-    return _evaluate(
-        args, "finetune", args.protocol, load_protocol("finetune", args.protocol, args.overrides)
+    Returns:
+        The content of the JSON, with ``top1``, ``top5`` and ``mean_per_class`` in percent; empty on all processes
+        but the first, and if the run was stopped before its end.
+
+    Raises:
+        UserError: A set, the checkpoint or a setting is invalid, or the training failed.
+        Stopped: By a signal.
+    """
+    checkpoint = None if protocol else read_checkpoint(weights, encoder)
+    name = linear_protocol(checkpoint) if checkpoint else str(protocol)
+    config = load_protocol("linear", name, overrides)
+    task = Classification(
+        "linear",
+        name,
+        config,
+        weights,
+        train,
+        test,
+        encoder,
+        untrained,
+        out,
+        overwrite,
+        accept_changed_images,
     )
+    return task.evaluate(checkpoint)
+
+
+def evaluate_finetune(
+    weights: str | Path,
+    train: str,
+    test: str,
+    *,
+    protocol: str = "imagenet",
+    overrides: Sequence[str] = (),
+    encoder: str = "query",
+    untrained: bool = False,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    accept_changed_images: bool = False,
+) -> dict[str, Any]:
+    """Fine-tune the whole network as the papers do, and test it; arguments and result as of ``evaluate_linear``."""
+    config = load_protocol("finetune", protocol, overrides)
+    task = Classification(
+        "finetune",
+        protocol,
+        config,
+        weights,
+        train,
+        test,
+        encoder,
+        untrained,
+        out,
+        overwrite,
+        accept_changed_images,
+    )
+    return task.evaluate()
 
 
 def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
@@ -50,92 +123,120 @@ def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
     return lr * images / optimizer.reference_batch_size if optimizer.scale_lr else lr
 
 
-def _evaluate(
-    args: Namespace, task: str, name: str, config: ClassificationConfig, checkpoint: Checkpoint | None = None
-) -> dict[str, Any]:
-    """Trains and tests; with ``--out FILE.json`` the folder ``FILE_run`` beside it gets checkpoint and log."""
-    check_trainer_arguments(config.trainer)
-    if config.schedule.interval not in ("epoch", "step") or config.schedule.steps:
-        raise UsageError(
-            f"schedule.interval is {config.schedule.interval} and schedule.steps {config.schedule.steps}; "
-            "expected epoch or step, and no steps"
-        )
-    if args.out:
-        check_output(args.out, args.overwrite)
-    train, test = read_sets(args)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(args.out).expanduser() if args.out else Path(folder) / "result.json"
-        subject = read_subject(args, config.data.image_size, config.data.crop_ratio, checkpoint)
-        metrics = _fit(args, task, config, subject, train, test, out)
-        if metrics is None:
-            return {}
-        print(f"{task}, {name}: top-1 {metrics['top1']:.2f}%")
-        result = record(
-            task, args, subject, recipe=name, settings=asdict(config), test_images=len(test), **metrics
-        )
-        if args.out:
-            write_json(out, result)
-    return result
+@dataclass(frozen=True)
+class Classification:
+    """A classifier to train and to test; see ``evaluate_linear``."""
 
+    task: str
+    protocol: str
+    config: ClassificationConfig
+    weights: str | Path
+    train: str
+    test: str
+    encoder: str
+    untrained: bool
+    out: str | Path | None
+    overwrite: bool
+    accept_changed_images: bool
 
-def _fit(
-    args: Namespace, task: str, config: ClassificationConfig, subject: Subject, train: ImageSet, test: ImageSet,
-    out: Path,
-) -> dict[str, Any] | None:  # fmt: skip
-    """Return what was measured, or None on all processes but the first and in a run that is not finished."""
-    indices = draw_labels(train, config.data.label_share, config.seed).long()
-    lr = starting_lr(config, subject.untrained)
-    settings = asdict(config) | {
-        "protocol": task,
-        "train": args.train,
-        "test": args.test,
-        "encoder": args.encoder,
-        "untrained": args.untrained,
-        "weights_sha256": subject.checkpoint.sha256,
-    }
-    batches = math.ceil(len(indices) / config.data.batch_size)
-    run = Run(
-        folder=out.with_name(f"{out.stem}_run"),
-        files=("metrics.csv", "last.ckpt"),
-        checkpoint="last.ckpt",
-        identity=Identity(settings, {"train": train.identity(), "test": test.identity()}),
-        trainer=config.trainer,
-        epochs=config.schedule.epochs,
-        save_every=config.save_every,
-        timeout=config.timeout,
-        log_every=min(10, math.ceil(batches / config.trainer.get("accumulate_grad_batches", 1))),
-        overwrite=args.overwrite,
-        accept_changed_images=args.accept_changed_images,
-        kept=bool(args.out),
-    )
-    pl.seed_everything(config.seed, verbose=False)
-    sizes = (len(indices), len(test))
-    module = ClassifierModule(
-        subject.backbone, subject.dim, class_count(train), config, lr, subject.view, sizes
-    )
-    digest = weights_digest(subject.backbone) if config.frozen else ""
+    def evaluate(self, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
+        """Train and test."""
+        config = self.config
+        check_trainer_arguments(config.trainer)
+        if config.schedule.interval not in ("epoch", "step") or config.schedule.steps:
+            raise UsageError(
+                f"schedule.interval is {config.schedule.interval} and schedule.steps {config.schedule.steps}; "
+                "expected epoch or step, and no steps"
+            )
+        if self.out:
+            check_output(self.out, self.overwrite)
+        train, test = read_sets(self.train, self.test)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(self.out).expanduser() if self.out else Path(folder) / "result.json"
+            subject = read_subject(
+                self.weights,
+                encoder=self.encoder,
+                untrained=self.untrained,
+                image_size=config.data.image_size,
+                crop_ratio=config.data.crop_ratio,
+                checkpoint=checkpoint,
+            )
+            metrics = self._fit(subject, train, test, out)
+            if metrics is None:
+                return {}
+            print(f"{self.task}, {self.protocol}: top-1 {metrics['top1']:.2f}%")
+            settings = asdict(config)
+            result = record(
+                self.task, subject, self.train, self.test, recipe=self.protocol, settings=settings,
+                test_images=len(test), **metrics,
+            )  # fmt: skip
+            if self.out:
+                write_json(out, result)
+        return result
 
-    def begin(trainer: pl.Trainer, total_steps: int) -> str:
-        return (
-            f"{task}, {subject.checkpoint.architecture} on {trainer.strategy.root_device}: {sizes[0]} training, "
-            f"{sizes[1]} test images, {config.schedule.epochs} epochs, batch {config.data.batch_size}, lr {lr:g}"
+    def _fit(self, subject: Subject, train: ImageSet, test: ImageSet, out: Path) -> dict[str, Any] | None:
+        """Return what was measured, or None on all processes but the first and in a run that is not finished."""
+        config = self.config
+        indices = draw_labels(train, config.data.label_share, config.seed).long()
+        lr = starting_lr(config, subject.untrained)
+        settings = asdict(config) | {
+            "protocol": self.task,
+            "train": self.train,
+            "test": self.test,
+            "encoder": self.encoder,
+            "untrained": self.untrained,
+            "weights_sha256": subject.checkpoint.sha256,
+        }
+        batches = math.ceil(len(indices) / config.data.batch_size)
+        run = Run(
+            folder=out.with_name(f"{out.stem}_run"),
+            files=("metrics.csv", "last.ckpt"),
+            checkpoint="last.ckpt",
+            identity=Identity(settings, {"train": train.identity(), "test": test.identity()}),
+            trainer=config.trainer,
+            epochs=config.schedule.epochs,
+            save_every=config.save_every,
+            timeout=config.timeout,
+            log_every=min(10, math.ceil(batches / config.trainer.get("accumulate_grad_batches", 1))),
+            overwrite=self.overwrite,
+            accept_changed_images=self.accept_changed_images,
+            kept=bool(self.out),
         )
-
-    found = run.fit(module, lambda trainer: _loaders(config, subject, train, test, indices, trainer), begin)
-    if digest and weights_digest(subject.backbone) != digest:
-        run.last.unlink(missing_ok=True)
-        raise UserError(
-            "the frozen backbone changed while its classifier was trained; the result was discarded"
+        pl.seed_everything(config.seed, verbose=False)
+        sizes = (len(indices), len(test))
+        module = ClassifierModule(
+            subject.backbone, subject.dim, class_count(train), config, lr, subject.view, sizes
         )
-    if found is None:
-        return None
-    measured: dict[str, Any] = {
-        key: found.get(key) for key in ("top1", "top5", "mean_per_class", "loss", "train_top1")
-    }
-    measured |= {"lr": lr, "epochs": found["epochs"], "steps": found["steps"], "train_images": len(indices)}
-    if digest:
-        measured["backbone_sha256"] = digest
-    return measured
+        digest = weights_digest(subject.backbone) if config.frozen else ""
+
+        def begin(trainer: pl.Trainer, total_steps: int) -> str:
+            return (
+                f"{self.task}, {subject.checkpoint.architecture} on {trainer.strategy.root_device}: {sizes[0]} training, "
+                f"{sizes[1]} test images, {config.schedule.epochs} epochs, batch {config.data.batch_size}, lr {lr:g}"
+            )
+
+        found = run.fit(
+            module, lambda trainer: _loaders(config, subject, train, test, indices, trainer), begin
+        )
+        if digest and weights_digest(subject.backbone) != digest:
+            run.last.unlink(missing_ok=True)
+            raise UserError(
+                "the frozen backbone changed while its classifier was trained; the result was discarded"
+            )
+        if found is None:
+            return None
+        measured: dict[str, Any] = {
+            key: found.get(key) for key in ("top1", "top5", "mean_per_class", "loss", "train_top1")
+        }
+        measured |= {
+            "lr": lr,
+            "epochs": found["epochs"],
+            "steps": found["steps"],
+            "train_images": len(indices),
+        }
+        if digest:
+            measured["backbone_sha256"] = digest
+        return measured
 
 
 def _loaders(

@@ -6,9 +6,9 @@ rate is chosen on a tenth of the training images that is held out for it.
 
 from __future__ import annotations
 
-from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,30 +19,84 @@ from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.probe import class_balanced, fit_learning_rates, hold_out
 from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol
-from moco_plugin.evaluation.run import class_count, read_sets, read_subject, record
+from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
 
 KEYS = ("data.image_size", "data.crop_ratio", "data.batch_size", "data.workers", "data.label_share",
         "schedule.epochs", "seed")  # fmt: skip
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
-def evaluate_linear_fast(args: Namespace) -> dict[str, Any]:
-    """Measures with the arguments of ``tools/evaluate.py linear --fast``; returns what the JSON holds."""
-    config = _config(args)
-    result, (measured,) = _probe(args, config, "linear_fast", [config.data.label_share])
+def evaluate_linear_fast(
+    weights: str | Path,
+    train: str,
+    test: str,
+    *,
+    lrs: Sequence[float] = LEARNING_RATES,
+    overrides: Sequence[str] = (),
+    encoder: str = "query",
+    untrained: bool = False,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Fit a linear classifier on features that are computed once, and test it.
+
+    Args:
+        weights: A checkpoint of any layout that ``read_checkpoint`` knows.
+        train: Labelled images: a folder, a list, shards or an idx file, as for ``ImageSet``.
+        test: Labelled images to classify.
+        lrs: Learning rates to try.
+        overrides: Settings among ``KEYS``, such as ``["schedule.epochs=50"]``.
+        encoder: "query" or "key", where the checkpoint has both.
+        untrained: Measure random weights in the same network.
+        out: JSON file to write.
+        overwrite: Replace the file.
+
+    Returns:
+        The content of the JSON, with ``top1``, ``top5`` and ``mean_per_class`` in percent.
+
+    Raises:
+        UserError: A set, the checkpoint or a setting is invalid.
+    """
+    config = _config(lrs, overrides, out, overwrite)
+    subject = read_subject(
+        weights, encoder=encoder, untrained=untrained, image_size=config.data.image_size,
+        crop_ratio=config.data.crop_ratio,
+    )  # fmt: skip
+    result, (measured,) = _probe(subject, train, test, lrs, config, "linear_fast", [config.data.label_share])
     result |= {key: value for key, value in measured.items() if key != "share"}
-    if args.out:
-        write_json(args.out, result)
+    if out:
+        write_json(out, result)
     return result
 
 
-def evaluate_lowshot(args: Namespace) -> dict[str, Any]:
-    """Measures with the arguments of ``tools/evaluate.py lowshot``; returns what the JSON holds."""
-    config = _config(args)
-    result, measured = _probe(args, config, "lowshot", args.shares)
+def evaluate_lowshot(
+    weights: str | Path,
+    train: str,
+    test: str,
+    *,
+    shares: Sequence[float] = (0.01, 0.1),
+    lrs: Sequence[float] = LEARNING_RATES,
+    overrides: Sequence[str] = (),
+    encoder: str = "query",
+    untrained: bool = False,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Fit linear classifiers on shares of the labels; arguments as of ``evaluate_linear_fast``.
+
+    Returns:
+        The content of the JSON; ``shares`` holds the measurements of each share.
+    """
+    config = _config(lrs, overrides, out, overwrite)
+    subject = read_subject(
+        weights, encoder=encoder, untrained=untrained, image_size=config.data.image_size,
+        crop_ratio=config.data.crop_ratio,
+    )  # fmt: skip
+    result, measured = _probe(subject, train, test, lrs, config, "lowshot", shares)
     result["shares"] = measured
-    if args.out:
-        write_json(args.out, result)
+    if out:
+        write_json(out, result)
     return result
 
 
@@ -59,13 +113,15 @@ def draw_labels(images: ImageSet, share: float, seed: int) -> Tensor:
     return class_balanced(torch.as_tensor(images.labels), share, seed, at_least=1)
 
 
-def _config(args: Namespace) -> ClassificationConfig:
-    if args.out:
-        check_output(args.out, args.overwrite)
-    if bad := [lr for lr in args.lrs if not lr > 0]:
+def _config(
+    lrs: Sequence[float], overrides: Sequence[str], out: str | Path | None, overwrite: bool
+) -> ClassificationConfig:
+    if out:
+        check_output(out, overwrite)
+    if bad := [lr for lr in lrs if not lr > 0]:
         raise UsageError(f"--lrs has {bad[0]:g}; expected learning rates above 0")
-    config = load_protocol("linear", "moco_v1", args.overrides)
-    for override in args.overrides:
+    config = load_protocol("linear", "moco_v1", overrides)
+    for override in overrides:
         if override.split("=")[0] not in KEYS:
             raise UsageError(
                 f"{override}: on cached features only {', '.join(KEYS)} and --lrs can be set; leave --fast out for more"
@@ -74,15 +130,15 @@ def _config(args: Namespace) -> ClassificationConfig:
 
 
 def _probe(
-    args: Namespace, config: ClassificationConfig, protocol: str, shares: Sequence[float]
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns what to record of the run, and what was measured with each share of the labels."""
-    train, test = read_sets(args)
+    subject: Subject, train_images: str, test_images: str, lrs: Sequence[float], config: ClassificationConfig,
+    protocol: str, shares: Sequence[float],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    """Return what to record of the run, and what was measured with each share of the labels."""
+    train, test = read_sets(train_images, test_images)
     drawn = [draw_labels(train, share, config.seed) for share in shares]
     labels = torch.as_tensor(train.labels)
     for rows in drawn:  # before the features, which take long
         hold_out(labels[rows], config.seed)
-    subject = read_subject(args, config.data.image_size, config.data.crop_ratio)
     options = {
         "normalized": False, "batch_size": config.data.batch_size, "workers": config.data.workers
     }  # fmt: skip
@@ -93,17 +149,19 @@ def _probe(
     for share, rows in zip(shares, drawn, strict=True):
         kept = torch.isin(known.numbers, rows)
         features = FeatureSet(_in_memory(known)[kept], known.labels[kept], known.numbers[kept])
-        one = fit_and_score(features, queries, class_count(train), args.lrs, config, subject.device)
+        one = fit_and_score(features, queries, class_count(train), lrs, config, subject.device)
         measured.append({"share": share, **one})
         print(
             f"linear, on cached features of {one['train_images']} images: top-1 {one['top1']:.2f}% "
-            f"(lr {one['lr']:g} of {len(args.lrs)})"
+            f"(lr {one['lr']:g} of {len(lrs)})"
         )
     settings = {
-        "lrs": args.lrs, "schedule": "cosine", "optimizer": "sgd, momentum 0.9, no weight decay",
+        "lrs": list(lrs), "schedule": "cosine", "optimizer": "sgd, momentum 0.9, no weight decay",
         "epochs": config.schedule.epochs, "seed": config.seed, "data": asdict(config.data),
     }  # fmt: skip
-    return record(protocol, args, subject, settings=settings, test_images=len(queries.labels)), measured
+    return record(
+        protocol, subject, train_images, test_images, settings=settings, test_images=len(queries.labels)
+    ), measured
 
 
 def fit_and_score(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -111,24 +110,47 @@ def _labels(images: ListedImages) -> np.ndarray:
     return images.labels
 
 
-def evaluate_omnibenchmark(args: Namespace) -> dict[str, Any]:
-    """Measures with the arguments of ``tools/evaluate.py omnibenchmark``; returns what the JSON holds.
+def evaluate_omnibenchmark(
+    weights: str | Path,
+    root: str | Path,
+    *,
+    encoder: str = "query",
+    untrained: bool = False,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Measure a linear probe in each of OmniBenchmark's realms, and their mean.
 
-    With ``--out FILE.json`` each realm's result is written to ``FILE_realms/REALM.json`` as soon as it is there, and a
-    run that was cut off goes on with the next realm.
+    Args:
+        weights: A checkpoint of any layout that ``read_checkpoint`` knows.
+        root: Folder of the realms' folders.
+        encoder: "query" or "key", where the checkpoint has both.
+        untrained: Measure random weights in the same network.
+        image_size: Side of the test view in pixels; None for that of pre-training.
+        batch_size: Images at a time.
+        workers: Loader processes; -1 takes the available cores.
+        out: JSON file to write. Each realm's result is written to ``NAME_realms/REALM.json`` beside it as soon as
+            it is measured, and an interrupted run continues with the next realm.
+        overwrite: Replace earlier results.
+
+    Returns:
+        The content of the JSON, with ``mean_per_class`` in percent.
 
     Raises:
         UserError: No realm is there, or a file of one is broken.
         UsageError: ``FILE_realms`` holds results of other weights.
     """
-    root = Path(args.root).expanduser()
+    root = Path(root).expanduser()
     if not root.is_dir():
         raise UserError(
             f"{root}: no such folder; expected the realms' folders in it, {', '.join(REALMS[:3])} and so on"
         )
-    out = Path(args.out).expanduser() if args.out else None
+    out = Path(out).expanduser() if out else None
     if out:
-        check_output(out, args.overwrite)
+        check_output(out, overwrite)
     found = {name: realm for name in REALMS if (realm := read_realm(root, name))}
     missing = [name for name in REALMS if name not in found]
     if not found:
@@ -137,13 +159,14 @@ def evaluate_omnibenchmark(args: Namespace) -> dict[str, Any]:
         )
     if missing:
         print(f"missing, {len(missing)} of {len(REALMS)} realms: {', '.join(missing)}")
-    subject = read_subject(args, args.image_size)
+    subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
+    options = {"normalized": False, "batch_size": batch_size, "workers": workers}
     results: dict[str, Any] = {}
     for place, (name, realm) in enumerate(found.items(), start=1):
         part = out.with_name(f"{out.stem}_realms") / f"{name}.json" if out else None
-        result = None if part is None or args.overwrite else _measured(part, args, subject)
+        result = None if part is None or overwrite else _measured(part, subject)
         if result is None:
-            result = _measure(realm, args, subject)
+            result = _measure(realm, root, subject, options)
             if part:
                 write_json(part, result)
         results[name] = result
@@ -158,7 +181,7 @@ def evaluate_omnibenchmark(args: Namespace) -> dict[str, Any]:
         f"OmniBenchmark mean {mean:.1f}% (top-1 {top1:.1f}%{partial}; the benchmark's MoCo v2 has {MOCO_V2})"
     )
     summary = record(
-        "omnibenchmark", args, subject, mean_per_class=mean, top1=top1, partial=bool(missing), missing=missing,
+        "omnibenchmark", subject, mean_per_class=mean, top1=top1, partial=bool(missing), missing=missing,
         realms={name: {key: result[key] for key in measures} for name, result in results.items()},
         root=str(root), reference={"MoCo v2": MOCO_V2}, settings={"l2_weights": list(L2_WEIGHTS)},
     )  # fmt: skip
@@ -167,7 +190,7 @@ def evaluate_omnibenchmark(args: Namespace) -> dict[str, Any]:
     return summary
 
 
-def _measured(path: Path, args: Namespace, subject: Subject) -> dict[str, Any] | None:
+def _measured(path: Path, subject: Subject) -> dict[str, Any] | None:
     """Returns what an earlier run of the same command measured, or None."""
     if not path.is_file():
         return None
@@ -175,7 +198,7 @@ def _measured(path: Path, args: Namespace, subject: Subject) -> dict[str, Any] |
         result: dict[str, Any] = json.loads(path.read_text())
     except ValueError as error:
         raise UserError(f"{path} is no JSON ({error}); remove it to measure that realm again") from error
-    now = record("omnibenchmark_realm", args, subject)
+    now = record("omnibenchmark_realm", subject)
     for key in ("protocol", "weights_sha256", "encoder", "untrained", "image_size"):
         if result.get(key) != now[key]:
             raise UsageError(
@@ -185,8 +208,7 @@ def _measured(path: Path, args: Namespace, subject: Subject) -> dict[str, Any] |
     return result
 
 
-def _measure(realm: Realm, args: Namespace, subject: Subject) -> dict[str, Any]:
-    options = {"normalized": False, "batch_size": args.batch_size, "workers": args.workers}
+def _measure(realm: Realm, root: Path, subject: Subject, options: dict[str, Any]) -> dict[str, Any]:
     classes = torch.from_numpy(_labels(realm.train)).unique()
     features, labels = {}, {}
     for split in SPLITS:
@@ -205,8 +227,8 @@ def _measure(realm: Realm, args: Namespace, subject: Subject) -> dict[str, Any]:
     best = val.index(max(val))
     test = probes.score(features["test"], labels["test"])[best]
     return record(
-        "omnibenchmark_realm", args, subject, realm=realm.name, **asdict(test), l2=L2_WEIGHTS[best],
+        "omnibenchmark_realm", subject, realm=realm.name, **asdict(test), l2=L2_WEIGHTS[best],
         val_mean_per_class={f"{l2:g}": value for l2, value in zip(L2_WEIGHTS, val, strict=True)},
         classes=len(classes), train_images=len(labels["train"]),
-        test_images=len(labels["test"]), root=args.root,
+        test_images=len(labels["test"]), root=str(root),
     )  # fmt: skip

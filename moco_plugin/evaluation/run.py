@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,37 +45,42 @@ class Subject:
 
 
 def read_subject(
-    args: Namespace,
-    image_size: int | None,
+    weights: str | Path,
+    *,
+    encoder: str = "query",
+    untrained: bool = False,
+    image_size: int | None = None,
     crop_ratio: float | None = None,
     checkpoint: Checkpoint | None = None,
 ) -> Subject:
-    """Reads what ``--weights``, ``--encoder`` and ``--untrained`` name.
+    """Read a checkpoint to evaluate.
 
     Args:
-        args: The command line.
+        weights: A checkpoint of any layout that ``read_checkpoint`` knows.
+        encoder: "query" or "key", where the checkpoint has both.
+        untrained: Take random weights in the same network.
         image_size: Side of the view in pixels; None for that of pre-training.
         crop_ratio: Of the view; None for that of pre-training.
-        checkpoint: What ``--weights`` names, if it has been read already.
+        checkpoint: The value of ``read_checkpoint``, if it has been read already.
 
     Raises:
         UsageError: The network does not take images of that size.
     """
-    checkpoint = checkpoint or read_checkpoint(args.weights, args.encoder)
+    checkpoint = checkpoint or read_checkpoint(weights, encoder)
     view = checkpoint.view
     view = replace(view, image_size=image_size or view.image_size, crop_ratio=crop_ratio or view.crop_ratio)
-    backbone = checkpoint.untrained() if args.untrained else checkpoint.backbone
+    backbone = checkpoint.untrained() if untrained else checkpoint.backbone
     dim = check_features(backbone, checkpoint.architecture, view.image_size)
-    return Subject(checkpoint, backbone, dim, view, args.untrained, args.encoder)
+    return Subject(checkpoint, backbone, dim, view, untrained, encoder)
 
 
-def read_sets(args: Namespace) -> tuple[ImageSet, ImageSet]:
-    """Reads ``--train`` and ``--test``.
+def read_sets(train_images: str, test_images: str) -> tuple[ImageSet, ImageSet]:
+    """Open a training and a test set with labels.
 
     Raises:
         UsageError: One has no labels, or their classes differ.
     """
-    train, test = ImageSet(args.train), ImageSet(args.test)
+    train, test = ImageSet(train_images), ImageSet(test_images)
     check_labels(train, test)
     assert train.labels is not None and test.labels is not None
     if train.classes is None and (unseen := sorted(set(test.labels.tolist()) - set(train.labels.tolist()))):
@@ -90,14 +96,16 @@ def class_count(train: ImageSet) -> int:
     return len(train.classes) if train.classes else int(train.labels.max()) + 1
 
 
-def record(protocol: str, args: Namespace, subject: Subject, **measured: Any) -> dict[str, Any]:
-    """Returns what the JSON of an evaluation holds: what was measured, on what, and with which versions."""
+def record(
+    protocol: str, subject: Subject, train: str | None = None, test: str | None = None, **measured: Any
+) -> dict[str, Any]:
+    """Return the JSON of an evaluation: what was measured, on what, and with which versions."""
     checkpoint = subject.checkpoint
     return {
         "protocol": protocol,
         **measured,
-        "train": getattr(args, "train", None),
-        "test": getattr(args, "test", None),
+        "train": train,
+        "test": test,
         "image_size": subject.view.image_size,
         "crop_ratio": subject.view.crop_ratio,
         "untrained": subject.untrained,
@@ -118,66 +126,116 @@ def record(protocol: str, args: Namespace, subject: Subject, **measured: Any) ->
     }
 
 
-def evaluate_knn(args: Namespace) -> dict[str, Any]:
-    """Measures kNN top-1 with the arguments of ``tools/evaluate.py knn``; returns what the JSON holds.
+def evaluate_knn(
+    weights: str | Path,
+    train: str,
+    test: str,
+    *,
+    k: Sequence[int] = (200,),
+    temperature: float = 0.1,
+    encoder: str = "query",
+    untrained: bool = False,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Measure the accuracy of a weighted vote of the nearest neighbours.
 
-    With several k, ``k`` and ``top1`` are the first one's, and ``top1_by_k`` has all.
+    Args:
+        weights: A checkpoint of any layout that ``read_checkpoint`` knows.
+        train: Labelled images that vote: a folder, a list, shards or an idx file, as for ``ImageSet``.
+        test: Labelled images to classify.
+        k: Numbers of neighbours.
+        temperature: Votes weigh exp(similarity / temperature).
+        encoder: "query" or "key", where the checkpoint has both.
+        untrained: Measure random weights in the same network.
+        image_size: Side of the test view in pixels; None for that of pre-training.
+        batch_size: Images at a time.
+        workers: Loader processes; -1 takes the available cores.
+        out: JSON file to write.
+        overwrite: Replace the file.
+
+    Returns:
+        The content of the JSON. ``k`` and ``top1`` (percent) are those of the first k, ``top1_by_k`` has all.
+
+    Raises:
+        UserError: A set, the checkpoint or an argument is invalid.
     """
-    if args.out:
-        check_output(args.out, args.overwrite)
-    if args.temperature <= 0:
-        raise UsageError(f"--temperature is {args.temperature}; expected a value above 0")
-    train, test, same = _search_sets(args)
-    subject = read_subject(args, args.image_size)
-    bank, queries = _search_features(subject, args, train, test, same)
+    if out:
+        check_output(out, overwrite)
+    if temperature <= 0:
+        raise UsageError(f"--temperature is {temperature}; expected a value above 0")
+    subject, bank, queries = _features(
+        weights, train, test, k, encoder, untrained, image_size, batch_size, workers
+    )
     top1 = knn_accuracy(
-        bank.features, bank.labels, queries.features, queries.labels, args.k, args.temperature, same=same,
+        bank.features, bank.labels, queries.features, queries.labels, k, temperature, same=train == test,
         device=subject.device, progress="neighbours",
     )  # fmt: skip
-    for k, value in top1.items():
+    sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
+    for number, value in top1.items():
         print(
-            f"kNN top-1 {value:.2f}% (k {k}, T {args.temperature}, {len(train)} train, {len(test)} test images)"
+            f"kNN top-1 {value:.2f}% (k {number}, T {temperature}, {sizes['train_images']} train, "
+            f"{sizes['test_images']} test images)"
         )
     result = record(
-        "knn", args, subject, top1=top1[args.k[0]], k=args.k[0], top1_by_k={str(k): v for k, v in top1.items()},
-        temperature=args.temperature, train_images=len(bank.labels), test_images=len(queries.labels),
+        "knn", subject, train, test, top1=top1[k[0]], k=k[0], top1_by_k={str(n): v for n, v in top1.items()},
+        temperature=temperature, **sizes,
     )  # fmt: skip
-    if args.out:
-        write_json(args.out, result)
+    if out:
+        write_json(out, result)
     return result
 
 
-def evaluate_retrieval(args: Namespace) -> tuple[dict[str, Any], list[Neighbours]]:
-    """Measures recall with the arguments of ``tools/evaluate.py retrieve``; returns the JSON and neighbours to show."""
-    if args.out:
-        check_output(args.out, args.overwrite)
-    train, test, same = _search_sets(args)
-    subject = read_subject(args, args.image_size)
-    bank, queries = _search_features(subject, args, train, test, same)
-    recall, neighbours = retrieval(
-        bank, queries, args.k, same=same, device=subject.device, progress="neighbours"
+def evaluate_retrieval(
+    weights: str | Path,
+    train: str,
+    test: str,
+    *,
+    k: Sequence[int] = (1, 5, 10),
+    encoder: str = "query",
+    untrained: bool = False,
+    image_size: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+) -> tuple[dict[str, Any], list[Neighbours]]:
+    """Measure recall: whether an image of the same class is among the k nearest. Arguments as of ``evaluate_knn``.
+
+    Returns:
+        The content of the JSON, with ``recall`` in percent by k, and the neighbours of one image a class.
+    """
+    if out:
+        check_output(out, overwrite)
+    subject, bank, queries = _features(
+        weights, train, test, k, encoder, untrained, image_size, batch_size, workers
     )
-    for k, value in recall.items():
-        print(f"recall at {k}: {value:.2f}% ({len(train)} train, {len(test)} test images)")
-    result = record(
-        "retrieve", args, subject, recall={str(k): value for k, value in recall.items()},
-        train_images=len(bank.labels), test_images=len(queries.labels),
-    )  # fmt: skip
-    if args.out:
-        write_json(args.out, result)
+    recall, neighbours = retrieval(
+        bank, queries, k, same=train == test, device=subject.device, progress="neighbours"
+    )
+    sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
+    for number, value in recall.items():
+        print(
+            f"recall at {number}: {value:.2f}% ({sizes['train_images']} train, {sizes['test_images']} test images)"
+        )
+    result = record("retrieve", subject, train, test, recall={str(n): v for n, v in recall.items()}, **sizes)
+    if out:
+        write_json(out, result)
     return result, neighbours
 
 
-def _search_sets(args: Namespace) -> tuple[ImageSet, ImageSet, bool]:
-    train, test = read_sets(args)
-    same = args.train == args.test
-    check_neighbours(args.k, len(train), same)
-    return train, test, same
-
-
-def _search_features(
-    subject: Subject, args: Namespace, train: ImageSet, test: ImageSet, same: bool
-) -> tuple[FeatureSet, FeatureSet]:
-    options = {"disk": True, "batch_size": args.batch_size, "workers": args.workers}
-    bank = subject.features(train, "train features", **options)
-    return bank, bank if same else subject.features(test, "test features", **options)
+def _features(
+    weights: str | Path, train: str, test: str, k: Sequence[int], encoder: str, untrained: bool,
+    image_size: int | None, batch_size: int, workers: int,
+) -> tuple[Subject, FeatureSet, FeatureSet]:  # fmt: skip
+    """Return the features to search, and those to search for; a set searched in itself is read once."""
+    bank_images, query_images = read_sets(train, test)
+    same = train == test
+    check_neighbours(k, len(bank_images), same)
+    subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
+    options = {"disk": True, "batch_size": batch_size, "workers": workers}
+    bank = subject.features(bank_images, "train features", **options)
+    return subject, bank, bank if same else subject.features(query_images, "test features", **options)

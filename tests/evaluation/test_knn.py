@@ -16,6 +16,7 @@ from moco_plugin.tools.evaluate import main
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
+import moco_plugin
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import neighbours
@@ -162,3 +163,13 @@ def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_
     log = (tiny_run / "metrics.csv").read_text().splitlines()
     at_start = dict(zip(log[0].split(","), log[1].split(","), strict=True))["knn_top1"]
     assert untrained["top1"] == pytest.approx(float(at_start))
+
+
+def test_evaluation_from_python_gives_what_the_tool_writes(tiny_run: Path, tmp_path: Path) -> None:
+    weights = tiny_run / "checkpoints" / "last.ckpt"
+    sets = (f"{TRAIN}[0:60]", f"{TEST}[0:20]")
+    found = moco_plugin.evaluate_knn(weights, *sets, k=[5, 10])
+    assert main(["knn", "--weights", str(weights), "--train", sets[0], "--test", sets[1], "--k", "5", "10",
+                 "--out", str(tmp_path / "knn.json")]) == 0  # fmt: skip
+    assert json.loads((tmp_path / "knn.json").read_text()) == found
+    assert {"evaluate_linear", "evaluate_finetune", "pretrain", "MoCoV1"} <= set(dir(moco_plugin))
