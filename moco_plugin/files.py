@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.safe_yaml import parse_json
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -81,17 +82,16 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a JSON file holds.
+    """Return the content of a JSON file.
 
     Raises:
-        UserError: Nothing there, or no JSON.
+        UserError: It cannot be read, or is not valid JSON.
     """
     try:
-        return json.loads(path.read_text())
+        text = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); run the stage that writes it") from error
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); run the stage that writes it again") from error
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    return parse_json(text, str(path))
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:

@@ -12,42 +12,47 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moco_plugin.errors import UsageError, nearest
+from moco_plugin.safe_yaml import MAX_DEPTH, parse_yaml, read_yaml_file
 
 Config = TypeVar("Config")
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
-    """Reads a YAML file over the one its ``_base_`` key names (relative to itself).
+    """Read a YAML file over the one that its ``_base_`` key names (relative to itself).
 
     Raises:
-        UsageError: It cannot be read, holds no keys and values, or inherits from itself.
+        UsageError: It cannot be read, is invalid, or inherits from itself.
     """
     path = path.resolve()
     if path in seen:
         raise UsageError(f"{path} inherits from itself through its _base_")
-    try:
-        content = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is no readable YAML file: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"{path} holds a {type(content).__name__}; expected keys and values")
+    content = read_yaml_file(path)
     base = content.pop("_base_", None)
-    config = OmegaConf.create(content)
+    if not isinstance(base, str | None):
+        raise UsageError(f"{path}: _base_ is {base!r}; expected the path of a YAML file")
+    try:
+        config = OmegaConf.create(content)
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise UsageError(f"{path} holds what a config cannot: {str(error).splitlines()[0]}") from error
     return config if base is None else OmegaConf.merge(read_yaml(path.parent / base, (*seen, path)), config)
 
 
 def parse_overrides(overrides: Sequence[str]) -> Any:
-    """Returns ``key=value`` texts as an OmegaConf tree.
+    """Return ``key=value`` texts as an OmegaConf tree.
 
     Raises:
-        UsageError: One is no ``key=value``, or its value is no YAML.
+        UsageError: One is not ``key=value``, or its value is not valid YAML.
     """
     for override in overrides:
-        if "=" not in override:
-            raise UsageError(f"{override!r} is no override; expected key=value, such as data.batch_size=64")
+        key, equals, value = override.partition("=")
+        if not equals or key.count(".") > MAX_DEPTH:
+            raise UsageError(
+                f"{override[:80]!r} is not an override; expected key=value, such as data.batch_size=64"
+            )
+        parse_yaml(value, key)
     try:
         return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"config: {str(error).splitlines()[0]}") from error
 
 
@@ -67,7 +72,7 @@ def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Con
         for layer in ([] if file is None else [read_yaml(file)]) + [overrides]:
             config = OmegaConf.merge(config, layer)
         result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except (OmegaConfBaseException, TypeError) as error:
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
         if "MissingMandatory" in type(error).__name__:
             raise UsageError(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import mmap
 import pickletools
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
@@ -69,12 +69,30 @@ def lookup(value: Any, *path: str) -> Any:
     return value
 
 
-def _copying(kind: Callable[..., Any]) -> Callable[..., Any]:
+def _hashed(values: Iterable[Any]) -> Iterable[Any]:
+    """Return values that will be hashed; nested tuples that share their parts take forever to hash.
+
+    Raises:
+        BrokenPickle: One is nested.
+    """
+    values = list(values)
+    for value in values:
+        parts = value if isinstance(value, tuple) else (value,)
+        if isinstance(value, frozenset) or any(isinstance(part, (tuple, frozenset)) for part in parts):
+            raise BrokenPickle("a nested tuple as a key")
+    return values
+
+
+def _copying(kind: type[Any]) -> Callable[..., Any]:
     """Returns what stands for a container's class: called with nothing or with another container."""
 
     def build(*args: Any) -> Any:
         if len(args) > 1 or not all(isinstance(a, (list, tuple, dict, set, frozenset)) for a in args):
             raise BrokenPickle(f"a call of {kind.__name__} with other than one container")
+        if issubclass(kind, dict) and args and not isinstance(args[0], dict):
+            _hashed(pair[0] for pair in args[0])
+        elif issubclass(kind, (set, frozenset)) and args:
+            _hashed(args[0])
         return kind(*args)
 
     return build
@@ -187,12 +205,12 @@ class _Machine:
             target = stack[-1].mapping if isinstance(stack[-1], Placeholder) else stack[-1]
             if not isinstance(target, dict):
                 raise BrokenPickle(f"items for a {type(target).__name__}")
-            target.update(zip(pairs[::2], pairs[1::2], strict=True))
+            target.update(zip(_hashed(pairs[::2]), pairs[1::2], strict=True))
         elif name in ("APPENDS", "APPEND", "ADDITEMS"):
             values = [stack.pop()] if name == "APPEND" else self.pop_mark()
             target = stack[-1].items if isinstance(stack[-1], Placeholder) else stack[-1]
             if isinstance(target, set):
-                target.update(values)
+                target.update(_hashed(values))
             elif isinstance(target, list):
                 target.extend(values)
             else:
@@ -216,10 +234,10 @@ class _Machine:
         elif name == "LIST":
             stack.append(self.pop_mark())
         elif name == "FROZENSET":
-            stack.append(frozenset(self.pop_mark()))
+            stack.append(frozenset(_hashed(self.pop_mark())))
         elif name == "DICT":
             pairs = self.pop_mark()
-            stack.append(dict(zip(pairs[::2], pairs[1::2], strict=True)))
+            stack.append(dict(zip(_hashed(pairs[::2]), pairs[1::2], strict=True)))
         elif name == "POP":
             stack.pop()
         elif name == "POP_MARK":

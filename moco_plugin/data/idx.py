@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import math
 import re
 import zlib
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from moco_plugin.errors import UserError
 
+MOST_COMPRESSED = 1040  # deflate packs at most 1032 bytes into one
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
@@ -35,19 +37,28 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        raw = path.read_bytes()
-        data = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else open(path, "rb") as file:
+            head = file.read(4)
+            head += file.read(4 * head[3]) if len(head) == 4 else b""
+            size = math.prod(np.frombuffer(head, ">u4", offset=4).tolist()) if len(head) >= 4 else 0
+            if packed and size > MOST_COMPRESSED * path.stat().st_size:
+                raise UserError(
+                    f"{path} claims {size} bytes, more than gzip can pack into it; get the file again"
+                )
+            data = head + file.read(min(size, 1 << 40) + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); is the file whole?") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
         raise UserError(
             f"{path} is no idx file of unsigned bytes; expected a file such as train-images-idx3-ubyte.gz"
         )
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4).astype(int)
+    shape = np.frombuffer(data, ">u4", count=data[3], offset=4).tolist()
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-    if body.size != shape.prod():
+    if body.size != math.prod(shape):
         raise UserError(
-            f"{path} holds {body.size} bytes where its header says {shape.prod()}; it is broken off, get it again"
+            f"{path} holds {body.size} bytes where its header says {math.prod(shape)}; get the file again"
         )
     return body.reshape(shape)
 

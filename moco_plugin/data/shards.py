@@ -36,6 +36,7 @@ INDEX_SUFFIX = ".index.json"  # of the index that lies beside a shard
 PAUSES = (0.5, 1.0, 2.0)  # seconds before a read that failed is tried again
 SCAN_BLOCK = 4 << 20  # bytes that a scan fetches at once
 THREADS = 8
+MOST_SHARDS = 1_000_000
 _ARCHIVE = re.compile(r".*\.(tar(\.\w+)?|tgz|tbz2?|txz)", re.IGNORECASE)
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -113,7 +114,7 @@ class _Index:
                 and labels.min(initial=0) >= -1
                 and labels.max(initial=-1) < len(index.classes)
             )
-        except (KeyError, TypeError, ValueError, OverflowError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None
         return index if whole else None
 
@@ -214,10 +215,20 @@ def _expand(source: str) -> list[str]:
     """Returns the shards of a source without slice, as URLs or absolute paths."""
     if match := _BRACES.search(source):
         first, last = match.groups()
+        if len(first) > 12 or len(last) > 12 or int(last) - int(first) >= MOST_SHARDS:
+            raise UsageError(
+                f"{source} names more than {MOST_SHARDS} shards; expected a range such as {{0000..0099}}"
+            )
         numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         if not numbers:
             raise UsageError(f"{source} names no shard; expected a range such as {{0000..0099}}")
-        return [url for n in numbers for url in _expand(source[: match.start()] + n + source[match.end() :])]
+        head, tail = source[: match.start()], source[match.end() :]
+        urls: list[str] = []
+        for number in numbers:
+            urls += _expand(head + number + tail)
+            if len(urls) > MOST_SHARDS:
+                raise UsageError(f"{source} names more than {MOST_SHARDS} shards; expected fewer ranges")
+        return urls
     if _is_remote(source):
         return [source]
     path = Path(os.path.abspath(Path(source).expanduser()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.probe import fit_l2_weights
 from moco_plugin.evaluation.run import Subject, read_subject, record
-from moco_plugin.files import check_output, write_json
+from moco_plugin.files import check_output, read_json, write_json
 
 REALMS = (
     "activity", "aircraft", "amphibian", "aquatic_vertebrate", "bird", "car", "consumer_goods", "creation", "decoration",
@@ -194,10 +193,9 @@ def _measured(path: Path, subject: Subject) -> dict[str, Any] | None:
     """Returns what an earlier run of the same command measured, or None."""
     if not path.is_file():
         return None
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is no JSON ({error}); remove it to measure that realm again") from error
+    result = read_json(path)
+    if not isinstance(result, dict):
+        raise UserError(f"{path} is not a result of a realm; remove it to measure that realm again")
     now = record("omnibenchmark_realm", subject)
     for key in ("protocol", "weights_sha256", "encoder", "untrained", "image_size"):
         if result.get(key) != now[key]:

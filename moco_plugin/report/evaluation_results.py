@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from moco_plugin.errors import UserError
+from moco_plugin.files import read_json
 from moco_plugin.papers import FINETUNE, LINEAR, OMNIBENCHMARK, Published
 from moco_plugin.report.tables import Table, mean_and_spread
 
@@ -24,8 +24,8 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     found = []
     for path in sorted(folder.rglob("*.json")):
         try:
-            result = json.loads(path.read_text())
-        except (OSError, ValueError):
+            result = read_json(path)
+        except UserError:
             continue
         if isinstance(result, dict) and {"protocol", "weights_sha256", "versions"} <= result.keys():
             found.append(result)

@@ -130,7 +130,7 @@ def _read_log(path: Path) -> dict[int, float]:
             row = json.loads(line)
             if "total_loss" in row:
                 losses[int(row["iteration"])] = float(row["total_loss"])
-    except (OSError, ValueError, TypeError, KeyError):  # the table stands without a curve
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # the table stands without a curve
         return {}
     return losses
 

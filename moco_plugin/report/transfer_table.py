@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_plugin.errors import UserError
+from moco_plugin.files import read_json
 from moco_plugin.papers import Published
 from moco_plugin.report.evaluation_results import METHODS, NONE
 from moco_plugin.report.tables import Table
@@ -20,13 +21,15 @@ def read_transfers(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for path in sorted(folder.rglob("results.json")):
         try:
-            result = json.loads(path.read_text())
-        except (OSError, ValueError):
+            result = read_json(path)
+        except UserError:
             continue
         if (
             isinstance(result, dict)
             and result.keys() >= KEYS
+            and isinstance(result["task"], str)
             and result["task"] in TASKS
+            and isinstance(result["trials"], list)
             and result["trials"]
         ):
             found.append((path.parent, result))

@@ -16,7 +16,8 @@ MISSING = (
 
 def wants_densepose(content: dict[str, Any]) -> bool:
     """Tells whether a config, or what is in its file, turns DensePose on."""
-    return bool((content.get("MODEL") or {}).get("DENSEPOSE_ON"))
+    model = content.get("MODEL")
+    return isinstance(model, dict) and bool(model.get("DENSEPOSE_ON"))
 
 
 def add_densepose_config(cfg: CfgNode) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from moco_plugin.checkpoints.names import is_released
 from moco_plugin.config import find_config
 from moco_plugin.errors import UsageError, nearest
 from moco_plugin.files import write_json
+from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.compat import fit_device
 from moco_plugin.transfer.datasets import require_dataset
@@ -33,7 +36,7 @@ RESULTS = "results.json"
 
 
 def load_config(config_file: str, overrides: list[str]) -> CfgNode:
-    """Reads a detectron2 config and checks everything that can be checked before work begins.
+    """Read a detectron2 config, without running code, and check everything that can be checked before work begins.
 
     Args:
         config_file: A path, or a name below ``configs/detectron2``.
@@ -46,18 +49,52 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     cfg = get_cfg()
     path = find_config(config_file, "detectron2")
     try:
-        if wants_densepose(CfgNode.load_yaml_with_base(str(path), allow_unsafe=True)):
+        _check_chain(str(path))
+        if wants_densepose(CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)):
             add_densepose_config(cfg)
-        cfg.merge_from_file(str(path))
-    except (KeyError, ValueError, AssertionError, TypeError, OSError, yaml.YAMLError) as error:
+        cfg.merge_from_file(str(path), allow_unsafe=False)
+    except (
+        KeyError,
+        ValueError,
+        AssertionError,
+        TypeError,
+        AttributeError,
+        OSError,
+        yaml.YAMLError,
+    ) as error:
         raise UsageError(f"config {path} is wrong: {_sentence(error, cfg)}") from error
+    for value in overrides[1::2]:
+        if len(str(value)) > MAX_BYTES:
+            raise UsageError(f"a config override has more than {MAX_BYTES} characters")
     if len(overrides) % 2:
         raise UsageError(f"config overrides are pairs of KEY VALUE, got {' '.join(overrides)!r}")
     try:
         cfg.merge_from_list(overrides)
-    except (KeyError, ValueError, AssertionError, TypeError) as error:
+    except (
+        KeyError, ValueError, AssertionError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError,
+    ) as error:  # fmt: skip
         raise UsageError(f"config override is wrong: {_sentence(error, cfg)}") from error
     return cfg
+
+
+def _check_chain(path: str, below: tuple[str, ...] = ()) -> None:
+    """Check a config file and all that it inherits from through ``_BASE_``, as fvcore finds them.
+
+    Raises:
+        UsageError: One of them is not safe and valid YAML, or they form a loop.
+    """
+    path = os.path.normpath(path) if "://" not in path else path
+    if path in below:
+        raise UsageError(f"config {path} inherits from itself through its _BASE_")
+    content = read_yaml_file(Path(PathManager.get_local_path(path)), f"config {path}")
+    bases = content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise UsageError(f"config {path}: _BASE_ is {base!r}; expected the path of a YAML file")
+        base = os.path.expanduser(base)
+        if not base.startswith(("/", "https://", "http://")):
+            base = os.path.join(os.path.dirname(path), base)
+        _check_chain(base, (*below, path))
 
 
 def _sentence(error: Exception, cfg: CfgNode) -> str:
