@@ -22,6 +22,7 @@ from moco_plugin.data.order import seeded
 from moco_plugin.data.shards import TarShards, is_shards, sort_classes
 from moco_plugin.errors import UsageError, UserError
 
+LONGEST_LINE = 4096  # characters
 MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
 
 
@@ -148,6 +149,10 @@ def _read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ..
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
+        if len(line) > LONGEST_LINE or "\0" in line:
+            raise UserError(
+                f"{path}, line {number}: not a path ({line[:40]!r}...); expected 'path' or 'path label'"
+            )
         labelled = _has_label(line)
         if labelled and not labels:  # a file of that name has the last word
             labelled = not (path.parent / line).is_file()

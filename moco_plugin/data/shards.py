@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import math
 import os
 import re
 import tarfile
@@ -137,6 +138,7 @@ class TarShards:
 
     def __init__(self, spec: str) -> None:
         source, (_, part) = _without_slice(spec), split_slice(spec)
+        _check_ranges_of(source)
         self.urls = _expand(source)
         if _is_remote(self.urls[0]):
             _check_ranges(self.urls[0])
@@ -211,24 +213,27 @@ def _is_remote(url: str) -> bool:
     return "://" in url
 
 
+def _check_ranges_of(source: str) -> None:
+    """Raise UsageError if the ranges of a source name more than MOST_SHARDS shards."""
+    ranges = [(first, last) for first, last in _BRACES.findall(source)]
+    total = math.inf if any(len(n) > 12 for pair in ranges for n in pair) else 1
+    if total == 1:
+        total = math.prod(max(0, int(last) - int(first) + 1) for first, last in ranges)
+    if total > MOST_SHARDS:
+        raise UsageError(
+            f"{source} names more than {MOST_SHARDS} shards; expected a range such as {{0000..0099}}"
+        )
+
+
 def _expand(source: str) -> list[str]:
     """Returns the shards of a source without slice, as URLs or absolute paths."""
     if match := _BRACES.search(source):
         first, last = match.groups()
-        if len(first) > 12 or len(last) > 12 or int(last) - int(first) >= MOST_SHARDS:
-            raise UsageError(
-                f"{source} names more than {MOST_SHARDS} shards; expected a range such as {{0000..0099}}"
-            )
         numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         if not numbers:
             raise UsageError(f"{source} names no shard; expected a range such as {{0000..0099}}")
         head, tail = source[: match.start()], source[match.end() :]
-        urls: list[str] = []
-        for number in numbers:
-            urls += _expand(head + number + tail)
-            if len(urls) > MOST_SHARDS:
-                raise UsageError(f"{source} names more than {MOST_SHARDS} shards; expected fewer ranges")
-        return urls
+        return [url for number in numbers for url in _expand(head + number + tail)]
     if _is_remote(source):
         return [source]
     path = Path(os.path.abspath(Path(source).expanduser()))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,6 +13,7 @@ from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from moco_plugin.data.tiny_datasets import ClassTables
 from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.files import read_json
 from moco_plugin.transfer.dataset_files import PACKAGES, datasets_root, find_files, source
 from moco_plugin.transfer.voc_semantic import register_voc_semantic
 
@@ -43,8 +43,11 @@ def _load_coco(json_file: str, image_root: str, name: str) -> list[dict]:
 
 def _load_voc(root: Path, split: str, name: str) -> list[dict]:
     require_dataset(name)
-    categories = json.loads((root / "annotations" / f"instances_{split}.json").read_text())["categories"]
-    class_names = [category["name"] for category in categories]
+    path = root / "annotations" / f"instances_{split}.json"
+    try:
+        class_names = [str(category["name"]) for category in read_json(path)["categories"]]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a COCO file; expected a list of categories with names") from error
     MetadataCatalog.get(name).thing_classes = class_names  # known once the data set is, as with COCO files
     return list(load_voc_instances(str(root), split, class_names))
 

@@ -23,6 +23,7 @@ from moco_plugin.errors import Stopped, UsageError, UserError
 from moco_plugin.files import read_json, write_json
 from moco_plugin.report.transfer_table import transfer_table
 from moco_plugin.tasks import Task
+from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.datasets import require_dataset
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
@@ -107,6 +108,7 @@ def run_trials(
     datasets = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     for name in datasets:
         require_dataset(name)
+        check_annotations(name)
     check_class_count(cfg, datasets)
     found = find_weights(init, weights, cfg.MODEL.WEIGHTS)
     record = _record(task, init, config, cfg, overrides, images_per_batch)

@@ -23,6 +23,7 @@ from moco_plugin.config import find_config
 from moco_plugin.errors import UsageError, nearest
 from moco_plugin.files import write_json
 from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
+from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.compat import fit_device
 from moco_plugin.transfer.datasets import require_dataset
@@ -195,6 +196,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
     datasets = (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     for name in datasets:
         require_dataset(name)
+        check_annotations(name)
     check_class_count(cfg, datasets)
     output = Path(cfg.OUTPUT_DIR)
     earlier = [path for path in (output / RESULTS, output / "last_checkpoint") if path.exists()]

@@ -197,12 +197,17 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
     metadata = content.get("moco_plugin")
     metadata = metadata if isinstance(metadata, dict) else {}
     if cfg is not None and metadata:
-        check_input(cfg, metadata)
+        try:
+            check_input(cfg, metadata)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again"
+            ) from error
     checkpointer = _CountingCheckpointer(model)
     checkpointer.content = content
     try:
         checkpointer.load(local, checkpointables=[])
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise UserError(f"{path} is not in a layout of detectron2's ({error}); {ADVICE}") from error
     missing = tuple(name for name in tensors if name in checkpointer.missing_keys)
     coverage = Coverage(path, tuple(tensors), missing, checkpointer.missing_keys, metadata)

@@ -1,0 +1,113 @@
+"""Hostile and broken files of every kind that the project reads from others, for test_safety.py and fuzz.py."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import pickle
+import struct
+from pathlib import Path
+
+MARKER = "code-ran"
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
+
+
+def yaml_cases(marker: Path) -> dict[str, str]:
+    """Return YAML texts by name; one that runs code would create ``marker``."""
+    run = f"!!python/object/apply:os.system ['touch {marker}']"
+    return {
+        "code": f"seed: {run}\nMODEL: {run}\n",
+        "object": "seed: !!python/object/new:subprocess.Popen [[touch, x]]\n",
+        "bomb": BOMB,
+        "merge bomb": "a0: &a0 {x: 1}\n"
+        + "".join(f"a{n}: &a{n}\n  <<: [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)),
+        "deep": f"seed: {'[' * 3000}{']' * 3000}\n",
+        "deep mapping": f"seed: {'{a: ' * 3000}1{'}' * 3000}\n",
+        "itself": "seed: &a [*a]\n",
+        "digits": f"seed: {'9' * 5000}\n",
+        "text": "just some text\n",
+        "number key": "1: 2\n",
+        "date": "seed: 2020-13-45\n",
+        "large": "seed: 1\n#" + "x" * (1 << 19),
+        "bytes": "seed: \x00\n",
+        "interpolation": "seed: ${seed}\n",
+        "base loop": "_base_: self.yaml\n_BASE_: self.yaml\n",
+        "base list": "_base_: [1, 2]\n_BASE_: [1, 2]\n",
+        "base number": "_base_: 5\n_BASE_: 5\n",
+        "wrong type": "data: 5\nMODEL: 5\n",
+        "empty data": "data:\nMODEL:\n",
+    }
+
+
+def json_cases() -> dict[str, str]:
+    """Return JSON texts by name, none of them what is expected anywhere."""
+    return {
+        "deep": "[" * 100_000,
+        "deep object": '{"a":' * 100_000,
+        "list": "[]",
+        "number": "1",
+        "text": "no json",
+        "digits": "9" * 10_000,
+        "null": "null",
+        "wrong": json.dumps({"trials": 5, "task": [], "images": 1, "annotations": None, "categories": {}}),
+        "empty": "",
+        "binary": "\x00\x01",
+    }
+
+
+def nested_tuples(depth: int = 60) -> bytes:
+    """Return a pickle of a dict whose key takes 2^depth steps to hash."""
+    return b"\x80\x02}" + b")" + b"2\x86" * depth + b"K\x01s."
+
+
+def pickle_cases(marker: Path) -> dict[str, bytes]:
+    """Return pickles by name; one that runs code would create ``marker``."""
+
+    class Code:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            import os
+
+            return os.system, (f"touch {marker}",)
+
+    return {
+        "code": pickle.dumps({"model": Code()}, 2),
+        "nested tuples": nested_tuples(),
+        "nested tuples, set": b"\x80\x04\x8f(" + b")" + b"2\x86" * 60 + b"\x90.",
+        "nested tuples, frozenset": b"\x80\x04(" + b")" + b"2\x86" * 60 + b"\x91.",
+        "nested tuples, OrderedDict": b"\x80\x02ccollections\nOrderedDict\n]("
+        + b")"
+        + b"2\x86" * 60
+        + b"K\x01\x86e\x85R.",
+        "lists as pixel_mean": pickle.dumps(
+            {"model": {"pixel_mean": [[1.0], ["a"]], "stem.conv1.weight": [1, 2]}, "__author__": "x"}, 2
+        ),
+        "metadata": pickle.dumps(
+            {"model": {}, "__author__": "x", "moco_plugin": {"pixel_mean": ["a", None], "timm_name": 5}}, 2
+        ),
+        "number": pickle.dumps(5, 2),
+        "itself": b"\x80\x02]q\x00h\x00a.",
+        "empty": b"",
+    }
+
+
+def idx_cases() -> dict[str, bytes]:
+    """Return gzipped idx files by name."""
+    head = b"\x00\x00\x08\x03"
+    return {
+        "false header": gzip.compress(head + struct.pack(">III", 1000, 1700, 1700) + bytes(100)),
+        "huge header": gzip.compress(head + struct.pack(">III", *[2**32 - 1] * 3)),
+        "bomb": gzip.compress(head + struct.pack(">III", 1, 2, 2) + bytes(300 << 20), 9),
+        "short": gzip.compress(head[:3]),
+        "no gzip": b"\x1f\x8b\x08\x00broken",
+    }
+
+
+def lists() -> dict[str, bytes]:
+    """Return image lists by name."""
+    return {
+        "binary": bytes(range(256)) * 50,
+        "missing": b"nowhere.jpg\n",
+        "long line": b"x" * 1_000_000,
+        "many words": b"a b c d e\n" * 100,
+        "itself": b"list.txt\n",
+    }
