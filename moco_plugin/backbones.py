@@ -194,3 +194,20 @@ def check_features(backbone: nn.Module, name: str, image_size: int) -> int:
             f"backbone {name} has no features to train: found {found}, expected one vector an image"
         )
     return int(features.shape[1])
+
+
+def breaks_channels_last(network: nn.Module) -> str:
+    """Return the name of a convolution that torch cannot train in channels-last layout on CPUs, or "".
+
+    The backward pass of oneDNN (torch 2.14.1) writes out of bounds in strided 1 x 1 convolutions of fewer than 8 input
+    channels: networks of very few channels, and the stems of MobileOne.
+    """
+    for name, layer in network.named_modules():
+        if (
+            isinstance(layer, nn.Conv2d)
+            and layer.in_channels < 8
+            and set(layer.kernel_size) == {1}
+            and max(layer.stride) > 1
+        ):
+            return str(name)
+    return ""

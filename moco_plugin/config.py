@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, OmegaConf
 
 from moco_plugin.errors import UsageError, nearest
-from moco_plugin.schema import build_config, parse_overrides
+from moco_plugin.schema import build_config, check_positive, parse_overrides
 
 if TYPE_CHECKING:
     from torch import nn
@@ -259,7 +259,12 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     recipe = default_recipe(overrides) if name is None else name
     file = None if recipe is None else find_config(recipe, "pretrain")
-    return build_config(PretrainConfig, file, parse_overrides(overrides))
+    config = build_config(PretrainConfig, file, parse_overrides(overrides))
+    check_positive(
+        config, "data.image_size", "data.batch_size", "data.crop_ratio", "optimizer.reference_batch_size",
+        "schedule.epochs", "schedule.steps", "save_every", "timeout", "knn.k", "knn.every", "knn.temperature",
+    )  # fmt: skip
+    return config
 
 
 def config_dict(config: PretrainConfig) -> dict[str, Any]:

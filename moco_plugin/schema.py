@@ -90,6 +90,20 @@ def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Con
     return result
 
 
+def check_positive(config: Any, *keys: str) -> None:
+    """Check that numbers of a config are above 0; None passes.
+
+    Raises:
+        UsageError: One is not.
+    """
+    for key in keys:
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if value is not None and not value > 0:
+            raise UsageError(f"{key} is {value}; expected a number above 0")
+
+
 def _valid_keys(schema: Any, full_key: str) -> tuple[str, list[str]]:
     """Returns the deepest section that ``full_key`` reaches and the keys valid in it."""
     section = schema()

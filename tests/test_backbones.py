@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import torch
 from moco_plugin.backbones import check_features, create_backbone, feature_dim
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo, MoCoV3
+from tests.conftest import TINY
+from tests.processes import Tool
 
 
 @pytest.mark.parametrize(
@@ -140,3 +143,27 @@ def test_model_without_features_and_image_size_that_does_not_fit() -> None:
         check_features(timm.create_model("resnet18", num_classes=0, global_pool=""), "resnet18", 32)
     with pytest.raises(UsageError, match="does not take images of 32 x 32"):
         check_features(timm.create_model("vit_tiny_patch16_224", num_classes=0), "vit_tiny_patch16_224", 32)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "breaks"),
+    [
+        (["backbone=resnet18", "backbone_args.channels=[4,4,8,8]"], "backbone.layer2.0.downsample.0"),
+        (["backbone=mobileone_s0"], "stem"),
+        (["backbone=resnet18", "backbone_args.channels=[8,8,8,8]"], ""),
+    ],
+)
+def test_layout_that_torch_cannot_train_is_left(
+    backbone: list[str], breaks: str, tool: Tool, tmp_path: Path
+) -> None:
+    tiny = [option for option in TINY if not option.startswith(("backbone", "knn."))]
+    shown = tool(
+        "pretrain",
+        *tiny,
+        *backbone,
+        "schedule.epochs=1",
+        "trainer.accelerator=cpu",
+        f"out={tmp_path / 'run'}",
+    ).stdout
+    said = "channels_last is off: torch's CPU convolutions fail in this layout at encoder_q.backbone"
+    assert (said in shown) == bool(breaks) and breaks in shown

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Installs detectron2 into this Python: the official source if it can be reached, else the index's copy of v0.6.
+"""Install detectron2: a pinned commit of its official source if it can be reached, else the index's copy of v0.6.
 
-A detectron2 that is there already is left alone. The official source compiles C++ operators and wants a compiler;
-the index's copy holds the same Python files without them, and is checked against its SHA-256. With it come the
-evaluators of LVIS and Cityscapes.
+An installed detectron2 is kept. The official source compiles C++ operators and needs a compiler; the index's copy has
+the same Python files without them, and is checked against its SHA-256. The evaluators of LVIS and Cityscapes are
+installed as well.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from moco_plugin.errors import UserError, command
 
 OFFICIAL = "https://github.com/facebookresearch/detectron2"
+COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
 SDIST = "pb1-detectron2==0.6"
 SDIST_SHA256 = "5d2e9e51e523ec72f6a31cca04b0a515492e9514b773a3d134cedc0677170b29"
 EVALUATORS = ("lvis==0.5.3", "cityscapesScripts==2.3.0")
@@ -72,9 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.parse_args(argv)
     if importlib.util.find_spec("detectron2"):
-        print("detectron2 is installed already; left alone")
-    elif _reachable(OFFICIAL) and _pip("install", "--no-build-isolation", f"git+{OFFICIAL}.git"):
-        print("detectron2: installed from its official source")
+        print("detectron2 is installed already; kept")
+    elif _reachable(OFFICIAL) and _pip("install", "--no-build-isolation", f"git+{OFFICIAL}.git@{COMMIT}"):
+        print(f"detectron2: installed from its official source, commit {COMMIT[:7]}")
     elif _install_sdist():
         print("detectron2: installed v0.6 from the package index, pure Python")
     else:

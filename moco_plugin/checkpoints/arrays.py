@@ -23,7 +23,7 @@ class NoNumbers:
 
 
 def _dtype(code: Any, *flags: Any) -> np.dtype | NoNumbers:
-    code = code.decode("latin1") if isinstance(code, bytes) else str(code)
+    code = code.decode("latin1") if isinstance(code, bytes) else code if isinstance(code, str) else ""
     return np.dtype(code) if _NUMBERS.fullmatch(code) else NoNumbers(code[:20])
 
 

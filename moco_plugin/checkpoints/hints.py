@@ -129,9 +129,9 @@ def _of_ours(file: File, found: Hints) -> None:
     try:
         data = config["data"]
         found.architecture, found.seed, found.method = (
-            str(config["backbone"]),
+            _text(config["backbone"]),
             int(config["seed"]),
-            str(config["method"]),
+            _text(config["method"]),
         )
         found.arguments = timm_arguments(
             file.path, {**config["backbone_args"], "image_size": data["image_size"]}
@@ -198,7 +198,7 @@ def _of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> Non
     std = next((value for name, value in names.items() if name.endswith("pixel_std")), None)
     mean = next((value for name, value in names.items() if name.endswith("pixel_mean")), None)
     told = file.metadata.get("stride_in_1x1") is False and file.metadata.get("input_format") == "RGB"
-    author = str(file.content.get("__author__", ""))
+    author = _text(file.content.get("__author__", ""))
     bgr = mean is not None and mean.numel() == 3 and float(mean.flatten()[0]) < float(mean.flatten()[2])
     unscaled = std is not None and std.numel() > 0 and float(std.max()) <= 2
     if file.metadata.get("stride_in_1x1") is True:
@@ -216,6 +216,11 @@ def _of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> Non
         )
     if mean is not None and std is not None:
         _set_pixels(found, mean.flatten(), std.flatten())
+
+
+def _text(value: Any) -> str:
+    """Return a value of a file if it is text; others may be nested so that printing them takes forever."""
+    return value if isinstance(value, str) else ""
 
 
 def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0) -> None:

@@ -16,7 +16,7 @@ from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_ca
 from tqdm import tqdm
 
 from moco_plugin.errors import UserError, nearest
-from moco_plugin.files import file_digest
+from moco_plugin.files import atomic_path, file_digest
 
 logger = logging.getLogger(__name__)
 
@@ -105,8 +105,7 @@ def resolve(path_or_name: str | Path) -> Path:
             f"put it at {cached}"
         ) from error
     if released.md5 is None:
-        if fetched:
-            logger.warning("%s: its authors published no checksum, so it was not checked", name)
+        _check_recorded(cached, name)
         return cached
     found = file_digest(cached, "md5")
     if not found.startswith(released.md5):
@@ -118,6 +117,22 @@ def resolve(path_or_name: str | Path) -> Path:
     if fetched:
         logger.info("%s: its MD5 begins with %s, as published", name, released.md5)
     return cached
+
+
+def _check_recorded(cached: Path, name: str) -> None:
+    """Compare a file that has no published checksum with the SHA-256 recorded when it was first fetched."""
+    record, found = cached.with_name(f"{cached.name}.sha256"), file_digest(cached, "sha256")
+    if not record.is_file():
+        with atomic_path(record) as temporary:
+            temporary.write_text(f"{found}\n")
+        logger.warning(
+            "%s: its authors published no checksum; its SHA-256 is %s, kept in %s", name, found, record
+        )
+    elif record.read_text().strip() != found:
+        raise UserError(
+            f"{cached} changed since it was fetched: its SHA-256 is {found}, and {record} holds another; remove both "
+            "files to fetch it again"
+        )
 
 
 def download(url: str, path: Path) -> None:

@@ -100,8 +100,8 @@ def _copying(kind: type[Any]) -> Callable[..., Any]:
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
     """Stands for ``_codecs.encode``, which old protocols call for bytes; other encodings can take forever."""
-    if encoding != "latin1":
-        raise BrokenPickle(f"text in the encoding {str(encoding)[:20]!r}")
+    if not isinstance(text, str) or encoding != "latin1":
+        raise BrokenPickle("text in another encoding than latin1")
     return text.encode("latin1")
 
 
@@ -220,7 +220,9 @@ class _Machine:
             stack.append(self.find(module, name))
         elif name == "STACK_GLOBAL":
             name, module = stack.pop(), stack.pop()
-            stack.append(self.find(str(module), str(name)))
+            if not isinstance(module, str) or not isinstance(name, str):
+                raise BrokenPickle(f"a {type(name).__name__} as the name of a class")
+            stack.append(self.find(module, name))
         elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             if name == "NEWOBJ_EX":
                 stack.pop()  # keyword arguments

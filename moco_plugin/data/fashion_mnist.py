@@ -1,63 +1,55 @@
-"""Finds Fashion-MNIST, or gets it: Debian's package, else torchvision's download."""
+"""Fashion-MNIST: Debian's package if it is installed, else a download."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 from pathlib import Path
+
+from torchvision.datasets import FashionMNIST
 
 from moco_plugin.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-FILES = tuple(
-    f"{part}-{kind}-ubyte.gz" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
+SOURCE = (
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/949006594cc2f804a93b9155849734564c3545ec"
 )
+MD5 = {
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 
 
-def _complete(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in FILES)
+class _Download(FashionMNIST):
+    """torchvision's download, over https; it compares each file with its MD5."""
 
+    mirrors = (f"{SOURCE}/data/fashion/",)
+    resources = list(MD5.items())  # noqa: RUF012
 
-def _apt_get_install() -> None:
-    """Tries to install Debian's package, as root or with a sudo that asks for no password."""
-    as_root = [] if os.geteuid() == 0 else ["sudo", "-n"]
-    if not shutil.which("apt-get") or (as_root and not shutil.which("sudo")):
-        return
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-    for arguments in (
-        ["update", "-qq"],
-        ["install", "-y", "-qq", "--no-install-recommends", "dataset-fashion-mnist"],
-    ):
-        subprocess.run([*as_root, "apt-get", *arguments], env=environment, capture_output=True)
+    @property
+    def raw_folder(self) -> str:
+        return str(Path(self.root, "FashionMNIST", "raw"))
 
 
 def get_fashion_mnist(cache: Path) -> Path:
-    """Returns a folder with Fashion-MNIST's four gzipped idx files.
-
-    Looks where Debian's ``dataset-fashion-mnist`` puts them, installs that package where apt-get is there and
-    permitted, else downloads with torchvision.
+    """Return a folder with the four gzipped idx files of Fashion-MNIST.
 
     Args:
-        cache: Folder that a download goes to.
+        cache: Folder for a download.
 
     Raises:
-        UserError: Neither way worked; both are named.
+        UserError: It is not installed and cannot be downloaded.
     """
     downloaded = cache / "FashionMNIST" / "raw"
-    if not _complete(DEBIAN) and not _complete(downloaded):
-        print("getting Fashion-MNIST (30 MB)", flush=True)
-        _apt_get_install()
-    if _complete(DEBIAN):
-        return DEBIAN
-    if not _complete(downloaded):
-        from torchvision.datasets import FashionMNIST
-
-        try:
-            FashionMNIST(str(cache), download=True)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                "Fashion-MNIST is not here and could not be had: install Debian's dataset-fashion-mnist, or put "
-                f"its four .gz files (torchvision.datasets.FashionMNIST downloads them) in {downloaded}"
-            ) from error
+    for folder in (DEBIAN, downloaded):
+        if all((folder / name).is_file() for name in MD5):
+            return folder
+    print("downloading Fashion-MNIST (30 MB)", flush=True)
+    try:
+        _Download(str(cache), download=True)
+    except (OSError, RuntimeError) as error:
+        raise UserError(
+            f"Fashion-MNIST was not found and cannot be downloaded from {SOURCE}; run `apt-get install "
+            f"dataset-fashion-mnist` on Debian or Ubuntu, or put {', '.join(MD5)} in {downloaded}"
+        ) from error
     return downloaded

@@ -42,25 +42,22 @@ def read_idx(path: str | Path) -> np.ndarray:
         with gzip.open(path) if packed else open(path, "rb") as file:
             head = file.read(4)
             head += file.read(4 * head[3]) if len(head) == 4 else b""
-            size = math.prod(np.frombuffer(head, ">u4", offset=4).tolist()) if len(head) >= 4 else 0
-            if packed and size > MOST_COMPRESSED * path.stat().st_size:
-                raise UserError(
-                    f"{path} claims {size} bytes, more than gzip can pack into it; get the file again"
-                )
-            data = head + file.read(min(size, 1 << 40) + 1)
+            whole = head[:3] == b"\x00\x00\x08" and len(head) == 4 + 4 * head[3]
+            shape = np.frombuffer(head, ">u4", offset=4).tolist() if whole else []
+            most = path.stat().st_size * (MOST_COMPRESSED if packed else 1)
+            body = file.read(min(math.prod(shape), most) + 1) if whole else b""
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); is the file whole?") from error
-    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or len(data) < 4 + 4 * data[3]:
+    if not whole:
         raise UserError(
-            f"{path} is no idx file of unsigned bytes; expected a file such as train-images-idx3-ubyte.gz"
+            f"{path} is not an idx file of unsigned bytes; expected a file such as train-images-idx3-ubyte.gz"
         )
-    shape = np.frombuffer(data, ">u4", count=data[3], offset=4).tolist()
-    body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
-    if body.size != math.prod(shape):
+    if len(body) != math.prod(shape):
+        more = "or more " if len(body) > math.prod(shape) else ""
         raise UserError(
-            f"{path} holds {body.size} bytes where its header says {math.prod(shape)}; get the file again"
+            f"{path} holds {len(body)} {more}bytes where its header says {math.prod(shape)}; get the file again"
         )
-    return body.reshape(shape)
+    return np.frombuffer(body, np.uint8).reshape(shape)
 
 
 def split_slice(spec: str) -> tuple[Path, slice]:

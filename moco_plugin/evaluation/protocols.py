@@ -10,7 +10,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.config import OptimizerConfig, ScheduleConfig, find_config
-from moco_plugin.schema import build_config, parse_overrides
+from moco_plugin.schema import build_config, check_positive, parse_overrides
 
 
 @dataclass
@@ -62,9 +62,14 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
     Raises:
         UsageError: No such protocol, an unknown key or a value of the wrong type.
     """
-    return build_config(
+    config = build_config(
         ClassificationConfig, find_config(name, f"evaluate/{task}"), parse_overrides(overrides)
     )
+    check_positive(
+        config, "data.image_size", "data.batch_size", "data.crop_ratio", "optimizer.reference_batch_size",
+        "schedule.epochs", "save_every", "timeout",
+    )  # fmt: skip
+    return config
 
 
 def linear_protocol(checkpoint: Checkpoint) -> str:

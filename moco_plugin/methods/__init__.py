@@ -63,5 +63,5 @@ def build_method(name: str, backbone: nn.Module, feature_dim: int, **arguments: 
             )
     try:
         return method(backbone, feature_dim, **arguments)
-    except ValueError as error:
-        raise UsageError(f"method_args: {error}") from error
+    except (ValueError, TypeError, RuntimeError, OverflowError) as error:
+        raise UsageError(f"method_args: {' '.join(str(error).split())}") from error

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from moco_plugin.backbones import check_features, create_backbone
+from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.batched_views import BatchedViews
@@ -69,6 +69,15 @@ class PretrainModule(pl.LightningModule):
             name = views_name(config)
             arguments = view_arguments(name, config.data.image_size, **config.data.view_args)
             self.batched_views = BatchedViews(arguments, grey_first=name == "moco_v1")
+
+    def fit_layout(self, device: torch.device) -> str:
+        """Leave the channels-last layout where torch cannot train it on a device; return a sentence that says so."""
+        layer = breaks_channels_last(self.method)
+        if device.type != "cpu" or self.layout is torch.contiguous_format or not layer:
+            return ""
+        self.layout = torch.contiguous_format
+        self.method.to(memory_format=self.layout)
+        return f"channels_last is off: torch's CPU convolutions fail in this layout at {layer}"
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Seed each step by its number, so that a resumed run draws the same random numbers."""

@@ -70,6 +70,8 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, accept_changed_ima
     run.callbacks = [*monitors, *([KNNMonitor(config)] if config.knn.train and config.knn.test else [])]
 
     def loaders(trainer: pl.Trainer) -> tuple[DataLoader[Any], None]:
+        if (sentence := module.fit_layout(trainer.strategy.root_device)) and trainer.is_global_zero:
+            print(sentence)
         check_batch(config.data.batch_size, module.method, trainer.world_size)
         return train_loader(config, images, trainer.global_rank, trainer.world_size), None
 

@@ -173,7 +173,12 @@ def test_no_checksum_is_said(
 ) -> None:
     monkeypatch.setitem(RELEASED, "moco_v3_vit_s", Released(server.url))
     assert resolve("moco_v3_vit_s").read_bytes() == CONTENT
-    assert "moco_v3_vit_s: its authors published no checksum, so it was not checked" in caplog.text
+    assert f"published no checksum; its SHA-256 is {hashlib.sha256(CONTENT).hexdigest()}" in caplog.text
+    caplog.clear()
+    assert resolve("moco_v3_vit_s").read_bytes() == CONTENT and not caplog.text
+    cache_path(server.url).write_bytes(b"something else")
+    with pytest.raises(UserError, match="changed since it was fetched"):
+        resolve("moco_v3_vit_s")
 
 
 def test_absent_page_and_no_network(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,81 @@
+"""Invalid COCO files end in one sentence."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from detectron2.data import MetadataCatalog
+
+from moco_plugin.errors import UserError
+from moco_plugin.transfer.annotations import check_annotations
+
+COCO: dict[str, Any] = {
+    "images": [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 30}],
+    "categories": [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}],
+    "annotations": [
+        {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "segmentation": [[1, 1, 5, 1, 5, 5]]},
+        {"id": 2, "image_id": 7, "category_id": 90, "bbox": [0, 0, 30, 20], "iscrowd": 1,
+         "segmentation": {"size": [20, 30], "counts": [0, 600]}},
+    ],
+}  # fmt: skip
+_count = itertools.count()
+
+
+def check(content: Any, folder: Path, classes: list[str] | None = None) -> None:
+    path, name = folder / "coco.json", f"annotations_{next(_count)}"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    MetadataCatalog.get(name).set(json_file=str(path), evaluator_type="coco")
+    if classes:
+        MetadataCatalog.get(name).thing_classes = classes
+    check_annotations(name)
+
+
+def test_valid_file_passes(tmp_path: Path) -> None:
+    check(COCO, tmp_path)
+    check(COCO, tmp_path, ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("bbox", [1, 2, 3], "annotation 1 of 2 has an invalid bbox"),
+        ("bbox", [1, 2, "3", 4], "invalid bbox"),
+        ("bbox", [1, 2, float("nan"), 4], "invalid bbox"),
+        ("bbox", [1, 2, -3, 4], "invalid bbox"),
+        ("bbox", None, "invalid bbox"),
+        ("bbox", {"x": 1}, "invalid bbox"),
+        ("segmentation", [[1, 2]], "invalid segmentation"),
+        ("segmentation", [["a"] * 6], "invalid segmentation"),
+        ("segmentation", "x", "invalid segmentation"),
+        ("segmentation", {"size": [2**40, 2**40], "counts": "x"}, "has a mask of size"),
+        ("segmentation", {"size": [20, 30], "counts": [0, 10**12]}, "invalid run-length encoding"),
+        ("segmentation", {"size": [20, 30], "counts": [-1, 601]}, "invalid run-length encoding"),
+        ("image_id", 8, "an image that the file does not list ('8')"),
+        ("image_id", [7], "an image that the file does not list"),
+        ("category_id", 4, "a category that the file does not list"),
+    ],
+)
+def test_invalid_annotation_is_named(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    content = copy.deepcopy(COCO)
+    content["annotations"][0][key] = value
+    with pytest.raises(UserError) as refused:
+        check(content, tmp_path)
+    assert message in str(refused.value) and str(tmp_path / "coco.json") in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, "[]", "{}", '{"images": 1, "annotations": [], "categories": []}']
+)
+def test_file_that_is_not_coco(content: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"is not (a COCO file|valid JSON)"):
+        check(content, tmp_path)
+
+
+def test_other_classes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has other classes than data set .* they differ in dog, horse"):
+        check(COCO, tmp_path, ["cat", "horse"])
