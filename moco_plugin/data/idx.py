@@ -77,7 +77,7 @@ def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str
 
     Returns:
         Images (uint8, N x H x W), labels (int64, N) or None without a labels file, and the class names if
-        there are ten classes, else None.
+        the path says that it is Fashion-MNIST, else None.
     """
     path, part = split_slice(spec)
     images = read_idx(path)
@@ -94,5 +94,6 @@ def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str
     images, labels = images[part], labels if labels is None else labels[part]
     if not len(images):
         raise UserError(f"{spec} selects no image; the file holds {len(read_idx(path))}")
-    classes = FASHION_MNIST_CLASSES if labels is not None and labels.max() < 10 else None
+    fashion = "fashion" in str(path.resolve()).lower()
+    classes = FASHION_MNIST_CLASSES if fashion and labels is not None and labels.max() < 10 else None
     return images, labels, classes

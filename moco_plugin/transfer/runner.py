@@ -9,6 +9,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -23,6 +24,7 @@ from moco_plugin.errors import Stopped, UsageError, UserError
 from moco_plugin.files import read_json, write_json
 from moco_plugin.report.transfer_table import transfer_table
 from moco_plugin.tasks import Task
+from moco_plugin.training.run_folder import locked
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.datasets import require_dataset
@@ -113,39 +115,48 @@ def run_trials(
     found = find_weights(init, weights, cfg.MODEL.WEIGHTS)
     record = _record(task, init, config, cfg, overrides, images_per_batch)
     record |= {"weights": found.given, "weights_sha256": found.sha256}
-    earlier = _earlier(out, record, overwrite, machines)
-    cfg.MODEL.WEIGHTS = found.detectron2_file(out, machines.machine_rank)
-    record["pretraining"] = check_weights(cfg)
-    record |= {"requested_trials": trials, "trials": earlier}
-    if sentence:
-        print(sentence, flush=True)
+    with nullcontext() if machines.machine_rank else locked(out):
+        earlier = _earlier(out, record, overwrite, machines)
+        cfg.MODEL.WEIGHTS = found.detectron2_file(out, machines.machine_rank)
+        record["pretraining"] = check_weights(cfg)
+        record |= {"requested_trials": trials, "trials": earlier}
+        if sentence:
+            print(sentence, flush=True)
 
-    done = {trial["trial"] for trial in earlier}
-    for number in range(1, trials + 1):
-        if number in done:
-            print(f"trial {number} of {trials}: finished earlier ({out / f'trial_{number}'})", flush=True)
-            continue
+        done = {trial["trial"] for trial in earlier}
+        for number in range(1, trials + 1):
+            if number in done:
+                print(f"trial {number} of {trials}: finished earlier ({out / f'trial_{number}'})", flush=True)
+                continue
+            if not machines.machine_rank:
+                _write(out, record)
+            folder = out / f"trial_{number}"
+            settings = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "SEED", str(number), "OUTPUT_DIR", str(folder)]
+            command = [
+                "--config-file",
+                config,
+                "--resume",
+                *machines.arguments(),
+                *scaled,
+                *overrides,
+                *settings,
+            ]
+            print(f"trial {number} of {trials}: moco-train-net {shlex.join(command)}", flush=True)
+            if code := _train(command):
+                raise UserError(
+                    f"trial {number} stopped with exit code {code}, its message is above; the same command resumes "
+                    "it from its last checkpoint"
+                )
+            if not machines.machine_rank:
+                record["trials"].append(_read_trial(folder, number, machines))
+                record["trials"].sort(key=lambda trial: int(trial["trial"]))
+                _write(out, record)
         if not machines.machine_rank:
-            _write(out, record)
-        folder = out / f"trial_{number}"
-        settings = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "SEED", str(number), "OUTPUT_DIR", str(folder)]
-        command = ["--config-file", config, "--resume", *machines.arguments(), *scaled, *overrides, *settings]
-        print(f"trial {number} of {trials}: moco-train-net {shlex.join(command)}", flush=True)
-        if code := _train(command):
-            raise UserError(
-                f"trial {number} stopped with exit code {code}, its message is above; the same command goes on from "
-                "its last checkpoint"
-            )
-        if not machines.machine_rank:
-            record["trials"].append(_read_trial(folder, number, machines))
-            record["trials"].sort(key=lambda trial: int(trial["trial"]))
-            _write(out, record)
-    if not machines.machine_rank:
-        _write(out, record)  # even if no trial was left: another number of them may be asked for
-        _draw_examples(out, record)
-        table = transfer_table(task, [record])
-        print(f"\n{task.title}\n{table.caption}\n\n{table.text()}\n\nwritten: {out / RESULTS}")
-    return record
+            _write(out, record)  # even if no trial was left: another number of them may be asked for
+            _draw_examples(out, record)
+            table = transfer_table(task, [record])
+            print(f"\n{task.title}\n{table.caption}\n\n{table.text()}\n\nwritten: {out / RESULTS}")
+        return record
 
 
 def _check_overrides(overrides: Sequence[str]) -> None:

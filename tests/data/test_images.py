@@ -63,8 +63,8 @@ def test_split_slice(spec: str, path: str, part: slice) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no idx file"),
-        (b"\x89PNG....", "no idx file"),
+        (b"", "not an idx file"),
+        (b"\x89PNG....", "not an idx file"),
         (
             b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567",
             "holds 7 bytes where its header says 8",

@@ -19,6 +19,7 @@ from moco_plugin.config import find_config
 from moco_plugin.errors import Stopped, UsageError
 from moco_plugin.files import sha256
 from moco_plugin.tasks import TASKS
+from moco_plugin.training.run_folder import locked
 from moco_plugin.transfer import runner
 from moco_plugin.transfer.densepose import wants_densepose
 from moco_plugin.transfer.scaling import scale_to_batch
@@ -152,6 +153,7 @@ def test_overwrite_starts_over(tiny_catalog: Path, tmp_path: Path, trials: Trial
     arguments[0:0] = ["--overwrite", "--images-per-batch", "2"]
     assert main([*arguments, "TEST.AUG.ENABLED", "False"]) == 0
     assert sorted(path.name for path in out.iterdir()) == [
+        ".lock",
         "mine.txt",
         "predictions",
         "results.json",
@@ -355,3 +357,21 @@ def test_a_signal_ends_the_trial_too(name: str, tmp_path: Path, monkeypatch: pyt
         os.kill(int((tmp_path / "pid").read_text()), 0)
     script.write_text("#!/bin/sh\nexit 3\n")
     assert runner._train([]) == 3
+
+
+def test_second_runner_in_a_folder_is_refused(
+    tiny_catalog: Path, weights: Path, tmp_path: Path, trials: Trials, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--task",
+        "voc_c4",
+        "--weights",
+        str(weights),
+        "--trials",
+        "1",
+        "--out",
+        str(tmp_path / "voc"),
+    ]
+    with locked(tmp_path / "voc"):
+        assert main([*arguments, "--gpus", "1", "--images-per-batch", "2", *TINY]) == 2
+    assert f"is in use by process {os.getpid()} on" in capsys.readouterr().err and trials.started == []
