@@ -12,7 +12,7 @@ from timm.models import VisionTransformer
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.errors import UsageError, UserError, did_you_mean
 
 
 def create_backbone(
@@ -45,7 +45,7 @@ def create_backbone(
         UserError: Pre-trained weights that cannot be had.
     """
     if not timm.is_model(name):
-        hint = nearest(name, timm.list_models()) or "; timm.list_models() lists them"
+        hint = did_you_mean(name, timm.list_models()) or "; timm.list_models() lists them"
         raise UsageError(f"unknown backbone {name!r}: timm has no model of that name{hint}")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     if (width != 1 or small_stem) and not is_resnet(name):

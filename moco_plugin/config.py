@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
-from moco_plugin.errors import UsageError, nearest
+from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.schema import build_config, check_positive, parse_overrides
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def find_config(name: str | Path, kind: str) -> Path:
     names = sorted(
         str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml") if p.stem[0] not in "_B"
     )
-    raise UsageError(f"no config {text!r}; shipped are {', '.join(names)}{nearest(tail, names)}")
+    raise UsageError(f"no config {text!r}; shipped are {', '.join(names)}{did_you_mean(tail, names)}")
 
 
 def default_recipe(overrides: Sequence[str]) -> str | None:

@@ -36,9 +36,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
-nearest = did_you_mean
-
-
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Turns ``main(argv)`` into an entry point: a user's mistake ends in one sentence, not a traceback."""
 

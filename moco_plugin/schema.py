@@ -11,7 +11,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from moco_plugin.errors import UsageError, nearest
+from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.safe_yaml import MAX_DEPTH, parse_yaml, read_yaml_file
 
 Config = TypeVar("Config")
@@ -83,7 +83,7 @@ def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Con
         if leaf and leaf.split(".")[0] not in valid:
             where = f"under {prefix[:-1]}" if prefix else "at the top"
             raise UsageError(
-                f"unknown config key {key!r}; valid {where} are {', '.join(valid)}{nearest(leaf, valid)}"
+                f"unknown config key {key!r}; valid {where} are {', '.join(valid)}{did_you_mean(leaf, valid)}"
             ) from error
         reason = str(error).splitlines()[0]
         raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error

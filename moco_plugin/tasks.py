@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from moco_plugin.errors import UsageError, nearest
+from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.papers import LVIS_2X_FROZEN, TRANSFER, Published
 
 INITIALISATIONS = ("random", "supervised", "moco")
@@ -68,7 +68,9 @@ def find_task(name: str) -> Task:
         UsageError: There is none; names the nearest.
     """
     if name not in TASKS:
-        raise UsageError(f"there is no task {name!r}{nearest(name, TASKS)}; known are {', '.join(TASKS)}")
+        raise UsageError(
+            f"there is no task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
+        )
     return TASKS[name]
 
 

@@ -15,7 +15,7 @@ from urllib.parse import urlparse
 from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
 from tqdm import tqdm
 
-from moco_plugin.errors import UserError, nearest
+from moco_plugin.errors import UserError, did_you_mean
 from moco_plugin.files import atomic_path, file_digest
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ def resolve(path_or_name: str | Path) -> Path:
     """
     path, name = Path(path_or_name).expanduser(), str(path_or_name)
     if path.exists() or not is_released(name):
-        hint = nearest(name, RELEASED) if not ({"/", ".", os.sep} & set(name) or path.exists()) else ""
+        hint = did_you_mean(name, RELEASED) if not ({"/", ".", os.sep} & set(name) or path.exists()) else ""
         if hint:
             raise UserError(f"{name}: no such file, and no released checkpoint has that name{hint}")
         return path

@@ -21,7 +21,7 @@ from moco_plugin.checkpoints.names import resolve
 from moco_plugin.checkpoints.networks import Mismatch, fit
 from moco_plugin.checkpoints.renaming import timm_names
 from moco_plugin.data.normalize import View
-from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import sha256
 
 __all__ = ["Checkpoint", "load_file", "read_checkpoint"]
@@ -95,7 +95,7 @@ def read_checkpoint(path: str | Path, encoder: str = "query", architecture: str 
         UsageError: timm has no such architecture.
     """
     if architecture is not None and not timm.is_model(architecture):
-        hint = nearest(architecture, timm.list_models()) or "; timm.list_models() lists them"
+        hint = did_you_mean(architecture, timm.list_models()) or "; timm.list_models() lists them"
         raise UsageError(f"unknown architecture {architecture!r}: timm has no model of that name{hint}")
     file = load(resolve(path))
     try:

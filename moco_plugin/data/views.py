@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from moco_plugin.errors import UsageError, nearest
+from moco_plugin.errors import UsageError, did_you_mean
 
 _JITTER = {"cj_prob": 0.8, "cj_bright": 0.4, "cj_contrast": 0.4, "cj_sat": 0.4, "cj_hue": 0.1}
 # lightly's transform of the first and of the second view, and the paper's arguments where they differ from its own
@@ -43,7 +43,7 @@ def view_arguments(name: str, image_size: int, **overrides: Any) -> list[dict[st
         UsageError: Unknown name or argument.
     """
     if name not in VIEWS:
-        raise UsageError(f"unknown views {name!r}; known are {', '.join(VIEWS)}{nearest(name, VIEWS)}")
+        raise UsageError(f"unknown views {name!r}; known are {', '.join(VIEWS)}{did_you_mean(name, VIEWS)}")
     *transforms, paper = VIEWS[name]
     both = []
     for transform in transforms:
@@ -52,7 +52,7 @@ def view_arguments(name: str, image_size: int, **overrides: Any) -> list[dict[st
         for key in overrides:
             if key not in defaults:
                 raise UsageError(
-                    f"unknown key data.view_args.{key}; valid are {', '.join(defaults)}{nearest(key, defaults)}"
+                    f"unknown key data.view_args.{key}; valid are {', '.join(defaults)}{did_you_mean(key, defaults)}"
                 )
         both.append({**defaults, **paper, "input_size": image_size, **overrides})
     return both

@@ -29,7 +29,7 @@ from moco_plugin.config import (
     recipe_for,
 )
 from moco_plugin.data.views import view_arguments
-from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.methods import METHODS, arguments_of, build_method, method_class
 from moco_plugin.pretraining.run import check_batch
 from moco_plugin.training.optimizers import LARS
@@ -150,7 +150,7 @@ class MoCoArgs(MethodArgs):
         for key in given if isinstance(given, dict) else ():
             if key not in known:
                 raise UsageError(
-                    f"unknown key method_args.{key}; {cls.method} takes {', '.join(known)}{nearest(key, known)}"
+                    f"unknown key method_args.{key}; {cls.method} takes {', '.join(known)}{did_you_mean(key, known)}"
                 )
         return given
 

@@ -23,7 +23,7 @@ from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from moco_plugin.data.loading import ended_with
-from moco_plugin.errors import Stopped, UsageError, UserError, nearest
+from moco_plugin.errors import Stopped, UsageError, UserError, did_you_mean
 from moco_plugin.training.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
 from moco_plugin.training.logs import CSVLog, check_folder
 from moco_plugin.training.run_folder import (
@@ -259,7 +259,7 @@ def check_trainer_arguments(given: Mapping[str, Any]) -> None:
     for key in given:
         if key not in parameters:
             raise UsageError(
-                f"unknown key trainer.{key}; it is not an argument of Lightning's Trainer{nearest(key, parameters)}"
+                f"unknown key trainer.{key}; it is not an argument of Lightning's Trainer{did_you_mean(key, parameters)}"
             )
     precision = str(given.get("precision", "32-true"))
     if precision in ("16", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from moco_plugin.config import OptimizerConfig
-from moco_plugin.errors import UsageError, nearest
+from moco_plugin.errors import UsageError, did_you_mean
 
 
 def sgd(
@@ -100,7 +100,7 @@ def build_optimizer(
     if config.name not in OPTIMIZERS:
         known = ", ".join(OPTIMIZERS)
         raise UsageError(
-            f"unknown optimizer.name {config.name!r}; known are {known}{nearest(config.name, OPTIMIZERS)}"
+            f"unknown optimizer.name {config.name!r}; known are {known}{did_you_mean(config.name, OPTIMIZERS)}"
         )
     return OPTIMIZERS[config.name](
         parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay

@@ -12,7 +12,7 @@ from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
 from moco_plugin.data.tiny_datasets import ClassTables
-from moco_plugin.errors import UsageError, UserError, nearest
+from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import read_json
 from moco_plugin.transfer.dataset_files import PACKAGES, datasets_root, find_files, source
 from moco_plugin.transfer.voc_semantic import register_voc_semantic
@@ -74,7 +74,7 @@ def require_dataset(name: str) -> None:
         UserError: A file or a package is missing.
     """
     if name not in DatasetCatalog.list():
-        raise UsageError(f"data set {name!r} is not registered{nearest(name, DatasetCatalog.list())}")
+        raise UsageError(f"data set {name!r} is not registered{did_you_mean(name, DatasetCatalog.list())}")
     for package in PACKAGES.get(getattr(MetadataCatalog.get(name), "evaluator_type", ""), ()):
         if importlib.util.find_spec(package) is None:
             raise UserError(

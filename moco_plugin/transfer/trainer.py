@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 
 from moco_plugin.checkpoints.names import is_released
 from moco_plugin.config import find_config
-from moco_plugin.errors import UsageError, nearest
+from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.files import write_json
 from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
 from moco_plugin.transfer.annotations import check_annotations
@@ -103,7 +103,7 @@ def _sentence(error: Exception, cfg: CfgNode) -> str:
     if isinstance(error, OSError):
         text = f"{error.filename} cannot be read ({error.strerror})"
     word = text.rsplit(" ", 1)[-1].strip("'\"")
-    return text + (nearest(word, _keys(cfg)) if "existent" in text else "")
+    return text + (did_you_mean(word, _keys(cfg)) if "existent" in text else "")
 
 
 def _keys(node: Any, prefix: str = "") -> list[str]:
