@@ -100,8 +100,10 @@ def _copying(kind: type[Any]) -> Callable[..., Any]:
 
 def _latin1(text: str, encoding: str = "latin1") -> bytes:
     """Stands for ``_codecs.encode``, which old protocols call for bytes; other encodings can take forever."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise BrokenPickle("text in another encoding than latin1")
+    if not isinstance(text, str) or not isinstance(encoding, str):
+        raise BrokenPickle("encoded text that is none")
+    if encoding != "latin1":
+        raise BrokenPickle(f"text in the encoding {encoding[:20]!r}")
     return text.encode("latin1")
 
 

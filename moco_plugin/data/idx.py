@@ -42,7 +42,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         with gzip.open(path) if packed else open(path, "rb") as file:
             head = file.read(4)
             head += file.read(4 * head[3]) if len(head) == 4 else b""
-            whole = head[:3] == b"\x00\x00\x08" and len(head) == 4 + 4 * head[3]
+            whole = len(head) >= 4 and head[:3] == b"\x00\x00\x08" and len(head) == 4 + 4 * head[3]
             shape = np.frombuffer(head, ">u4", offset=4).tolist() if whole else []
             most = path.stat().st_size * (MOST_COMPRESSED if packed else 1)
             body = file.read(min(math.prod(shape), most) + 1) if whole else b""
