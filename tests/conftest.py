@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,14 @@ TINY = [
 def broken_off_images_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     """As Pillow has it; LightlyTrain changes that for the whole process as soon as it is imported."""
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)
+
+
+@pytest.fixture(autouse=True)
+def no_log_handlers_are_left() -> Iterator[None]:
+    """Remove the handlers that detectron2's setup_logger adds; they write to the stdout that pytest captured."""
+    yield
+    for name in ("moco_plugin", "detectron2", "fvcore"):
+        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture(scope="session")
