@@ -1,4 +1,4 @@
-"""Draws what a trained model finds in a few test images, beside what is in them."""
+"""Pictures of what a trained model finds in a few test images, beside what is in them."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from PIL import Image
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_folder
-from moco_plugin.report.detections import MIN_SCORE
 from moco_plugin.transfer.predict import MIN_SIDE, class_names, predict
 from moco_plugin.transfer.trainer import load_config
 
 COUNT = 4
+MIN_SCORE = 0.3  # of a drawn detection
 
 
 def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
-    """Writes ``{name}.png`` with the predictions, and ``{name}_truth.png``, for the first test images.
+    """Write ``{name}.png`` with the predictions, and ``{name}_truth.png``, for the first test images.
 
     Args:
         trial: Folder of a finished trial, with ``config.yaml`` and ``model_final.pth``.
