@@ -69,7 +69,7 @@ def line_chart(
             marker = "o" if len(steps) <= MARKED and not noisy else None
             if noisy:
                 axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
-                window = min(SMOOTHING, len(values))
+                window = min(SMOOTHING, max(1, len(values) // 2))
                 values = np.convolve(values, np.ones(window) / window, mode="valid").tolist()
                 steps = steps[window // 2 :][: len(values)]
             axes.plot(

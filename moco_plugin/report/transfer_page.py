@@ -146,7 +146,7 @@ def add_predictions(page: Page, runs: Mapping[str, Run], images: str, shown: int
         page.pictures(
             "panels",
             panels,
-            f"{images}: what is in them, and what the model of the first trial finds{limit}.",
+            f"{images}: what is in them, and what the model of the first trial finds{limit}; nothing is drawn where it finds none.",
         )
     return bool(panels)
 
