@@ -76,7 +76,8 @@ def _box_ap(results: DemoResults) -> list[Comparison]:
 def _add_results(page: Page, results: DemoResults) -> None:
     page.section("Results")
     shown = [results.knn, *_box_ap(results)]
-    page.facts(
+    page.add(
+        "facts",
         [
             (
                 c.name,
@@ -84,23 +85,25 @@ def _add_results(page: Page, results: DemoResults) -> None:
                 f"with MoCo; {statistics.fmean(c.baseline):.1f}{c.unit} {c.baseline_name}",
             )
             for c in shown
-        ]
+        ],
     )
     protocol = results.knn_protocol
-    page.text(
+    page.add(
+        "text",
         f"kNN accuracy says how often the {protocol.get('k', 'k')} nearest training images vote for the "
         "right class of a test image, with images compared by the network's features alone. AP and AP50 "
         "are COCO's average precision of the boxes and masks of two Mask R-CNNs trained on few labelled scenes, "
         "once from random weights and once from MoCo's, with everything else the same: C4 has res5 of the backbone "
-        "as its head, as in the papers, FPN a feature pyramid."
+        "as its head, as in the papers, FPN a feature pyramid.",
     )
     several = "mean ± sample standard deviation over seeds" if len(results.seeds) > 1 else "a single seed"
-    page.table(
+    page.add(
+        "table",
         comparison_table(
             [results.knn, *results.transfer], f"Untrained or random weights and MoCo, {several}."
-        )
+        ),
     )
-    page.table(seed_table(results.transfer, _seed_names(results), "Detection with each seed."))
+    page.add("table", seed_table(results.transfer, _seed_names(results), "Detection with each seed."))
 
 
 def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
@@ -132,7 +135,7 @@ def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
             reference=(1, "whole sphere"),
         ),
     ]
-    page.pictures(
+    page.add(
         "charts",
         charts,
         "Contrastive loss: how hard it is to tell the other view of an image from the keys in the queue, as "
@@ -144,11 +147,12 @@ def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
 
 def _add_views(page: Page, config: PretrainConfig) -> None:
     page.section("What MoCo learns from")
-    page.text(
+    page.add(
+        "text",
         "No labels: two random views of one image should have similar features, and views of different "
-        "images should not. Each card holds an unlabelled image and two views, drawn as in training."
+        "images should not. Each card holds an unlabelled image and two views, drawn as in training.",
     )
-    page.tiles(
+    page.add(
         "cards",
         view_pairs(config),
         "Random crops, jitter, blur and flips change how an image looks, but not what it shows. The images "
@@ -169,7 +173,7 @@ def _add_neighbours(page: Page, path: Path) -> None:
         ) from error
     rows, sentence = neighbour_rows(ImageSet(train), ImageSet(test), found)
     page.section("What it finds similar")
-    page.tiles("rows", rows, f"{caption(train, test)} {sentence}")
+    page.add("rows", rows, f"{caption(train, test)} {sentence}")
 
 
 def _add_detections(page: Page, folder: Path) -> None:
@@ -180,7 +184,7 @@ def _add_detections(page: Page, folder: Path) -> None:
             run = run_folder(folder, detector, init)
             runs[f"{name}, {start}"] = (run, read_json(run / "results.json"))
         if not add_predictions(page, runs, f"{name}, the first test scenes", SCENES):
-            page.text(f"{name}: no predictions were drawn.")
+            page.add("text", f"{name}: no predictions were drawn.")
 
 
 def _add_making(page: Page, folder: Path, config: PretrainConfig) -> None:
@@ -190,7 +194,8 @@ def _add_making(page: Page, folder: Path, config: PretrainConfig) -> None:
     names = {"queue_size": "keys in the queue, K", "momentum": "momentum, m", "temperature": "temperature, T"}
     backbone = [config.backbone, *(f"{key} {value}" for key, value in config.backbone_args.items())]
     page.section("How this was made")
-    page.settings(
+    page.add(
+        "settings",
         {
             "method": config.method,
             **{names.get(key, key): str(value) for key, value in config.method_args.items()},
@@ -201,9 +206,9 @@ def _add_making(page: Page, folder: Path, config: PretrainConfig) -> None:
             "training": f"{config.schedule.epochs} epochs, {steps[-1] + 1} steps, "
             f"{statistics.median(rate):.0f} images a second",
             "learning rate": f"{config.optimizer.lr}, {config.schedule.name}",
-        }
+        },
     )
     commands = folder / "commands.txt"
     if commands.is_file():
-        page.text("The commands, as typed:")
-        page.code(commands.read_text())
+        page.add("text", "The commands, as typed:")
+        page.add("code", commands.read_text())

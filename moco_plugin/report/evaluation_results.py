@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,24 @@ METHODS = {"moco": "MoCo v2", "moco_v1": "MoCo v1", "moco_v2": "MoCo v2", "moco_
 NONE = "-"
 
 
-def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Return the results of tools/evaluate.py at any depth of a folder, by path; other JSON files are skipped."""
+def find_results(folder: Path, pattern: str, keys: Set[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return path and content of each JSON file at any depth of a folder that has all the keys, by path."""
     found = []
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(folder.rglob(pattern)):
         try:
             result = read_json(path)
         except UserError:
             continue
-        if isinstance(result, dict) and {"protocol", "weights_sha256", "versions"} <= result.keys():
-            found.append(result)
+        if isinstance(result, dict) and keys <= result.keys():
+            found.append((path, result))
     return found
+
+
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of tools/evaluate.py at any depth of a folder, by path."""
+    return [
+        result for _, result in find_results(folder, "*.json", {"protocol", "weights_sha256", "versions"})
+    ]
 
 
 def linear_table(results: Iterable[dict[str, Any]]) -> Table:

@@ -37,7 +37,7 @@ def write_neighbours(path: str | Path, train: ImageSet, test: ImageSet, found: S
     if Path(path).suffix == ".html":
         page = Page("Nearest neighbours", sentence)
         page.section("What the network finds similar")
-        page.tiles("rows", rows, caption(train.spec, test.spec))
+        page.add("rows", rows, caption(train.spec, test.spec))
         page.save(path)
         return
     with atomic_path(path) as temporary:

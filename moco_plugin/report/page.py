@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,8 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from moco_plugin.files import atomic_path
-from moco_plugin.report.tables import Table
 
+Kind = Literal["text", "code", "facts", "settings", "table", "charts", "panels", "rows", "cards"]
+Frame = Literal["right", "wrong", ""]
 TILE = 190  # pixels of a small picture, which is shown at half of that
 
 
@@ -34,12 +34,12 @@ class Picture:
     image: Image.Image
     alt: str
     label: str = ""
-    frame: Literal["right", "wrong", ""] = ""
+    frame: Frame = ""
     dark: Image.Image | None = None
     kind: Literal["PNG", "JPEG"] = "PNG"
 
 
-def tile(image: Image.Image, alt: str, label: str, frame: Literal["right", "wrong", ""] = "") -> Picture:
+def tile(image: Image.Image, alt: str, label: str, frame: Frame = "") -> Picture:
     """Return a small picture."""
     small = image.copy()
     small.thumbnail((TILE, TILE))
@@ -62,39 +62,15 @@ class Page:
         """Begin a section."""
         self.sections.append((heading, []))
 
-    def text(self, text: str) -> None:
-        """Add a paragraph."""
-        self._add("text", text)
+    def add(self, kind: Kind, content: Any, caption: str = "") -> None:
+        """Add to the section.
 
-    def facts(self, facts: Sequence[tuple[str, str, str]]) -> None:
-        """Add numbers in large type: the name, value and note of each."""
-        self._add("facts", facts)
-
-    def table(self, table: Table) -> None:
-        """Add a table."""
-        self._add("table", table)
-
-    def settings(self, settings: Mapping[str, str]) -> None:
-        """Add names and their values."""
-        self._add("settings", settings)
-
-    def code(self, text: str) -> None:
-        """Add preformatted text."""
-        self._add("code", text.rstrip())
-
-    def pictures(
-        self, layout: Literal["charts", "panels"], pictures: Sequence[Picture], caption: str
-    ) -> None:
-        """Add pictures in as many columns as fit; labels stand above those of "panels"."""
-        self._add(layout, pictures, caption)
-
-    def tiles(
-        self, layout: Literal["rows", "cards"], rows: Sequence[Sequence[Picture]], caption: str
-    ) -> None:
-        """Add rows of tiles, one below the other or in cards side by side; labels stand below."""
-        self._add(layout, rows, caption)
-
-    def _add(self, kind: str, content: Any, caption: str = "") -> None:
+        Args:
+            kind: "text", "code"; "facts", the name, value and note of each; "settings", values by name; a "table"; pictures
+                in as many columns as fit, "charts" or "panels" with labels above; lists of tiles, "rows" or "cards".
+            content: Accordingly.
+            caption: Of pictures and tiles.
+        """
         self.sections[-1][1].append((kind, content, caption))
 
     def html(self) -> str:

@@ -72,7 +72,7 @@ def _add_task(page: Page, task: Task, runs: Sequence[Run]) -> str:
     """Add a task's table, curves and pictures; return the table in plain text."""
     table = transfer_table(task, [result for _, result in runs])
     page.section(task.title)
-    page.table(table)
+    page.add("table", table)
     names = _names(runs)
     curves = {name: _loss(*run) for name, run in zip(names, runs, strict=True)}
     if curves := {name: curve for name, curve in curves.items() if curve[0]}:
@@ -80,7 +80,7 @@ def _add_task(page: Page, task: Task, runs: Sequence[Run]) -> str:
             f"{name} goes from {losses[0]:.2f} to {losses[-1]:.2f}" for name, (_, losses) in curves.items()
         )
         caption = "The sum of all losses over iterations, as detectron2 logs it: the mean over the trials."
-        page.pictures("charts", [line_chart(curves, "training loss", alt)], caption)
+        page.add("charts", [line_chart(curves, "training loss", alt)], caption)
     add_predictions(page, dict(zip(names, runs, strict=True)), "The first test images")
     return f"{task.title}\n{table.caption}\n\n{table.text()}"
 
@@ -143,10 +143,11 @@ def add_predictions(page: Page, runs: Mapping[str, Run], images: str, shown: int
     if panels:
         scores = {result["drawn_above"] for _, result in runs.values() if "drawn_above" in result}
         limit = f", detections of score {' or '.join(map(str, sorted(scores)))} or more" if scores else ""
-        page.pictures(
+        page.add(
             "panels",
             panels,
-            f"{images}: what is in them, and what the model of the first trial finds{limit}; nothing is drawn where it finds none.",
+            f"{images}: what is in them, and what the model of the first trial finds{limit}; nothing is drawn where it "
+            "finds none.",
         )
     return bool(panels)
 
@@ -170,21 +171,23 @@ def _add_evaluations(page: Page, results: Sequence[dict[str, Any]]) -> str:
     for heading, table in tables:
         page.section(heading)
         if heading == "Linear classification":
-            page.text(
+            page.add(
+                "text",
                 "The papers' numbers are for ImageNet, with the whole protocol. Numbers of other images, or of cached "
-                "features, are not comparable with them."
+                "features, are not comparable with them.",
             )
-        page.table(table)
+        page.add("table", table)
     page.section("What was measured")
     checkpoints = {result["weights_sha256"]: result["weights"] for result in results}
-    page.settings(
+    page.add(
+        "settings",
         {
             f"{Path(path).name}, {digest[:8]}": f"{path}, SHA-256 {digest}"
             for digest, path in checkpoints.items()
-        }
+        },
     )
     versions = sorted({f"{k} {v}" for result in results for k, v in result["versions"].items()})
-    page.text(f"Versions: {', '.join(versions)}.")
+    page.add("text", f"Versions: {', '.join(versions)}.")
     return "\n\n".join(f"{heading}\n{table.text()}" for heading, table in tables)
 
 
@@ -200,6 +203,6 @@ def _add_making(page: Page, runs: Sequence[Run]) -> None:
             f"{result['config']}; weights: {weights}; {solver['IMS_PER_BATCH']} images per batch, learning rate "
             f"{solver['BASE_LR']:g}, {solver['MAX_ITER']} iterations"
         )
-    page.settings(lines)
+    page.add("settings", lines)
     versions = sorted({f"{name} {value}" for _, run in runs for name, value in run["versions"].items()})
-    page.text(f"Versions: {', '.join(versions)}.")
+    page.add("text", f"Versions: {', '.join(versions)}.")

@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.errors import UserError
-from moco_plugin.files import read_json
 from moco_plugin.papers import Published
-from moco_plugin.report.evaluation_results import METHODS, NONE
+from moco_plugin.report.evaluation_results import METHODS, NONE, find_results
 from moco_plugin.report.tables import Table
 from moco_plugin.tasks import TASKS, Task
 
@@ -18,22 +16,12 @@ KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the resu
 
 def read_transfers(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and ``results.json`` of each transfer run with a finished trial, at any depth of a folder."""
-    found = []
-    for path in sorted(folder.rglob("results.json")):
-        try:
-            result = read_json(path)
-        except UserError:
-            continue
-        if (
-            isinstance(result, dict)
-            and result.keys() >= KEYS
-            and isinstance(result["task"], str)
-            and result["task"] in TASKS
-            and isinstance(result["trials"], list)
-            and result["trials"]
-        ):
-            found.append((path.parent, result))
-    return found
+    return [
+        (path.parent, result)
+        for path, result in find_results(folder, "results.json", KEYS)
+        if isinstance(result["task"], str) and result["task"] in TASKS
+        if isinstance(result["trials"], list) and result["trials"]
+    ]
 
 
 def list_tasks() -> str:

@@ -113,14 +113,14 @@ def test_text_is_escaped(report: tuple[Path, str]) -> None:
     assert COMMAND not in html and COMMAND in Reader(html).text
     page = Page("<i>", "a & b")
     page.section("<b>")
-    page.text("<script>")
-    page.table(Table(("<u>", "x"), [("<s>", "<p>")], "<q>"))
-    page.settings({"<em>": "<a>"})
-    page.code("<kbd>")
-    page.facts([("<dfn>", "<var>", "<samp>")])
+    page.add("text", "<script>")
+    page.add("table", Table(("<u>", "x"), [("<s>", "<p>")], "<q>"))
+    page.add("settings", {"<em>": "<a>"})
+    page.add("code", "<kbd>")
+    page.add("facts", [("<dfn>", "<var>", "<samp>")])
     evil = Picture(Image.new("RGB", (2, 2)), '"><img src=x onerror=alert(1)>', "<mark>")
-    page.pictures("panels", [evil], "<cite>")
-    page.tiles("cards", [[evil]], "<del>")
+    page.add("panels", [evil], "<cite>")
+    page.add("cards", [[evil]], "<del>")
     found = Reader(page.html())
     tags = [tag for tag, _ in found.elements]
     given = {"i", "script", "u", "s", "q", "em", "a", "kbd", "dfn", "var", "samp", "mark", "cite", "del"}
