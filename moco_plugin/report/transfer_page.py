@@ -141,8 +141,8 @@ def add_predictions(page: Page, runs: Mapping[str, Run], images: str, shown: int
             if found.is_file():
                 panels.append(_picture(found, f"Image {number}, predictions of {name}", name))
     if panels:
-        scores = {result["drawn_above"] for _, result in runs.values() if "drawn_above" in result}
-        limit = f", detections of score {' or '.join(map(str, sorted(scores)))} or more" if scores else ""
+        scores = {str(result["drawn_above"]) for _, result in runs.values() if "drawn_above" in result}
+        limit = f", detections of score {' or '.join(sorted(scores))} or more" if scores else ""
         page.add(
             "panels",
             panels,
