@@ -131,6 +131,11 @@ class Demo:
                 "evaluate", "knn", "--weights", str(checkpoint), "--train", train + bank, "--test", test + queries,
                 "--out", str(result), *flags, makes=result,
             )  # fmt: skip
+        neighbours = folder / "neighbours.json"
+        self.tool(
+            "evaluate", "retrieve", "--weights", str(checkpoint), "--train", train + bank, "--test", test + queries,
+            "--k", "1", "8", "--out", str(neighbours), makes=neighbours,
+        )  # fmt: skip
         weights = folder / "moco.pkl"
         self.tool("convert_to_d2", str(checkpoint), str(weights), makes=weights)
         self.tool(

@@ -49,4 +49,4 @@ def test_quick_demo(
 
     assert main(arguments) == 0
     again = capsys.readouterr().out
-    assert again.count("(done: ") == again.count("$ ") == 9
+    assert again.count("(done: ") == again.count("$ ") == 10

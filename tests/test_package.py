@@ -40,7 +40,7 @@ def test_wheel_holds_all_code_and_configs(wheel: Path) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
     for folder, home in (("moco_plugin", ""), ("tools", "moco_plugin/"), ("configs", "moco_plugin/")):
         for path in (ROOT / folder).rglob("*"):
-            if path.suffix in (".py", ".yaml"):
+            if path.suffix in (".py", ".yaml", ".html"):
                 assert f"{home}{path.relative_to(ROOT).as_posix()}" in files
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     args = parser.parse_args(argv)
 
-    from moco_plugin.report.transfer_table import list_tasks
+    from moco_plugin.report.transfer_table import list_tasks, transfer_table
     from moco_plugin.tasks import find_task
 
     if args.list:
@@ -71,17 +71,21 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from moco_plugin.transfer.runner import Machines, default_gpus, run_trials
 
     gpus = default_gpus() if args.gpus is None else args.gpus
-    run_trials(
+    out = args.out or Path("runs/transfer") / task.name / init
+    result = run_trials(
         task,
         init,
         args.weights,
-        args.out or Path("runs/transfer") / task.name / init,
+        out,
         trials=args.trials,
         machines=Machines(gpus, args.num_machines, args.machine_rank, args.dist_url),
         images_per_batch=args.images_per_batch,
         overrides=args.overrides,
         overwrite=args.overwrite,
     )
+    if not args.machine_rank:
+        table = transfer_table(task, [result])
+        print(f"\n{task.title}\n{table.caption}\n\n{table.text()}\n\nwritten: {out / 'results.json'}")
     return 0
 
 

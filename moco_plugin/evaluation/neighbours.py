@@ -15,17 +15,6 @@ TEST_BLOCK = 8192
 TRAIN_BLOCK = 16384
 
 
-def search_bytes(dim: int, k: int, classes: int = 0) -> int:
-    """Returns the memory that a search takes beside the features, whatever the sizes of the sets.
-
-    Two blocks of features, their similarities, the k best of the block before and of this one (values, places
-    and their merger) and, for votes, two tables of test images by classes: 0.9 GB for 2048-d features, k 200
-    and 1000 classes.
-    """
-    blocks = 4 * dim * (TEST_BLOCK + TRAIN_BLOCK) + 4 * TEST_BLOCK * TRAIN_BLOCK
-    return blocks + 12 * TEST_BLOCK * 5 * k + 2 * 4 * TEST_BLOCK * classes
-
-
 def check_neighbours(ks: Sequence[int], images: int, same: bool) -> None:
     """Raises UsageError if a number of neighbours is not from 1 to the images that there are to be neighbours."""
     available = images - same

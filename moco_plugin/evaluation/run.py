@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,10 @@ def evaluate_retrieval(
         print(
             f"recall at {number}: {value:.2f}% ({sizes['train_images']} train, {sizes['test_images']} test images)"
         )
-    result = record("retrieve", subject, train, test, recall={str(n): v for n, v in recall.items()}, **sizes)
+    result = record(
+        "retrieve", subject, train, test, recall={str(n): v for n, v in recall.items()}, **sizes,
+        neighbours=[asdict(one) for one in neighbours],
+    )  # fmt: skip
     if out:
         write_json(out, result)
     return result, neighbours

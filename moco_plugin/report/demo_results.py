@@ -1,4 +1,4 @@
-"""Reads the numbers of a demo run from the files that its stages have written."""
+"""Numbers of a demo run, read from the files that its stages wrote."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class DemoResults:
 
 
 def read_results(folder: Path) -> DemoResults:
-    """Reads the results in a demo run's folder.
+    """Read the results in a demo run's folder.
 
     Raises:
         UserError: A file is missing, or lacks a number.
@@ -61,7 +61,7 @@ def read_results(folder: Path) -> DemoResults:
 
 
 def run_folder(folder: Path, detector: str, init: str) -> Path:
-    """Returns where the trials of a detector ("c4" or "fpn") from "random" or "moco" weights are."""
+    """Return where the trials of a detector ("c4" or "fpn") from "random" or "moco" weights are."""
     return folder / "transfer" / detector / init
 
 
@@ -73,7 +73,7 @@ def _top1(path: Path) -> float:
 
 
 def _trials(folder: Path) -> dict[int, dict[str, float | None]]:
-    """Returns the metrics of each trial by its seed."""
+    """Return the metrics of each trial by its seed."""
     path = folder / "results.json"
     try:
         trials = {int(trial["seed"]): dict(trial["metrics"]) for trial in read_json(path)["trials"]}

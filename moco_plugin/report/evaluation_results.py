@@ -1,8 +1,8 @@
-"""The results that tools/evaluate.py wrote into a folder, as tables beside the papers' numbers."""
+"""Tables of the results of tools/evaluate.py, beside the papers' numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +15,31 @@ METHODS = {"moco": "MoCo v2", "moco_v1": "MoCo v1", "moco_v2": "MoCo v2", "moco_
 NONE = "-"
 
 
-def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Returns the results of tools/evaluate.py at any depth of a folder, by path; other JSON files are passed over.
-
-    Raises:
-        UserError: There is none.
-    """
+def find_results(folder: Path, pattern: str, keys: Set[str]) -> list[tuple[Path, dict[str, Any]]]:
+    """Return path and content of each JSON file at any depth of a folder that has all the keys, by path."""
     found = []
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(folder.rglob(pattern)):
         try:
             result = read_json(path)
         except UserError:
             continue
-        if isinstance(result, dict) and {"protocol", "weights_sha256", "versions"} <= result.keys():
-            found.append(result)
-    if not found:
-        raise UserError(
-            f"{folder} holds no result of tools/evaluate.py; expected JSON files that its --out wrote"
-        )
+        if isinstance(result, dict) and keys <= result.keys():
+            found.append((path, result))
     return found
 
 
-def linear_rows(folder: Path) -> Table:
-    """Returns the linear-classification table: the papers' rows, and beside and below them what was measured.
-
-    Results that differ in nothing but the checkpoint's file are trials of one row: mean ± sample standard deviation.
-    """
-    return linear_table(read_evaluations(Path(folder)))
+def read_evaluations(folder: Path) -> list[dict[str, Any]]:
+    """Return the results of tools/evaluate.py at any depth of a folder, by path."""
+    return [
+        result for _, result in find_results(folder, "*.json", {"protocol", "weights_sha256", "versions"})
+    ]
 
 
 def linear_table(results: Iterable[dict[str, Any]]) -> Table:
-    """See linear_rows."""
+    """Return the linear-classification table: the papers' rows, and beside and below them what was measured.
+
+    Results that differ only in the checkpoint's file are trials of one row: mean ± sample standard deviation.
+    """
     trials: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for result in results:
         if result["protocol"] in ("linear", "linear_fast"):
@@ -74,7 +68,7 @@ def _linear_row(name: str, paper: str, key: tuple[Any, ...], group: list[dict[st
 
 
 def _published(result: dict[str, Any]) -> Published | None:
-    """Returns the paper's row that a result repeats; the images are the reader's to compare."""
+    """Return the paper's row that a result repeats; the images are the reader's to compare."""
     architecture = str(result.get("architecture"))
     for row in LINEAR:
         same = (METHODS[row.method], row.feature_dim, row.epochs) == (
@@ -99,71 +93,61 @@ def _protocol(result: dict[str, Any]) -> str:
     return "cached features" if result["protocol"] == "linear_fast" else str(result.get("recipe", ""))
 
 
-def other_tables(results: Iterable[dict[str, Any]]) -> list[tuple[str, Table]]:
-    """Returns heading and table of each other kind of evaluation that there are results of."""
-    results = list(results)
-    by_kind = {
-        kind: [r for r in results if r["protocol"] == kind]
-        for kind in ("finetune", "lowshot", "knn", "retrieve", "omnibenchmark")
-    }
+# heading and caption of each other kind of result
+CAPTIONS = {
+    "finetune": (
+        "Fine-tuning",
+        "End-to-end fine-tuning, top-1 accuracy in percent. The rows with DeiT's recipe (AdamW, its augmentation; ViT-B "
+        "for 150 epochs) are not comparable with the others, which are trained with SGD.",
+    ),
+    "lowshot": ("Few labels", "Linear classification with a share of the labels, top-1 accuracy in percent."),
+    "knn": ("Nearest neighbours", "Weighted votes of k neighbours, top-1 accuracy in percent."),
+    "retrieve": ("Retrieval", "Test images with one of their class among the k nearest, in percent."),
+}
+COLUMNS = {
+    "finetune": ("initialisation", "recipe", "top-1", "test images"),
+    "lowshot": ("pre-training", "labels", "images", "top-1", "test images"),
+    "knn": ("pre-training", "k", "top-1", "test images"),
+    "retrieve": ("pre-training", "k", "recall", "test images"),
+}
+
+
+def other_tables(results: Sequence[dict[str, Any]]) -> list[tuple[str, Table]]:
+    """Return heading and table of each other kind of evaluation among the results."""
     tables = []
-    rows: list[tuple[str, ...]]
-    columns: tuple[str, ...]
-    if found := by_kind["finetune"]:
-        rows = [(f"{row.name} (paper)", row.recipe, f"{row.values[0]}", "") for row in FINETUNE]
-        rows += [(_name(r), str(r.get("recipe")), _number(r["top1"]), _short(r["test"])) for r in found]
-        columns = ("initialisation", "recipe", "top-1", "test images")
-        caption = (
-            "End-to-end fine-tuning, top-1 accuracy in percent. The rows with DeiT's recipe (AdamW, its augmentation; "
-            "ViT-B for 150 epochs) are not comparable with the others, which are trained with SGD."
-        )
-        tables.append(("Fine-tuning", Table(columns, rows, caption)))
-    if found := by_kind["lowshot"]:
-        rows = [
-            (
-                _name(r),
-                f"{100 * one['share']:g}%",
-                str(one["train_images"]),
-                _number(one["top1"]),
-                _short(r["test"]),
-            )
-            for r in found
-            for one in r["shares"]
-        ]
-        columns = ("pre-training", "labels", "images", "top-1", "test images")
-        tables.append(
-            ("Few labels", Table(columns, rows, "Linear classification with a share of the labels."))
-        )
-    if found := by_kind["knn"]:
-        rows = [
-            (_name(r), k, _number(value), _short(r["test"]))
-            for r in found
-            for k, value in (r.get("top1_by_k") or {str(r["k"]): r["top1"]}).items()
-        ]
-        columns = ("pre-training", "k", "top-1", "test images")
-        tables.append(
-            ("Nearest neighbours", Table(columns, rows, "Weighted votes of k neighbours, in percent."))
-        )
-    if found := by_kind["retrieve"]:
-        rows = [(_name(r), k, _number(v), _short(r["test"])) for r in found for k, v in r["recall"].items()]
-        columns = ("pre-training", "k", "recall", "test images")
-        caption = "Test images with one of their class among the k nearest, in percent."
-        tables.append(("Retrieval", Table(columns, rows, caption)))
-    for result in by_kind["omnibenchmark"]:
-        tables.append((f"OmniBenchmark: {_name(result)}", _omnibenchmark(result)))
+    for kind, (heading, caption) in CAPTIONS.items():
+        if found := [result for result in results if result["protocol"] == kind]:
+            papers = [(f"{row.name} (paper)", row.recipe, f"{row.values[0]}", "") for row in FINETUNE]
+            rows = [
+                (_name(result), *cells, _short(result["test"]))
+                for result in found
+                for cells in _cells(result)
+            ]
+            table = Table(COLUMNS[kind], [*(papers if kind == "finetune" else ()), *rows], caption)
+            tables.append((heading, table))
+    for result in results:
+        if result["protocol"] == "omnibenchmark":
+            tables.append((f"OmniBenchmark: {_name(result)}", _omnibenchmark(result)))
     return tables
+
+
+def _cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
+    """Return the middle cells of each row of a result."""
+    if result["protocol"] == "finetune":
+        return [(str(result.get("recipe")), _number(result["top1"]))]
+    if result["protocol"] == "lowshot":
+        return [
+            (f"{100 * one['share']:g}%", str(one["train_images"]), _number(one["top1"]))
+            for one in result["shares"]
+        ]
+    by_k = result.get("recall") or result.get("top1_by_k") or {str(result["k"]): result["top1"]}
+    return [(k, _number(value)) for k, value in by_k.items()]
 
 
 def _omnibenchmark(result: dict[str, Any]) -> Table:
     rows = [
-        (
-            name,
-            _number(realm["mean_per_class"]),
-            _number(realm["top1"]),
-            f"{realm['l2']:g}",
-            str(realm["classes"]),
-        )
-        for name, realm in result["realms"].items()
+        (name, *map(_number, (r["mean_per_class"], r["top1"])), f"{r['l2']:g}", str(r["classes"]))
+        for name, r in result["realms"].items()
     ]
     partial = f" (partial, {len(result['missing'])} realms missing)" if result["partial"] else ""
     rows.append((f"mean{partial}", _number(result["mean_per_class"]), _number(result["top1"]), "", ""))
@@ -175,7 +159,7 @@ def _omnibenchmark(result: dict[str, Any]) -> Table:
 
 
 def _short(images: Any) -> str:
-    """Returns the last two parts of the path of a set of images."""
+    """Return the last two parts of the path of a set of images."""
     return "/".join(Path(str(images)).parts[-2:])
 
 

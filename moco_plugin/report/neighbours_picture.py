@@ -1,4 +1,4 @@
-"""The picture of a retrieval: test images, each with its nearest training images, as a page or a PNG."""
+"""Pictures of a retrieval: test images beside their nearest training images, on a page or in a PNG."""
 
 from __future__ import annotations
 
@@ -8,25 +8,24 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.errors import UsageError
+from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.retrieval import Neighbours
 from moco_plugin.files import atomic_path, check_output
-from moco_plugin.report.page import Page
-from moco_plugin.report.pictures import grid, row, tile
+from moco_plugin.report.page import Page, Picture, tile
 
 TILE, FRAME, GAP = 96, 4, 6  # pixels of the PNG
-COLOURS = {True: "#1a7f37", False: "#cf222e"}
+COLOURS = {"right": "#1a7f37", "wrong": "#cf222e", "": "white"}
 
 
 def check_picture(path: str | Path, overwrite: bool) -> None:
-    """Raises UsageError unless ``path`` ends in .html or .png and nothing is there that would be overwritten."""
+    """Raise UsageError unless ``path`` ends in .html or .png and no file would be overwritten."""
     if Path(path).suffix not in (".html", ".png"):
         raise UsageError(f"{path} ends in neither .html nor .png; choose one of them for the picture")
     check_output(path, overwrite)
 
 
 def write_neighbours(path: str | Path, train: ImageSet, test: ImageSet, found: Sequence[Neighbours]) -> None:
-    """Draws each test image at the left and its neighbours to the right, the nearest first.
+    """Draw each test image at the left and its neighbours to the right, the nearest first.
 
     Args:
         path: An .html or a .png file.
@@ -34,62 +33,60 @@ def write_neighbours(path: str | Path, train: ImageSet, test: ImageSet, found: S
         test: The images that were searched for.
         found: What to draw.
     """
+    rows, sentence = neighbour_rows(train, test, found)
+    if Path(path).suffix == ".html":
+        page = Page("Nearest neighbours", sentence)
+        page.section("What the network finds similar")
+        page.add("rows", rows, caption(train.spec, test.spec))
+        page.save(path)
+        return
     with atomic_path(path) as temporary:
-        if Path(path).suffix == ".html":
-            temporary.write_text(_page(train, test, found).html(), encoding="utf-8")
-        else:
-            _picture(train, test, found).save(temporary)
+        _draw(rows).save(temporary)
 
 
-def _page(train: ImageSet, test: ImageSet, found: Sequence[Neighbours]) -> Page:
-    lines, right, total = [], 0, 0
+def caption(train: str, test: str) -> str:
+    """Return what the rows show."""
+    return (
+        f"Left: the first test image of each class, of {test}. Right of it: the images of {train} with the most similar "
+        "features, most similar first. A solid green frame marks the same class, a dashed red one another."
+    )
+
+
+def neighbour_rows(
+    train: ImageSet, test: ImageSet, found: Sequence[Neighbours]
+) -> tuple[list[list[Picture]], str]:
+    """Return a row of tiles for each test image, and a sentence on how many neighbours are of its class."""
+    rows, right, total = [], 0, 0
     for one in found:
-        name = _class(test, one.test)
-        tiles = [tile(_image(test, one.test), f"Test image: {name}", name)]
+        query, label, name = _read(test, one.test)
+        row = [tile(query, f"Test image: {name}", name)]
         for place, index in enumerate(one.train, start=1):
-            other, same = _class(train, index), _same(train, test, one.test, index)
+            image, its, other = _read(train, index)
+            same = its == label
             right, total = right + same, total + 1
             alt = f"Neighbour {place} of {name}: {other}, {'right' if same else 'wrong'} class"
-            tiles.append(tile(_image(train, index), alt, other, "right" if same else "wrong"))
-        lines.append(row(tiles))
-    page = Page("Nearest neighbours", f"{right} of {total} neighbours have the class of their test image.")
-    page.section("What the network finds similar")
-    page.figure(
-        grid(lines),
-        f"Left: the first test image of each class, of {test.spec}. Right of it: the images of {train.spec} with the "
-        "most similar features, most similar first. A solid green frame marks the same class, a dashed red one another.",
-    )  # fmt: skip
-    return page
+            row.append(tile(image, alt, other, "right" if same else "wrong"))
+        rows.append(row)
+    return rows, f"{right} of {total} neighbours have the class of their test image."
 
 
-def _picture(train: ImageSet, test: ImageSet, found: Sequence[Neighbours]) -> Image.Image:
-    columns = 1 + max(len(one.train) for one in found)
-    step = TILE + 2 * FRAME + GAP
-    canvas = Image.new("RGB", (columns * step + GAP, len(found) * step + GAP), "white")
-    draw = ImageDraw.Draw(canvas)
-    for line, one in enumerate(found):
-        for column, index in enumerate([one.test, *one.train]):
-            x, y = GAP + column * step, GAP + line * step
-            image = _image(train if column else test, index).resize((TILE, TILE), Image.Resampling.BICUBIC)
-            if column:
-                colour = COLOURS[_same(train, test, one.test, index)]
-                draw.rectangle((x, y, x + TILE + 2 * FRAME - 1, y + TILE + 2 * FRAME - 1), fill=colour)
-            canvas.paste(image, (x + FRAME, y + FRAME))
-    return canvas
-
-
-def _same(train: ImageSet, test: ImageSet, query: int, index: int) -> bool:
-    assert train.labels is not None and test.labels is not None
-    return bool(train.labels[index] == test.labels[query])
-
-
-def _class(images: ImageSet, index: int) -> str:
-    assert images.labels is not None
+def _read(images: ImageSet, index: int) -> tuple[Image.Image, int, str]:
+    """Return an image, its label and the name of its class."""
+    if images.labels is None or not 0 <= index < len(images) or (image := images.load(index)) is None:
+        raise UserError(f"{images.spec} has no labelled image number {index}; repeat the retrieval")
     label = int(images.labels[index])
-    return images.classes[label] if images.classes else f"class {label}"
+    return image, label, images.classes[label] if images.classes else f"class {label}"
 
 
-def _image(images: ImageSet, index: int) -> Image.Image:
-    image = images.load(index)
-    assert image is not None  # it has features
-    return image
+def _draw(rows: Sequence[Sequence[Picture]]) -> Image.Image:
+    step = TILE + 2 * FRAME + GAP
+    canvas = Image.new("RGB", (max(map(len, rows)) * step + GAP, len(rows) * step + GAP), "white")
+    draw = ImageDraw.Draw(canvas)
+    for line, row in enumerate(rows):
+        for column, picture in enumerate(row):
+            x, y = GAP + column * step, GAP + line * step
+            edge = TILE + 2 * FRAME - 1
+            draw.rectangle((x, y, x + edge, y + edge), fill=COLOURS[picture.frame])
+            small = picture.image.resize((TILE, TILE), Image.Resampling.BICUBIC)
+            canvas.paste(small, (x + FRAME, y + FRAME))
+    return canvas

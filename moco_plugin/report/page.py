@@ -1,95 +1,102 @@
-"""One self-contained HTML page of sections: text, facts, tables, figures. All text given to it is escaped."""
+"""Self-contained HTML pages, rendered from one Jinja2 template that escapes all text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from html import escape
-from typing import NamedTuple, NewType
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
-from moco_plugin.report.style import STYLE
-from moco_plugin.report.tables import Table
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
-Html = NewType("Html", str)
-"""Text that is HTML already: every piece of it was escaped where it was made."""
+from moco_plugin.files import atomic_path
+
+Kind = Literal["text", "code", "facts", "settings", "table", "charts", "panels", "rows", "cards"]
+Frame = Literal["right", "wrong", ""]
+TILE = 190  # pixels of a small picture, which is shown at half of that
 
 
-class Fact(NamedTuple):
-    """A number to see at first sight: what it is, its value, and what to compare it with."""
+@dataclass
+class Picture:
+    """An image on a page.
 
-    name: str
-    value: str
-    note: str
+    Attributes:
+        image: What to show, at most at its own size.
+        alt: What it shows, in words.
+        label: A few words beside it.
+        frame: "right" for a green frame, "wrong" for a dashed red one, or none.
+        dark: Replaces the image where the reader prefers dark pages.
+        kind: "PNG", or "JPEG" for photographs.
+    """
+
+    image: Image.Image
+    alt: str
+    label: str = ""
+    frame: Frame = ""
+    dark: Image.Image | None = None
+    kind: Literal["PNG", "JPEG"] = "PNG"
+
+
+def tile(image: Image.Image, alt: str, label: str, frame: Frame = "") -> Picture:
+    """Return a small picture."""
+    small = image.copy()
+    small.thumbnail((TILE, TILE))
+    return Picture(small, alt, label, frame)
 
 
 class Page:
-    """Collects sections in the order of the calls; ``html()`` returns the page.
+    """A page of sections, in the order of the calls.
 
     Args:
         title: Headline.
-        lead: What the page says, in a sentence below the headline.
+        lead: What the page says, in a sentence.
     """
 
     def __init__(self, title: str, lead: str) -> None:
-        self.title = title
-        self.lead = lead
-        self.sections: list[list[str]] = []
+        self.title, self.lead = title, lead
+        self.sections: list[tuple[str, list[tuple[str, Any, str]]]] = []
 
     def section(self, heading: str) -> None:
-        """Begins a section; what is added next goes there."""
-        self.sections.append([f"<h2>{escape(heading)}</h2>"])
+        """Begin a section."""
+        self.sections.append((heading, []))
 
-    def text(self, text: str) -> None:
-        """Adds a paragraph."""
-        self._add(f"<p>{escape(text)}</p>")
+    def add(self, kind: Kind, content: Any, caption: str = "") -> None:
+        """Add to the section.
 
-    def facts(self, facts: Iterable[Fact]) -> None:
-        """Adds numbers in large type, side by side."""
-        cells = "".join(
-            f'<div><dt>{escape(fact.name)}</dt><dd class="value">{escape(fact.value)}</dd>'
-            f'<dd class="note">{escape(fact.note)}</dd></div>'
-            for fact in facts
-        )
-        self._add(f'<dl class="facts">{cells}</dl>')
-
-    def table(self, table: Table) -> None:
-        """Adds a table."""
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in table.columns)
-        body = "".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
-            + "</tr>"
-            for row in table.rows
-        )
-        caption = f"<caption>{escape(table.caption)}</caption>" if table.caption else ""
-        rows = f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody>"
-        self._add(f'<div class="wide"><table>{caption}{rows}</table></div>')
-
-    def settings(self, settings: Mapping[str, str]) -> None:
-        """Adds names and their values, one a line."""
-        lines = "".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in settings.items()
-        )
-        self._add(f'<dl class="settings">{lines}</dl>')
-
-    def code(self, text: str) -> None:
-        """Adds commands or the like, as they are."""
-        self._add(f"<pre>{escape(text.rstrip())}</pre>")
-
-    def figure(self, content: Html, caption: str) -> None:
-        """Adds pictures and, below them, what one sees."""
-        self._add(f"<figure>{content}<figcaption>{escape(caption)}</figcaption></figure>")
-
-    def _add(self, block: str) -> None:
-        self.sections[-1].append(block)
+        Args:
+            kind: "text", "code"; "facts", the name, value and note of each; "settings", values by name; a "table"; pictures
+                in as many columns as fit, "charts" or "panels" with labels above; lists of tiles, "rows" or "cards".
+            content: Accordingly.
+            caption: Of pictures and tiles.
+        """
+        self.sections[-1][1].append((kind, content, caption))
 
     def html(self) -> str:
-        """Returns the page, which fetches nothing."""
-        sections = "\n".join("<section>\n{}\n</section>".format("\n".join(s)) for s in self.sections)
-        return (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            '<link rel="icon" href="data:,">\n'
-            f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-            f"<header>\n<h1>{escape(self.title)}</h1>\n<p>{escape(self.lead)}</p>\n</header>\n"
-            f"<main>\n{sections}\n</main>\n</body>\n</html>\n"
+        """Return the page, which requests nothing from elsewhere."""
+        return _ENVIRONMENT.get_template("page.html").render(
+            title=self.title, lead=self.lead, sections=self.sections
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the page, whole or not at all."""
+        html = self.html()
+        with atomic_path(path) as temporary:
+            temporary.write_text(html, encoding="utf-8")
+
+
+def _data_uri(image: Image.Image, kind: str = "PNG") -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, optimize=True, **({"quality": 88} if kind == "JPEG" else {}))
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+_ENVIRONMENT = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+_ENVIRONMENT.filters["data_uri"] = _data_uri

@@ -11,16 +11,15 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.order import seeded
 from moco_plugin.data.views import build_views, view_arguments
 from moco_plugin.pretraining.module import views_name
-from moco_plugin.report.page import Html
-from moco_plugin.report.pictures import card, grid, row, tile
+from moco_plugin.report.page import Picture, tile
 
 
-def view_pairs(config: PretrainConfig, count: int = 12) -> Html:
-    """Returns images evenly spread over a run's set, each with a pair of views made as the run made them.
+def view_pairs(config: PretrainConfig, count: int = 12) -> list[list[Picture]]:
+    """Return images evenly spread over a run's set, each with a pair of views made as the run made them.
 
     Args:
         config: The run's.
-        count: Images shown, at most; one that cannot be decoded is left out.
+        count: Images, at most; one that cannot be decoded is left out.
     """
     images = ImageSet(config.data.root)
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
@@ -32,8 +31,8 @@ def view_pairs(config: PretrainConfig, count: int = 12) -> Html:
         with seeded(config.seed, index):
             first, second = _views(config, images, index, image)
         parts = (("image", image), ("view 1", first), ("view 2", second))
-        cards.append(card(row(tile(part, f"Image {number}: {name}", name) for name, part in parts)))
-    return grid(cards, "small")
+        cards.append([tile(part, f"Image {number}: {name}", name) for name, part in parts])
+    return cards
 
 
 def _views(config: PretrainConfig, images: ImageSet, index: int, image: Image.Image) -> list[Image.Image]:

@@ -1,10 +1,12 @@
-"""Tables for a terminal and a page, and the comparison of measurements over seeds."""
+"""Tables for terminals and pages; comparisons of measurements over seeds."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from tabulate import tabulate
 
 
 @dataclass
@@ -16,14 +18,9 @@ class Table:
     caption: str = ""
 
     def text(self) -> str:
-        """Returns the table in plain text, for a terminal."""
-        lines = [self.columns, *self.rows]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(self.columns))]
-        padded = [
-            [line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]
-            for line in (*lines[:1], ["-" * width for width in widths], *lines[1:])
-        ]
-        return "\n".join("  ".join(line) for line in padded)
+        """Return the table in plain text, for a terminal."""
+        align = ["left", *["right"] * (len(self.columns) - 1)]
+        return str(tabulate(self.rows, self.columns, "simple", colalign=align, disable_numparse=True))
 
 
 @dataclass
@@ -60,7 +57,7 @@ class Comparison:
         return round(self.gain, 1) > 0 and not self.within_spread
 
     def sentence(self) -> str:
-        """Returns what came out, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
+        """Return what came out, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
         change = round(self.gain, 1)
         verb = "rises" if change > 0 else "falls" if change < 0 else "stays the same,"
         before, after = (f"{statistics.fmean(v):.1f}{self.unit}" for v in (self.baseline, self.moco))
@@ -72,7 +69,7 @@ class Comparison:
         return text
 
     def summary(self) -> dict[str, object]:
-        """Returns mean, sample standard deviation (None for one seed) and values of both, for JSON."""
+        """Return mean, sample standard deviation (None for one seed) and values of both, for JSON."""
         return {
             "gain": self.gain,
             **{
@@ -83,26 +80,26 @@ class Comparison:
 
 
 def spread(values: Sequence[float]) -> float | None:
-    """Returns the sample standard deviation, or None for a single value."""
+    """Return the sample standard deviation, or None for a single value."""
     return statistics.stdev(values) if len(values) > 1 else None
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Returns ``12.3 ± 0.4``, or ``12.3`` for a single value."""
+    """Return ``12.3 ± 0.4``, or ``12.3`` for a single value."""
     deviation = spread(values)
     mean = f"{statistics.fmean(values):.1f}"
     return mean if deviation is None else f"{mean} ± {deviation:.1f}"
 
 
 def headline(comparisons: Sequence[Comparison]) -> str:
-    """Returns one sentence: whether MoCo helps in all, some or none of the comparisons, and by how much."""
+    """Return one sentence: whether MoCo helps in all, some or none of the comparisons, and by how much."""
     won = [comparison.won for comparison in comparisons]
     verdict = "helps" if all(won) else "helps in part" if any(won) else "does not help here"
     return f"MoCo pre-training {verdict}: {'; '.join(c.sentence() for c in comparisons)}."
 
 
 def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Table:
-    """Returns a table of one comparison a row: both means with their spreads, and the gain."""
+    """Return a table of one comparison a row: both means with their spreads, and the gain."""
     rows = [
         (c.name, mean_and_spread(c.baseline), mean_and_spread(c.moco), f"{c.gain:+.1f}", str(len(c.moco)))
         for c in comparisons
@@ -111,7 +108,7 @@ def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Ta
 
 
 def seed_table(comparisons: Sequence[Comparison], seeds: Sequence[str], caption: str = "") -> Table:
-    """Returns a table of the single values: a column a seed."""
+    """Return a table of the single values: a column a seed."""
     rows = [
         (f"{c.name}, {name}", *(f"{value:.1f}" for value in values))
         for c in comparisons

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from moco_plugin.errors import UserError
-from moco_plugin.files import atomic_path
-from moco_plugin.report.curves import lines_chart
-from moco_plugin.report.detections import MIN_SCORE
-from moco_plugin.report.evaluation_page import add_evaluations
-from moco_plugin.report.evaluation_results import read_evaluations
-from moco_plugin.report.page import Html, Page
-from moco_plugin.report.pictures import grid, panel, picture
+from moco_plugin.report.curves import line_chart
+from moco_plugin.report.evaluation_results import linear_table, other_tables, read_evaluations
+from moco_plugin.report.page import Page, Picture
 from moco_plugin.report.transfer_table import read_transfers, run_name, transfer_table
 from moco_plugin.tasks import TASKS, Task
 
@@ -27,7 +23,7 @@ SHOWN = 4  # images
 
 
 def write_report(folder: str | Path, html: str | Path) -> str:
-    """Writes one self-contained page of all results below a folder.
+    """Write one self-contained page of all results below a folder.
 
     Args:
         folder: Where runs of tools/transfer.py and JSON files of tools/evaluate.py lie, at any depth.
@@ -44,7 +40,7 @@ def write_report(folder: str | Path, html: str | Path) -> str:
         raise UserError(
             f"{folder} is no folder; expected one with results of tools/transfer.py or evaluate.py"
         )
-    transfers, evaluations = read_transfers(folder), _evaluations(folder)
+    transfers, evaluations = read_transfers(folder), read_evaluations(folder)
     if not transfers and not evaluations:
         raise UserError(
             f"{folder} holds no results; expected those of tools/transfer.py, or of tools/evaluate.py --out"
@@ -61,11 +57,10 @@ def write_report(folder: str | Path, html: str | Path) -> str:
         if runs := [run for run in transfers if run[1]["task"] == name]:
             texts.append(_add_task(page, task, runs))
     if evaluations:
-        texts.append(add_evaluations(page, evaluations))
+        texts.append(_add_evaluations(page, evaluations))
     if transfers:
         _add_making(page, transfers)
-    with atomic_path(html) as temporary:
-        temporary.write_text(page.html(), encoding="utf-8")
+    page.save(html)
     return "\n\n".join(texts)
 
 
@@ -73,39 +68,25 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    try:
-        return read_evaluations(folder)
-    except UserError:  # none
-        return []
-
-
 def _add_task(page: Page, task: Task, runs: Sequence[Run]) -> str:
-    """Adds a task's table, curves and pictures; returns the table in plain text."""
+    """Add a task's table, curves and pictures; return the table in plain text."""
     table = transfer_table(task, [result for _, result in runs])
     page.section(task.title)
-    page.table(table)
+    page.add("table", table)
     names = _names(runs)
     curves = {name: _loss(*run) for name, run in zip(names, runs, strict=True)}
     if curves := {name: curve for name, curve in curves.items() if curve[0]}:
         alt = "Line chart: the training loss of " + ", ".join(
             f"{name} goes from {losses[0]:.2f} to {losses[-1]:.2f}" for name, (_, losses) in curves.items()
         )
-        page.figure(
-            grid([lines_chart(curves, "training loss", alt)], "small"),
-            "The sum of all losses over iterations, as detectron2 logs it: the mean over the trials.",
-        )
-    if shown := _predictions(names, runs):
-        page.figure(
-            shown,
-            "The first test images: what is in them, and what the model of the first trial finds, detections of score "
-            f"{MIN_SCORE} or more.",
-        )
+        caption = "The sum of all losses over iterations, as detectron2 logs it: the mean over the trials."
+        page.add("charts", [line_chart(curves, "training loss", alt)], caption)
+    add_predictions(page, dict(zip(names, runs, strict=True)), "The first test images")
     return f"{task.title}\n{table.caption}\n\n{table.text()}"
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
-    """Returns a name of each run, with its folder where two would be called the same."""
+    """Return a name of each run, with its folder where two would be called the same."""
     names = [run_name(result) for _, result in runs]
     return [
         f"{name} ({folder.name})" if names.count(name) > 1 else name
@@ -114,7 +95,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 
 def _loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]:
-    """Returns the iterations that all trials have logged, and the mean loss of the trials there."""
+    """Return the iterations that all trials have logged, and the mean loss of the trials there."""
     logs = [
         log for trial in result["trials"] if (log := _read_log(folder / trial["folder"] / "metrics.json"))
     ]
@@ -123,7 +104,7 @@ def _loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]
 
 
 def _read_log(path: Path) -> dict[int, float]:
-    """Returns the losses of detectron2's log by iteration; what was trained twice, after a resume, as it was last."""
+    """Return the losses of detectron2's log by iteration; what was trained twice, after a resume, as it was last."""
     losses = {}
     try:
         for line in path.read_text().splitlines():
@@ -135,29 +116,79 @@ def _read_log(path: Path) -> dict[int, float]:
     return losses
 
 
-def _predictions(names: Sequence[str], runs: Sequence[Run]) -> Html | None:
-    """Returns a row an image: the truth, and what each run predicts; None where nothing was drawn."""
-    drawn = {name: folder / "predictions" for name, (folder, _) in zip(names, runs, strict=True)}
-    drawn = {name: folder for name, folder in drawn.items() if folder.is_dir()}
-    panels = []
+def add_predictions(page: Page, runs: Mapping[str, Run], images: str, shown: int = SHOWN) -> bool:
+    """Add what ``transfer.examples`` has drawn: the truth of each image, then the predictions of each run.
+
+    Args:
+        page: Where to add them.
+        runs: By name.
+        images: What the images are, for the caption.
+        shown: Images, at most.
+
+    Returns:
+        Whether there are any.
+
+    Raises:
+        UserError: A picture cannot be read.
+    """
+    drawn = {name: path for name, (folder, _) in runs.items() if (path := folder / "predictions").is_dir()}
     truths = {path.name: path for folder in drawn.values() for path in sorted(folder.glob("*_truth.png"))}
-    for number, path in enumerate(list(truths.values())[:SHOWN], start=1):
-        panels.append(panel("Ground truth", _picture(path, f"Image {number} and what is in it"), ""))
+    panels = []
+    for number, path in enumerate(list(truths.values())[:shown], start=1):
+        panels.append(_picture(path, f"Image {number} and what is in it", "Ground truth"))
         for name, folder in drawn.items():
             found = folder / path.name.replace("_truth.png", ".png")
             if found.is_file():
-                panels.append(panel(name, _picture(found, f"Image {number}, predictions of {name}"), ""))
-    return grid(panels, "medium") if panels else None
+                panels.append(_picture(found, f"Image {number}, predictions of {name}", name))
+    if panels:
+        scores = {str(result["drawn_above"]) for _, result in runs.values() if "drawn_above" in result}
+        limit = f", detections of score {' or '.join(sorted(scores))} or more" if scores else ""
+        page.add(
+            "panels",
+            panels,
+            f"{images}: what is in them, and what the model of the first trial finds{limit}; nothing is drawn where it "
+            "finds none.",
+        )
+    return bool(panels)
 
 
-def _picture(path: Path, alt: str) -> Html:
+def _picture(path: Path, alt: str, label: str) -> Picture:
     try:
         with Image.open(path) as image:
             small = image.convert("RGB")
-    except OSError as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a picture; remove it, or the folder it is in") from error
     small.thumbnail((SIDE, SIDE))
-    return picture(small, alt, "JPEG")
+    return Picture(small, alt, label, kind="JPEG")
+
+
+def _add_evaluations(page: Page, results: Sequence[dict[str, Any]]) -> str:
+    """Add tables of the results and what was measured; return the tables in plain text."""
+    tables = other_tables(results)
+    linear = [result for result in results if result["protocol"] in ("linear", "linear_fast")]
+    if linear:
+        tables.insert(0, ("Linear classification", linear_table(linear)))
+    for heading, table in tables:
+        page.section(heading)
+        if heading == "Linear classification":
+            page.add(
+                "text",
+                "The papers' numbers are for ImageNet, with the whole protocol. Numbers of other images, or of cached "
+                "features, are not comparable with them.",
+            )
+        page.add("table", table)
+    page.section("What was measured")
+    checkpoints = {result["weights_sha256"]: result["weights"] for result in results}
+    page.add(
+        "settings",
+        {
+            f"{Path(path).name}, {digest[:8]}": f"{path}, SHA-256 {digest}"
+            for digest, path in checkpoints.items()
+        },
+    )
+    versions = sorted({f"{k} {v}" for result in results for k, v in result["versions"].items()})
+    page.add("text", f"Versions: {', '.join(versions)}.")
+    return "\n\n".join(f"{heading}\n{table.text()}" for heading, table in tables)
 
 
 def _add_making(page: Page, runs: Sequence[Run]) -> None:
@@ -172,6 +203,6 @@ def _add_making(page: Page, runs: Sequence[Run]) -> None:
             f"{result['config']}; weights: {weights}; {solver['IMS_PER_BATCH']} images per batch, learning rate "
             f"{solver['BASE_LR']:g}, {solver['MAX_ITER']} iterations"
         )
-    page.settings(lines)
+    page.add("settings", lines)
     versions = sorted({f"{name} {value}" for _, run in runs for name, value in run["versions"].items()})
-    page.text(f"Versions: {', '.join(versions)}.")
+    page.add("text", f"Versions: {', '.join(versions)}.")

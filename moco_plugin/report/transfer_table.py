@@ -6,10 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.errors import UserError
-from moco_plugin.files import read_json
 from moco_plugin.papers import Published
-from moco_plugin.report.evaluation_results import METHODS, NONE
+from moco_plugin.report.evaluation_results import METHODS, NONE, find_results
 from moco_plugin.report.tables import Table
 from moco_plugin.tasks import TASKS, Task
 
@@ -17,27 +15,17 @@ KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the resu
 
 
 def read_transfers(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Returns folder and ``results.json`` of each transfer run with a finished trial, at any depth of a folder."""
-    found = []
-    for path in sorted(folder.rglob("results.json")):
-        try:
-            result = read_json(path)
-        except UserError:
-            continue
-        if (
-            isinstance(result, dict)
-            and result.keys() >= KEYS
-            and isinstance(result["task"], str)
-            and result["task"] in TASKS
-            and isinstance(result["trials"], list)
-            and result["trials"]
-        ):
-            found.append((path.parent, result))
-    return found
+    """Return folder and ``results.json`` of each transfer run with a finished trial, at any depth of a folder."""
+    return [
+        (path.parent, result)
+        for path, result in find_results(folder, "results.json", KEYS)
+        if isinstance(result["task"], str) and result["task"] in TASKS
+        if isinstance(result["trials"], list) and result["trials"]
+    ]
 
 
 def list_tasks() -> str:
-    """Returns all tasks in plain text: what they are, their data sets and configs, and the papers' numbers."""
+    """Return all tasks in plain text: what they are, their data sets and configs, and the papers' numbers."""
     width = max(len(config) for task in TASKS.values() for config in task.configs.values())
     lines = []
     for task in TASKS.values():
@@ -58,7 +46,7 @@ def _short(row: Published) -> str:
 
 
 def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
-    """Returns a task's table: each of the papers' rows, and below it the runs from the same kind of weights.
+    """Return a task's table: each of the papers' rows, and below it the runs from the same kind of weights.
 
     Args:
         task: The experiment.
@@ -86,7 +74,7 @@ def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def match(task: Task, result: Mapping[str, Any]) -> Published | None:
-    """Returns the papers' row that a run repeats, as far as its weights say; of MoCo's, method and epochs must fit."""
+    """Return the papers' row that a run repeats, as far as its weights say; of MoCo's, method and epochs must fit."""
     pretraining = result.get("pretraining") or {}
     for row in task.published:
         if row.init != result["init"]:
@@ -98,7 +86,7 @@ def match(task: Task, result: Mapping[str, Any]) -> Published | None:
 
 
 def run_name(result: Mapping[str, Any]) -> str:
-    """Returns a short name of the weights that a run started from."""
+    """Return a short name of the weights that a run started from."""
     if result["init"] == "random":
         return "random"
     pretraining = result.get("pretraining") or {}
@@ -118,7 +106,7 @@ def run_name(result: Mapping[str, Any]) -> str:
 
 
 def changes(result: Mapping[str, Any]) -> str:
-    """Returns how a run's settings differ from the config's, or an empty string."""
+    """Return how a run's settings differ from the config's, or an empty string."""
     overrides: Sequence[str] = result.get("overrides") or ()
     pairs = [f"{key} {value}" for key, value in zip(overrides[::2], overrides[1::2], strict=False)]
     batch = result.get("images_per_batch")
@@ -126,7 +114,7 @@ def changes(result: Mapping[str, Any]) -> str:
 
 
 def _measured(task: Task, result: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the cells of a run's metrics and of its number of trials."""
+    """Return the cells of a run's metrics and of its number of trials."""
     cells = []
     for metric in task.metrics:
         mean, std = (result.get(kind, {}).get(metric.path) for kind in ("mean", "std"))

@@ -1,4 +1,4 @@
-"""Supplies what the installed detectron2 wants and the installed torch, numpy and Pillow no longer have."""
+"""Shims for detectron2 0.6 and its evaluators on current numpy, Pillow and setuptools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from functools import cache, wraps
+from functools import wraps
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -27,16 +27,25 @@ def _in1d(values: Any, wanted: Any) -> numpy.ndarray:
     return numpy.isin(numpy.ravel(values), wanted)
 
 
-# what numpy had once. Its names for Python's own types: gone in 1.24, used all over detectron2 0.6 and by lvis;
-# in1d: gone in 2.4, used by cityscapesscripts
-NUMPY_ALIASES: dict[str, Any] = {
-    "bool": bool, "int": int, "float": float, "str": str, "object": object, "in1d": _in1d,
-}  # fmt: skip
+# names that numpy has dropped: those of Python's own types in 1.24, in1d in 2.4
+NUMPY: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "in1d": _in1d}
+# what needs which of them: detectron2 0.6, lvis 0.5.3, cityscapesscripts 2.3.0
+NUMPY_OF = {
+    "detectron2": ("bool", "int", "float", "str"),
+    "lvis": ("float",),
+    "cityscapesscripts": ("in1d",),
+}
+# a line of detectron2 0.6 for each shim that it needs; its main branch, which calls itself 0.6 too, has none of them
+SIGNS = {
+    "PIL.Image.LINEAR": ("data/transforms/transform.py", r"\bImage\.LINEAR\b"),
+    "numpy": ("structures/masks.py", r"\bnp\.bool\b"),
+    "detectron2._C": ("layers/deform_conv.py", r"^from detectron2 import _C"),
+}
 MATCHES = "matches.json"
 
 
 def package_dir() -> Path:
-    """Returns the folder of the installed detectron2, without importing it.
+    """Return the folder of the installed detectron2, without importing it.
 
     Raises:
         UserError: It is not installed.
@@ -51,74 +60,59 @@ def package_dir() -> Path:
 
 
 def has_operators(package: Path) -> bool:
-    """Tells whether this detectron2 was built with its C++ operators."""
+    """Tell whether this detectron2 was built with its C++ operators."""
     return PathFinder.find_spec("detectron2._C", [str(package)]) is not None
 
 
-@cache
-def _sources(package: Path) -> str:
-    """Returns all of a package's own Python code: what it uses is what may be missing."""
-    return "\n".join(path.read_text(encoding="utf-8") for path in sorted(package.rglob("*.py")))
-
-
-def _wants_operators(package: Path) -> bool:
-    """Tells whether detectron2 fails to import without its operators (0.6 does, its main branch copes)."""
-    return (
-        re.search(r"^from detectron2 import _C", (package / "layers/deform_conv.py").read_text(), re.M)
-        is not None
-    )
+def _needs(package: Path, shim: str) -> bool:
+    """Tell whether this detectron2 needs a shim, by the line that shows it."""
+    file, line = SIGNS[shim]
+    return re.search(line, (package / file).read_text(encoding="utf-8"), re.M) is not None
 
 
 def before_import() -> list[str]:
-    """Prepares for ``import detectron2``.
+    """Prepare for ``import detectron2``.
 
     Returns:
         The names that were supplied; empty where nothing is missing and on a second call.
     """
     package = package_dir()
     supplied = []
-    if not hasattr(Image, "LINEAR") and "Image.LINEAR" in _sources(package):
+    if not hasattr(Image, "LINEAR") and _needs(package, "PIL.Image.LINEAR"):
         Image.LINEAR = Image.Resampling.BILINEAR  # type: ignore[attr-defined]  # its older name
         supplied.append("PIL.Image.LINEAR")
-    supplied += _supply_numpy(_sources(package))
-    if "detectron2._C" not in sys.modules and not has_operators(package) and _wants_operators(package):
+    if _needs(package, "numpy"):
+        supplied += _supply_numpy("detectron2")
+    if "detectron2._C" not in sys.modules and not has_operators(package) and _needs(package, "detectron2._C"):
         sys.modules["detectron2._C"] = _operators_stand_in()
         supplied.append("detectron2._C")
     return supplied
 
 
-def _supply_numpy(sources: str) -> list[str]:
-    """Supplies numpy's old names where source code uses them and this numpy lacks them; returns which."""
-    supplied = []
-    for name, builtin in NUMPY_ALIASES.items():
-        # vars, because hasattr makes numpy warn about the name
-        if name not in vars(numpy) and re.search(rf"\bnp\.{name}\b", sources):
-            setattr(numpy, name, builtin)
-            supplied.append(f"numpy.{name}")
-    return supplied
+def _supply_numpy(package: str) -> list[str]:
+    """Supply the names that a package needs and this numpy lacks; return them."""
+    missing = [name for name in NUMPY_OF[package] if name not in vars(numpy)]  # hasattr would warn
+    for name in missing:
+        setattr(numpy, name, NUMPY[name])
+    return [f"numpy.{name}" for name in missing]
 
 
 def before_evaluation(package: str) -> list[str]:
-    """Prepares for a package that evaluates: ``lvis`` (0.5.3) or ``cityscapesscripts`` (2.3.0), the newest ones.
+    """Prepare for a package that evaluates.
 
     Args:
-        package: Its name; it need not be installed.
+        package: "lvis", "cityscapesscripts", or another, which needs nothing; it need not be installed.
 
     Returns:
         The names that were supplied; empty where nothing is missing and on a second call.
     """
-    spec = importlib.util.find_spec(package)
-    if spec is None or spec.origin is None:
+    if package not in NUMPY_OF or importlib.util.find_spec(package) is None:
         return []
-    sources = _sources(Path(spec.origin).parent)
-    supplied = _supply_numpy(sources)
-    if package == "cityscapesscripts" and f'"{MATCHES}"' in sources:
-        supplied += _drop_matches()
-    return supplied
+    return _supply_numpy(package) + (_drop_matches() if package == "cityscapesscripts" else [])
 
 
 def _drop_matches() -> list[str]:
-    """Keeps Cityscapes' evaluation from writing its matches into the working directory.
+    """Keep Cityscapes' evaluation from writing its matches into the working directory.
 
     Nothing reads them, and with numpy 2.4, whose counts are not Python's integers, writing them fails.
     """
@@ -138,7 +132,7 @@ def _drop_matches() -> list[str]:
 
 
 def after_import() -> list[str]:
-    """Mends what can be mended only once detectron2 is imported.
+    """Supply what needs an imported detectron2.
 
     Returns:
         The names that were supplied; empty where nothing is missing and on a second call.
@@ -199,7 +193,7 @@ def _pkg_resources_stand_in() -> ModuleType:
 
 
 def fit_device(cfg: Any) -> list[str]:
-    """Adapts a detectron2 config to the machine, and says so.
+    """Adapt a detectron2 config to the machine, and say so.
 
     Without CUDA, ``MODEL.DEVICE`` becomes ``cpu``; on a CPU, synchronised batch norm becomes batch norm,
     which is the same thing within one process.

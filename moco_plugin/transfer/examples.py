@@ -1,4 +1,4 @@
-"""Draws what a trained model finds in a few test images, beside what is in them."""
+"""Pictures of what a trained model finds in a few test images, beside what is in them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
-from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_folder
-from moco_plugin.report.detections import MIN_SCORE
-from moco_plugin.transfer.predict import MIN_SIDE, class_names, predict
+from moco_plugin.transfer.predict import class_names, open_visualizer, predict
 from moco_plugin.transfer.trainer import load_config
 
 COUNT = 4
+MIN_SCORE = 0.3  # of a drawn detection
 
 
 def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
-    """Writes ``{name}.png`` with the predictions, and ``{name}_truth.png``, for the first test images.
+    """Write ``{name}.png`` with the predictions, and ``{name}_truth.png``, for the first test images.
 
     Args:
         trial: Folder of a finished trial, with ``config.yaml`` and ``model_final.pth``.
@@ -26,14 +25,8 @@ def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
         count: How many images.
 
     Raises:
-        UserError: The trial's files are not there, or OpenCV, which detectron2 draws with, is not.
+        UserError: The trial's files are not there, or OpenCV is not installed.
     """
-    try:
-        from detectron2.utils.visualizer import Visualizer
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"drawing needs {error.name}, which is not installed; run `pip install opencv-python-headless`"
-        ) from error
     config = str(trial / "config.yaml")
     cfg = load_config(config, [])
     entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:count]
@@ -45,6 +38,5 @@ def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
         )
         for entry in entries:
             image = read_image(entry["file_name"], format="RGB")
-            visualizer = Visualizer(image, metadata, scale=max(1.0, MIN_SIDE / max(image.shape[:2])))
-            truth = visualizer.draw_dataset_dict(entry).get_image()
+            truth = open_visualizer(image, metadata).draw_dataset_dict(entry).get_image()
             Image.fromarray(truth).save(temporary / f"{Path(entry['file_name']).stem}_truth.png")

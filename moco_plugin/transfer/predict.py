@@ -1,4 +1,4 @@
-"""Draws what a trained detector or segmentor finds in images: boxes, masks, keypoints, classes of pixels."""
+"""Pictures of what a trained model finds in images: boxes, masks, keypoints, classes of pixels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from moco_plugin.transfer.datasets import require_dataset
 from moco_plugin.transfer.trainer import load_config
 from moco_plugin.transfer.weights import load_weights
 
-MIN_SIDE = 640  # pixels; smaller images are drawn enlarged, so that names can be read
+MIN_SIDE = 640  # pixels; smaller images are drawn enlarged
+NAMES = 20  # of a picture's longest side to the height of class names, at least
 
 
 def predict(
@@ -37,7 +38,7 @@ def predict(
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Draws the predictions for images into PNG files, ``{name of the image}.png``.
+    """Draw the predictions for images into PNG files, ``{name of the image}.png``.
 
     Args:
         config_file: The config that the weights were trained with; a path, or a name below ``configs/detectron2``.
@@ -85,7 +86,7 @@ def predict(
 
 
 def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[Path, Path]:
-    """Returns where the picture of each image goes."""
+    """Return where the picture of each image goes."""
     sources: list[Path] = []
     for path in map(Path, images):
         if not path.exists():
@@ -101,7 +102,7 @@ def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[P
 
 
 def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
-    """Loads weights, and refuses those of a backbone alone: random heads would draw nonsense."""
+    """Load weights, and refuse those of a backbone alone: random heads would draw nonsense."""
     unfilled = load_weights(model, weights, cfg=cfg).unfilled
     random = [name for name, value in model.named_parameters() if name in unfilled and value.ndim > 1]
     if random:
@@ -112,7 +113,7 @@ def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
 
 
 def class_names(cfg: CfgNode) -> Metadata:
-    """Returns what is known of the classes of a config's first test set; it need not be on disk.
+    """Return what is known of the classes of a config's first test set; it need not be on disk.
 
     Where the names are only known from files that are absent, or do not fit the model, classes are numbered.
     """
@@ -139,8 +140,27 @@ def class_names(cfg: CfgNode) -> Metadata:
     return metadata
 
 
+def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:
+    """Return detectron2's Visualizer of an RGB image, enlarged if it is small, with legible class names.
+
+    Raises:
+        UserError: OpenCV, which detectron2 traces masks with, is not installed.
+    """
+    try:
+        from detectron2.utils.visualizer import Visualizer
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"drawing needs {error.name}, which is not installed; run `pip install opencv-python-headless`"
+        ) from error
+    side = max(image.shape[:2])
+    visualizer = Visualizer(image, metadata, scale=max(1.0, MIN_SIDE / side))
+    # in pixels of the image; detectron2 draws names of small objects at 0.6 of it
+    visualizer._default_font_size = max(visualizer._default_font_size, side / NAMES)
+    return visualizer
+
+
 def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> np.ndarray:
-    """Draws a model's output over an image.
+    """Draw a model's output over an image.
 
     Args:
         image: uint8, H x W x 3, RGB.
@@ -152,16 +172,10 @@ def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> n
         The picture, uint8, RGB, enlarged where the image is small.
 
     Raises:
-        UserError: OpenCV, which detectron2 traces masks with, is not installed.
+        UserError: OpenCV is not installed.
     """
-    try:
-        from detectron2.utils.visualizer import Visualizer
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"drawing needs {error.name}, which is not installed; run `pip install opencv-python-headless`"
-        ) from error
     np.random.seed(0)  # the visualizer draws colours by lot
-    visualizer = Visualizer(image, metadata, scale=max(1.0, MIN_SIDE / max(image.shape[:2])))
+    visualizer = open_visualizer(image, metadata)
     drawn = visualizer.output
     if "sem_seg" in prediction:
         drawn = visualizer.draw_sem_seg(prediction["sem_seg"].argmax(dim=0).cpu(), alpha=0.5)

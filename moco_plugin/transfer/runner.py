@@ -22,12 +22,12 @@ from detectron2.config import CfgNode
 import moco_plugin
 from moco_plugin.errors import Stopped, UsageError, UserError
 from moco_plugin.files import read_json, write_json
-from moco_plugin.report.transfer_table import transfer_table
 from moco_plugin.tasks import Task
 from moco_plugin.training.run_folder import locked
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.examples import MIN_SCORE, draw_examples
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
 from moco_plugin.transfer.scaling import scale_to_batch
 from moco_plugin.transfer.trainer import RESULTS, load_config
@@ -74,7 +74,7 @@ def run_trials(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> dict[str, Any]:
-    """Trains and evaluates the trials that are not finished yet, and prints the result beside the papers'.
+    """Train and evaluate the trials that are not finished yet.
 
     Everything that can be wrong is checked before the first trial. Trial n has the seed n and the folder
     ``trial_n``; it goes on from its last checkpoint where it was cut off. ``results.json`` is written anew after
@@ -154,8 +154,6 @@ def run_trials(
         if not machines.machine_rank:
             _write(out, record)  # even if no trial was left: another number of them may be asked for
             _draw_examples(out, record)
-            table = transfer_table(task, [record])
-            print(f"\n{task.title}\n{table.caption}\n\n{table.text()}\n\nwritten: {out / RESULTS}")
         return record
 
 
@@ -208,6 +206,7 @@ def _record(
         "config": config,
         "overrides": list(overrides),
         "images_per_batch": images_per_batch,
+        "drawn_above": MIN_SCORE,
         "settings": settings,
         "versions": {
             "moco_plugin": moco_plugin.__version__,
@@ -340,8 +339,6 @@ def _draw_examples(out: Path, record: dict[str, Any]) -> None:
     """Draws the first trial's predictions for a few test images, unless they are drawn."""
     if not record["trials"] or (out / "predictions").exists():
         return
-    from moco_plugin.transfer.examples import draw_examples
-
     try:
         draw_examples(out / record["trials"][0]["folder"], out / "predictions")
     except UserError as error:  # the numbers are there, whatever becomes of the pictures

@@ -119,6 +119,9 @@ def test_scores() -> None:
     )  # 3 of 3 and 1 of 2; the other classes have no image
     assert found.top5 is not None and found.top5 >= 80
     assert scores(count_correct(torch.eye(5), torch.arange(5))).top5 is None
+    # a class without images does not count, also where it is predicted: 1 of 2 and 1 of 1 (torchmetrics' macro is 50)
+    predicted = torch.eye(3)[torch.tensor([0, 2, 1])]
+    assert scores(count_correct(predicted, torch.tensor([0, 0, 1]))).mean_per_class == 75.0
 
 
 def test_labels_are_drawn_class_by_class() -> None:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import yaml
+from PIL import Image
 
 from moco_plugin.config import config_dict, load_config
-from moco_plugin.data.scenes import make_scenes
-from moco_plugin.pretraining.module import PretrainModule
 
 BOX_AP = {"random": [10.0, 12.0, 14.0], "moco": [20.0, 21.0, 25.0]}  # of both detectors
 COMMAND = "moco-pretrain 'data.root=<photos>' & more"
@@ -25,19 +22,19 @@ def write_idx(path: Path, array: np.ndarray) -> None:
     path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
 
 
-def write_transfer(folder: Path, values: dict[str, list[float]], detections: Sequence[Any] = ()) -> None:
-    """Writes the results of both detectors, from both initialisations, from box APs, one a seed."""
+def write_transfer(folder: Path, values: dict[str, list[float]]) -> None:
+    """Write the results and two drawn images of both detectors, from both initialisations, from box APs, one a seed."""
     for detector in ("c4", "fpn"):
         for init in ("random", "moco"):
             run = folder / "transfer" / detector / init
+            (run / "predictions").mkdir(parents=True, exist_ok=True)
+            for number, end in product((1, 2), ("", "_truth")):
+                Image.new("RGB", (80, 60), "green").save(run / "predictions" / f"test_{number}{end}.png")
             trials = []
             for seed, value in enumerate(values[init], start=1):
-                inference = run / f"trial_{seed}" / "inference"
-                inference.mkdir(parents=True, exist_ok=True)
-                (inference / "coco_instances_results.json").write_text(json.dumps(list(detections)))
                 box = {"bbox/AP": value, "bbox/AP50": 2 * value, "bbox/APl": None}
                 trials.append({"seed": seed, "metrics": {**box, "segm/AP": value / 2, "segm/AP50": value}})
-            (run / "results.json").write_text(json.dumps({"trials": trials}))
+            (run / "results.json").write_text(json.dumps({"trials": trials, "drawn_above": 0.3}))
 
 
 def write_knn(folder: Path, untrained: float, moco: float) -> None:
@@ -53,19 +50,14 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     (folder / "data").mkdir()
     random = np.random.default_rng(0)
-    sets = {}
     for part, count in (("train", 40), ("test", 20)):
         images = random.integers(0, 256, (count, 28, 28)).astype(np.uint8)
         labels = (np.arange(count) % 3).astype(np.uint8)
         write_idx(folder / "data" / f"{part}-images-idx3-ubyte", images)
         write_idx(folder / "data" / f"{part}-labels-idx1-ubyte", labels)
-        sets[part] = (images, labels.astype(np.int64))
-    scenes = folder / "data" / "scenes"
-    names = ("Hat & <scarf>", "Glove", "Sock")
-    make_scenes(scenes, sets["train"], sets["test"], names, num_train=1, num_test=2, size=80, progress=False)
 
     pretrain = folder / "pretrain"
-    (pretrain / "checkpoints").mkdir(parents=True)
+    pretrain.mkdir()
     config = load_config(
         None,
         ["method=moco", "backbone=resnet18", "backbone_args.channels=[8,8,16,16]", "data.image_size=32",
@@ -73,17 +65,14 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "data.crop_ratio=1.0", f"data.root={folder}/data/train-images-idx3-ubyte"],
     )  # fmt: skip
     (pretrain / "config.yaml").write_text(yaml.safe_dump(config_dict(config)))
-    state = PretrainModule(config).state_dict()
-    checkpoint = {"state_dict": state, "hyper_parameters": {"config": config_dict(config)}, "epoch": 0}
-    torch.save(checkpoint, pretrain / "checkpoints" / "last.ckpt")
     rows = ["step,knn_top1,loss,feature_std,images_per_second", "0,60.0,,,"]
     rows += [f"{step},,{5 - step / 20},0.{step},300" for step in range(1, 30)] + ["30,70.0,,,"]
     (pretrain / "metrics.csv").write_text("\n".join(rows) + "\n")
 
     (folder / "commands.txt").write_text(COMMAND + "\n")
     write_knn(folder, 60.0, 70.25)
-    truth = json.loads((scenes / "annotations" / "instances_test.json").read_text())["annotations"]
-    keys = ("image_id", "category_id", "bbox", "segmentation")
-    detections = [{**{key: obj[key] for key in keys}, "score": 0.9} for obj in truth if obj["image_id"] == 1]
-    write_transfer(folder, BOX_AP, detections)
+    found = [{"test": label, "train": list(range(8))} for label in range(3)]
+    sets = {part: f"{folder}/data/{part}-images-idx3-ubyte" for part in ("train", "test")}
+    (folder / "neighbours.json").write_text(json.dumps({**sets, "neighbours": found}))
+    write_transfer(folder, BOX_AP)
     return folder

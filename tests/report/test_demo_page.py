@@ -13,9 +13,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UserError
+from moco_plugin.evaluation.retrieval import Neighbours
+from moco_plugin.report.curves import line_chart
 from moco_plugin.report.demo_page import write_demo_report
-from moco_plugin.report.page import Page
+from moco_plugin.report.neighbours_picture import write_neighbours
+from moco_plugin.report.page import Page, Picture
 from moco_plugin.report.tables import Table
 from tests.report.browser import load
 from tests.report.conftest import BOX_AP, COMMAND, write_knn, write_transfer
@@ -109,11 +113,33 @@ def test_text_is_escaped(report: tuple[Path, str]) -> None:
     assert COMMAND not in html and COMMAND in Reader(html).text
     page = Page("<i>", "a & b")
     page.section("<b>")
-    page.text("<script>")
-    page.table(Table(("<u>", "x"), [("<s>", "<p>")], "<q>"))
-    page.settings({"<em>": "<a>"})
-    tags = {tag for tag, _ in Reader(page.html()).elements}
-    assert not tags & {"i", "b", "script", "u", "s", "q", "em", "a"}
+    page.add("text", "<script>")
+    page.add("table", Table(("<u>", "x"), [("<s>", "<p>")], "<q>"))
+    page.add("settings", {"<em>": "<a>"})
+    page.add("code", "<kbd>")
+    page.add("facts", [("<dfn>", "<var>", "<samp>")])
+    evil = Picture(Image.new("RGB", (2, 2)), '"><img src=x onerror=alert(1)>', "<mark>")
+    page.add("panels", [evil], "<cite>")
+    page.add("cards", [[evil]], "<del>")
+    found = Reader(page.html())
+    tags = [tag for tag, _ in found.elements]
+    given = {"i", "script", "u", "s", "q", "em", "a", "kbd", "dfn", "var", "samp", "mark", "cite", "del"}
+    assert not given & {*tags} and tags.count("b") == 1 and tags.count("img") == 2
+    assert not any("onerror" in attributes for _, attributes in found.elements)
+    for text in ("<script>", "<kbd>", "<var>", "<mark>", "<cite>"):
+        assert text in found.text
+
+
+def test_names_of_files_and_classes_are_escaped(tmp_path: Path) -> None:
+    for label in ("<b onclick=x>", "$\\frac$ & more"):
+        (tmp_path / label).mkdir()
+        Image.new("RGB", (40, 40)).save(tmp_path / label / "one.png")
+    images = ImageSet(str(tmp_path))
+    write_neighbours(tmp_path / "page.html", images, images, [Neighbours(0, [0, 1])])
+    found = Reader((tmp_path / "page.html").read_text())
+    assert "b" not in {tag for tag, _ in found.elements}
+    assert "<b onclick=x>" in found.text and str(tmp_path) in found.text
+    line_chart({"$\\frac$": ([0, 1], [1.0, 2.0]), "b_$": ([0], [1.0])}, "loss", "a chart")
 
 
 def copy_of(folder: Path, to: Path) -> Path:
@@ -143,13 +169,10 @@ def test_page_says_so_when_moco_loses(demo_folder: Path, tmp_path: Path) -> None
     [
         "pretrain/metrics.csv",
         "pretrain/config.yaml",
-        "pretrain/checkpoints/last.ckpt",
         "knn_random.json",
         "knn_moco.json",
         "transfer/c4/random/results.json",
-        "transfer/fpn/moco/trial_1/inference/coco_instances_results.json",
-        "data/scenes/annotations/instances_test.json",
-        "data/scenes/JPEGImages/test_000001.jpg",
+        "neighbours.json",
     ],
 )
 def test_missing_and_broken_files_are_named(name: str, demo_folder: Path, tmp_path: Path) -> None:
@@ -161,6 +184,27 @@ def test_missing_and_broken_files_are_named(name: str, demo_folder: Path, tmp_pa
         assert str(folder / name) in str(error.value)
         assert "\n" not in str(error.value)
         assert not list(tmp_path.glob("*report*"))
+
+
+def test_broken_neighbours_and_pictures_are_named(demo_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(demo_folder, tmp_path)
+    retrieval = json.loads((folder / "neighbours.json").read_text())
+    for neighbours in ([{"test": 0}], [{"test": 0, "train": [40]}], [{"test": -1, "train": [0]}]):
+        (folder / "neighbours.json").write_text(json.dumps({**retrieval, "neighbours": neighbours}))
+        with pytest.raises(
+            UserError, match=r"neighbours\.json has no neighbours|has no labelled image number"
+        ):
+            write_demo_report(folder, tmp_path / "report.html")
+    (folder / "neighbours.json").write_text(json.dumps(retrieval))
+    picture = folder / "transfer/fpn/moco/predictions/test_1.png"
+    picture.write_bytes(b"[1")
+    with pytest.raises(UserError, match=f"{picture} cannot be read as a picture"):
+        write_demo_report(folder, tmp_path / "report.html")
+    assert not list(tmp_path.glob("*report*"))
+    shutil.rmtree(picture.parent)
+    shutil.rmtree(folder / "transfer/fpn/random/predictions")
+    write_demo_report(folder, tmp_path / "report.html")
+    assert "FPN: no predictions were drawn." in (tmp_path / "report.html").read_text()
 
 
 def test_browser_shows_every_picture_and_has_no_complaint(report: tuple[Path, str], tmp_path: Path) -> None:

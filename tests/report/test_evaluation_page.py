@@ -11,8 +11,8 @@ import pytest
 
 from moco_plugin.errors import UserError
 from moco_plugin.papers import LINEAR
-from moco_plugin.report.evaluation_page import write_evaluation_page
-from moco_plugin.report.evaluation_results import linear_rows
+from moco_plugin.report.evaluation_results import linear_table, read_evaluations
+from moco_plugin.report.transfer_page import write_report
 
 
 def result(protocol: str, **more: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
     )  # fmt: skip
     (folder / "other.json").write_text('{"anything": 1}')
     (folder / "broken.json").write_text("{")
-    table = linear_rows(folder)
+    table = linear_table(read_evaluations(folder))
     cells = {tuple(row[:2]): row[2:] for row in table.rows}
     assert len(table.rows) == len(LINEAR) + 3
     assert cells["MoCo v2 R50, 200 epochs", "67.5 ± 0.1"] == (
@@ -73,7 +73,7 @@ def test_resnext_of_the_paper_is_32x8d(
     mine = result(
         "linear", recipe="moco_v1", top1=60.0, top5=80.0, method="moco_v1", architecture=architecture
     )
-    table = linear_rows(write(tmp_path / "results", {**mine, "parameters": parameters}))
+    table = linear_table([{**mine, "parameters": parameters}])
     (row,) = (row for row in table.rows if row[0] == "MoCo v1 RX50, 200 epochs")
     assert row[1:3] == ("63.9", "60.0" if beside else "-")
     assert len(table.rows) == len(LINEAR) + (not beside)
@@ -81,9 +81,9 @@ def test_resnext_of_the_paper_is_32x8d(
 
 def test_fine_tuning_with_deits_recipe_is_marked(tmp_path: Path) -> None:
     folder = write(tmp_path / "results", result("finetune", recipe="imagenet", top1=77.25))
-    text = write_evaluation_page(folder, tmp_path / "page.html")
+    text = write_report(folder, tmp_path / "page.html")
     assert re.search(r"^MoCo v3 ViT-S \(paper\) +DeiT's +81\.4", text, re.M)
-    assert "rows with DeiT's recipe" in (tmp_path / "page.html").read_text().replace("&#x27;", "'")
+    assert "rows with DeiT's recipe" in (tmp_path / "page.html").read_text().replace("&#39;", "'")
 
 
 def test_page_shows_every_kind(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
         result("omnibenchmark_realm", realm="bird", top1=31.0),
     )  # fmt: skip
     page = tmp_path / "page.html"
-    text, html = write_evaluation_page(folder, page), page.read_text()
+    text, html = write_report(folder, page), page.read_text()
     for shown in (text, html):
         for value in (
             "67.5 ± 0.1",
@@ -117,5 +117,5 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
 
 
 def test_folder_without_results(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no result of tools/evaluate\.py"):
-        write_evaluation_page(tmp_path, tmp_path / "page.html")
+    with pytest.raises(UserError, match="holds no results; expected those of"):
+        write_report(tmp_path, tmp_path / "page.html")

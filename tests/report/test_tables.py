@@ -48,5 +48,5 @@ def test_headline_does_not_claim_what_is_not_there(
 
 def test_plain_text_has_aligned_columns() -> None:
     text = Table(("name", "value"), [("a", "1.0"), ("longer", "12.5")]).text()
-    assert text.splitlines() == ["name    value", "------  -----", "a         1.0", "longer   12.5"]
+    assert text.splitlines() == ["name      value", "------  -------", "a           1.0", "longer     12.5"]
     assert comparison_table([compare([10.0], [7.5])]).rows == [("box AP", "10.0", "7.5", "-2.5", "1")]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
@@ -16,46 +16,69 @@ from PIL import Image
 from moco_plugin.errors import UserError
 from moco_plugin.transfer import compat
 
-OLD = "from detectron2 import _C\nx = np.int(0) + np.float(1)\ny = Image.LINEAR\n"
-NEW = "try:\n    from detectron2 import _C\nexcept ImportError:\n    pass\n"
+TRANSFORM, MASKS, DEFORM = "data/transforms/transform.py", "structures/masks.py", "layers/deform_conv.py"
+OLD = {TRANSFORM: "x = Image.LINEAR\n", MASKS: "y = np.bool\n", DEFORM: "from detectron2 import _C\n"}
+NEW = {
+    TRANSFORM: "x = Image.BILINEAR\n",
+    MASKS: "y = bool\nz = np.bool_\n",
+    DEFORM: "try:\n    from detectron2 import _C\nexcept ImportError:\n    pass\n",
+}
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A stand-in for detectron2's folder, in a Python where everything detectron2 0.6 wants is missing."""
-    (tmp_path / "layers").mkdir()
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A stand-in for detectron2's folder, in a Python where everything detectron2 0.6 needs is missing."""
     monkeypatch.setattr(compat, "package_dir", lambda: tmp_path)
     monkeypatch.delitem(sys.modules, "detectron2._C", raising=False)
     for owner, name in ((numpy, "int"), (numpy, "float"), (numpy, "str"), (Image, "LINEAR")):
         if name in vars(owner):
             monkeypatch.delattr(owner, name)
-    compat._sources.cache_clear()
-    yield tmp_path
-    compat._sources.cache_clear()
+    return tmp_path
 
 
-def test_supplies_what_is_used_and_missing_once(package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (package / "layers" / "deform_conv.py").write_text(OLD)
-    assert compat.before_import() == ["PIL.Image.LINEAR", "numpy.int", "numpy.float", "detectron2._C"]
-    assert (numpy.int, numpy.float) == (int, float)
+def write(package: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        (package / name).parent.mkdir(parents=True, exist_ok=True)
+        (package / name).write_text(text)
+
+
+def test_supplies_what_is_missing_once(package: Path) -> None:
+    write(package, OLD)
+    supplied = compat.before_import()
+    assert supplied == ["PIL.Image.LINEAR", "numpy.int", "numpy.float", "numpy.str", "detectron2._C"]
+    assert [vars(numpy)[name] for name in ("int", "float", "str")] == [int, float, str]
     assert Image.LINEAR == Image.Resampling.BILINEAR
-    assert "str" not in vars(numpy)  # this source does not use it
     with pytest.raises(AttributeError, match=r"without its C\+\+ operators and has no 'nms_rotated'"):
         sys.modules["detectron2._C"].nms_rotated  # noqa: B018
     assert compat.before_import() == []
 
 
 def test_newer_detectron2_needs_nothing(package: Path) -> None:
-    (package / "layers" / "deform_conv.py").write_text(NEW)
+    write(package, NEW)
     assert compat.before_import() == []
     assert "detectron2._C" not in sys.modules and not hasattr(Image, "LINEAR")
+    assert "int" not in vars(numpy)
 
 
 def test_built_operators_are_left_alone(package: Path) -> None:
-    (package / "layers" / "deform_conv.py").write_text("from detectron2 import _C\n")
-    (package / "_C.py").write_text("")
+    write(package, {**NEW, DEFORM: OLD[DEFORM], "_C.py": ""})
     assert compat.has_operators(package)
     assert compat.before_import() == []
+
+
+def test_installed_detectron2_uses_no_other_name_that_numpy_lacks() -> None:
+    """The fixed list against the sources: detectron2's and its evaluators'."""
+    for package, names in compat.NUMPY_OF.items():
+        spec = importlib.util.find_spec(package)
+        if spec is None or spec.origin is None:
+            continue
+        sources = "\n".join(path.read_text() for path in Path(spec.origin).parent.rglob("*.py"))
+        used = {
+            name
+            for name in ("bool", "int", "float", "str", "object", "in1d")
+            if re.search(rf"\bnp\.{name}\b", sources)
+        }
+        assert used - {"bool"} <= set(names), package
 
 
 def test_after_import_is_done() -> None:

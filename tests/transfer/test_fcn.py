@@ -15,7 +15,7 @@ from PIL import Image
 
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.fcn import FCNHead
-from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, read_labels
+from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, read_labels, training_steps
 from moco_plugin.transfer.trainer import load_config
 
 IGNORE = 255
@@ -120,7 +120,7 @@ def entry(tmp_path: Path) -> dict[str, object]:
 
 def test_training_scales_crops_pads_and_flips(entry: dict[str, object]) -> None:
     mapper = SemanticMapper(
-        is_train=True, image_format="RGB", scale_range=(0.5, 2.0), crop_size=(50, 50), ignore_value=IGNORE
+        is_train=True, augmentations=training_steps((0.5, 2.0), (50, 50), IGNORE), image_format="RGB"
     )
     np.random.seed(0)
     heights, flips, crops = [], 0, set()
@@ -147,7 +147,7 @@ def test_training_scales_crops_pads_and_flips(entry: dict[str, object]) -> None:
 
 def test_scale_is_uniform_over_its_range(entry: dict[str, object]) -> None:
     mapper = SemanticMapper(
-        is_train=True, image_format="RGB", scale_range=(0.5, 2.0), crop_size=(100, 150), ignore_value=IGNORE
+        is_train=True, augmentations=training_steps((0.5, 2.0), (100, 150), IGNORE), image_format="RGB"
     )
     np.random.seed(0)
     scales = [float((~(mapper(entry)["image"] == GREY).all(0)).any(1).sum()) / 40 for _ in range(300)]

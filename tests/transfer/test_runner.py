@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import statistics
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_trials_cut_off_resumed_and_added(
 
     # the row, under the paper's for the same weights
     lines = shown.splitlines()
-    (place,) = [i for i, line in enumerate(lines) if line.startswith("MoCo v2 IN-1M, 200 epochs  paper")]
+    (place,) = [i for i, line in enumerate(lines) if re.match("MoCo v2 IN-1M, 200 epochs +paper", line)]
     assert lines[place].split()[-3:] == ["82.4", "57.0", "63.6"]
     means = [f"{sum(values[name]) / 3:.1f} ± {statistics.stdev(values[name]):.1f}" for name in names]
     assert lines[place + 1].split("here")[1].split() == [*" ".join(means).split(), "3", "[1]"]
