@@ -117,7 +117,7 @@ def widen_stem(model: Any, channels: int) -> None:
     first = model.layer1[0]
     first.conv1 = _start(
         nn.Conv2d(channels, first.conv1.out_channels, first.conv1.kernel_size, 1, first.conv1.padding, bias=False)
-    )  # fmt: skip
+    )
     if isinstance(first, BasicBlock) and channels == first.conv2.out_channels:
         first.downsample = None  # the shortcut is the identity, as in the network at its usual width
     elif first.downsample is not None:
@@ -155,9 +155,7 @@ def fix_position(model: nn.Module, name: str) -> None:
             "choose a ViT, or set it to false"
         )
     # sin and cos of the row, then of the column; zeros for the class token
-    places = build_sincos2d_pos_embed(
-        list(cast(Any, grid).grid_size), position.shape[2], interleave_sin_cos=True
-    )
+    places = build_sincos2d_pos_embed(list(cast(Any, grid).grid_size), position.shape[2], interleave_sin_cos=True)
     with torch.no_grad():
         position.zero_()[0, position.shape[1] - len(places) :] = places
     position.requires_grad_(False)
@@ -187,12 +185,8 @@ def check_features(backbone: nn.Module, name: str, image_size: int) -> int:
         ) from error
     backbone.train(was_training)
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or not features.shape[1]:
-        found = (
-            f"shape {tuple(features.shape)}" if hasattr(features, "shape") else f"a {type(features).__name__}"
-        )
-        raise UsageError(
-            f"backbone {name} has no features to train: found {found}, expected one vector an image"
-        )
+        found = f"shape {tuple(features.shape)}" if hasattr(features, "shape") else f"a {type(features).__name__}"
+        raise UsageError(f"backbone {name} has no features to train: found {found}, expected one vector an image")
     return int(features.shape[1])
 
 

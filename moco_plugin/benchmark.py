@@ -103,8 +103,14 @@ def step(
 
     views = torch.randn(2, batch_size, 3, image_size, image_size, device=device)
     seconds = compare({name: contestant(name) for name in ("no contrast", "moco", "lightly")}, rounds, device)
-    settings = {"backbone": backbone, "image_size": image_size, "batch_size": batch_size,
-                "queue_size": queue_size, "rounds": rounds, "device": device}  # fmt: skip
+    settings = {
+        "backbone": backbone,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "queue_size": queue_size,
+        "rounds": rounds,
+        "device": device,
+    }
     return {
         "settings": settings,
         "threads": torch.get_num_threads(),
@@ -122,9 +128,7 @@ def _loopback_bytes() -> int:
     )
 
 
-def _exchange_rank(
-    rank: int, processes: int, port: int, shape: list[int], rounds: int, way: str, out: Any
-) -> None:
+def _exchange_rank(rank: int, processes: int, port: int, shape: list[int], rounds: int, way: str, out: Any) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=processes)
@@ -212,9 +216,7 @@ def _memory(name: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
-    raise UserError(
-        f"no {name} in /proc/self/status; expected Linux, where the memory of a process is counted"
-    )
+    raise UserError(f"no {name} in /proc/self/status; expected Linux, where the memory of a process is counted")
 
 
 def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:

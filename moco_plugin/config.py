@@ -172,9 +172,7 @@ def default_recipe(overrides: Sequence[str]) -> str | None:
         arguments = given.get("backbone_args")
         trained = OmegaConf.is_dict(arguments) and bool(arguments.get("pretrained"))
         recipes = [_recipe_by_backbone(method, str(given.get("backbone", "resnet50")), trained)]
-    return next(
-        (name for name in recipes if (configs_folder() / "pretrain" / f"{name}.yaml").is_file()), None
-    )
+    return next((name for name in recipes if (configs_folder() / "pretrain" / f"{name}.yaml").is_file()), None)
 
 
 def _recipe_by_backbone(method: type[Method], backbone: str, trained: bool) -> str:
@@ -261,9 +259,19 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
     file = None if recipe is None else find_config(recipe, "pretrain")
     config = build_config(PretrainConfig, file, parse_overrides(overrides))
     check_positive(
-        config, "data.image_size", "data.batch_size", "data.crop_ratio", "optimizer.reference_batch_size",
-        "schedule.epochs", "schedule.steps", "save_every", "timeout", "knn.k", "knn.every", "knn.temperature",
-    )  # fmt: skip
+        config,
+        "data.image_size",
+        "data.batch_size",
+        "data.crop_ratio",
+        "optimizer.reference_batch_size",
+        "schedule.epochs",
+        "schedule.steps",
+        "save_every",
+        "timeout",
+        "knn.k",
+        "knn.every",
+        "knn.temperature",
+    )
     return config
 
 

@@ -17,11 +17,21 @@ from moco_plugin.files import atomic_path, read_json
 
 DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
 QUICK_PRETRAIN = [
-    "data.batch_size=64", "schedule.epochs=1", "method_args.queue_size=512", "trainer.log_every_n_steps=4",
-]  # fmt: skip
+    "data.batch_size=64",
+    "schedule.epochs=1",
+    "method_args.queue_size=512",
+    "trainer.log_every_n_steps=4",
+]
 QUICK_DETECTOR = [
-    "SOLVER.MAX_ITER", "5", "SOLVER.STEPS", "(4,)", "SOLVER.WARMUP_ITERS", "2", "TEST.PRECISE_BN.NUM_ITER", "2",
-]  # fmt: skip
+    "SOLVER.MAX_ITER",
+    "5",
+    "SOLVER.STEPS",
+    "(4,)",
+    "SOLVER.WARMUP_ITERS",
+    "2",
+    "TEST.PRECISE_BN.NUM_ITER",
+    "2",
+]
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,7 @@ class Demo:
         threads = {"OMP_NUM_THREADS": str(max(1, _cores() // len(commands)))} if len(commands) > 1 else {}
         started = []
         for command in commands:
-            datasets = (
-                {"DETECTRON2_DATASETS": str(self.folder / "data")} if command.name == "transfer" else {}
-            )
+            datasets = {"DETECTRON2_DATASETS": str(self.folder / "data")} if command.name == "transfer" else {}
             settings = {**datasets, **threads}
             variables = "".join(f"{variable}={shlex.quote(value)} " for variable, value in settings.items())
             typed = f"{variables}{command.shown} {shlex.join(command.arguments)}"
@@ -121,34 +129,70 @@ class Demo:
         pretrained = folder / "pretrain"
         checkpoint = pretrained / "checkpoints" / "last.ckpt"
         self.tool(
-            "pretrain", "--config", "demo_fashion_mnist", f"data.root={train}{unlabelled}", f"knn.train={train}{bank}",
-            f"knn.test={test}{queries}", f"out={pretrained}", *(QUICK_PRETRAIN if self.quick else []),
+            "pretrain",
+            "--config",
+            "demo_fashion_mnist",
+            f"data.root={train}{unlabelled}",
+            f"knn.train={train}{bank}",
+            f"knn.test={test}{queries}",
+            f"out={pretrained}",
+            *(QUICK_PRETRAIN if self.quick else []),
             makes=pretrained / "result.json",
-        )  # fmt: skip
+        )
         for init, flags in (("random", ["--untrained"]), ("moco", [])):
             result = folder / f"knn_{init}.json"
             self.tool(
-                "evaluate", "knn", "--weights", str(checkpoint), "--train", train + bank, "--test", test + queries,
-                "--out", str(result), *flags, makes=result,
-            )  # fmt: skip
+                "evaluate",
+                "knn",
+                "--weights",
+                str(checkpoint),
+                "--train",
+                train + bank,
+                "--test",
+                test + queries,
+                "--out",
+                str(result),
+                *flags,
+                makes=result,
+            )
         neighbours = folder / "neighbours.json"
         self.tool(
-            "evaluate", "retrieve", "--weights", str(checkpoint), "--train", train + bank, "--test", test + queries,
-            "--k", "1", "8", "--out", str(neighbours), makes=neighbours,
-        )  # fmt: skip
+            "evaluate",
+            "retrieve",
+            "--weights",
+            str(checkpoint),
+            "--train",
+            train + bank,
+            "--test",
+            test + queries,
+            "--k",
+            "1",
+            "8",
+            "--out",
+            str(neighbours),
+            makes=neighbours,
+        )
         weights = folder / "moco.pkl"
         self.tool("convert_to_d2", str(checkpoint), str(weights), makes=weights)
         self.tool(
-            "make_scenes", str(folder / "data" / "scenes"), "--train", train + objects, "--test", test, *scenes,
+            "make_scenes",
+            str(folder / "data" / "scenes"),
+            "--train",
+            train + objects,
+            "--test",
+            test,
+            *scenes,
             makes=folder / "data" / "scenes",
-        )  # fmt: skip
+        )
         # the two starts of a detector side by side: two processes of one thread do more than one of two
         for detector in DETECTORS:
             starts = {"random": [], "moco": ["--weights", str(weights)]}
-            self.tools([
-                self._transfer(detector, init, trials, *given, *(QUICK_DETECTOR if self.quick else []))
-                for init, given in starts.items()
-            ])  # fmt: skip
+            self.tools(
+                [
+                    self._transfer(detector, init, trials, *given, *(QUICK_DETECTOR if self.quick else []))
+                    for init, given in starts.items()
+                ]
+            )
         with atomic_path(folder / "commands.txt") as temporary:
             temporary.write_text("\n".join(self.commands) + "\n")
 

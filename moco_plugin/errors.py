@@ -43,16 +43,12 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     def run(argv: Sequence[str] | None = None) -> int:
         # before torch is loaded: threads that spin for long while they wait make a busy machine many times slower
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        warnings.filterwarnings(
-            "ignore", category=FutureWarning, module=r"torch\.jit"
-        )  # not the user's to mend
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # not the user's to mend
         try:
             return main(argv) or 0
         except UserError as error:
             message = str(error)
-            if message.startswith(
-                "Caught "
-            ):  # from a loader process: torch puts a traceback before the sentence
+            if message.startswith("Caught "):  # from a loader process: torch puts a traceback before the sentence
                 message = message.strip().splitlines()[-1].partition("Error: ")[2]
             print(message if isinstance(error, Stopped) else f"error: {message}", file=sys.stderr)
             return error.exit_code

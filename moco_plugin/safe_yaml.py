@@ -42,9 +42,7 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
     except yaml.constructor.ConstructorError as error:
         if "could not determine a constructor" in str(error.problem):
             tag = str(error.problem).rpartition(" ")[2]
-            raise UsageError(
-                f"{name} holds the tag {tag}, which may run code; expected plain YAML"
-            ) from error
+            raise UsageError(f"{name} holds the tag {tag}, which may run code; expected plain YAML") from error
         raise UsageError(f"{name} is not valid YAML: {_words(error)}") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         raise UsageError(f"{name} is not valid YAML: {_words(error)}") from error

@@ -46,9 +46,7 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or key.count(".") > MAX_DEPTH:
-            raise UsageError(
-                f"{override[:80]!r} is not an override; expected key=value, such as data.batch_size=64"
-            )
+            raise UsageError(f"{override[:80]!r} is not an override; expected key=value, such as data.batch_size=64")
         parse_yaml(value, key)
     try:
         return OmegaConf.from_dotlist(list(overrides))
@@ -75,9 +73,7 @@ def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Con
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
         if "MissingMandatory" in type(error).__name__:
-            raise UsageError(
-                f"{key} is not set; say {key}=VALUE, such as data.root=path/to/images"
-            ) from error
+            raise UsageError(f"{key} is not set; say {key}=VALUE, such as data.root=path/to/images") from error
         prefix, valid = _valid_keys(schema, key)
         leaf = key.removeprefix(prefix)
         if leaf and leaf.split(".")[0] not in valid:

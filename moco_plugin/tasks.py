@@ -68,9 +68,7 @@ def find_task(name: str) -> Task:
         UsageError: There is none; names the nearest.
     """
     if name not in TASKS:
-        raise UsageError(
-            f"there is no task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}"
-        )
+        raise UsageError(f"there is no task {name!r}{did_you_mean(name, TASKS)}; known are {', '.join(TASKS)}")
     return TASKS[name]
 
 
@@ -93,100 +91,148 @@ _VOC_TRIALS = "The papers' numbers are means of 5 trials; their standard deviati
 
 _TASKS = (
     Task(
-        "voc_c4", "VOC detection, trainval07+12, Faster R-CNN R50-C4",
-        _configs("voc/pascal_voc_R_50_C4_24k", official=True), _VOC, _VOC_BOX,
+        "voc_c4",
+        "VOC detection, trainval07+12, Faster R-CNN R50-C4",
+        _configs("voc/pascal_voc_R_50_C4_24k", official=True),
+        _VOC,
+        _VOC_BOX,
         _VOC_TRIALS,
     ),
     Task(
-        "voc_dilated_c5", "VOC detection, trainval07+12, Faster R-CNN R50-dilated-C5",
-        _configs("voc/pascal_voc_R_50_dilated_C5_24k"), _VOC, _VOC_BOX,
+        "voc_dilated_c5",
+        "VOC detection, trainval07+12, Faster R-CNN R50-dilated-C5",
+        _configs("voc/pascal_voc_R_50_dilated_C5_24k"),
+        _VOC,
+        _VOC_BOX,
         _VOC_TRIALS,
     ),
     Task(
-        "voc07_c4", "VOC detection, trainval2007 alone, Faster R-CNN R50-C4",
-        _configs("voc/pascal_voc_2007_R_50_C4_9k"), _VOC_2007, _VOC_BOX,
+        "voc07_c4",
+        "VOC detection, trainval2007 alone, Faster R-CNN R50-C4",
+        _configs("voc/pascal_voc_2007_R_50_C4_9k"),
+        _VOC_2007,
+        _VOC_BOX,
         _FIVE_TRIALS,
     ),
     Task(
-        "voc07_dilated_c5", "VOC detection, trainval2007 alone, Faster R-CNN R50-dilated-C5",
-        _configs("voc/pascal_voc_2007_R_50_dilated_C5_9k"), _VOC_2007, _VOC_BOX,
+        "voc07_dilated_c5",
+        "VOC detection, trainval2007 alone, Faster R-CNN R50-dilated-C5",
+        _configs("voc/pascal_voc_2007_R_50_dilated_C5_9k"),
+        _VOC_2007,
+        _VOC_BOX,
     ),
     Task(
-        "coco_c4_1x", "COCO, Mask R-CNN R50-C4, 1x",
-        _configs("coco/coco_R_50_C4_1x"), _COCO, _BOX + _MASK,
+        "coco_c4_1x",
+        "COCO, Mask R-CNN R50-C4, 1x",
+        _configs("coco/coco_R_50_C4_1x"),
+        _COCO,
+        _BOX + _MASK,
     ),
     Task(
-        "coco_c4_2x", "COCO, Mask R-CNN R50-C4, 2x",
-        _configs("coco/coco_R_50_C4_2x", official=True), _COCO, _BOX + _MASK,
+        "coco_c4_2x",
+        "COCO, Mask R-CNN R50-C4, 2x",
+        _configs("coco/coco_R_50_C4_2x", official=True),
+        _COCO,
+        _BOX + _MASK,
     ),
     Task(
-        "coco_fpn_1x", "COCO, Mask R-CNN R50-FPN, 1x",
-        _configs("coco/coco_R_50_FPN_1x"), _COCO, _BOX + _MASK,
+        "coco_fpn_1x",
+        "COCO, Mask R-CNN R50-FPN, 1x",
+        _configs("coco/coco_R_50_FPN_1x"),
+        _COCO,
+        _BOX + _MASK,
     ),
     Task(
-        "coco_fpn_2x", "COCO, Mask R-CNN R50-FPN, 2x",
-        _configs("coco/coco_R_50_FPN_2x"), _COCO, _BOX + _MASK,
+        "coco_fpn_2x",
+        "COCO, Mask R-CNN R50-FPN, 2x",
+        _configs("coco/coco_R_50_FPN_2x"),
+        _COCO,
+        _BOX + _MASK,
     ),
     Task(
-        "coco_fpn_6x", "COCO, Mask R-CNN R50-FPN, 6x",
-        _configs("coco/coco_R_50_FPN_6x"), _COCO, _BOX + _MASK,
+        "coco_fpn_6x",
+        "COCO, Mask R-CNN R50-FPN, 6x",
+        _configs("coco/coco_R_50_FPN_6x"),
+        _COCO,
+        _BOX + _MASK,
     ),
     Task(
-        "coco_retinanet_1x", "COCO, RetinaNet R50-FPN, 1x",
-        _configs("coco/coco_retinanet_R_50_FPN_1x"), _COCO, _BOX,
+        "coco_retinanet_1x",
+        "COCO, RetinaNet R50-FPN, 1x",
+        _configs("coco/coco_retinanet_R_50_FPN_1x"),
+        _COCO,
+        _BOX,
     ),
     Task(
-        "coco_retinanet_2x", "COCO, RetinaNet R50-FPN, 2x",
-        _configs("coco/coco_retinanet_R_50_FPN_2x"), _COCO, _BOX,
+        "coco_retinanet_2x",
+        "COCO, RetinaNet R50-FPN, 2x",
+        _configs("coco/coco_retinanet_R_50_FPN_2x"),
+        _COCO,
+        _BOX,
     ),
     Task(
-        "coco_keypoint", "COCO keypoints, R50-FPN, 2x",
-        _configs("coco/coco_keypoint_R_50_FPN_2x"), ("keypoints_coco_2017_train", "keypoints_coco_2017_val"),
+        "coco_keypoint",
+        "COCO keypoints, R50-FPN, 2x",
+        _configs("coco/coco_keypoint_R_50_FPN_2x"),
+        ("keypoints_coco_2017_train", "keypoints_coco_2017_val"),
         _KEYPOINT,
     ),
     Task(
-        "coco_densepose", "COCO DensePose, R50-FPN, s1x",
+        "coco_densepose",
+        "COCO DensePose, R50-FPN, s1x",
         _configs("coco/coco_densepose_R_50_FPN_s1x"),
         ("densepose_coco_2014_train", "densepose_coco_2014_valminusminival", "densepose_coco_2014_minival"),
         _DENSEPOSE,
     ),
     Task(
-        "lvis_1x", "LVIS v0.5, Mask R-CNN R50-FPN, 1x",
-        _configs("lvis/lvis_v0.5_R_50_FPN_1x"), ("lvis_v0.5_train", "lvis_v0.5_val"), _MASK,
+        "lvis_1x",
+        "LVIS v0.5, Mask R-CNN R50-FPN, 1x",
+        _configs("lvis/lvis_v0.5_R_50_FPN_1x"),
+        ("lvis_v0.5_train", "lvis_v0.5_val"),
+        _MASK,
         _FIVE_TRIALS,
     ),
     Task(
-        "lvis_2x", "LVIS v0.5, Mask R-CNN R50-FPN, 2x",
-        _configs("lvis/lvis_v0.5_R_50_FPN_2x"), ("lvis_v0.5_train", "lvis_v0.5_val"), _MASK,
+        "lvis_2x",
+        "LVIS v0.5, Mask R-CNN R50-FPN, 2x",
+        _configs("lvis/lvis_v0.5_R_50_FPN_2x"),
+        ("lvis_v0.5_train", "lvis_v0.5_val"),
+        _MASK,
         f"{_FIVE_TRIALS} Batch norm is trained in all rows; with frozen batch norm the paper gives supervised weights "
         f"{' / '.join(map(str, LVIS_2X_FROZEN))}.",
     ),
     Task(
-        "cityscapes_instance", "Cityscapes instance segmentation, Mask R-CNN R50-FPN",
+        "cityscapes_instance",
+        "Cityscapes instance segmentation, Mask R-CNN R50-FPN",
         _configs("cityscapes/cityscapes_R_50_FPN_24k"),
         ("cityscapes_fine_instance_seg_train", "cityscapes_fine_instance_seg_val"),
         (Metric("mask AP50", "segm", "AP50"), Metric("mask AP", "segm", "AP")),
     ),
     Task(
-        "cityscapes_semantic", "Cityscapes semantic segmentation, FCN R50",
+        "cityscapes_semantic",
+        "Cityscapes semantic segmentation, FCN R50",
         _configs("cityscapes/cityscapes_fcn_R_50_90k"),
         ("cityscapes_fine_sem_seg_train", "cityscapes_fine_sem_seg_val"),
         (Metric("mIoU", "sem_seg", "IoU"),),
         _FIVE_TRIALS,
     ),
     Task(
-        "voc_semantic", "VOC 2012 semantic segmentation, FCN R50",
-        _configs("voc/pascal_voc_2012_fcn_R_50_30k"), ("voc_2012_sem_seg_train_aug", "voc_2012_sem_seg_val"),
+        "voc_semantic",
+        "VOC 2012 semantic segmentation, FCN R50",
+        _configs("voc/pascal_voc_2012_fcn_R_50_30k"),
+        ("voc_2012_sem_seg_train_aug", "voc_2012_sem_seg_val"),
         (Metric("mIoU", "sem_seg", "mIoU"),),
         _FIVE_TRIALS,
     ),
     *(
         Task(
-            f"scenes_{name.lower()}", f"the demo's scenes, Mask R-CNN R18-{name} of a quarter of the width",
+            f"scenes_{name.lower()}",
+            f"the demo's scenes, Mask R-CNN R18-{name} of a quarter of the width",
             {"random": f"demo/scenes_R_18_{name}_quarter", "moco": f"demo/scenes_R_18_{name}_quarter_moco"},
-            ("scenes_train", "scenes_test"), _BOX + _MASK,
+            ("scenes_train", "scenes_test"),
+            _BOX + _MASK,
         )
         for name in ("C4", "FPN")
     ),
-)  # fmt: skip
+)
 TASKS: dict[str, Task] = {task.name: task for task in _TASKS}

@@ -22,11 +22,21 @@ FASHION_MNIST = Path(__file__).parent / "data" / "fashion-mnist"
 TRAIN = str(FASHION_MNIST / "train-images-idx3-ubyte.gz")
 TEST = str(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")
 TINY = [
-    "method=moco", "backbone=resnet18", "backbone_args.channels=[8,16,24,32]", f"data.root={TRAIN}[0:64]",
-    "data.image_size=32", "data.batched_views=true", "data.batch_size=16", "data.crop_ratio=1.0",
-    "method_args.queue_size=64", "method_args.dim=16", "schedule.epochs=2", "trainer.log_every_n_steps=1",
-    f"knn.train={TRAIN}[0:100]", f"knn.test={TEST}[0:50]",
-]  # fmt: skip
+    "method=moco",
+    "backbone=resnet18",
+    "backbone_args.channels=[8,16,24,32]",
+    f"data.root={TRAIN}[0:64]",
+    "data.image_size=32",
+    "data.batched_views=true",
+    "data.batch_size=16",
+    "data.crop_ratio=1.0",
+    "method_args.queue_size=64",
+    "method_args.dim=16",
+    "schedule.epochs=2",
+    "trainer.log_every_n_steps=1",
+    f"knn.train={TRAIN}[0:100]",
+    f"knn.test={TEST}[0:50]",
+]
 
 
 @pytest.fixture(autouse=True)

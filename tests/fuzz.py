@@ -24,8 +24,23 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests import safety_cases
 from tests.conftest import TRAIN
 
-TOKENS = [b"!!python/object/apply:os.system [id]", b"*a", b"&a", b"[" * 300, b"{" * 300, b"\x00", b"9" * 400, b"NaN",
-          b"null", b"-1", b"\xff\xfe", b"..", b"1e999", b'"' * 9, b"\n"]  # fmt: skip
+TOKENS = [
+    b"!!python/object/apply:os.system [id]",
+    b"*a",
+    b"&a",
+    b"[" * 300,
+    b"{" * 300,
+    b"\x00",
+    b"9" * 400,
+    b"NaN",
+    b"null",
+    b"-1",
+    b"\xff\xfe",
+    b"..",
+    b"1e999",
+    b'"' * 9,
+    b"\n",
+]
 
 
 def seeds(folder: Path) -> dict[str, list[bytes]]:
@@ -39,20 +54,26 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
     coco = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
     results = b'{"task": "voc_c4", "init": "moco", "trials": [{"metrics": {"bbox/AP": 1.0}}], "weights": "x"}'
     return {
-        "own config": [(root / "pretrain" / "moco_v2.yaml").read_bytes(),
-                       *(t.encode() for t in safety_cases.yaml_cases(marker).values())],
-        "detectron2 config": [(root / "detectron2" / "demo" / "scenes_R_18_FPN_quarter.yaml").read_bytes(),
-                              *(t.encode() for t in safety_cases.yaml_cases(marker).values())],
+        "own config": [
+            (root / "pretrain" / "moco_v2.yaml").read_bytes(),
+            *(t.encode() for t in safety_cases.yaml_cases(marker).values()),
+        ],
+        "detectron2 config": [
+            (root / "detectron2" / "demo" / "scenes_R_18_FPN_quarter.yaml").read_bytes(),
+            *(t.encode() for t in safety_cases.yaml_cases(marker).values()),
+        ],
         "override": [b"seed=5", b"data.view_args={cj_prob: 0.5}", b"method_args.dim=[1, 2]"],
         "list": [b"a.jpg 0\nb.jpg 1\n", *safety_cases.lists().values()],
         "idx": [Path(TRAIN).read_bytes()[:20000], *safety_cases.idx_cases().values()],
         "results JSON": [results, *(t.encode() for t in safety_cases.json_cases().values())],
-        "COCO JSON": [str(coco).replace("'", '"').encode(),
-                      *(t.encode() for t in safety_cases.json_cases().values())],
-        "checkpoint": [(folder / "a.pth").read_bytes(), (folder / "b.pth").read_bytes(),
-                       *safety_cases.pickle_cases(marker).values()],
+        "COCO JSON": [str(coco).replace("'", '"').encode(), *(t.encode() for t in safety_cases.json_cases().values())],
+        "checkpoint": [
+            (folder / "a.pth").read_bytes(),
+            (folder / "b.pth").read_bytes(),
+            *safety_cases.pickle_cases(marker).values(),
+        ],
         "detectron2 weights": [pickle.dumps(arrays, 2), *safety_cases.pickle_cases(marker).values()],
-    }  # fmt: skip
+    }
 
 
 def mutate(data: bytes, generator: random.Random) -> bytes:
@@ -79,8 +100,13 @@ def run(kind: str, data: bytes, folder: str) -> None:
     os.chdir(folder)
     for stream, name in enumerate((os.devnull, "out", "err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), stream)
-    suffix = {"own config": "yaml", "detectron2 config": "yaml", "list": "txt", "checkpoint": "pth",
-              "detectron2 weights": "pkl"}.get(kind, "json")  # fmt: skip
+    suffix = {
+        "own config": "yaml",
+        "detectron2 config": "yaml",
+        "list": "txt",
+        "checkpoint": "pth",
+        "detectron2 weights": "pkl",
+    }.get(kind, "json")
     path = Path("train-images-idx3-ubyte.gz" if kind == "idx" else f"results.{suffix}")
     path.write_bytes(data)
     tools: dict[str, Callable[[], int]] = {}
@@ -129,9 +155,7 @@ def _refused(call: Callable[[], None]) -> int:
 
 def main() -> None:
     """Fuzz each kind and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=40, help="mutations of each kind (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

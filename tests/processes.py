@@ -17,9 +17,7 @@ TOOLS = Path(__file__).parents[1] / "tools"
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 _count = itertools.count()
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(
-    ["moco_plugin.pretraining.run"]
-)  # detectron2 reads the environment when imported
+context.set_forkserver_preload(["moco_plugin.pretraining.run"])  # detectron2 reads the environment when imported
 
 
 def _enter(script: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
@@ -50,11 +48,20 @@ def start_tool(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for rank in range(processes):
-        ranks = {
-            "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "GROUP_RANK": "0",
-            "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-            "TORCHELASTIC_RUN_ID": "tests",
-        } if processes > 1 else {}  # fmt: skip
+        ranks = (
+            {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "GROUP_RANK": "0",
+                "LOCAL_WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "TORCHELASTIC_RUN_ID": "tests",
+            }
+            if processes > 1
+            else {}
+        )
         given = {**os.environ, **ranks, **environment}
         name_of_output = f"{output}.{rank}"
         process = context.Process(

@@ -79,18 +79,12 @@ def pickle_cases(marker: Path) -> dict[str, bytes]:
         + b"2\x86" * 60
         + b"K\x01\x86e\x85R.",
         "nested tuples, name of a class": b"\x80\x04)" + b"2\x86" * 60 + b"X\x01\x00\x00\x00a\x93.",
-        "nested tuples, encoding": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a)"
-        + b"2\x86" * 60
-        + b"\x86R.",
+        "nested tuples, encoding": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a)" + b"2\x86" * 60 + b"\x86R.",
         "nested tuples, author": b"\x80\x02}(X\x05\x00\x00\x00model}X\x0a\x00\x00\x00__author__)"
         + b"2\x86" * 60
         + b"u.",
         "nested tuples, config": b"\x80\x02}(X\x0a\x00\x00\x00state_dict}X\x10\x00\x00\x00hyper_parameters}X\x06\x00\x00\x00"
-        b"config}(X\x08\x00\x00\x00backbone)"
-        + b"2\x86" * 60
-        + b"X\x06\x00\x00\x00method)"
-        + b"2\x86" * 60
-        + b"usssu.",
+        b"config}(X\x08\x00\x00\x00backbone)" + b"2\x86" * 60 + b"X\x06\x00\x00\x00method)" + b"2\x86" * 60 + b"usssu.",
         "lists as pixel_mean": pickle.dumps(
             {"model": {"pixel_mean": [[1.0], ["a"]], "stem.conv1.weight": [1, 2]}, "__author__": "x"}, 2
         ),

@@ -72,9 +72,16 @@ def test_last_norm_of_a_block_starts_at_one_or_zero() -> None:
 
 def v3_vit(**arguments: Any) -> Any:
     return create_backbone(
-        "vit_tiny_patch16_224", image_size=48, depth=1, embed_dim=16, num_heads=2, weight_init="moco",
-        sincos_position=True, frozen_patch_projection=True, **arguments,
-    )  # fmt: skip
+        "vit_tiny_patch16_224",
+        image_size=48,
+        depth=1,
+        embed_dim=16,
+        num_heads=2,
+        weight_init="moco",
+        sincos_position=True,
+        frozen_patch_projection=True,
+        **arguments,
+    )
 
 
 def test_sincos_position_in_the_order_of_v3s_code() -> None:
@@ -103,9 +110,7 @@ def test_vit_starts_as_v3s() -> None:
 
 def test_frozen_parts_of_a_vit_do_not_move() -> None:
     torch.manual_seed(0)
-    model = MoCoV3(
-        v3_vit(), 16, dim=8, hidden_dim=8, projector_layers=3, predictor_last_norm=True, momentum=0.5
-    )
+    model = MoCoV3(v3_vit(), 16, dim=8, hidden_dim=8, projector_layers=3, predictor_last_norm=True, momentum=0.5)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=0.1, weight_decay=0.1)
@@ -153,9 +158,7 @@ def test_model_without_features_and_image_size_that_does_not_fit() -> None:
         (["backbone=resnet18", "backbone_args.channels=[8,8,8,8]"], ""),
     ],
 )
-def test_layout_that_torch_cannot_train_is_left(
-    backbone: list[str], breaks: str, tool: Tool, tmp_path: Path
-) -> None:
+def test_layout_that_torch_cannot_train_is_left(backbone: list[str], breaks: str, tool: Tool, tmp_path: Path) -> None:
     tiny = [option for option in TINY if not option.startswith(("backbone", "knn."))]
     shown = tool(
         "pretrain",

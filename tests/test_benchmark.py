@@ -32,9 +32,7 @@ def test_conversion_is_counted_beside_renaming_alone(tool: Tool, tmp_path: Path)
     tool("benchmark", "convert", "--backbone", "resnet18", "--rounds", "1", "--out", out)
     result = json.loads(out.read_text())
     assert list(result["results"]) == ["with proof", "renaming alone"]
-    assert result["settings"]["file_megabytes"] == pytest.approx(
-        2 * 44.8 + 33.6, abs=1
-    )  # two encoders and the queue
+    assert result["settings"]["file_megabytes"] == pytest.approx(2 * 44.8 + 33.6, abs=1)  # two encoders and the queue
     for row in result["results"].values():
         assert row["cpu_seconds"] > 0 and 0 < row["peak_to_file"] < 3
     failed = tool("benchmark", "convert", "--file", tmp_path / "absent", code=2)

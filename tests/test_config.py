@@ -66,9 +66,7 @@ def test_v3_vit_recipes_are_the_papers(size: str, batch: int, heads: int | None)
     assert [rate(name, epoch) for epoch in (0, 20, 40, 170)] == pytest.approx(
         [scale * 1.5e-4 * batch / 256 for scale in (0, 0.5, 1, 0.5)], abs=1e-9
     )
-    head = {
-        key: config.method_args[key] for key in ("projector_layers", "predictor_last_norm", "temperature")
-    }
+    head = {key: config.method_args[key] for key in ("projector_layers", "predictor_last_norm", "temperature")}
     assert head == {"projector_layers": 3, "predictor_last_norm": True, "temperature": 0.2}
     assert config.backbone_args["sincos_position"] and config.backbone_args["frozen_patch_projection"]
     assert config.backbone_args["weight_init"] == "moco" and config.backbone_args.get("num_heads") == heads
@@ -88,9 +86,7 @@ def test_cifar_recipe_is_the_authors() -> None:
     config = load_config("moco_cifar10_resnet18", ["data.root=x"])
     assert config.backbone_args["small_stem"] and config.data.image_size == 32
     assert (config.data.batch_size, scaled_lr(config), config.optimizer.weight_decay) == (512, 0.06, 5e-4)
-    arguments = {
-        key: config.method_args[key] for key in ("mlp", "queue_size", "momentum", "temperature", "batch_norm")
-    }
+    arguments = {key: config.method_args[key] for key in ("mlp", "queue_size", "momentum", "temperature", "batch_norm")}
     assert arguments == {
         "mlp": False,
         "queue_size": 4096,
@@ -136,9 +132,7 @@ def test_other_rows_of_v1() -> None:
         ),
     ],
 )
-def test_recipe_of_v3_follows_the_network(
-    backbone: str, recipe: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_recipe_of_v3_follows_the_network(backbone: str, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert pretrain(["--print-config", "method=moco_v3", f"backbone={backbone}", "data.root=x"]) == 0
     first, rest = capsys.readouterr().out.split("\n", 1)
     assert first.startswith(f"# recipe {recipe}: ")
@@ -239,9 +233,7 @@ def test_mistakes_name_their_path(overrides: list[str], message: str) -> None:
 
 
 def test_unknown_config_lists_the_shipped_ones() -> None:
-    with pytest.raises(
-        UsageError, match=r"moco_v1_resnet50_200ep, .*did you mean .*'moco_v2_resnet50_200ep'"
-    ):
+    with pytest.raises(UsageError, match=r"moco_v1_resnet50_200ep, .*did you mean .*'moco_v2_resnet50_200ep'"):
         load_config("moco_v2_resnet50", [])
 
 

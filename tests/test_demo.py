@@ -38,9 +38,7 @@ def test_quick_demo(
         assert str(measured) in json.dumps(results)
         for detector in ("c4", "fpn"):
             log = (out / "transfer" / detector / init / "trial_1" / "log.txt").read_text()
-            filled = (
-                "105 of 105 backbone tensors filled from" if init == "moco" else "none, random initialisation"
-            )
+            filled = "105 of 105 backbone tensors filled from" if init == "moco" else "none, random initialisation"
             assert f"weights: {filled}" in log
     page = (out / "report.html").read_text()
     for section in ("Results", "Pre-training", "What it finds similar", "What detectors make of it"):

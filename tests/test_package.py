@@ -59,18 +59,14 @@ def test_installed_package_finds_its_configs_by_name(wheel: Path, tmp_path: Path
         "from moco_plugin.config import find_config\n"
         "print(find_config('moco_v2_resnet50_200ep', 'pretrain'), find_config('voc/pascal_voc_R_50_C4_24k', 'detectron2'))"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     paths = result.stdout.split()
     assert len(paths) == 2 and all(
         path.startswith(str(tmp_path / "site" / "moco_plugin" / "configs")) for path in paths
     )
 
 
-@pytest.mark.parametrize(
-    "name", sorted(p.stem for p in (ROOT / "tools").glob("*.py") if p.stem != "__init__")
-)
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "tools").glob("*.py") if p.stem != "__init__"))
 def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     module = __import__(f"moco_plugin.tools.{name}", fromlist=["main"])
     with pytest.raises(SystemExit) as end:

@@ -163,9 +163,7 @@ def test_recipes() -> None:
         if column.startswith("v3"):
             assert cell("schedule", column).startswith(f"{s.name} after {s.warmup_epochs} warm-up ep")
             projection = "proj {projector_layers} layers {hidden_dim}".format(**m)
-            assert projection in cell("projection", column) and f"out {m['dim']}" in cell(
-                "projection", column
-            )
+            assert projection in cell("projection", column) and f"out {m['dim']}" in cell("projection", column)
             assert s.interval == "step"
         else:
             assert s.interval == "epoch"
@@ -173,9 +171,7 @@ def test_recipes() -> None:
         recipe(f"moco_v3_{name}") for name in ("vit_base_300ep", "vit_small_300ep", "resnet50_1000ep")
     )
     vit = rows["batch, GPUs"]["v3 ViT-S / ViT-B"]
-    assert (
-        f"{small.data.batch_size} on 32 (ViT-S; " in vit and f"/ {base.data.batch_size} on 64 (ViT-B)" in vit
-    )
+    assert f"{small.data.batch_size} on 32 (ViT-S; " in vit and f"/ {base.data.batch_size} on 64 (ViT-B)" in vit
     debugging = recipe("moco_v3_vit_small_batch1024")
     assert f"{debugging.data.batch_size} on 8 is the authors' set-up for debugging" in vit
     assert f"ViT-S has {small.backbone_args['num_heads']} heads" in rows["other"]["v3 ViT-S / ViT-B"]
@@ -185,9 +181,7 @@ def test_recipes() -> None:
         f"{longest.optimizer.lr} x batch/256 (300 and 1000 ep; m {longest.method_args['momentum']} at 1000)"
         in (rows["lr (batch)"][resnet])
     )
-    assert (
-        "200 or 800 ep" in rows["schedule"]["v2"] and recipe("moco_v2_resnet50_800ep").schedule.epochs == 800
-    )
+    assert "200 or 800 ep" in rows["schedule"]["v2"] and recipe("moco_v2_resnet50_800ep").schedule.epochs == 800
 
 
 def test_evaluation_protocols() -> None:
@@ -195,9 +189,7 @@ def test_evaluation_protocols() -> None:
     linear, v3_resnet, v3_vit = (
         read_yaml(folder / "linear" / f"{name}.yaml") for name in ("moco_v1", "moco_v3_resnet", "moco_v3_vit")
     )
-    imagenet, species = (
-        read_yaml(folder / "finetune" / f"{name}.yaml") for name in ("imagenet", "inaturalist")
-    )
+    imagenet, species = (read_yaml(folder / "finetune" / f"{name}.yaml") for name in ("imagenet", "inaturalist"))
     o, s = linear.optimizer, linear.schedule
     assert (
         f"SGD {o.momentum}, wd {short(o.weight_decay)}, lr {short(o.lr)}, batch {linear.data.batch_size}, "

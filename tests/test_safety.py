@@ -42,9 +42,7 @@ class Detector(nn.Module):
         self.backbone = nn.Linear(2, 2)
 
 
-def sentence(
-    capsys: pytest.CaptureFixture[str], run: Callable[[], int], codes: tuple[int, ...] = (1, 2)
-) -> str:
+def sentence(capsys: pytest.CaptureFixture[str], run: Callable[[], int], codes: tuple[int, ...] = (1, 2)) -> str:
     """Run a tool's main on a hostile file and return its sentence."""
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert run() in codes
@@ -125,9 +123,7 @@ def test_idx_files(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     sentence(capsys, lambda: pretrain(["method=moco", f"data.root={path}", f"out={tmp_path / 'run'}"]))
 
 
-@pytest.mark.parametrize(
-    "spec", ["s-{0..999999999}.tar", "s-{0..9}{0..999999}.tar", "s-{0..9999999999999999}.tar"]
-)
+@pytest.mark.parametrize("spec", ["s-{0..999999999}.tar", "s-{0..9}{0..999999}.tar", "s-{0..9999999999999999}.tar"])
 def test_shard_ranges(spec: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = f"data.root={tmp_path}/{spec}"
     assert "shards" in sentence(capsys, lambda: pretrain(["method=moco", root, f"out={tmp_path / 'run'}"]))

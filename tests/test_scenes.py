@@ -29,9 +29,21 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, tool: Tool) -> Path:
     """Twelve scenes, made with the tool."""
     out = tmp_path_factory.mktemp("data") / "scenes"
     tool(
-        "make_scenes", out, "--train", f"{TRAIN}[0:80]", "--test", f"{TEST}[0:80]",
-        "--num-train", "8", "--num-test", "4", "--size", "128", "--seed", "3",
-    )  # fmt: skip
+        "make_scenes",
+        out,
+        "--train",
+        f"{TRAIN}[0:80]",
+        "--test",
+        f"{TEST}[0:80]",
+        "--num-train",
+        "8",
+        "--num-test",
+        "4",
+        "--size",
+        "128",
+        "--seed",
+        "3",
+    )
     return out
 
 

@@ -25,9 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
     what = parser.add_subparsers(dest="what", required=True)
-    step = what.add_parser(
-        "step", help="a training step of MoCo v2, against the same encoders with no contrast"
-    )
+    step = what.add_parser("step", help="a training step of MoCo v2, against the same encoders with no contrast")
     step.add_argument("--backbone", default="resnet18", help="a timm model (default %(default)s)")
     step.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     step.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
@@ -38,18 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "traffic", help="bytes that a process sends to shuffle keys, against gathering all images"
     )
     traffic.add_argument("--processes", type=int, nargs="+", default=[2, 4, 8], help="default 2 4 8")
-    traffic.add_argument(
-        "--batch-size", type=int, default=8, help="images of a process (default %(default)s)"
-    )
+    traffic.add_argument("--batch-size", type=int, default=8, help="images of a process (default %(default)s)")
     traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
     convert = what.add_parser(
         "convert",
         help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone",
     )
-    convert.add_argument(
-        "--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)"
-    )
+    convert.add_argument("--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)")
     convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")
     convert.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     for measurement in (step, traffic, convert):

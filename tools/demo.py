@@ -25,15 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="every stage at toy size, to see that it works")
-    parser.add_argument(
-        "--trials", type=int, help="of each detector from each initialisation (default 3, quick 1)"
-    )
-    parser.add_argument(
-        "--out", type=Path, help="folder for everything (default runs/demo or runs/demo_quick)"
-    )
-    parser.add_argument(
-        "--images", type=Path, help="folder with Fashion-MNIST's four files (default: found or got)"
-    )
+    parser.add_argument("--trials", type=int, help="of each detector from each initialisation (default 3, quick 1)")
+    parser.add_argument("--out", type=Path, help="folder for everything (default runs/demo or runs/demo_quick)")
+    parser.add_argument("--images", type=Path, help="folder with Fashion-MNIST's four files (default: found or got)")
     parser.add_argument("--overwrite", action="store_true", help="throw away what is in the folder")
     args = parser.parse_args(argv)
 

@@ -52,34 +52,24 @@ EXAMPLES = {
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parses the command line and evaluates."""
     firsts = {name: example.splitlines()[0] for name, (_, example) in EXAMPLES.items()}
-    overview = "".join(
-        "\n  " + first.replace("%(prog)s", f"%(prog)s {name}") for name, first in firsts.items()
-    )
+    overview = "".join("\n  " + first.replace("%(prog)s", f"%(prog)s {name}") for name, first in firsts.items())
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=f"examples:{overview}", formatter_class=raw)
     what = parser.add_subparsers(dest="what", required=True)
     parsers = {
-        name: what.add_parser(
-            name, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=raw
-        )
+        name: what.add_parser(name, help=text, description=text, epilog=f"example:\n  {example}", formatter_class=raw)
         for name, (text, example) in EXAMPLES.items()
     }
     for name, sub in parsers.items():
-        sub.add_argument(
-            "--weights", required=True, help="a checkpoint of any layout that convert_to_d2 reads"
-        )
+        sub.add_argument("--weights", required=True, help="a checkpoint of any layout that convert_to_d2 reads")
         if name == "omnibenchmark":
             sub.add_argument("--root", required=True, help="folder of the realms' folders")
         else:
             images = "a folder, a list, shards or an idx images file; [start:stop] takes a part"
             sub.add_argument("--train", required=True, help=f"labelled images: {images}")
-            sub.add_argument(
-                "--test", required=True, help="labelled images to classify or to find neighbours of"
-            )
+            sub.add_argument("--test", required=True, help="labelled images to classify or to find neighbours of")
         sub.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
-        sub.add_argument(
-            "--untrained", action="store_true", help="random weights in the same network, as a baseline"
-        )
+        sub.add_argument("--untrained", action="store_true", help="random weights in the same network, as a baseline")
         if name in ("knn", "retrieve", "omnibenchmark"):
             sub.add_argument("--image-size", type=int, help="side of the test view (default: as trained)")
             sub.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
@@ -106,14 +96,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--protocol",
         help="moco_v1 (v1 and v2), moco_v3_resnet or moco_v3_vit under configs/evaluate/linear, or a YAML file "
         "(default: by the checkpoint's method)",
-    )  # fmt: skip
-    parsers["linear"].add_argument(
-        "--fast", action="store_true", help="fit on features that are computed once"
     )
+    parsers["linear"].add_argument("--fast", action="store_true", help="fit on features that are computed once")
     parsers["finetune"].add_argument(
-        "--protocol", default="imagenet",
+        "--protocol",
+        default="imagenet",
         help="imagenet or inaturalist under configs/evaluate/finetune, or a YAML file (default %(default)s)",
-    )  # fmt: skip
+    )
     parsers["lowshot"].add_argument(
         "--shares", type=float, nargs="+", default=[0.01, 0.1], help="of the labels (default 0.01 0.1)"
     )
@@ -125,9 +114,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
     for name in ("linear", "lowshot"):
         parsers[name].add_argument(
-            "--lrs", type=float, nargs="+", default=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
+            "--lrs",
+            type=float,
+            nargs="+",
+            default=[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0],
             help="learning rates to try on cached features (default 0.001 to 10)",
-        )  # fmt: skip
+        )
     given = list(sys.argv[1:] if argv is None else argv)
     # taken out first: behind an option of several values argparse would count a key=value among them
     overrides = [text for text in given if re.fullmatch(r"[a-z]\w*(\.\w+)*=.*", text)]

@@ -34,9 +34,7 @@ def _pip(*arguments: str) -> bool:
 def _reachable(url: str) -> bool:
     try:
         environment = {**os.environ, "GIT_TERMINAL_PROMPT": "0"}
-        check = subprocess.run(
-            ["git", "ls-remote", url, "HEAD"], capture_output=True, timeout=20, env=environment
-        )
+        check = subprocess.run(["git", "ls-remote", url, "HEAD"], capture_output=True, timeout=20, env=environment)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return check.returncode == 0

@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, metavar="COMMAND key=value", help="as of lightly-train"
-    )
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND key=value", help="as of lightly-train")
     args = parser.parse_args(argv)
 
     # Python looks for imports beside a script first, and would take this file for LightlyTrain

@@ -25,12 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", help="folder or .txt list of images, with an optional [start:stop]")
-    parser.add_argument(
-        "output", help="folder and first part of the names: shards/photos for shards/photos-0000.tar"
-    )
-    parser.add_argument(
-        "--images-per-shard", type=int, default=10000, help="images a shard (default: %(default)s)"
-    )
+    parser.add_argument("output", help="folder and first part of the names: shards/photos for shards/photos-0000.tar")
+    parser.add_argument("--images-per-shard", type=int, default=10000, help="images a shard (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are there already")
     args = parser.parse_args(argv)
 

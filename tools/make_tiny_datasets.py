@@ -37,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument(
         "--images", metavar="FOLDER", help="in their place, photos of objects: PNG with transparency, by kind"
     )
-    parser.add_argument(
-        "--num-train", type=int, default=8, help="training images each (default: %(default)s)"
-    )
+    parser.add_argument("--num-train", type=int, default=8, help="training images each (default: %(default)s)")
     parser.add_argument("--num-test", type=int, default=8, help="test images each (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="height in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")

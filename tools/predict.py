@@ -23,9 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument(
-        "--config-file", required=True, metavar="FILE", help="what the weights were trained with"
-    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="what the weights were trained with")
     parser.add_argument("--weights", required=True, metavar="FILE", help="such as runs/voc/model_final.pth")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go")
     parser.add_argument(

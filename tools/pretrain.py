@@ -31,9 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         help="resume although the image set changed: the interrupted epoch starts again with the new set, so the "
         "result is not that of an uninterrupted run",
     )
-    parser.add_argument(
-        "--print-config", action="store_true", help="print the whole config, with defaults, and stop"
-    )
+    parser.add_argument("--print-config", action="store_true", help="print the whole config, with defaults, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
     args = parser.parse_intermixed_args(argv)
 

@@ -28,13 +28,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--list", action="store_true", help="show the tasks, and do nothing")
     parser.add_argument("--task", help="which experiment; --list shows them")
     parser.add_argument(
-        "--weights", metavar="W",
+        "--weights",
+        metavar="W",
         help="a checkpoint that convert_to_d2 reads, a released one's name (moco_v2_200ep), or a detectron2 .pkl",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--init", choices=("moco", "supervised", "random"),
+        "--init",
+        choices=("moco", "supervised", "random"),
         help="whose config; supervised takes detectron2's weights unless --weights is given (default: moco)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--trials",
         type=int,
@@ -42,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         help="default: %(default)s, as the paper for VOC, LVIS and semantic segmentation",
     )
     parser.add_argument(
-        "--images-per-batch", type=int, metavar="N",
+        "--images-per-batch",
+        type=int,
+        metavar="N",
         help="images of all GPUs together; scales learning rate, warm-up, drops and length (default: the paper's)",
-    )  # fmt: skip
+    )
     parser.add_argument("--gpus", type=int, help="of this machine (default: all)")
     parser.add_argument("--num-machines", type=int, default=1, help="default: %(default)s")
     parser.add_argument("--machine-rank", type=int, default=0, help="of this machine (default: %(default)s)")

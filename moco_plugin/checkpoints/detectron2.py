@@ -42,7 +42,5 @@ def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> di
     """
     for name in state:
         if not PLAIN_RESNET.fullmatch(name):
-            raise UserError(
-                f"detectron2's ResNet has no twin of {name!r}; expected a plain ResNet or ResNeXt"
-            )
+            raise UserError(f"detectron2's ResNet has no twin of {name!r}; expected a plain ResNet or ResNeXt")
     return {detectron2_name(name): value.numpy() for name, value in {**state, **head}.items()}

@@ -19,10 +19,20 @@ IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406
 LARGEST_IMAGE = 4096  # pixels; some networks' tables grow with the fourth power
 LARGEST_ARGUMENT = 65536
 # Arguments of timm.create_model that fetch or load something, or that the reader sets itself.
-NOT_ARGUMENTS = frozenset((
-    "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir",
-    "num_classes", "features_only", "scriptable", "exportable", "no_jit",
-))  # fmt: skip
+NOT_ARGUMENTS = frozenset(
+    (
+        "pretrained",
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "checkpoint_path",
+        "cache_dir",
+        "num_classes",
+        "features_only",
+        "scriptable",
+        "exportable",
+        "no_jit",
+    )
+)
 
 
 @dataclass
@@ -89,10 +99,12 @@ def hints(file: File, layout: str, names: Mapping[str, Tensor]) -> Hints:
 def claimed_architecture(file: File) -> str | None:
     """Returns the timm model that a folder, a converter, a pickled module or timm's train.py names in a file."""
     for value in (
-        file.config.get("architecture"), file.metadata.get("timm_name"),
+        file.config.get("architecture"),
+        file.metadata.get("timm_name"),
         lookup(file.content.get("module"), "pretrained_cfg", "architecture"),
-        lookup(file.content, "arch"), lookup(file.content, "args", "model"),
-    ):  # fmt: skip
+        lookup(file.content, "arch"),
+        lookup(file.content, "args", "model"),
+    ):
         if isinstance(value, str) and timm.is_model(value):
             return value
     return None
@@ -107,13 +119,7 @@ def timm_arguments(path: Any, arguments: Any, names: Mapping[str, Tensor] | None
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise UserError(f"{path} gives arguments of the network that are no dict with names")
     for key, value in arguments.items():
-        largest = (
-            LARGEST_IMAGE
-            if "size" in key
-            else 512
-            if key in ("depth", "depths", "layers")
-            else LARGEST_ARGUMENT
-        )
+        largest = LARGEST_IMAGE if "size" in key else 512 if key in ("depth", "depths", "layers") else LARGEST_ARGUMENT
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if not isinstance(part, (int, float, str, bool, type(None))):
                 raise UserError(f"{path} gives the network's argument {key[:40]} as a {type(part).__name__}")
@@ -133,9 +139,7 @@ def _of_ours(file: File, found: Hints) -> None:
             int(config["seed"]),
             _text(config["method"]),
         )
-        found.arguments = timm_arguments(
-            file.path, {**config["backbone_args"], "image_size": data["image_size"]}
-        )
+        found.arguments = timm_arguments(file.path, {**config["backbone_args"], "image_size": data["image_size"]})
         found.view = _view(data["image_size"], data["crop_ratio"], data["mean"], data["std"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -202,18 +206,14 @@ def _of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> Non
     bgr = mean is not None and mean.numel() == 3 and float(mean.flatten()[0]) < float(mean.flatten()[2])
     unscaled = std is not None and std.numel() > 0 and float(std.max()) <= 2
     if file.metadata.get("stride_in_1x1") is True:
-        raise UserError(
-            f"{file.path} has its strides in 1x1 convolutions, which timm's ResNet cannot compute"
-        )
+        raise UserError(f"{file.path} has its strides in 1x1 convolutions, which timm's ResNet cannot compute")
     if not told and (bgr or unscaled or author in ("Caffe2", "Detectron2 Model Zoo")):
         raise UserError(
             f"{file.path} was trained from MSRA's ResNet (BGR images, or strides in 1x1 convolutions), which timm's "
             "ResNet cannot compute; expected weights of MoCo's or torchvision's kind"
         )
     if not told:
-        found.notes.append(
-            "taken to have its strides in 3x3 convolutions and RGB images, which the file does not tell"
-        )
+        found.notes.append("taken to have its strides in 3x3 convolutions and RGB images, which the file does not tell")
     if mean is not None and std is not None:
         _set_pixels(found, mean.flatten(), std.flatten())
 

@@ -7,9 +7,7 @@ from pathlib import Path
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 
 
-def inspect_checkpoint(
-    path: str | Path, encoder: str = "query", architecture: str | None = None
-) -> list[str]:
+def inspect_checkpoint(path: str | Path, encoder: str = "query", architecture: str | None = None) -> list[str]:
     """Reads a checkpoint and returns the lines that tell what it is; arguments and errors as ``read_checkpoint``."""
     return describe(read_checkpoint(path, encoder, architecture))
 
@@ -40,9 +38,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         *(("note", note) for note in checkpoint.notes),
     ]
     if checkpoint.unused:
-        rows.append(
-            ("unused", f"{len(checkpoint.unused)} tensors, neither read nor known to be heads or queues:")
-        )
+        rows.append(("unused", f"{len(checkpoint.unused)} tensors, neither read nor known to be heads or queues:"))
         rows += [("", name) for name in checkpoint.unused]
     return [f"{name:<14}{value}" for name, value in rows]
 

@@ -40,48 +40,88 @@ class Layout:
 WHERE = r"(?:(?:state_dict|model|model_state_dict)\.)?(?:module\.)?"
 _MOMENTUM = r"\S*(?:teacher|encoder_k|momentum|ema_|target|key_)\S*wrapped_model\."
 _WRAPPED = r"\S*?wrapped_model\.(?:_model|_features)\."
-_MM_PARTS = (
-    r"backbone|neck|head|encoder_[qk]|momentum_encoder|(?:target|online)_net|predictor|data_preprocessor"
-)
+_MM_PARTS = r"backbone|neck|head|encoder_[qk]|momentum_encoder|(?:target|online)_net|predictor|data_preprocessor"
 
 LAYOUTS: tuple[Layout, ...] = (
-    Layout("LightlyTrain", rf"(?!{_MOMENTUM}){_WRAPPED}", rf"(?={_MOMENTUM}){_WRAPPED}",
-           others=r"\S*(?:head|criterion|queue|predictor|wrapped_model\._pool)\b|\S*embed_head"),
-    Layout("moco_plugin", r"method\.encoder_q\.backbone\.", r"method\.encoder_k\.backbone\.",
-           others=r"method\.(?:encoder_[qk]\.head|predictor|queue)\."),
-    Layout("MMSelfSup/MMPreTrain", r"backbone\.|encoder_q\.0\.", r"momentum_encoder\.(?:module\.)?0\.",
-           others=rf"(?:{_MM_PARTS})\.|queue", mark=r"momentum_encoder\.(?:module\.)?0\.",
-           vit_small_heads=12),  # its MoCo v3
-    Layout("MMSelfSup/MMPreTrain", r"backbone\.|encoder_q\.0\.(?=conv1|layer|patch_embed|cls_token)",
-           r"(?:encoder_k|target_net)\.(?:module\.)?0\.", others=rf"(?:{_MM_PARTS})\.|queue",
-           mark=r"(?:encoder_[qk]|target_net|online_net)\.(?:module\.)?0\.(?:conv1|layer|patch_embed|cls_token)"
-                r"|neck\.|data_preprocessor\.|head\.(?:fc|layers)\."),
+    Layout(
+        "LightlyTrain",
+        rf"(?!{_MOMENTUM}){_WRAPPED}",
+        rf"(?={_MOMENTUM}){_WRAPPED}",
+        others=r"\S*(?:head|criterion|queue|predictor|wrapped_model\._pool)\b|\S*embed_head",
+    ),
+    Layout(
+        "moco_plugin",
+        r"method\.encoder_q\.backbone\.",
+        r"method\.encoder_k\.backbone\.",
+        others=r"method\.(?:encoder_[qk]\.head|predictor|queue)\.",
+    ),
+    Layout(
+        "MMSelfSup/MMPreTrain",
+        r"backbone\.|encoder_q\.0\.",
+        r"momentum_encoder\.(?:module\.)?0\.",
+        others=rf"(?:{_MM_PARTS})\.|queue",
+        mark=r"momentum_encoder\.(?:module\.)?0\.",
+        vit_small_heads=12,
+    ),  # its MoCo v3
+    Layout(
+        "MMSelfSup/MMPreTrain",
+        r"backbone\.|encoder_q\.0\.(?=conv1|layer|patch_embed|cls_token)",
+        r"(?:encoder_k|target_net)\.(?:module\.)?0\.",
+        others=rf"(?:{_MM_PARTS})\.|queue",
+        mark=r"(?:encoder_[qk]|target_net|online_net)\.(?:module\.)?0\.(?:conv1|layer|patch_embed|cls_token)"
+        r"|neck\.|data_preprocessor\.|head\.(?:fc|layers)\.",
+    ),
     Layout("official MoCo v1/v2", r"encoder_q\.", r"encoder_k\.", others=r"queue(?:_ptr)?$"),
     Layout("official MoCo v3", r"base_encoder\.", r"momentum_encoder\.", others=r"predictor\.", vit_small_heads=12),
-    Layout("VISSL", r"classy_state_dict\.base_model\.model\.trunk\.(?:_feature_blocks\.)?",
-           r"classy_state_dict\.loss\.moco_encoder\.(?:module\.)?trunk\.(?:_feature_blocks\.)?",
-           others=r"classy_state_dict\.(?:base_model\.model\.heads|base_model\.meta|loss|hooks|task|train)"),
+    Layout(
+        "VISSL",
+        r"classy_state_dict\.base_model\.model\.trunk\.(?:_feature_blocks\.)?",
+        r"classy_state_dict\.loss\.moco_encoder\.(?:module\.)?trunk\.(?:_feature_blocks\.)?",
+        others=r"classy_state_dict\.(?:base_model\.model\.heads|base_model\.meta|loss|hooks|task|train)",
+    ),
     Layout("VISSL", r"(?:\S+\.)?_feature_blocks\.", others=r"(?:heads|loss)\."),
-    Layout("solo-learn", r"(?:backbone|encoder)\.", r"momentum_(?:backbone|encoder)\.",
-           others=r"(?:momentum_)?(?:projector|classifier|predictor|head|prototypes)\b|\w*queue|knn|loss",
-           mark=r"(?:momentum_)?(?:projector|classifier)\.", small_stem_padding=2),
-    Layout("lightly", r"(?:query|student|anchor|online)_backbone\.", r"(?:(?:key|teacher|target)_)?backbone\.",
-           others=r"\w*(?:head|criterion|classifier|prototypes|memory_bank|predictor)\w*\."),
-    Layout("lightly", r"backbone\.", r"(?:backbone_momentum|(?:momentum|key|teacher|target)_backbone)\.",
-           others=r"\w*(?:head|criterion|classifier|prototypes|memory_bank|predictor|decoder|mask_token)\w*",
-           mark=r"backbone_momentum\.|(?:momentum|key|teacher|target)_backbone\."
-                r"|\w*(?:projection|prediction)_head|criterion\.|online_classifier\."),
-    Layout("DINO", r"student\.(?:module\.)?backbone\.", r"teacher\.(?:module\.)?backbone\.",
-           others=r"(?:student|teacher)\.(?:module\.)?head\.|dino_loss|ibot_loss"),
-    Layout("detectron2", r"(?:backbone\.)?(?:bottom_up\.)?(?=stem\.conv1\.weight$)",
-           others=r"backbone\.(?:fpn|top_block)|proposal_generator\.|roi_heads\.|sem_seg_head\.|head\.|pixel_|anchor|mask_head"),
-    Layout("timm", r"state_dict\.(?:module\.)?", r"(?:state_dict_ema|model_ema)\.(?:module\.)?",
-           mark=r"(?:state_dict_ema|model_ema)\."),
-)  # fmt: skip
-# Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
-_ANCHOR = re.compile(
-    r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?|conv_proj|0)\.weight$"
+    Layout(
+        "solo-learn",
+        r"(?:backbone|encoder)\.",
+        r"momentum_(?:backbone|encoder)\.",
+        others=r"(?:momentum_)?(?:projector|classifier|predictor|head|prototypes)\b|\w*queue|knn|loss",
+        mark=r"(?:momentum_)?(?:projector|classifier)\.",
+        small_stem_padding=2,
+    ),
+    Layout(
+        "lightly",
+        r"(?:query|student|anchor|online)_backbone\.",
+        r"(?:(?:key|teacher|target)_)?backbone\.",
+        others=r"\w*(?:head|criterion|classifier|prototypes|memory_bank|predictor)\w*\.",
+    ),
+    Layout(
+        "lightly",
+        r"backbone\.",
+        r"(?:backbone_momentum|(?:momentum|key|teacher|target)_backbone)\.",
+        others=r"\w*(?:head|criterion|classifier|prototypes|memory_bank|predictor|decoder|mask_token)\w*",
+        mark=r"backbone_momentum\.|(?:momentum|key|teacher|target)_backbone\."
+        r"|\w*(?:projection|prediction)_head|criterion\.|online_classifier\.",
+    ),
+    Layout(
+        "DINO",
+        r"student\.(?:module\.)?backbone\.",
+        r"teacher\.(?:module\.)?backbone\.",
+        others=r"(?:student|teacher)\.(?:module\.)?head\.|dino_loss|ibot_loss",
+    ),
+    Layout(
+        "detectron2",
+        r"(?:backbone\.)?(?:bottom_up\.)?(?=stem\.conv1\.weight$)",
+        others=r"backbone\.(?:fpn|top_block)|proposal_generator\.|roi_heads\.|sem_seg_head\.|head\.|pixel_|anchor|mask_head",
+    ),
+    Layout(
+        "timm",
+        r"state_dict\.(?:module\.)?",
+        r"(?:state_dict_ema|model_ema)\.(?:module\.)?",
+        mark=r"(?:state_dict_ema|model_ema)\.",
+    ),
 )
+# Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
+_ANCHOR = re.compile(r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?|conv_proj|0)\.weight$")
 _BLOCK = re.compile(r"(?<![^.])(?:layer\d|layers\.\d|blocks\.\d|encoder\.layers|\d+\.\d)")
 # Classifiers, projection heads and what only pre-training needs, within an encoder.
 HEADS = re.compile(r"(?:fc|head|heads|linear|classifier|pre_logits|projector|mlp_head)\.|mask_token$")
@@ -96,9 +136,7 @@ class Found:
     key: str | None
 
 
-def find_layout(
-    names: Mapping[str, Tensor], first_name: Callable[[], str | None] = lambda: None
-) -> Found | None:
+def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None] = lambda: None) -> Found | None:
     """Returns the layout of a file whose tensors have these names; None if no layout fits.
 
     Args:

@@ -24,12 +24,33 @@ MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
 LONGEST_NAME = 500  # characters
 MOST_HEADER = 16 << 20  # bytes of a safetensors header or a config.json; of a thousand tensors 100 KB
 # Parts of checkpoints that hold no network's weights.
-NO_WEIGHTS = frozenset((
-    "optimizer", "optimizers", "optimizer_states", "optimizer_state", "lr_schedulers", "lr_scheduler",
-    "scheduler", "param_schedulers", "scaler", "amp", "amp_scaler", "callbacks", "loops",
-    "hyper_parameters", "datamodule_hyper_parameters", "rng_state", "rng_states", "random_states",
-    "message_hub", "meta", "lightly_train", "moco_plugin", "trainer",
-))  # fmt: skip
+NO_WEIGHTS = frozenset(
+    (
+        "optimizer",
+        "optimizers",
+        "optimizer_states",
+        "optimizer_state",
+        "lr_schedulers",
+        "lr_scheduler",
+        "scheduler",
+        "param_schedulers",
+        "scaler",
+        "amp",
+        "amp_scaler",
+        "callbacks",
+        "loops",
+        "hyper_parameters",
+        "datamodule_hyper_parameters",
+        "rng_state",
+        "rng_states",
+        "random_states",
+        "message_hub",
+        "meta",
+        "lightly_train",
+        "moco_plugin",
+        "trainer",
+    )
+)
 FOLDER = ("config.json", ("model.safetensors", "pytorch_model.bin"))
 
 
@@ -66,9 +87,7 @@ def load(path: str | Path) -> File:
     with _refusing(path):
         if _is_safetensors(path):
             tensors, header = _load_safetensors(path)
-            return File(
-                path, path, {"state_dict": tensors, **header}, _json_dict(header.get("moco_plugin", "{}"))
-            )
+            return File(path, path, {"state_dict": tensors, **header}, _json_dict(header.get("moco_plugin", "{}")))
         content: Any = _load_torch(path)
         if isinstance(content, Placeholder) and (state := module_state(content)):
             content = {"model": state, "module": content}
@@ -119,11 +138,7 @@ def _load_torch(path: Path) -> Any:
 def _is_safetensors(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(9)
-    return (
-        len(start) == 9
-        and start[8:] == b"{"
-        and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
-    )
+    return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -192,8 +207,6 @@ def named_tensors(file: File) -> dict[str, Tensor]:
                     warnings.simplefilter("ignore", UserWarning)
                     found[name] = torch.from_numpy(value)
         if visits > MOST_TENSORS:
-            raise UserError(
-                f"{file.path} holds more than {MOST_TENSORS} entries; expected the weights of a network"
-            )
+            raise UserError(f"{file.path} holds more than {MOST_TENSORS} entries; expected the weights of a network")
         waiting += reversed(inner)
     return found

@@ -53,9 +53,7 @@ class _BrokenOff(Exception):
 class ResumingHTTPHandler(HTTPURLHandler):
     """iopath's handler of addresses, with the same cache, that goes on with a transfer that was broken off."""
 
-    def _get_local_path(
-        self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any
-    ) -> str:
+    def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
         cached = cache_path(path, cache_dir)
         with file_lock(str(cached)):  # other processes wait here and find the file
@@ -125,9 +123,7 @@ def _check_recorded(cached: Path, name: str) -> None:
     if not record.is_file():
         with atomic_path(record) as temporary:
             temporary.write_text(f"{found}\n")
-        logger.warning(
-            "%s: its authors published no checksum; its SHA-256 is %s, kept in %s", name, found, record
-        )
+        logger.warning("%s: its authors published no checksum; its SHA-256 is %s, kept in %s", name, found, record)
     elif record.read_text().strip() != found:
         raise UserError(
             f"{cached} changed since it was fetched: its SHA-256 is {found}, and {record} holds another; remove both "
@@ -179,9 +175,7 @@ def _fetch(url: str, part: Path) -> None:
     with response:
         if "html" in response.headers.get_content_subtype():  # a log-in or error page in place of the file
             raise OSError("a web page came in place of the file")
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(
-            f"bytes {have}-"
-        ):
+        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None

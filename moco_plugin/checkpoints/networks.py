@@ -60,9 +60,7 @@ def fit(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> 
 
 def _copy(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     if value.is_floating_point() != dtype.is_floating_point or value.is_complex():
-        raise Mismatch(
-            f"{name} holds {str(value.dtype).removeprefix('torch.')} numbers; expected {str(dtype)[6:]}"
-        )
+        raise Mismatch(f"{name} holds {str(value.dtype).removeprefix('torch.')} numbers; expected {str(dtype)[6:]}")
     value = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if value.is_floating_point() and not value.sum().isfinite():
         raise Mismatch(
@@ -89,7 +87,5 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     numbers = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
     count = len(numbers)
     if count > MOST_BLOCKS or numbers != {str(number) for number in range(count)}:
-        raise Mismatch(
-            f"the weights have {count} blocks {prefix}N, not all of 0 to {max(count, 1) - 1}, or too many"
-        )
+        raise Mismatch(f"the weights have {count} blocks {prefix}N, not all of 0 to {max(count, 1) - 1}, or too many")
     return count

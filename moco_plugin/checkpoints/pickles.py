@@ -21,13 +21,45 @@ from moco_plugin.checkpoints.arrays import ARRAY_TABLE, NoNumbers, check_dtype_s
 MOST_OPCODES = 2_000_000  # some five seconds; a checkpoint of a thousand tensors has fifty thousand
 
 # Objects of these packages lie harmlessly in checkpoints: hyperparameters, paths, callbacks, whole modules.
-FRAMEWORKS = frozenset((
-    "moco_plugin", "torch", "torchvision", "timm", "lightly", "lightly_train", "pytorch_lightning",
-    "lightning", "lightning_fabric", "torchmetrics", "omegaconf", "argparse", "pathlib", "mmengine",
-    "mmcv", "mmselfsup", "mmpretrain", "mmcls", "vissl", "classy_vision", "fvcore", "iopath", "detectron2",
-    "yacs", "hydra", "numpy", "collections", "functools", "enum", "datetime", "typing", "addict", "solo",
-    "pydantic", "dataclasses",
-))  # fmt: skip
+FRAMEWORKS = frozenset(
+    (
+        "moco_plugin",
+        "torch",
+        "torchvision",
+        "timm",
+        "lightly",
+        "lightly_train",
+        "pytorch_lightning",
+        "lightning",
+        "lightning_fabric",
+        "torchmetrics",
+        "omegaconf",
+        "argparse",
+        "pathlib",
+        "mmengine",
+        "mmcv",
+        "mmselfsup",
+        "mmpretrain",
+        "mmcls",
+        "vissl",
+        "classy_vision",
+        "fvcore",
+        "iopath",
+        "detectron2",
+        "yacs",
+        "hydra",
+        "numpy",
+        "collections",
+        "functools",
+        "enum",
+        "datetime",
+        "typing",
+        "addict",
+        "solo",
+        "pydantic",
+        "dataclasses",
+    )
+)
 
 
 class UnsafePickle(Exception):
@@ -142,15 +174,39 @@ def read_pickle(
         raise BrokenPickle(" ".join(f"{type(error).__name__}: {error}"[:200].split())) from error
 
 
-_PUSHED_ARGUMENTS = frozenset((
-    "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "STRING", "BINSTRING",
-    "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8", "UNICODE",
-    "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "FLOAT", "BINFLOAT",
-))  # fmt: skip
+_PUSHED_ARGUMENTS = frozenset(
+    (
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "BINBYTES8",
+        "BYTEARRAY8",
+        "UNICODE",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "FLOAT",
+        "BINFLOAT",
+    )
+)
 _EMPTY: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False, "EMPTY_DICT": dict, "EMPTY_LIST": list,
-    "EMPTY_TUPLE": tuple, "EMPTY_SET": set,
-}  # fmt: skip
+    "NONE": lambda: None,
+    "NEWTRUE": lambda: True,
+    "NEWFALSE": lambda: False,
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_TUPLE": tuple,
+    "EMPTY_SET": set,
+}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 

@@ -37,9 +37,7 @@ class Network:
 class _Float64(TorchFunctionMode):
     """Lets float32 weights take part in float64 arithmetic one by one: no network is copied to float64 whole."""
 
-    def __torch_function__(
-        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map_only(Tensor, _to_float64, (args, kwargs or {}))
         return function(*args, **kwargs)
 
@@ -88,10 +86,7 @@ def stage_features(network: Network, images: Tensor) -> dict[str, Tensor]:
         if isinstance(output, Tensor):
             found[name] = output.clone()  # the next layer may work in place
 
-    hooks = [
-        network.module.get_submodule(name).register_forward_hook(partial(keep, name))
-        for name in network.stages
-    ]
+    hooks = [network.module.get_submodule(name).register_forward_hook(partial(keep, name)) for name in network.stages]
     try:
         with _Float64():
             network.module(images)
@@ -141,9 +136,7 @@ def prove(source: Network, target: Network, images: Tensor) -> Proof:
     """
     differences = {}
     expected, found = stage_features(source, images), stage_features(target, images)
-    pairs = [
-        (s, t) for s, t in zip(source.stages, target.stages, strict=True) if s in expected and t in found
-    ]
+    pairs = [(s, t) for s, t in zip(source.stages, target.stages, strict=True) if s in expected and t in found]
     if not pairs:
         raise UserError(f"{source.framework}'s network has no stages to compare")
     for source_stage, target_stage in pairs:
@@ -154,9 +147,7 @@ def prove(source: Network, target: Network, images: Tensor) -> Proof:
             )
         largest = e.abs().max()
         if not largest:  # equal zeros would prove nothing
-            raise UserError(
-                f"the network's {stage} features are all zero, so its weights are no trained ones"
-            )
+            raise UserError(f"the network's {stage} features are all zero, so its weights are no trained ones")
         differences[stage] = difference = float((e - f).abs().max() / largest)
         if not difference <= TOLERANCE:  # NaN is not small either
             raise UserError(

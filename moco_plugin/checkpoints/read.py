@@ -139,12 +139,22 @@ def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
     if isinstance(side, tuple) and side[0] == side[1]:
         about.view.image_size = side[0]
     return Checkpoint(
-        file.path, layout, network.architecture, network.backbone, network.untrained,
-        head=_head(layout, encoder, tensors, {n: state[n] for n in head_names}), view=about.view, epoch=about.epoch,
-        method=about.method or _method_by_head(layout, head_names), sha256=sha256(file.weights), encoder=encoder,
-        encoders=("query", "key") if found.key is not None else ("query",), arguments=network.arguments,
-        unused=unused, notes=about.notes,
-    )  # fmt: skip
+        file.path,
+        layout,
+        network.architecture,
+        network.backbone,
+        network.untrained,
+        head=_head(layout, encoder, tensors, {n: state[n] for n in head_names}),
+        view=about.view,
+        epoch=about.epoch,
+        method=about.method or _method_by_head(layout, head_names),
+        sha256=sha256(file.weights),
+        encoder=encoder,
+        encoders=("query", "key") if found.key is not None else ("query",),
+        arguments=network.arguments,
+        unused=unused,
+        notes=about.notes,
+    )
 
 
 def _network(
@@ -163,9 +173,7 @@ def _network(
                 raise
             mismatch = error  # a ResNet or ViT that was changed: its shapes tell
     elif found.layout.name == "moco_plugin":
-        raise UserError(
-            f"its config names the backbone {str(about.architecture)[:60]!r}, which timm does not have"
-        )
+        raise UserError(f"its config names the backbone {str(about.architecture)[:60]!r}, which timm does not have")
     for roots, of_shapes in ((resnet.ROOTS, _resnet), (vit.ROOTS, _vit)):
         own = {name: value for name, value in state.items() if name.partition(".")[0] in roots}
         if roots[0] + ".weight" in own or "pos_embed" in own or "patch_embed.proj.weight" in own:
@@ -213,17 +221,13 @@ def _skeleton(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         IndexError,
         KeyError,
     ) as error:
-        raise Mismatch(
-            f"timm cannot build {name} as the file says: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise Mismatch(f"timm cannot build {name} as the file says: {' '.join(str(error).split())[:200]}") from error
 
 
 def _resnet(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network:
     name, untrained, backbone = resnet.resnet_from_state(state, found.layout.small_stem_padding)
     if isinstance(backbone.maxpool, nn.Identity):
-        about.notes.append(
-            "taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not tell"
-        )
+        about.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not tell")
     return _Network(name, {}, untrained, backbone)
 
 
@@ -252,9 +256,7 @@ def _whose_names(file: File, network: _Network, names: Mapping[str, str], archit
     return "torchvision" if resnet_of_both or "conv_proj.weight" in names else "timm"
 
 
-def _head(
-    layout: str, encoder: str, tensors: Mapping[str, Tensor], within: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _head(layout: str, encoder: str, tensors: Mapping[str, Tensor], within: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The projection head where the layout keeps one with its encoder."""
     if layout == "moco_plugin":
         prefix = f"state_dict.method.encoder_{encoder[0]}.head."

@@ -85,9 +85,7 @@ FOREIGN: tuple[tuple[str, Rename], ...] = (
 
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Returns timm's name for each name of an encoder's state dict; its own where it is not foreign."""
-    prefix = (
-        "vit." if any(name.startswith("vit.") for name in state) else ""
-    )  # lightly's MaskedVisionTransformerTIMM
+    prefix = "vit." if any(name.startswith("vit.") for name in state) else ""  # lightly's MaskedVisionTransformerTIMM
     for mark, rename in FOREIGN:
         if prefix + mark in state:
             return {name: rename(name.removeprefix(prefix)) for name in state}

@@ -59,21 +59,23 @@ def resnet_from_state(
     channels = tuple(cast(Tensor, w).shape[0] // (4 if bottleneck else 1) for w in first)
     width, per_group = middle.shape[:2]
     if not all(channels) or not per_group or width % per_group:
-        raise Mismatch(
-            "the weights are not those of a plain ResNet: the widths of layer1 do not fit together"
-        )
+        raise Mismatch("the weights are not those of a plain ResNet: the widths of layer1 do not fit together")
     cardinality = width // per_group if bottleneck else 1
     base_width = 64 * width // (cardinality * channels[0]) if bottleneck else 64
 
-    width_of_stem, colours, side = stem.shape[
-        :3
-    ]  # the tensor itself would keep the whole mapped file in memory
+    width_of_stem, colours, side = stem.shape[:3]  # the tensor itself would keep the whole mapped file in memory
 
     def untrained() -> ResNet:
         network = ResNet(
-            cast(Any, Bottleneck if bottleneck else BasicBlock), blocks, num_classes=0, in_chans=colours,
-            channels=channels, cardinality=cardinality, base_width=base_width, zero_init_last=False,
-        )  # fmt: skip
+            cast(Any, Bottleneck if bottleneck else BasicBlock),
+            blocks,
+            num_classes=0,
+            in_chans=colours,
+            channels=channels,
+            cardinality=cardinality,
+            base_width=base_width,
+            zero_init_last=False,
+        )
         if width_of_stem != 64:
             widen_stem(network, width_of_stem)
         if side == 3:

@@ -17,15 +17,21 @@ WIDTHS = (64, 128, 256, 512)
 # Arguments of create_backbone that are no timm's, that say how training starts, or that the network itself tells.
 OURS = frozenset(
     (
-        "image_size", "img_size", "width", "small_stem", "sincos_position", "frozen_patch_projection",
-        "pretrained", "num_classes", "weight_init", "zero_init_last",
+        "image_size",
+        "img_size",
+        "width",
+        "small_stem",
+        "sincos_position",
+        "frozen_patch_projection",
+        "pretrained",
+        "num_classes",
+        "weight_init",
+        "zero_init_last",
     )
-)  # fmt: skip
+)
 
 
-def timm_arguments(
-    architecture: str, arguments: Mapping[str, Any], backbone: nn.Module
-) -> tuple[str, dict[str, Any]]:
+def timm_arguments(architecture: str, arguments: Mapping[str, Any], backbone: nn.Module) -> tuple[str, dict[str, Any]]:
     """Returns the name and the arguments with which timm.create_model makes a network like ``backbone``.
 
     Args:
@@ -34,9 +40,7 @@ def timm_arguments(
         backbone: The timm network.
     """
     arguments = {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in arguments.items()
-        if key not in OURS
+        key: list(value) if isinstance(value, tuple) else value for key, value in arguments.items() if key not in OURS
     }
     side = getattr(getattr(backbone, "patch_embed", None), "img_size", None)
     usual = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
@@ -73,9 +77,7 @@ def timm_network(name: str, arguments: Mapping[str, Any], state: Mapping[str, Te
         network.load_state_dict(dict(state), assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"timm.create_model({name!r}) makes no network that holds these weights: {reason}"
-        ) from error
+        raise UserError(f"timm.create_model({name!r}) makes no network that holds these weights: {reason}") from error
     return network.eval()
 
 

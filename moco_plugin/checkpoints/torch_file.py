@@ -24,12 +24,20 @@ from moco_plugin.checkpoints.pickles import TABLE, BrokenPickle, Global, Placeho
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _STORAGE_TYPES = {
-    "torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool, "torch.ComplexFloatStorage": torch.complex64,
-    "torch.ComplexDoubleStorage": torch.complex128, "torch.storage.UntypedStorage": torch.uint8,
-}  # fmt: skip
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+    "torch.ComplexFloatStorage": torch.complex64,
+    "torch.ComplexDoubleStorage": torch.complex128,
+    "torch.storage.UntypedStorage": torch.uint8,
+}
 
 
 @dataclass(frozen=True)
@@ -170,11 +178,7 @@ def _read_zip(content: mmap.mmap) -> Any:
 def _read_legacy(content: mmap.mmap) -> Any:
     """Reads a file of PyTorch before 1.6 from behind its magic number: pickles, then the storages one by one."""
     system = (read_pickle(content, TABLE), read_pickle(content, TABLE))
-    if (
-        system[0] != _LEGACY_PROTOCOL
-        or not isinstance(system[1], dict)
-        or system[1].get("little_endian") is not True
-    ):
+    if system[0] != _LEGACY_PROTOCOL or not isinstance(system[1], dict) or system[1].get("little_endian") is not True:
         raise BrokenPickle("another protocol, or numbers of a big-endian machine")
     start = content.tell()
     claimed: dict[str, tuple[torch.dtype, int]] = {}
@@ -209,11 +213,7 @@ def _read_legacy(content: mmap.mmap) -> Any:
         found, view = storages[key], saved[5]
         if view is not None:
             _, offset, count = view
-            if (
-                type(offset) is not int
-                or type(count) is not int
-                or not 0 <= offset <= offset + count <= found.count
-            ):
+            if type(offset) is not int or type(count) is not int or not 0 <= offset <= offset + count <= found.count:
                 raise BrokenPickle("a view that is larger than its storage")
             found = _Storage(found.dtype, found.start + offset * found.dtype.itemsize, count)
         if found.dtype != dtype:
@@ -237,9 +237,7 @@ def module_state(module: Placeholder) -> dict[str, Tensor]:
         for kind in ("_parameters", "_buffers"):
             tensors = module.attributes.get(kind)
             if isinstance(tensors, dict):
-                state |= {
-                    f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Tensor)
-                }
+                state |= {f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Tensor)}
         children = module.attributes.get("_modules")
         if isinstance(children, dict):
             waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children.items())]

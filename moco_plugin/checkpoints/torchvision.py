@@ -54,9 +54,7 @@ def to_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
         return {torchvision_name(name): value for name, value in state.items()}
     if isinstance(backbone, ResNet):
         return dict(state)
-    raise UserError(
-        f"torchvision's names are known here for ResNets and ViTs; found a {type(backbone).__name__}"
-    )
+    raise UserError(f"torchvision's names are known here for ResNets and ViTs; found a {type(backbone).__name__}")
 
 
 def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
@@ -82,9 +80,7 @@ def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.
         network.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"torchvision's {type(network).__name__} cannot hold these weights: {reason}"
-        ) from error
+        raise UserError(f"torchvision's {type(network).__name__} cannot hold these weights: {reason}") from error
     return network.eval()
 
 

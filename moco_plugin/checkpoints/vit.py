@@ -53,21 +53,12 @@ def vit_from_state(
         raise Mismatch(
             f"the weights are not those of {kind}: Missing keys: one of patch_embed.proj.weight, pos_embed, blocks.0.mlp"
         )
-    if (
-        projection.ndim != 4
-        or position.ndim != 3
-        or hidden.ndim != 2
-        or 0 in (*projection.shape, *position.shape)
-    ):
-        raise Mismatch(
-            f"the weights are not those of {kind}: patch_embed.proj, pos_embed or mlp.fc1 has another shape"
-        )
+    if projection.ndim != 4 or position.ndim != 3 or hidden.ndim != 2 or 0 in (*projection.shape, *position.shape):
+        raise Mismatch(f"the weights are not those of {kind}: patch_embed.proj, pos_embed or mlp.fc1 has another shape")
     dim, channels, patch, other = projection.shape
     grid, embeds_class = _grid(position.shape[1], state)
     if patch != other or not grid:
-        raise Mismatch(
-            f"{kind} has square patches and images; found {patch} x {other} and {position.shape[1]} places"
-        )
+        raise Mismatch(f"{kind} has square patches and images; found {patch} x {other} and {position.shape[1]} places")
     size, usual_depth, usual_heads = SIZES.get(dim, ("", 0, dim // HEAD_WIDTH))
     heads = heads or usual_heads
     if not heads or dim % heads:

@@ -245,9 +245,7 @@ def convert(
             network.load_state_dict(state, assign=True)
     write = partial(write_state, state=state)
     if not output.suffix:
-        write = partial(
-            write_folder, state=state, config=timm_config(name, arguments, network, checkpoint.view)
-        )
+        write = partial(write_folder, state=state, config=timm_config(name, arguments, network, checkpoint.view))
     framework = "LightlyTrain" if to == "lightly-train" else to
     target = Network(framework, network, stages_of(network))
     source = source or source_network(checkpoint, to)

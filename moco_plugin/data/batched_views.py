@@ -102,9 +102,7 @@ def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
     safe = chroma.clamp(min=1e-8)
     sextant = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
     hue = torch.where(value == red, (green - blue) / safe, sextant)
-    corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[
-        :, None, None
-    ]  # HSV to RGB, one channel each
+    corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None]  # HSV to RGB, one channel each
     k = (corner + (hue[:, None] + 6 * factor)) % 6
     return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
 
@@ -126,9 +124,7 @@ class BatchedViews:
     def __init__(self, arguments: Sequence[dict[str, Any]], grey_first: bool = False) -> None:
         for key in ("vf_prob", "rr_prob"):
             if arguments[0][key]:
-                raise UsageError(
-                    f"data.view_args.{key} is {arguments[0][key]}; it needs data.batched_views=false"
-                )
+                raise UsageError(f"data.view_args.{key} is {arguments[0][key]}; it needs data.batched_views=false")
         self.views = [_View(view, grey_first) for view in arguments]
 
     def __call__(self, images: Tensor) -> list[Tensor]:
@@ -168,9 +164,7 @@ class _View:
         w = torch.where(any_fits, w.gather(1, first)[:, 0], centre_w)
         h = torch.where(any_fits, h.gather(1, first)[:, 0], centre_h)
         x = torch.where(any_fits, (torch.rand(n, device=device) * (width - w + 1)).floor(), (width - w) // 2)
-        y = torch.where(
-            any_fits, (torch.rand(n, device=device) * (height - h + 1)).floor(), (height - h) // 2
-        )
+        y = torch.where(any_fits, (torch.rand(n, device=device) * (height - h + 1)).floor(), (height - h) // 2)
         rows, columns = resize_matrix(y, h, height, size), resize_matrix(x, w, width, size)
         flip = self._chosen(images, self.arguments["hf_prob"])
         columns[flip] = columns[flip].flip(dims=(1,))
@@ -187,9 +181,7 @@ class _View:
             factors.append(torch.empty(len(chosen), 1, 1, 1, device=views.device).uniform_(low, high))
         for turn in order.unbind(dim=1):  # every image has its own order
             for number, adjust in enumerate(ADJUSTMENTS):
-                if spans[number] and not (
-                    views.shape[1] == 1 and number >= 2
-                ):  # grey has no colour to change
+                if spans[number] and not (views.shape[1] == 1 and number >= 2):  # grey has no colour to change
                     now = (turn == number).nonzero()[:, 0]
                     jittered[now] = adjust(jittered[now], factors[number][now])
         views[chosen] = jittered

@@ -9,9 +9,7 @@ from torchvision.datasets import FashionMNIST
 from moco_plugin.errors import UserError
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")
-SOURCE = (
-    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/949006594cc2f804a93b9155849734564c3545ec"
-)
+SOURCE = "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/949006594cc2f804a93b9155849734564c3545ec"
 MD5 = {
     "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
     "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",

@@ -14,8 +14,17 @@ from moco_plugin.errors import UserError
 
 MOST_COMPRESSED = 1040  # deflate packs at most 1032 bytes into one
 FASHION_MNIST_CLASSES = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 
 
 def is_idx(path: Path) -> bool:
@@ -88,9 +97,7 @@ def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str
     if labels_path != path and labels_path.exists():
         labels = read_idx(labels_path).astype(np.int64)
         if len(labels) != len(images):
-            raise UserError(
-                f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}"
-            )
+            raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
     images, labels = images[part], labels if labels is None else labels[part]
     if not len(images):
         raise UserError(f"{spec} selects no image; the file holds {len(read_idx(path))}")

@@ -128,13 +128,9 @@ def _image_files(folder: Path) -> list[Path]:
         if name.lower().endswith(IMG_EXTENSIONS)
     ]
     if unreadable:
-        raise UserError(
-            f"{unreadable[0].filename} cannot be read ({unreadable[0].strerror}); check its permissions"
-        )
+        raise UserError(f"{unreadable[0].filename} cannot be read ({unreadable[0].strerror}); check its permissions")
     if not files:
-        raise UserError(
-            f"{folder} holds no image at any depth; expected files ending in {', '.join(IMG_EXTENSIONS)}"
-        )
+        raise UserError(f"{folder} holds no image at any depth; expected files ending in {', '.join(IMG_EXTENSIONS)}")
     return sorted(files)
 
 
@@ -150,9 +146,7 @@ def _read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ..
         if not line or line.startswith("#"):
             continue
         if len(line) > LONGEST_LINE or "\0" in line:
-            raise UserError(
-                f"{path}, line {number}: not a path ({line[:40]!r}...); expected 'path' or 'path label'"
-            )
+            raise UserError(f"{path}, line {number}: not a path ({line[:40]!r}...); expected 'path' or 'path label'")
         labelled = _has_label(line)
         if labelled and not labels:  # a file of that name has the last word
             labelled = not (path.parent / line).is_file()

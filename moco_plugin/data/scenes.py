@@ -173,9 +173,7 @@ def make_scenes(
     """
     output = _check_free(Path(output), overwrite)
     if min(num_train, num_test) < 1 or seed < 0:
-        raise UsageError(
-            f"expected at least one scene and a seed from 0, got {num_train}, {num_test} and {seed}"
-        )
+        raise UsageError(f"expected at least one scene and a seed from 0, got {num_train}, {num_test} and {seed}")
     splits = {"train": (*_with_labels(train), num_train), "test": (*_with_labels(test), num_test)}
     for images, _, _ in splits.values():
         if size < MIN_SCALE * max(images.shape[1:]):
@@ -278,6 +276,4 @@ def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
 
 
 # Colours for people to look at; what counts are the numbers. 37, 91 and 53 spread neighbours apart.
-_PALETTE = [0, 0, 0] + [
-    channel for i in range(1, 256) for channel in (i * 37 % 256, i * 91 % 256, i * 53 % 256)
-]
+_PALETTE = [0, 0, 0] + [channel for i in range(1, 256) for channel in (i * 37 % 256, i * 91 % 256, i * 53 % 256)]

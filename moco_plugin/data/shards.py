@@ -55,9 +55,7 @@ def is_shards(spec: str) -> bool:
     found = False
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for entry in entries:
-            if not entry.name.startswith(".") and (
-                entry.is_dir() or entry.name.lower().endswith(IMG_EXTENSIONS)
-            ):
+            if not entry.name.startswith(".") and (entry.is_dir() or entry.name.lower().endswith(IMG_EXTENSIONS)):
                 return False
             found = found or _ARCHIVE.fullmatch(entry.name) is not None
     return found
@@ -144,9 +142,7 @@ class TarShards:
             _check_ranges(self.urls[0])
         with ThreadPoolExecutor(THREADS) as pool:
             found = pool.map(_index, self.urls)
-            bar = tqdm(
-                found, desc="index of shards", total=len(self.urls), unit="shard", leave=False, delay=1
-            )
+            bar = tqdm(found, desc="index of shards", total=len(self.urls), unit="shard", leave=False, delay=1)
             indexes = list(bar)
         total = sum(len(index.offsets) for index in indexes)
         if not total:
@@ -164,12 +160,8 @@ class TarShards:
         self.classes: tuple[str, ...] | None = None
         if all((index.labels >= 0).all() for index in indexes):
             lists = [index.classes for index in indexes if len(index.offsets)]
-            same = all(
-                names == lists[0] for names in lists
-            )  # a set that was packed keeps its order of classes
-            self.classes = tuple(
-                lists[0] if same else sort_classes(name for names in lists for name in names)
-            )
+            same = all(names == lists[0] for names in lists)  # a set that was packed keeps its order of classes
+            self.classes = tuple(lists[0] if same else sort_classes(name for names in lists for name in names))
             number = {name: i for i, name in enumerate(self.classes)}
             self.labels = np.concatenate(
                 [
@@ -220,9 +212,7 @@ def _check_ranges_of(source: str) -> None:
     if total == 1:
         total = math.prod(max(0, int(last) - int(first) + 1) for first, last in ranges)
     if total > MOST_SHARDS:
-        raise UsageError(
-            f"{source} names more than {MOST_SHARDS} shards; expected a range such as {{0000..0099}}"
-        )
+        raise UsageError(f"{source} names more than {MOST_SHARDS} shards; expected a range such as {{0000..0099}}")
 
 
 def _expand(source: str) -> list[str]:
@@ -312,9 +302,7 @@ def _check_ranges(url: str) -> None:
             with _open(url, 1, "none") as file:
                 file.seek(max(0, size - 1))
                 file.read(1)
-        except (
-            ValueError
-        ) as error:  # a file that cannot seek, or fsspec's word for an answer that is no range
+        except ValueError as error:  # a file that cannot seek, or fsspec's word for an answer that is no range
             raise UserError(_no_ranges(url)) from error
 
     _patiently(url, probe)
@@ -373,9 +361,7 @@ def _scan(url: str, size: int) -> _Index:
     labels: dict[str, str] = {}
     with _open(url, SCAN_BLOCK, "readahead") as file:
         if file.read(8).startswith(_COMPRESSED):
-            raise UserError(
-                f"{url} is compressed, and reading single images needs a plain tar; decompress it"
-            )
+            raise UserError(f"{url} is compressed, and reading single images needs a plain tar; decompress it")
         file.seek(0)
         try:
             with tarfile.open(fileobj=file, mode="r:") as archive:
@@ -399,9 +385,7 @@ def _scan(url: str, size: int) -> _Index:
         size,
         "",
         classes,
-        np.array(
-            [number[labels[k]] if (k := _split(n)[0]) in labels else -1 for n, _, _ in images], np.int64
-        ),
+        np.array([number[labels[k]] if (k := _split(n)[0]) in labels else -1 for n, _, _ in images], np.int64),
         np.array([name.encode(errors="surrogateescape") for name, _, _ in images], "S"),
         np.array([offset for _, offset, _ in images], np.int64),
         np.array([length for _, _, length in images], np.int64),
@@ -466,9 +450,13 @@ def make_shards(
                 first = number * images_per_shard
                 part = slice(first, first + images_per_shard)
                 _pack(
-                    Path(temporary, shard), paths[part], None if labels is None else labels[part], names,
-                    [f"{key:0{key_digits}d}" for key in range(len(paths))[part]], bar,
-                )  # fmt: skip
+                    Path(temporary, shard),
+                    paths[part],
+                    None if labels is None else labels[part],
+                    names,
+                    [f"{key:0{key_digits}d}" for key in range(len(paths))[part]],
+                    bar,
+                )
             for file in old:
                 file.unlink()
             for file in sorted(Path(temporary).iterdir()):
@@ -490,9 +478,7 @@ def _pack(
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, (path, key) in enumerate(zip(paths, keys, strict=True)):
             if path.suffix.lower() not in IMG_EXTENSIONS:
-                raise UserError(
-                    f"{path} does not end as images do, in {', '.join(IMG_EXTENSIONS)}; rename it"
-                )
+                raise UserError(f"{path} does not end as images do, in {', '.join(IMG_EXTENSIONS)}; rename it")
             try:
                 data = path.read_bytes()
             except OSError as error:

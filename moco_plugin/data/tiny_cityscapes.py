@@ -81,9 +81,7 @@ def _draw(
     for obj in objects:
         polygon = [tuple(point) for point in obj["polygon"]]
         name = obj["label"] if obj["label"] in known else obj["label"].removesuffix("group")
-        category = known.get(
-            name, {"id": EGO_VEHICLE[1], "trainId": IGNORED, "color": (0, 0, 0), "isthing": 0}
-        )
+        category = known.get(name, {"id": EGO_VEHICLE[1], "trainId": IGNORED, "color": (0, 0, 0), "isthing": 0})
         number = category["id"]
         if category["isthing"] and name == obj["label"]:  # a group keeps the id of its class
             number = 1000 * category["id"] + counts[name]

@@ -17,17 +17,45 @@ from moco_plugin.data.tiny_scenes import TinyScene
 PERSON = 1  # COCO's category id
 # where COCO's 17 keypoints of a standing person are, as parts of the width and height of the box
 KEYPOINTS = {
-    "nose": (0.5, 0.08), "left_eye": (0.55, 0.06), "right_eye": (0.45, 0.06), "left_ear": (0.6, 0.08),
-    "right_ear": (0.4, 0.08), "left_shoulder": (0.72, 0.2), "right_shoulder": (0.28, 0.2),
-    "left_elbow": (0.82, 0.38), "right_elbow": (0.18, 0.38), "left_wrist": (0.88, 0.55),
-    "right_wrist": (0.12, 0.55), "left_hip": (0.62, 0.55), "right_hip": (0.38, 0.55),
-    "left_knee": (0.62, 0.76), "right_knee": (0.38, 0.76), "left_ankle": (0.62, 0.96),
+    "nose": (0.5, 0.08),
+    "left_eye": (0.55, 0.06),
+    "right_eye": (0.45, 0.06),
+    "left_ear": (0.6, 0.08),
+    "right_ear": (0.4, 0.08),
+    "left_shoulder": (0.72, 0.2),
+    "right_shoulder": (0.28, 0.2),
+    "left_elbow": (0.82, 0.38),
+    "right_elbow": (0.18, 0.38),
+    "left_wrist": (0.88, 0.55),
+    "right_wrist": (0.12, 0.55),
+    "left_hip": (0.62, 0.55),
+    "right_hip": (0.38, 0.55),
+    "left_knee": (0.62, 0.76),
+    "right_knee": (0.38, 0.76),
+    "left_ankle": (0.62, 0.96),
     "right_ankle": (0.38, 0.96),
-}  # fmt: skip
+}
 SKELETON = [
-    [16, 14], [14, 12], [17, 15], [15, 13], [12, 13], [6, 12], [7, 13], [6, 7], [6, 8], [7, 9], [8, 10],
-    [9, 11], [2, 3], [1, 2], [1, 3], [2, 4], [3, 5], [4, 6], [5, 7],
-]  # fmt: skip
+    [16, 14],
+    [14, 12],
+    [17, 15],
+    [15, 13],
+    [12, 13],
+    [6, 12],
+    [7, 13],
+    [6, 7],
+    [6, 8],
+    [7, 9],
+    [8, 10],
+    [9, 11],
+    [2, 3],
+    [1, 2],
+    [1, 3],
+    [2, 4],
+    [3, 5],
+    [4, 6],
+    [5, 7],
+]
 
 
 def write_coco(
@@ -82,9 +110,7 @@ def write_coco(
         )
 
 
-def write_lvis(
-    path: Path, split: str, scenes: Sequence[TinyScene], categories: Sequence[Mapping[str, Any]]
-) -> None:
+def write_lvis(path: Path, split: str, scenes: Sequence[TinyScene], categories: Sequence[Mapping[str, Any]]) -> None:
     """Writes LVIS's annotations of a COCO split: every object has a class of its own among the 1230.
 
     Args:

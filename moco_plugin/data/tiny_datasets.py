@@ -84,13 +84,9 @@ def make_tiny_datasets(
             f"got {num_train}, {num_test} and {seed}"
         )
     if size < MIN_SIZE:
-        raise UsageError(
-            f"images of {size} pixels are too small for the objects; expected {MIN_SIZE} or more"
-        )
+        raise UsageError(f"images of {size} pixels are too small for the objects; expected {MIN_SIZE} or more")
 
-    def compose(
-        number: int, looks: Looks, count: int, bands: Sequence[Sequence[int]] = ()
-    ) -> list[TinyScene]:
+    def compose(number: int, looks: Looks, count: int, bands: Sequence[Sequence[int]] = ()) -> list[TinyScene]:
         scenes = compose_split(looks, count, size, [seed, number], bands)
         bar.update()
         return scenes
@@ -123,15 +119,11 @@ def make_tiny_datasets(
 def _check_free(output: Path, overwrite: bool) -> Path:
     check_output(output, overwrite)
     if output.exists() and not (output / MARKER).exists():
-        raise UsageError(
-            f"{output} is there and holds no tiny data sets, so it was kept; choose another output"
-        )
+        raise UsageError(f"{output} is there and holds no tiny data sets, so it was kept; choose another output")
     return output
 
 
-def _write_voc2007(
-    root: Path, trained: Sequence[TinyScene], tested: Sequence[TinyScene], tables: ClassTables
-) -> None:
+def _write_voc2007(root: Path, trained: Sequence[TinyScene], tested: Sequence[TinyScene], tables: ClassTables) -> None:
     names = [f"{number:06d}" for number in range(1, len(trained) + len(tested) + 1)]
     half, count = len(trained) // 2, len(trained)
     splits = {

@@ -65,9 +65,7 @@ def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
     files = ImageSet(str(folder))
     labels = np.zeros(len(files), np.int64) if files.labels is None else files.labels
     chosen = np.unique(np.linspace(0, len(files) - 1, MAX_PHOTOS).round().astype(int))
-    photos = [
-        (_read_photo(files.paths[i]), int(labels[i])) for i in chosen if files.paths[i].suffix == ".png"
-    ]
+    photos = [(_read_photo(files.paths[i]), int(labels[i])) for i in chosen if files.paths[i].suffix == ".png"]
     found = [(photo, label) for photo, label in photos if photo is not None]
     counts = np.bincount([label for _, label in found], minlength=1)
     found = [(photo, label) for photo, label in found if counts[label] > 1]
@@ -129,9 +127,7 @@ def compose_split(
             chosen = [looks.groups[n % len(looks.groups)] for n in numbers]
             images = [group[random.integers(len(group))] for group in chosen]
             canvas = _bands(size, canvas_bands, random) if canvas_bands else None
-            image, objects = compose_scene(
-                images, numbers, size, random, order=range(len(images)), canvas=canvas
-            )
+            image, objects = compose_scene(images, numbers, size, random, order=range(len(images)), canvas=canvas)
             if len(objects) == len(images):
                 break
         scenes.append(TinyScene(image, objects))

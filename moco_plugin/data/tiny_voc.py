@@ -45,13 +45,9 @@ def write_voc(
             classes, instances = label_maps(scene, len(names))
             void = _edges(instances)
             for folder, array in (("SegmentationClass", classes), ("SegmentationObject", instances)):
-                write_palette_png(
-                    root / folder / f"{name}.png", np.where(void, VOID, array).astype(np.uint8), palette
-                )
+                write_palette_png(root / folder / f"{name}.png", np.where(void, VOID, array).astype(np.uint8), palette)
     for folder, further in (("Main", boxes_only or {}), ("Segmentation", {})):
-        lists = {
-            split: [*images, *further.get(split, ((), ()))[0]] for split, (images, _) in segmented.items()
-        }
+        lists = {split: [*images, *further.get(split, ((), ()))[0]] for split, (images, _) in segmented.items()}
         lists["trainval"] = sorted([*lists["train"], *lists["val"]])
         (root / "ImageSets" / folder).mkdir(parents=True)
         for split, listed in lists.items():
@@ -123,9 +119,7 @@ def _write_mat(path: Path, name: str, fields: Mapping[str, Any]) -> None:
         content["Boundaries"][number, 0] = csc_matrix(outline.astype(float))
     file = io.BytesIO()
     savemat(file, {name: content})
-    header = b"MATLAB 5.0 MAT-file".ljust(
-        116
-    )  # scipy's names the time: the same scenes would differ in bytes
+    header = b"MATLAB 5.0 MAT-file".ljust(116)  # scipy's names the time: the same scenes would differ in bytes
     path.write_bytes(header + file.getvalue()[len(header) :])
 
 

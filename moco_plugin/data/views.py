@@ -67,13 +67,9 @@ def build_views(name: str, image_size: int, **overrides: Any) -> Callable[[Image
         **overrides: Arguments of lightly's transforms that differ from the paper's, for both views.
     """
     views = []
-    for transform, arguments in zip(
-        VIEWS[name][:2], view_arguments(name, image_size, **overrides), strict=True
-    ):
+    for transform, arguments in zip(VIEWS[name][:2], view_arguments(name, image_size, **overrides), strict=True):
         *steps, _to_float = transform(**arguments, normalize=None).transform.transforms
-        if (
-            name == "moco_v1"
-        ):  # the paper's order: grey comes before the jitter, which then works on grey images
+        if name == "moco_v1":  # the paper's order: grey comes before the jitter, which then works on grey images
             grey = next(step for step in steps if isinstance(step, v2.RandomGrayscale))
             steps.remove(grey)
             steps.insert(1, grey)

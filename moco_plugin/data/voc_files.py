@@ -32,9 +32,7 @@ def write_voc_annotation(
         node = ElementTree.SubElement(root, "object")
         _add_fields(node, name=name, pose="Unspecified", truncated=0, difficult=0)
         # VOC counts pixels from 1 and includes the last one.
-        _add_fields(
-            ElementTree.SubElement(node, "bndbox"), xmin=left + 1, ymin=top + 1, xmax=right, ymax=bottom
-        )
+        _add_fields(ElementTree.SubElement(node, "bndbox"), xmin=left + 1, ymin=top + 1, xmax=right, ymax=bottom)
     ElementTree.indent(root)
     ElementTree.ElementTree(root).write(path)
 

@@ -83,9 +83,15 @@ class ClassifierModule(pl.LightningModule):
     """
 
     def __init__(
-        self, backbone: nn.Module, dim: int, classes: int, config: ClassificationConfig, lr: float, view: View,
+        self,
+        backbone: nn.Module,
+        dim: int,
+        classes: int,
+        config: ClassificationConfig,
+        lr: float,
+        view: View,
         images: tuple[int, int],
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.config, self.lr, self.view, self.total_steps = config, lr, view, 0
         self.backbone = backbone

@@ -167,9 +167,15 @@ class Classification:
             print(f"{self.task}, {self.protocol}: top-1 {metrics['top1']:.2f}%")
             settings = asdict(config)
             result = record(
-                self.task, subject, self.train, self.test, recipe=self.protocol, settings=settings,
-                test_images=len(test), **metrics,
-            )  # fmt: skip
+                self.task,
+                subject,
+                self.train,
+                self.test,
+                recipe=self.protocol,
+                settings=settings,
+                test_images=len(test),
+                **metrics,
+            )
             if self.out:
                 write_json(out, result)
         return result
@@ -204,9 +210,7 @@ class Classification:
         )
         pl.seed_everything(config.seed, verbose=False)
         sizes = (len(indices), len(test))
-        module = ClassifierModule(
-            subject.backbone, subject.dim, class_count(train), config, lr, subject.view, sizes
-        )
+        module = ClassifierModule(subject.backbone, subject.dim, class_count(train), config, lr, subject.view, sizes)
         digest = weights_digest(subject.backbone) if config.frozen else ""
 
         def begin(trainer: pl.Trainer, total_steps: int) -> str:
@@ -215,14 +219,10 @@ class Classification:
                 f"{sizes[1]} test images, {config.schedule.epochs} epochs, batch {config.data.batch_size}, lr {lr:g}"
             )
 
-        found = run.fit(
-            module, lambda trainer: _loaders(config, subject, train, test, indices, trainer), begin
-        )
+        found = run.fit(module, lambda trainer: _loaders(config, subject, train, test, indices, trainer), begin)
         if digest and weights_digest(subject.backbone) != digest:
             run.last.unlink(missing_ok=True)
-            raise UserError(
-                "the frozen backbone changed while its classifier was trained; the result was discarded"
-            )
+            raise UserError("the frozen backbone changed while its classifier was trained; the result was discarded")
         if found is None:
             return None
         measured: dict[str, Any] = {
@@ -241,7 +241,7 @@ class Classification:
 
 def _loaders(
     config: ClassificationConfig, subject: Subject, train: ImageSet, test: ImageSet, indices: Any, trainer: pl.Trainer
-) -> tuple[DataLoader[Any], DataLoader[Any]]:  # fmt: skip
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Return the training batches and the test images of one of several processes."""
     data, view = config.data, subject.view
     rank, processes = trainer.global_rank, trainer.world_size

@@ -22,8 +22,15 @@ from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol
 from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
 
-KEYS = ("data.image_size", "data.crop_ratio", "data.batch_size", "data.workers", "data.label_share",
-        "schedule.epochs", "seed")  # fmt: skip
+KEYS = (
+    "data.image_size",
+    "data.crop_ratio",
+    "data.batch_size",
+    "data.workers",
+    "data.label_share",
+    "schedule.epochs",
+    "seed",
+)
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 
@@ -60,9 +67,12 @@ def evaluate_linear_fast(
     """
     config = _config(lrs, overrides, out, overwrite)
     subject = read_subject(
-        weights, encoder=encoder, untrained=untrained, image_size=config.data.image_size,
+        weights,
+        encoder=encoder,
+        untrained=untrained,
+        image_size=config.data.image_size,
         crop_ratio=config.data.crop_ratio,
-    )  # fmt: skip
+    )
     result, (measured,) = _probe(subject, train, test, lrs, config, "linear_fast", [config.data.label_share])
     result |= {key: value for key, value in measured.items() if key != "share"}
     if out:
@@ -90,9 +100,12 @@ def evaluate_lowshot(
     """
     config = _config(lrs, overrides, out, overwrite)
     subject = read_subject(
-        weights, encoder=encoder, untrained=untrained, image_size=config.data.image_size,
+        weights,
+        encoder=encoder,
+        untrained=untrained,
+        image_size=config.data.image_size,
         crop_ratio=config.data.crop_ratio,
-    )  # fmt: skip
+    )
     result, measured = _probe(subject, train, test, lrs, config, "lowshot", shares)
     result["shares"] = measured
     if out:
@@ -107,9 +120,7 @@ def draw_labels(images: ImageSet, share: float, seed: int) -> Tensor:
         UsageError: The share is not above 0 and up to 1.
     """
     if not 0 < share <= 1:
-        raise UsageError(
-            f"a share of {share:g} of the labels was asked for; expected one above 0 and up to 1"
-        )
+        raise UsageError(f"a share of {share:g} of the labels was asked for; expected one above 0 and up to 1")
     return class_balanced(torch.as_tensor(images.labels), share, seed, at_least=1)
 
 
@@ -130,18 +141,21 @@ def _config(
 
 
 def _probe(
-    subject: Subject, train_images: str, test_images: str, lrs: Sequence[float], config: ClassificationConfig,
-    protocol: str, shares: Sequence[float],
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:  # fmt: skip
+    subject: Subject,
+    train_images: str,
+    test_images: str,
+    lrs: Sequence[float],
+    config: ClassificationConfig,
+    protocol: str,
+    shares: Sequence[float],
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return what to record of the run, and what was measured with each share of the labels."""
     train, test = read_sets(train_images, test_images)
     drawn = [draw_labels(train, share, config.seed) for share in shares]
     labels = torch.as_tensor(train.labels)
     for rows in drawn:  # before the features, which take long
         hold_out(labels[rows], config.seed)
-    options = {
-        "normalized": False, "batch_size": config.data.batch_size, "workers": config.data.workers
-    }  # fmt: skip
+    options = {"normalized": False, "batch_size": config.data.batch_size, "workers": config.data.workers}
     rows = torch.cat(drawn).unique()
     known = subject.features(train, "train features", indices=rows.tolist(), **options)
     queries = subject.features(test, "test features", **options)
@@ -156,9 +170,13 @@ def _probe(
             f"(lr {one['lr']:g} of {len(lrs)})"
         )
     settings = {
-        "lrs": list(lrs), "schedule": "cosine", "optimizer": "sgd, momentum 0.9, no weight decay",
-        "epochs": config.schedule.epochs, "seed": config.seed, "data": asdict(config.data),
-    }  # fmt: skip
+        "lrs": list(lrs),
+        "schedule": "cosine",
+        "optimizer": "sgd, momentum 0.9, no weight decay",
+        "epochs": config.schedule.epochs,
+        "seed": config.seed,
+        "data": asdict(config.data),
+    }
     return record(
         protocol, subject, train_images, test_images, settings=settings, test_images=len(queries.labels)
     ), measured
@@ -166,7 +184,7 @@ def _probe(
 
 def fit_and_score(
     train: FeatureSet, test: FeatureSet, classes: int, lrs: Sequence[float], config: ClassificationConfig, device: str
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Chooses the learning rate on held-out training features, fits on all with it, and scores the test features.
 
     Returns:
@@ -175,11 +193,12 @@ def fit_and_score(
     features, labels = _in_memory(train), train.labels
     fitted, held = hold_out(labels, config.seed)
     options: dict[str, Any] = {
-        "epochs": config.schedule.epochs, "batch_size": config.data.batch_size, "seed": config.seed, "device": device
-    }  # fmt: skip
-    tried = fit_learning_rates(
-        features[fitted], labels[fitted], classes, lrs, progress="learning rates", **options
-    )
+        "epochs": config.schedule.epochs,
+        "batch_size": config.data.batch_size,
+        "seed": config.seed,
+        "device": device,
+    }
+    tried = fit_learning_rates(features[fitted], labels[fitted], classes, lrs, progress="learning rates", **options)
     top1 = [score.top1 for score in tried.score(features[held], labels[held])]
     lr = lrs[top1.index(max(top1))]
     final = fit_learning_rates(features, labels, classes, [lr], progress="classifier", **options)

@@ -47,9 +47,16 @@ def keep_whole(samples: list[tuple[Any, int, str]]) -> tuple[Tensor | None, Tens
 
 
 def _stream(
-    backbone: nn.Module, images: ImageSet, view: View, indices: Sequence[int] | None, normalized: bool,
-    device: torch.device | str, batch_size: int, workers: int, progress: str | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:  # fmt: skip
+    backbone: nn.Module,
+    images: ImageSet,
+    view: View,
+    indices: Sequence[int] | None,
+    normalized: bool,
+    device: torch.device | str,
+    batch_size: int,
+    workers: int,
+    progress: str | None,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields features, labels and numbers, a batch at a time."""
     dataset: Dataset[Any] = LabelledImages(images, evaluation_transform(view.image_size, view.crop_ratio))
     numbers = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
@@ -70,10 +77,18 @@ def _stream(
 
 
 def extract_feature_set(
-    backbone: nn.Module, images: ImageSet, view: View, *, indices: Sequence[int] | None = None,
-    normalized: bool = True, disk: bool = False, device: torch.device | str = "cpu", batch_size: int = 256,
-    workers: int = 0, progress: str | None = None,
-) -> FeatureSet:  # fmt: skip
+    backbone: nn.Module,
+    images: ImageSet,
+    view: View,
+    *,
+    indices: Sequence[int] | None = None,
+    normalized: bool = True,
+    disk: bool = False,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: str | None = None,
+) -> FeatureSet:
     """Runs a network in eval mode over a set; corrupt images are named and left out.
 
     Args:
@@ -85,9 +100,7 @@ def extract_feature_set(
         disk: Put features of more than IN_MEMORY bytes into a temporary file.
         progress: Label of a progress bar; None shows none.
     """
-    parts = _stream(
-        backbone, images, view, indices, normalized, device, batch_size, workers, progress
-    )  # fmt: skip
+    parts = _stream(backbone, images, view, indices, normalized, device, batch_size, workers, progress)
     count = len(images) if indices is None else len(indices)
     file: FeatureFile | None = None
     features: list[Tensor] = []
@@ -108,9 +121,15 @@ def extract_feature_set(
 
 
 def extract_features(
-    backbone: nn.Module, images: ImageSet, view: View, *, device: torch.device | str = "cpu",
-    batch_size: int = 256, workers: int = 0, progress: str | None = None,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    backbone: nn.Module,
+    images: ImageSet,
+    view: View,
+    *,
+    device: torch.device | str = "cpu",
+    batch_size: int = 256,
+    workers: int = 0,
+    progress: str | None = None,
+) -> tuple[Tensor, Tensor]:
     """Returns L2-normalised float32 features (N x D) and labels (N, -1 without labels), on the CPU.
 
     See extract_feature_set.

@@ -12,10 +12,17 @@ from moco_plugin.evaluation.neighbours import nearest
 
 
 def knn_accuracy(
-    train_features: Tensor | FeatureFile, train_labels: Tensor, test_features: Tensor | FeatureFile,
-    test_labels: Tensor, ks: Sequence[int] = (200,), temperature: float = 0.1, *, same: bool = False,
-    device: torch.device | str = "cpu", progress: str | None = None,
-) -> dict[int, float]:  # fmt: skip
+    train_features: Tensor | FeatureFile,
+    train_labels: Tensor,
+    test_features: Tensor | FeatureFile,
+    test_labels: Tensor,
+    ks: Sequence[int] = (200,),
+    temperature: float = 0.1,
+    *,
+    same: bool = False,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> dict[int, float]:
     """Returns, for each k, the accuracy in percent of the k nearest neighbours' votes, each exp(similarity / T).
 
     lightly's ``knn_predict`` counts the same votes; it needs memory for k one-hot vectors a test image.
@@ -49,8 +56,12 @@ def knn_accuracy(
 
 
 def knn_top1(
-    train_features: Tensor, train_labels: Tensor, test_features: Tensor, test_labels: Tensor,
-    k: int = 200, temperature: float = 0.1,
-) -> float:  # fmt: skip
+    train_features: Tensor,
+    train_labels: Tensor,
+    test_features: Tensor,
+    test_labels: Tensor,
+    k: int = 200,
+    temperature: float = 0.1,
+) -> float:
     """Returns the accuracy for one k; see knn_accuracy."""
     return knn_accuracy(train_features, train_labels, test_features, test_labels, [k], temperature)[k]

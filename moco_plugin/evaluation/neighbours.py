@@ -21,15 +21,18 @@ def check_neighbours(ks: Sequence[int], images: int, same: bool) -> None:
     for k in ks:
         if not 0 < k <= available:
             besides = " besides the image itself" if same else ""
-            raise UsageError(
-                f"k is {k} with {available} labelled training images{besides}; choose k from 1 to that"
-            )
+            raise UsageError(f"k is {k} with {available} labelled training images{besides}; choose k from 1 to that")
 
 
 def nearest(
-    test: Tensor | FeatureFile, train: Tensor | FeatureFile, k: int, *, same: bool = False,
-    device: torch.device | str = "cpu", progress: str | None = None,
-) -> Iterator[tuple[slice, Tensor, Tensor]]:  # fmt: skip
+    test: Tensor | FeatureFile,
+    train: Tensor | FeatureFile,
+    k: int,
+    *,
+    same: bool = False,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Finds the k training features of the highest cosine similarity to each test feature.
 
     Args:

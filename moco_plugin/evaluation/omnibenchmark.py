@@ -18,10 +18,28 @@ from moco_plugin.evaluation.run import Subject, read_subject, record
 from moco_plugin.files import check_output, read_json, write_json
 
 REALMS = (
-    "activity", "aircraft", "amphibian", "aquatic_vertebrate", "bird", "car", "consumer_goods", "creation", "decoration",
-    "device", "food", "geological_formation", "instrumentality", "locomotive", "mammal", "material", "military_vehicle",
-    "process", "region", "structure", "vascular_plant",
-)  # fmt: skip
+    "activity",
+    "aircraft",
+    "amphibian",
+    "aquatic_vertebrate",
+    "bird",
+    "car",
+    "consumer_goods",
+    "creation",
+    "decoration",
+    "device",
+    "food",
+    "geological_formation",
+    "instrumentality",
+    "locomotive",
+    "mammal",
+    "material",
+    "military_vehicle",
+    "process",
+    "region",
+    "structure",
+    "vascular_plant",
+)
 SPLITS = ("train", "val", "test")
 L2_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0)
 MOCO_V2 = 34.8  # the benchmark's own mean for MoCo v2
@@ -153,9 +171,7 @@ def evaluate_omnibenchmark(
     found = {name: realm for name in REALMS if (realm := read_realm(root, name))}
     missing = [name for name in REALMS if name not in found]
     if not found:
-        raise UserError(
-            f"{root} holds none of the realms; expected folders {', '.join(REALMS[:3])} and so on in it"
-        )
+        raise UserError(f"{root} holds none of the realms; expected folders {', '.join(REALMS[:3])} and so on in it")
     if missing:
         print(f"missing, {len(missing)} of {len(REALMS)} realms: {', '.join(missing)}")
     subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
@@ -176,14 +192,19 @@ def evaluate_omnibenchmark(
     measures = ("mean_per_class", "top1", "l2", "classes", "train_images", "test_images")
     mean, top1 = (statistics.fmean(r[key] for r in results.values()) for key in ("mean_per_class", "top1"))
     partial = f", partial: {len(found)} of {len(REALMS)} realms" if missing else ""
-    print(
-        f"OmniBenchmark mean {mean:.1f}% (top-1 {top1:.1f}%{partial}; the benchmark's MoCo v2 has {MOCO_V2})"
-    )
+    print(f"OmniBenchmark mean {mean:.1f}% (top-1 {top1:.1f}%{partial}; the benchmark's MoCo v2 has {MOCO_V2})")
     summary = record(
-        "omnibenchmark", subject, mean_per_class=mean, top1=top1, partial=bool(missing), missing=missing,
+        "omnibenchmark",
+        subject,
+        mean_per_class=mean,
+        top1=top1,
+        partial=bool(missing),
+        missing=missing,
         realms={name: {key: result[key] for key in measures} for name, result in results.items()},
-        root=str(root), reference={"MoCo v2": MOCO_V2}, settings={"l2_weights": list(L2_WEIGHTS)},
-    )  # fmt: skip
+        root=str(root),
+        reference={"MoCo v2": MOCO_V2},
+        settings={"l2_weights": list(L2_WEIGHTS)},
+    )
     if out:
         write_json(out, summary)
     return summary
@@ -225,8 +246,14 @@ def _measure(realm: Realm, root: Path, subject: Subject, options: dict[str, Any]
     best = val.index(max(val))
     test = probes.score(features["test"], labels["test"])[best]
     return record(
-        "omnibenchmark_realm", subject, realm=realm.name, **asdict(test), l2=L2_WEIGHTS[best],
+        "omnibenchmark_realm",
+        subject,
+        realm=realm.name,
+        **asdict(test),
+        l2=L2_WEIGHTS[best],
         val_mean_per_class={f"{l2:g}": value for l2, value in zip(L2_WEIGHTS, val, strict=True)},
-        classes=len(classes), train_images=len(labels["train"]),
-        test_images=len(labels["test"]), root=str(root),
-    )  # fmt: skip
+        classes=len(classes),
+        train_images=len(labels["train"]),
+        test_images=len(labels["test"]),
+        root=str(root),
+    )

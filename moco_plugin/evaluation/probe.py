@@ -91,9 +91,7 @@ def class_balanced(labels: Tensor, share: float, seed: int, at_least: int) -> Te
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = order[labels[order].argsort(stable=True)]
     counts = labels.unique(return_counts=True)[1]
-    chosen = [
-        places[: max(at_least, round(share * len(places)))] for places in by_class.split(counts.tolist())
-    ]
+    chosen = [places[: max(at_least, round(share * len(places)))] for places in by_class.split(counts.tolist())]
     return torch.cat(chosen).sort().values
 
 
@@ -124,9 +122,17 @@ def _standard(features: Tensor, device: torch.device | str) -> tuple[Tensor, Ten
 
 
 def fit_learning_rates(
-    features: Tensor, labels: Tensor, classes: int, lrs: Sequence[float], *, epochs: int = 100,
-    batch_size: int = 256, seed: int = 0, device: torch.device | str = "cpu", progress: str | None = None,
-) -> LinearClassifiers:  # fmt: skip
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    lrs: Sequence[float],
+    *,
+    epochs: int = 100,
+    batch_size: int = 256,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> LinearClassifiers:
     """Fits one linear classifier a learning rate, all in one pass over the features: one batched linear layer.
 
     SGD with momentum 0.9 and no weight decay, as in the papers' protocol; the learning rate falls to 0 along a
@@ -152,15 +158,15 @@ def fit_learning_rates(
     rates = torch.tensor(lrs, device=device)
     optimizer = torch.optim.SGD([weight, bias], lr=1.0, momentum=0.9)
     steps = epochs * math.ceil(len(features) / batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps))
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)))
     for _ in trange(epochs, desc=progress, disable=progress is None, leave=False, unit="epoch"):
         for rows in torch.randperm(len(features), generator=generator).split(batch_size):
             logits, truth = fitted.logits(features[rows]), labels[rows].to(device)
-            losses = F.cross_entropy(
-                logits.flatten(0, 1), truth.repeat(len(lrs)), reduction="none"
-            ).view(len(lrs), -1).mean(dim=1)  # fmt: skip
+            losses = (
+                F.cross_entropy(logits.flatten(0, 1), truth.repeat(len(lrs)), reduction="none")
+                .view(len(lrs), -1)
+                .mean(dim=1)
+            )
             optimizer.zero_grad()
             # each classifier's gradient times its learning rate: SGD at 1 then takes each one's own step
             (rates * losses).sum().backward()
@@ -170,9 +176,15 @@ def fit_learning_rates(
 
 
 def fit_l2_weights(
-    features: Tensor, labels: Tensor, classes: int, l2_weights: Sequence[float], *, iterations: int = 200,
-    device: torch.device | str = "cpu", progress: str | None = None,
-) -> LinearClassifiers:  # fmt: skip
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    l2_weights: Sequence[float],
+    *,
+    iterations: int = 200,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> LinearClassifiers:
     """Fits multinomial logistic regression once an L2 weight, to the minimum, by L-BFGS.
 
     Minimises mean cross-entropy + L2 / 2 x squared weights (biases are free) on standardised features;
@@ -213,9 +225,7 @@ def fit_l2_weights(
             total = 0.5 * l2 * weight.square().sum()
             total.backward()
             for rows, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
-                part = F.cross_entropy(model.logits(rows)[0], truth.to(device), reduction="sum") / len(
-                    features
-                )
+                part = F.cross_entropy(model.logits(rows)[0], truth.to(device), reduction="sum") / len(features)
                 part.backward()
                 total = total.detach() + part.detach()
             return total

@@ -62,13 +62,17 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
     Raises:
         UsageError: No such protocol, an unknown key or a value of the wrong type.
     """
-    config = build_config(
-        ClassificationConfig, find_config(name, f"evaluate/{task}"), parse_overrides(overrides)
-    )
+    config = build_config(ClassificationConfig, find_config(name, f"evaluate/{task}"), parse_overrides(overrides))
     check_positive(
-        config, "data.image_size", "data.batch_size", "data.crop_ratio", "optimizer.reference_batch_size",
-        "schedule.epochs", "save_every", "timeout",
-    )  # fmt: skip
+        config,
+        "data.image_size",
+        "data.batch_size",
+        "data.crop_ratio",
+        "optimizer.reference_batch_size",
+        "schedule.epochs",
+        "save_every",
+        "timeout",
+    )
     return config
 
 

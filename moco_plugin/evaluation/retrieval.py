@@ -20,9 +20,15 @@ class Neighbours:
 
 
 def retrieval(
-    train: FeatureSet, test: FeatureSet, ks: Sequence[int] = (1, 5, 10), *, same: bool = False, shown: int = 10,
-    device: torch.device | str = "cpu", progress: str | None = None,
-) -> tuple[dict[int, float], list[Neighbours]]:  # fmt: skip
+    train: FeatureSet,
+    test: FeatureSet,
+    ks: Sequence[int] = (1, 5, 10),
+    *,
+    same: bool = False,
+    shown: int = 10,
+    device: torch.device | str = "cpu",
+    progress: str | None = None,
+) -> tuple[dict[int, float], list[Neighbours]]:
     """Searches the training images for each test image.
 
     Args:
@@ -52,8 +58,6 @@ def retrieval(
             hits[k] += int(right[:, :k].any(dim=1).sum())
         for row in range(part.start, part.stop):
             if row in examples:
-                neighbours.append(
-                    Neighbours(int(test.numbers[row]), train.numbers[places[row - part.start]].tolist())
-                )
+                neighbours.append(Neighbours(int(test.numbers[row]), train.numbers[places[row - part.start]].tolist()))
     neighbours.sort(key=lambda n: n.test)
     return {k: 100 * count / len(test.labels) for k, count in hits.items()}, neighbours

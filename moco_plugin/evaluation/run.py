@@ -39,9 +39,7 @@ class Subject:
     def features(self, images: ImageSet, progress: str, **arguments: Any) -> FeatureSet:
         """Returns the features of a set; see extract_feature_set for the arguments."""
         backbone = self.backbone.to(self.device)
-        return extract_feature_set(
-            backbone, images, self.view, device=self.device, progress=progress, **arguments
-        )
+        return extract_feature_set(backbone, images, self.view, device=self.device, progress=progress, **arguments)
 
 
 def read_subject(
@@ -167,13 +165,18 @@ def evaluate_knn(
         check_output(out, overwrite)
     if temperature <= 0:
         raise UsageError(f"--temperature is {temperature}; expected a value above 0")
-    subject, bank, queries = _features(
-        weights, train, test, k, encoder, untrained, image_size, batch_size, workers
-    )
+    subject, bank, queries = _features(weights, train, test, k, encoder, untrained, image_size, batch_size, workers)
     top1 = knn_accuracy(
-        bank.features, bank.labels, queries.features, queries.labels, k, temperature, same=train == test,
-        device=subject.device, progress="neighbours",
-    )  # fmt: skip
+        bank.features,
+        bank.labels,
+        queries.features,
+        queries.labels,
+        k,
+        temperature,
+        same=train == test,
+        device=subject.device,
+        progress="neighbours",
+    )
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
     for number, value in top1.items():
         print(
@@ -181,9 +184,16 @@ def evaluate_knn(
             f"{sizes['test_images']} test images)"
         )
     result = record(
-        "knn", subject, train, test, top1=top1[k[0]], k=k[0], top1_by_k={str(n): v for n, v in top1.items()},
-        temperature=temperature, **sizes,
-    )  # fmt: skip
+        "knn",
+        subject,
+        train,
+        test,
+        top1=top1[k[0]],
+        k=k[0],
+        top1_by_k={str(n): v for n, v in top1.items()},
+        temperature=temperature,
+        **sizes,
+    )
     if out:
         write_json(out, result)
     return result
@@ -210,30 +220,36 @@ def evaluate_retrieval(
     """
     if out:
         check_output(out, overwrite)
-    subject, bank, queries = _features(
-        weights, train, test, k, encoder, untrained, image_size, batch_size, workers
-    )
-    recall, neighbours = retrieval(
-        bank, queries, k, same=train == test, device=subject.device, progress="neighbours"
-    )
+    subject, bank, queries = _features(weights, train, test, k, encoder, untrained, image_size, batch_size, workers)
+    recall, neighbours = retrieval(bank, queries, k, same=train == test, device=subject.device, progress="neighbours")
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
     for number, value in recall.items():
-        print(
-            f"recall at {number}: {value:.2f}% ({sizes['train_images']} train, {sizes['test_images']} test images)"
-        )
+        print(f"recall at {number}: {value:.2f}% ({sizes['train_images']} train, {sizes['test_images']} test images)")
     result = record(
-        "retrieve", subject, train, test, recall={str(n): v for n, v in recall.items()}, **sizes,
+        "retrieve",
+        subject,
+        train,
+        test,
+        recall={str(n): v for n, v in recall.items()},
+        **sizes,
         neighbours=[asdict(one) for one in neighbours],
-    )  # fmt: skip
+    )
     if out:
         write_json(out, result)
     return result, neighbours
 
 
 def _features(
-    weights: str | Path, train: str, test: str, k: Sequence[int], encoder: str, untrained: bool,
-    image_size: int | None, batch_size: int, workers: int,
-) -> tuple[Subject, FeatureSet, FeatureSet]:  # fmt: skip
+    weights: str | Path,
+    train: str,
+    test: str,
+    k: Sequence[int],
+    encoder: str,
+    untrained: bool,
+    image_size: int | None,
+    batch_size: int,
+    workers: int,
+) -> tuple[Subject, FeatureSet, FeatureSet]:
     """Return the features to search, and those to search for; a set searched in itself is read once."""
     bank_images, query_images = read_sets(train, test)
     same = train == test

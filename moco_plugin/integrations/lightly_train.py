@@ -183,9 +183,7 @@ def method_args(method: str) -> type[MoCoArgs]:
     schedule = recipes(method)[0].schedule
     given = {name: getattr(schedule, name) for name in ("name", "milestones", "gamma", "interval")}
     part = with_defaults(ScheduleArgs, **given)
-    result = create_model(
-        "MoCoArgs", __base__=MoCoArgs, schedule=(part, Field(default_factory=part)), **fields
-    )
+    result = create_model("MoCoArgs", __base__=MoCoArgs, schedule=(part, Field(default_factory=part)), **fields)
     result.method, result.own = method, tuple(fields)
     result.default_epochs = schedule.epochs
     return result
@@ -309,9 +307,7 @@ def transform_args(method: str) -> type[SimCLRTransformArgs]:
         "solarize": (solarize | None, Field(default_factory=solarize)),
     }
     view_2 = create_model("View2Args", __base__=PydanticConfig, **fields)
-    return create_model(
-        "MoCoV3TransformArgs", __base__=result, view_2=(view_2, Field(default_factory=view_2))
-    )
+    return create_model("MoCoV3TransformArgs", __base__=result, view_2=(view_2, Field(default_factory=view_2)))
 
 
 # --- the methods
@@ -390,9 +386,7 @@ class MoCoMethod(Method):
         arguments = {name: getattr(method_args, name) for name in method_args.own}
         self.embedding_model = [embedding_model]  # in a list: torch is to know it as the backbone alone
         self.batch_norms = batch_norms(embedding_model)  # before the method puts its own in their place
-        self.method = build_method(
-            self.method_name, Features(embedding_model), embedding_model.embed_dim, **arguments
-        )
+        self.method = build_method(self.method_name, Features(embedding_model), embedding_model.embed_dim, **arguments)
 
     @classmethod
     def method_args_cls(cls) -> type[MoCoArgs]:

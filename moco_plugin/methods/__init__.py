@@ -32,9 +32,7 @@ def arguments_of(method: type[Method]) -> dict[str, Any]:
     """Return the arguments that ``method_args`` takes, with their defaults."""
     found: dict[str, Any] = {}
     for base in method.__mro__:
-        for name, parameter in inspect.signature(
-            vars(base).get("__init__", object.__init__)
-        ).parameters.items():
+        for name, parameter in inspect.signature(vars(base).get("__init__", object.__init__)).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
                 found.setdefault(name, parameter.default)
         if base is Method:

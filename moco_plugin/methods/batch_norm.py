@@ -29,9 +29,7 @@ class SplitBatchNorm(_BatchNorm):
     """
 
     def __init__(self, layer: _BatchNorm, groups: int) -> None:
-        super().__init__(
-            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
-        )
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
         self.load_state_dict(layer.state_dict(), strict=False)
         self.groups = groups
         self.drop, self.act = _drop_and_activation(layer)
@@ -67,9 +65,7 @@ class SyncBatchNorm(nn.SyncBatchNorm):
     """torch's synchronised batch norm with the dropout and the activation of the layer that it replaces."""
 
     def __init__(self, layer: _BatchNorm) -> None:
-        super().__init__(
-            layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats
-        )
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
         self.load_state_dict(layer.state_dict(), strict=False)
         self.drop, self.act = _drop_and_activation(layer)
 

@@ -25,9 +25,7 @@ class _QueueContrast(torch.autograd.Function):
         highest = positive.clone()  # N, the largest logit so far
         total = torch.ones_like(positive)  # N, sum of exp(logit - highest)
         mean_key = k.clone()  # N x C, sum of exp(logit - highest) * key
-        position = torch.zeros_like(
-            positive, dtype=torch.int64
-        )  # N, negatives as good as the positive or better
+        position = torch.zeros_like(positive, dtype=torch.int64)  # N, negatives as good as the positive or better
         for keys in queue.split(QUEUE_BLOCK):
             logits = q @ keys.T / temperature  # N x block
             position += (logits >= positive[:, None]).sum(dim=1)

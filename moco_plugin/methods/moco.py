@@ -90,9 +90,7 @@ class MoCo(Method):
         if self.training and update_key_encoder:
             m = momentum_at(self.momentum, self.momentum_schedule, progress)
             update_momentum(self.encoder_q, self.encoder_k, m)
-        k, all_keys = self.key_shuffle.encode(
-            self.encoder_k, im_k, sizes
-        )  # keys: N x C, and of all processes
+        k, all_keys = self.key_shuffle.encode(self.encoder_k, im_k, sizes)  # keys: N x C, and of all processes
         loss, positions = queue_contrast(q, k, self.queue.keys, self.temperature)
         if self.symmetric:
             k, other_keys = self.key_shuffle.encode(self.encoder_k, im_q, sizes)

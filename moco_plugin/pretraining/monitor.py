@@ -41,9 +41,7 @@ class CorruptImageWatch(pl.Callback):
     def __init__(self, total: int) -> None:
         self.corrupt = CorruptImages(total)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
         self.corrupt.add(batch[1])
 
 

@@ -93,9 +93,7 @@ def _check_folder(out: Path) -> None:
         raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
 
 
-def train_loader(
-    config: PretrainConfig, images: ImageSet, rank: int = 0, processes: int = 1
-) -> DataLoader[Any]:
+def train_loader(config: PretrainConfig, images: ImageSet, rank: int = 0, processes: int = 1) -> DataLoader[Any]:
     """Return the shuffled batches of one of several training processes; a last smaller batch is dropped."""
     data = config.data
     if len(images) < data.batch_size:

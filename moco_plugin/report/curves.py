@@ -73,15 +73,27 @@ def line_chart(
                 values = np.convolve(values, np.ones(window) / window, mode="valid").tolist()
                 steps = steps[window // 2 :][: len(values)]
             axes.plot(
-                steps, values, label=name.replace("$", r"\$"), color=colour, linewidth=2, marker=marker,
-                markersize=5, linestyle=DASHES[number % len(DASHES)],
-            )  # fmt: skip
+                steps,
+                values,
+                label=name.replace("$", r"\$"),
+                color=colour,
+                linewidth=2,
+                marker=marker,
+                markersize=5,
+                linestyle=DASHES[number % len(DASHES)],
+            )
         if reference is not None:
             axes.axhline(reference[0], color=text, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
-                reference[1], (1, reference[0]), (-2, 4), xycoords=("axes fraction", "data"),
-                textcoords="offset points", ha="right", color=text, fontsize=9,
-            )  # fmt: skip
+                reference[1],
+                (1, reference[0]),
+                (-2, 4),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                color=text,
+                fontsize=9,
+            )
         if limits is not None:
             axes.set_ylim(*limits)
         if len(curves) > 1 or "" not in curves:

@@ -99,9 +99,7 @@ def _add_results(page: Page, results: DemoResults) -> None:
     several = "mean ± sample standard deviation over seeds" if len(results.seeds) > 1 else "a single seed"
     page.add(
         "table",
-        comparison_table(
-            [results.knn, *results.transfer], f"Untrained or random weights and MoCo, {several}."
-        ),
+        comparison_table([results.knn, *results.transfer], f"Untrained or random weights and MoCo, {several}."),
     )
     page.add("table", seed_table(results.transfer, _seed_names(results), "Detection with each seed."))
 
@@ -164,13 +162,9 @@ def _add_neighbours(page: Page, path: Path) -> None:
     retrieval = read_json(path)
     try:
         train, test = str(retrieval["train"]), str(retrieval["test"])
-        found = [
-            Neighbours(int(one["test"]), list(map(int, one["train"]))) for one in retrieval["neighbours"]
-        ]
+        found = [Neighbours(int(one["test"]), list(map(int, one["train"]))) for one in retrieval["neighbours"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} has no neighbours; expected the output of tools/evaluate.py retrieve"
-        ) from error
+        raise UserError(f"{path} has no neighbours; expected the output of tools/evaluate.py retrieve") from error
     rows, sentence = neighbour_rows(ImageSet(train), ImageSet(test), found)
     page.section("What it finds similar")
     page.add("rows", rows, f"{caption(train, test)} {sentence}")

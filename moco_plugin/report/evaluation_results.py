@@ -30,9 +30,7 @@ def find_results(folder: Path, pattern: str, keys: Set[str]) -> list[tuple[Path,
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
     """Return the results of tools/evaluate.py at any depth of a folder, by path."""
-    return [
-        result for _, result in find_results(folder, "*.json", {"protocol", "weights_sha256", "versions"})
-    ]
+    return [result for _, result in find_results(folder, "*.json", {"protocol", "weights_sha256", "versions"})]
 
 
 def linear_table(results: Iterable[dict[str, Any]]) -> Table:
@@ -54,9 +52,7 @@ def linear_table(results: Iterable[dict[str, Any]]) -> Table:
         ]
     rows += [_linear_row(key[1], NONE, key, group) for key, group in trials.items() if key[0] is None]
     columns = ("pre-training", "paper, ImageNet", "here, top-1", "here, top-5", "protocol", "test images")
-    return Table(
-        columns, rows, "Linear classification on frozen features, top-1 and top-5 accuracy in percent."
-    )
+    return Table(columns, rows, "Linear classification on frozen features, top-1 and top-5 accuracy in percent.")
 
 
 def _linear_row(name: str, paper: str, key: tuple[Any, ...], group: list[dict[str, Any]]) -> tuple[str, ...]:
@@ -72,8 +68,10 @@ def _published(result: dict[str, Any]) -> Published | None:
     architecture = str(result.get("architecture"))
     for row in LINEAR:
         same = (METHODS[row.method], row.feature_dim, row.epochs) == (
-            METHODS.get(str(result.get("method"))), result.get("feature_dim"), result.get("epoch")
-        )  # fmt: skip
+            METHODS.get(str(result.get("method"))),
+            result.get("feature_dim"),
+            result.get("epoch"),
+        )
         same &= row.parameters in (None, round(result.get("parameters", 0) / 1e6, 1))
         if same and architecture.startswith(row.architecture) and not result.get("untrained"):
             return row
@@ -118,11 +116,7 @@ def other_tables(results: Sequence[dict[str, Any]]) -> list[tuple[str, Table]]:
     for kind, (heading, caption) in CAPTIONS.items():
         if found := [result for result in results if result["protocol"] == kind]:
             papers = [(f"{row.name} (paper)", row.recipe, f"{row.values[0]}", "") for row in FINETUNE]
-            rows = [
-                (_name(result), *cells, _short(result["test"]))
-                for result in found
-                for cells in _cells(result)
-            ]
+            rows = [(_name(result), *cells, _short(result["test"])) for result in found for cells in _cells(result)]
             table = Table(COLUMNS[kind], [*(papers if kind == "finetune" else ()), *rows], caption)
             tables.append((heading, table))
     for result in results:
@@ -137,8 +131,7 @@ def _cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
         return [(str(result.get("recipe")), _number(result["top1"]))]
     if result["protocol"] == "lowshot":
         return [
-            (f"{100 * one['share']:g}%", str(one["train_images"]), _number(one["top1"]))
-            for one in result["shares"]
+            (f"{100 * one['share']:g}%", str(one["train_images"]), _number(one["top1"])) for one in result["shares"]
         ]
     by_k = result.get("recall") or result.get("top1_by_k") or {str(result["k"]): result["top1"]}
     return [(k, _number(value)) for k, value in by_k.items()]

@@ -52,9 +52,7 @@ def caption(train: str, test: str) -> str:
     )
 
 
-def neighbour_rows(
-    train: ImageSet, test: ImageSet, found: Sequence[Neighbours]
-) -> tuple[list[list[Picture]], str]:
+def neighbour_rows(train: ImageSet, test: ImageSet, found: Sequence[Neighbours]) -> tuple[list[list[Picture]], str]:
     """Return a row of tiles for each test image, and a sentence on how many neighbours are of its class."""
     rows, right, total = [], 0, 0
     for one in found:

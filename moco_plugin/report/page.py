@@ -75,9 +75,7 @@ class Page:
 
     def html(self) -> str:
         """Return the page, which requests nothing from elsewhere."""
-        return _ENVIRONMENT.get_template("page.html").render(
-            title=self.title, lead=self.lead, sections=self.sections
-        )
+        return _ENVIRONMENT.get_template("page.html").render(title=self.title, lead=self.lead, sections=self.sections)
 
     def save(self, path: str | Path) -> None:
         """Write the page, whole or not at all."""

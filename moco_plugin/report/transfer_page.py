@@ -37,9 +37,7 @@ def write_report(folder: str | Path, html: str | Path) -> str:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f"{folder} is no folder; expected one with results of tools/transfer.py or evaluate.py"
-        )
+        raise UserError(f"{folder} is no folder; expected one with results of tools/transfer.py or evaluate.py")
     transfers, evaluations = read_transfers(folder), read_evaluations(folder)
     if not transfers and not evaluations:
         raise UserError(
@@ -96,9 +94,7 @@ def _names(runs: Sequence[Run]) -> list[str]:
 
 def _loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]:
     """Return the iterations that all trials have logged, and the mean loss of the trials there."""
-    logs = [
-        log for trial in result["trials"] if (log := _read_log(folder / trial["folder"] / "metrics.json"))
-    ]
+    logs = [log for trial in result["trials"] if (log := _read_log(folder / trial["folder"] / "metrics.json"))]
     steps = sorted(set.intersection(*map(set, logs))) if logs else []
     return steps, [statistics.fmean(log[step] for log in logs) for step in steps]
 
@@ -181,10 +177,7 @@ def _add_evaluations(page: Page, results: Sequence[dict[str, Any]]) -> str:
     checkpoints = {result["weights_sha256"]: result["weights"] for result in results}
     page.add(
         "settings",
-        {
-            f"{Path(path).name}, {digest[:8]}": f"{path}, SHA-256 {digest}"
-            for digest, path in checkpoints.items()
-        },
+        {f"{Path(path).name}, {digest[:8]}": f"{path}, SHA-256 {digest}" for digest, path in checkpoints.items()},
     )
     versions = sorted({f"{k} {v}" for result in results for k, v in result["versions"].items()})
     page.add("text", f"Versions: {', '.join(versions)}.")
@@ -196,9 +189,7 @@ def _add_making(page: Page, runs: Sequence[Run]) -> None:
     lines = {}
     for folder, result in runs:
         solver = result["settings"]["SOLVER"]
-        weights = (
-            f"{result['weights']}, SHA-256 {result['weights_sha256']}" if result["weights"] else "random"
-        )
+        weights = f"{result['weights']}, SHA-256 {result['weights_sha256']}" if result["weights"] else "random"
         lines[str(folder)] = (
             f"{result['config']}; weights: {weights}; {solver['IMS_PER_BATCH']} images per batch, learning rate "
             f"{solver['BASE_LR']:g}, {solver['MAX_ITER']} iterations"

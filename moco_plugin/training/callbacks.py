@@ -22,9 +22,7 @@ from moco_plugin.training.logs import CSVLog, check_folder
 from moco_plugin.training.run_folder import Identity
 
 # SIGUSR1 is what SLURM can be asked to send before a time limit; Windows has neither it nor SIGHUP.
-SIGNALS = tuple(
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)
-)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupted(BaseException):
@@ -87,9 +85,7 @@ class Guard(pl.Callback):
             raise Interrupted
         self.signal = number
         name = signal.Signals(number).name
-        print(
-            f"\n{name}: stopping after this step; a second signal stops at once", file=sys.stderr, flush=True
-        )
+        print(f"\n{name}: stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install()  # Lightning has put its own SIGTERM handler around ours
@@ -98,9 +94,7 @@ class Guard(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        flags = torch.stack(
-            [loss.new_tensor(float(self.signal)), 1 - loss.detach().isfinite().to(loss.dtype)]
-        )
+        flags = torch.stack([loss.new_tensor(float(self.signal)), 1 - loss.detach().isfinite().to(loss.dtype)])
         if trainer.world_size > 1:
             torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
         number, bad = flags.tolist()

@@ -152,9 +152,7 @@ class Run:
                 if saved:
                     print(f"resuming from {self.last}, step {step}")
             with self._failures(trainer), self.guard.listening(), ended_with(batches, validation):
-                trainer.fit(
-                    module, batches, validation, ckpt_path=self.last if saved else None, weights_only=True
-                )
+                trainer.fit(module, batches, validation, ckpt_path=self.last if saved else None, weights_only=True)
         return self._result(trainer, total_steps)
 
     def _trainer(self) -> pl.Trainer:
@@ -199,9 +197,7 @@ class Run:
         except OSError as error:
             check_folder(self.folder)
             name = os.fsdecode(error.filename or self.folder)
-            raise UserError(
-                f"cannot read or write {name} ({error.strerror or error}); {self._rest()}"
-            ) from error
+            raise UserError(f"cannot read or write {name} ({error.strerror or error}); {self._rest()}") from error
         except RuntimeError as error:
             if sentence := _known_failure(error, trainer.world_size, self.timeout):
                 raise UserError(f"{sentence}; {self._rest()}") from error
@@ -225,9 +221,7 @@ class Run:
             return None
         if self.guard.signal:
             name = signal.Signals(self.guard.signal).name
-            raise Stopped(
-                f"stopped by {name} after step {trainer.global_step}; {self._rest()}", self.guard.signal
-            )
+            raise Stopped(f"stopped by {name} after step {trainer.global_step}; {self._rest()}", self.guard.signal)
         if trainer.global_step < total_steps:
             print(f"stopped after step {trainer.global_step} of {total_steps}; {self._rest()}")
             return None

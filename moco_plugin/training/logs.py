@@ -35,9 +35,7 @@ class CSVLog(Logger):
         self.next_write = 0.0
         if path.exists():
             with open(path, newline="") as file:
-                self.rows = {
-                    int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)
-                }
+                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
 
     @property
     def name(self) -> str:

@@ -12,9 +12,7 @@ from moco_plugin.config import OptimizerConfig
 from moco_plugin.errors import UsageError, did_you_mean
 
 
-def sgd(
-    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """SGD with momentum; weight decay on every parameter, as in v1 and v2."""
     return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
@@ -72,16 +70,12 @@ class LARS(torch.optim.Optimizer):
         return loss
 
 
-def lars(
-    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def lars(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """LARS, trust coefficient 0.001, as for v3's ResNets."""
     return LARS(parameters, lr, momentum, weight_decay)
 
 
-def adamw(
-    parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
-) -> torch.optim.Optimizer:
+def adamw(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW with torch's betas; weight decay on every parameter, as in v3. ``momentum`` is not used."""
     return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
 
@@ -89,9 +83,7 @@ def adamw(
 OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd, "lars": lars, "adamw": adamw}
 
 
-def build_optimizer(
-    config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float
-) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     """Builds the optimizer that ``config.name`` names.
 
     Raises:
@@ -102,6 +94,4 @@ def build_optimizer(
         raise UsageError(
             f"unknown optimizer.name {config.name!r}; known are {known}{did_you_mean(config.name, OPTIMIZERS)}"
         )
-    return OPTIMIZERS[config.name](
-        parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    return OPTIMIZERS[config.name](parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)

@@ -180,9 +180,7 @@ def _operators_stand_in() -> ModuleType:
 
 
 def _pkg_resources_stand_in() -> ModuleType:
-    module = ModuleType(
-        "pkg_resources", "The one function of setuptools' former module that detectron2 calls."
-    )
+    module = ModuleType("pkg_resources", "The one function of setuptools' former module that detectron2 calls.")
 
     def resource_filename(package: str, path: str) -> str:
         origin = importlib.import_module(package).__file__

@@ -71,15 +71,11 @@ def convert_to_detectron2(
         arrays = {f"model.{key}": value.numpy() for key, value in state.items()}
         network = timm_backbone_for_weights(name, arguments, arrays)
         kept = {key for key, _ in network.named_modules()}  # what lies behind the last map is removed
-        stages = [
-            (s, f"model.{t}") for s, t in zip(source.stages, stages_of(checkpoint.backbone), strict=True)
-        ]
+        stages = [(s, f"model.{t}") for s, t in zip(source.stages, stages_of(checkpoint.backbone), strict=True)]
         source.stages = [s for s, t in stages if t in kept]
         target = Network("detectron2", network, [t for _, t in stages if t in kept])
         details |= {"timm_name": name, "timm_arguments": arguments}
-    return write_proven(
-        checkpoint, output, source, target, details, arrays, partial(_write, arrays=arrays), _read
-    )
+    return write_proven(checkpoint, output, source, target, details, arrays, partial(_write, arrays=arrays), _read)
 
 
 def detectron2_source(checkpoint: Checkpoint) -> Network:
@@ -97,9 +93,7 @@ def detectron2_source(checkpoint: Checkpoint) -> Network:
     return Network("detectron2", resnet_for_weights(arrays), STAGES)
 
 
-def timm_backbone_for_weights(
-    name: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> nn.Module:
+def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> nn.Module:
     """Builds ``build_timm_backbone``'s network and lets it hold weights, whose names start with ``model.``.
 
     Raises:
@@ -114,9 +108,7 @@ def timm_backbone_for_weights(
         missing, _ = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"MODEL.TIMM.NAME {name} makes no network that holds these weights: {reason}"
-        ) from error
+        raise UserError(f"MODEL.TIMM.NAME {name} makes no network that holds these weights: {reason}") from error
     if missing:
         raise UserError(f"the weights lack {missing[0]} and {len(missing) - 1} more tensors of timm's {name}")
     return network.eval()

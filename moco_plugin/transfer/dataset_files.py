@@ -128,9 +128,7 @@ def _coco(metadata: Any) -> list[Files]:
 
 def _lvis(metadata: Any) -> list[Files]:
     # as detectron2 has it: the last two parts of the address are folder and file
-    return _coco_files(
-        metadata, b"coco_url", lambda url: os.path.join(metadata.image_root, *url.split("/")[-2:])
-    )
+    return _coco_files(metadata, b"coco_url", lambda url: os.path.join(metadata.image_root, *url.split("/")[-2:]))
 
 
 def _coco_files(metadata: Any, key: bytes, path: Callable[[str], str]) -> list[Files]:
@@ -207,9 +205,7 @@ _FINDERS: dict[str, Callable[[Any], list[Files]]] = {
     "lvis": _lvis,
     "pascal_voc": _pascal_voc,
     "sem_seg": _sem_seg,
-    "cityscapes_instance": lambda metadata: _cityscapes(
-        metadata, "polygons.json", "instanceIds.png", "labelIds.png"
-    ),
+    "cityscapes_instance": lambda metadata: _cityscapes(metadata, "polygons.json", "instanceIds.png", "labelIds.png"),
     "cityscapes_sem_seg": lambda metadata: _cityscapes(
         metadata, "polygons.json", "labelIds.png", "labelTrainIds.png", "instanceIds.png"
     ),

@@ -33,9 +33,7 @@ def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
     metadata = class_names(cfg)
     with atomic_folder(out) as temporary:
         images = [entry["file_name"] for entry in entries]
-        predict(
-            config, str(trial / "model_final.pth"), images, temporary, threshold=MIN_SCORE, progress=False
-        )
+        predict(config, str(trial / "model_final.pth"), images, temporary, threshold=MIN_SCORE, progress=False)
         for entry in entries:
             image = read_image(entry["file_name"], format="RGB")
             truth = open_visualizer(image, metadata).draw_dataset_dict(entry).get_image()

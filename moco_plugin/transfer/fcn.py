@@ -103,9 +103,7 @@ class FCNHead(nn.Module):
             return scores, {}
         assert targets is not None, "training wants targets"
         height, width = targets.shape[-2:]
-        loss = F.cross_entropy(
-            scores[..., :height, :width], targets, ignore_index=self.ignore_value, reduction="sum"
-        )
+        loss = F.cross_entropy(scores[..., :height, :width], targets, ignore_index=self.ignore_value, reduction="sum")
         # a mean that is 0, not NaN, where a batch happens to hold no labelled pixel
         counted = (targets != self.ignore_value).sum().clamp(min=1)
         return None, {"loss_sem_seg": self.loss_weight * loss / counted}

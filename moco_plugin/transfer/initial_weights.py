@@ -74,14 +74,10 @@ def find_weights(init: str, weights: str | None, default: str) -> InitialWeights
     """
     if init == "random":
         if weights:
-            raise UsageError(
-                f"--init random starts without weights, and --weights is {weights}; leave one out"
-            )
+            raise UsageError(f"--init random starts without weights, and --weights is {weights}; leave one out")
         return InitialWeights("", None, "")
     if not weights and init == "moco":
-        raise UsageError(
-            "--init moco starts from weights; pass --weights CHECKPOINT, or --init random or supervised"
-        )
+        raise UsageError("--init moco starts from weights; pass --weights CHECKPOINT, or --init random or supervised")
     given = weights or default
     if is_released(given):
         path = resolve(given)

@@ -112,9 +112,7 @@ def resnet_options(cfg: Any) -> dict[str, Any]:
     """
     options = cfg.MODEL.RESNETS
     if options.NUM_BLOCKS and len(options.NUM_BLOCKS) != 4:
-        raise UsageError(
-            f"MODEL.RESNETS.NUM_BLOCKS wants four numbers or none, got {list(options.NUM_BLOCKS)}"
-        )
+        raise UsageError(f"MODEL.RESNETS.NUM_BLOCKS wants four numbers or none, got {list(options.NUM_BLOCKS)}")
     if options.DEPTH not in NUM_BLOCKS:
         raise UsageError(f"MODEL.RESNETS.DEPTH is one of {sorted(NUM_BLOCKS)}, got {options.DEPTH}")
     width = options.NUM_GROUPS * options.WIDTH_PER_GROUP

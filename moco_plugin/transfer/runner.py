@@ -174,9 +174,7 @@ def _check_batch(cfg: CfgNode, machines: Machines) -> None:
             + (f" to {default_gpus()}" if default_gpus() > 1 else "")
         )
     if machines.num_machines > 1 and not machines.dist_url:
-        raise UsageError(
-            "several machines need --dist-url, such as tcp://10.0.0.1:29500 of the first of them"
-        )
+        raise UsageError("several machines need --dist-url, such as tcp://10.0.0.1:29500 of the first of them")
     if machines.num_machines < 1 or not 0 <= machines.machine_rank < machines.num_machines:
         raise UsageError(
             f"--machine-rank is {machines.machine_rank} of --num-machines {machines.num_machines}; expected "
@@ -239,9 +237,7 @@ def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machi
         return []
     if not path.exists():
         if folders:
-            raise UsageError(
-                f"{out} holds {folders[0].name} but no {RESULTS}; pass --overwrite or another --out"
-            )
+            raise UsageError(f"{out} holds {folders[0].name} but no {RESULTS}; pass --overwrite or another --out")
         return []
     earlier = read_json(path)
     if not isinstance(earlier, dict) or not isinstance(earlier.get("trials"), list):
@@ -281,9 +277,7 @@ def _train(arguments: Sequence[str]) -> int:
             process.terminate()
 
     names = [name for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
-    numbers = [
-        number for name in names if signal.getsignal(number := getattr(signal, name)) != signal.SIG_IGN
-    ]
+    numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
         with subprocess.Popen([sys.executable, "-m", "moco_plugin.tools.train_net", *arguments]) as process:

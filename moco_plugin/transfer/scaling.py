@@ -12,9 +12,7 @@ from moco_plugin.errors import UsageError
 KEYS = ("IMS_PER_BATCH", "BASE_LR", "WARMUP_ITERS", "STEPS", "MAX_ITER", "CHECKPOINT_PERIOD")
 
 
-def scale_to_batch(
-    cfg: CfgNode, images_per_batch: int | None, overrides: Sequence[str] = ()
-) -> tuple[list[str], str]:
+def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequence[str] = ()) -> tuple[list[str], str]:
     """Scales a config's schedule linearly to another batch, by detectron2's own rule.
 
     The learning rate is multiplied by the ratio of the batches (Goyal et al. 2017, "ImageNet in 1 hour"); warm-up, drops,
@@ -61,7 +59,10 @@ def scale_to_batch(
     values = ", ".join(
         f"{name} {cfg.SOLVER[key]} to {scaled.SOLVER[key]}"
         for name, key in (
-            ("learning rate", "BASE_LR"), ("warm-up", "WARMUP_ITERS"), ("drops", "STEPS"), ("length", "MAX_ITER")
+            ("learning rate", "BASE_LR"),
+            ("warm-up", "WARMUP_ITERS"),
+            ("drops", "STEPS"),
+            ("length", "MAX_ITER"),
         )
-    )  # fmt: skip
+    )
     return pairs, f"images per batch {batch} to {images_per_batch}: {values} (iterations)"

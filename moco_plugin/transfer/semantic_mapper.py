@@ -54,9 +54,7 @@ class PadToSize(T.Augmentation):
     def get_transform(self, image: np.ndarray) -> T.Transform:
         height, width = image.shape[:2]
         right, bottom = max(0, self.width - width), max(0, self.height - height)
-        return PadTransform(
-            0, 0, right, bottom, width, height, pad_value=GREY, seg_pad_value=self.ignore_value
-        )
+        return PadTransform(0, 0, right, bottom, width, height, pad_value=GREY, seg_pad_value=self.ignore_value)
 
 
 def read_labels(path: str) -> np.ndarray:
@@ -73,9 +71,7 @@ def read_labels(path: str) -> np.ndarray:
     return labels
 
 
-def training_steps(
-    scale_range: Sequence[float], crop_size: tuple[int, int], ignore_value: int
-) -> list[T.Augmentation]:
+def training_steps(scale_range: Sequence[float], crop_size: tuple[int, int], ignore_value: int) -> list[T.Augmentation]:
     """Return the augmentations of training.
 
     Args:

@@ -70,9 +70,7 @@ class TimmBackbone(Backbone):
         self._out_feature_channels = {n: maps[n][2] for n in names}
         self._out_feature_strides = {n: maps[n][1] for n in names}
         # whatever lies behind the last map would get no gradient, which DistributedDataParallel does not allow
-        self._indices = cast(Any, model).prune_intermediate_layers(
-            [maps[n][0] for n in names], prune_norm=True
-        )
+        self._indices = cast(Any, model).prune_intermediate_layers([maps[n][0] for n in names], prune_norm=True)
         self.model = model
 
     @property
@@ -332,6 +330,5 @@ def _pyramid(cfg: Any, input_shape: ShapeSpec, top_block: Callable[[int, str], n
 
 
 BUILDERS = frozenset(
-    builder.__name__
-    for builder in (build_timm_backbone, build_timm_fpn_backbone, build_retinanet_timm_fpn_backbone)
+    builder.__name__ for builder in (build_timm_backbone, build_timm_fpn_backbone, build_retinanet_timm_fpn_backbone)
 )

@@ -72,8 +72,15 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
     try:
         cfg.merge_from_list(overrides)
     except (
-        KeyError, ValueError, AssertionError, TypeError, AttributeError, SyntaxError, RecursionError, MemoryError,
-    ) as error:  # fmt: skip
+        KeyError,
+        ValueError,
+        AssertionError,
+        TypeError,
+        AttributeError,
+        SyntaxError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         raise UsageError(f"config override is wrong: {_sentence(error, cfg)}") from error
     return cfg
 
@@ -189,9 +196,7 @@ def prepare(args: argparse.Namespace) -> CfgNode:
         UserError: Anything that would make the run fail or overwrite another one.
     """
     if args.num_gpus > max(1, torch.cuda.device_count()):
-        raise UsageError(
-            f"--num-gpus is {args.num_gpus}, and there are {torch.cuda.device_count()} GPUs here"
-        )
+        raise UsageError(f"--num-gpus is {args.num_gpus}, and there are {torch.cuda.device_count()} GPUs here")
     cfg = load_config(args.config_file, args.opts)
     datasets = (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     for name in datasets:

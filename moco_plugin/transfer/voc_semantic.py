@@ -126,8 +126,6 @@ def _convert_sbd(sbd: Path, labels: list[Path]) -> None:
         try:
             classes = loadmat(str(source))["GTcls"][0, 0]["Segmentation"].astype(np.uint8)
         except Exception as error:  # a broken file raises almost anything
-            raise UserError(
-                f"{source} is no label file of SBD's ({error}); unpack its archive again"
-            ) from error
+            raise UserError(f"{source} is no label file of SBD's ({error}); unpack its archive again") from error
         with atomic_path(path) as temporary:
             write_palette_png(temporary, classes, palette)

@@ -200,9 +200,7 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
         try:
             check_input(cfg, metadata)
         except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again"
-            ) from error
+            raise UserError(f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again") from error
     checkpointer = _CountingCheckpointer(model)
     checkpointer.content = content
     try:

@@ -87,9 +87,7 @@ def tiny_vit(name: str = "vit_tiny_patch16_224", **arguments: Any) -> nn.Module:
     return seen(timm.create_model(name, num_classes=0, **{**arguments, **TINY_VIT}))
 
 
-def torchvision_resnet(
-    block: str = "BasicBlock", layers: tuple[int, ...] = (1, 1, 1, 1), **arguments: Any
-) -> Any:
+def torchvision_resnet(block: str = "BasicBlock", layers: tuple[int, ...] = (1, 1, 1, 1), **arguments: Any) -> Any:
     kind: Any = getattr(torchvision.models.resnet, block)
     model = torchvision.models.ResNet(kind, list(layers), **arguments)
     model.fc = nn.Identity()  # type: ignore[assignment]
@@ -124,8 +122,9 @@ def official_v2() -> Sample:
     state = {
         **prefixed("module.encoder_q.", {**query.state_dict(), **head("fc.", 128)}),
         **prefixed("module.encoder_k.", {**key.state_dict(), **head("fc.", 128)}),
-        "module.queue": torch.randn(8, 32), "module.queue_ptr": torch.zeros(1, dtype=torch.int64),
-    }  # fmt: skip
+        "module.queue": torch.randn(8, 32),
+        "module.queue_ptr": torch.zeros(1, dtype=torch.int64),
+    }
     optimizer = torch.optim.SGD(query.parameters(), 0.1, momentum=0.9)
     content = {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": optimizer.state_dict()}
     return Sample(save(content, legacy=True), "official MoCo v1/v2", query, key)
@@ -196,9 +195,13 @@ class LightlyMasked(pl.LightningModule):
 def by_trainer(module: pl.LightningModule) -> Callable[[Path], None]:
     def write(path: Path) -> None:
         trainer = pl.Trainer(
-            accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, barebones=False,
-        )  # fmt: skip
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            barebones=False,
+        )
         trainer.strategy.connect(module)
         trainer.save_checkpoint(path)
 
@@ -221,9 +224,7 @@ def lightly_generator() -> Sample:
     module = pl.LightningModule()
     backbone = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
     module.projection_head = MoCoProjectionHead(64, 16, 8)
-    relu = nn.Sequential(
-        *list(resnet.children())[:2], nn.ReLU(), *backbone[2:]
-    )  # lightly's forward has it in between
+    relu = nn.Sequential(*list(resnet.children())[:2], nn.ReLU(), *backbone[2:])  # lightly's forward has it in between
     module.backbone = backbone
     return Sample(by_trainer(module), "lightly", relu, architecture="resnet 1-1-1-1, channels 8")
 
@@ -255,9 +256,16 @@ def lightly_train(model: nn.Module, architecture: str, key: bool = False) -> Sam
     method: Any
     if key:
         args = DINOArgs(
-            hidden_dim=8, bottleneck_dim=8, output_dim=8, teacher_temp=0.04, warmup_teacher_temp=0.04,
-            momentum_start=0.99, weight_decay_start=0.1, weight_decay_end=0.1, student_freeze_last_layer_steps=1,
-        )  # fmt: skip
+            hidden_dim=8,
+            bottleneck_dim=8,
+            output_dim=8,
+            teacher_temp=0.04,
+            warmup_teacher_temp=0.04,
+            momentum_start=0.99,
+            weight_decay_start=0.1,
+            weight_decay_end=0.1,
+            student_freeze_last_layer_steps=1,
+        )
         method = DINO(args, SimCLRSGDArgs(), embedding, 8, 3)
         method.student_embedding_model = other(method.student_embedding_model)
         query, teacher = (
@@ -267,9 +275,7 @@ def lightly_train(model: nn.Module, architecture: str, key: bool = False) -> Sam
     else:
         method = SimCLR(SimCLRArgs(hidden_dim=8, output_dim=8), SimCLRSGDArgs(), embedding, 8, 3)
         query, teacher = wrapped.get_model(), None
-    models = CheckpointLightlyTrainModels(
-        model=wrapped.get_model(), wrapped_model=wrapped, embedding_model=embedding
-    )
+    models = CheckpointLightlyTrainModels(model=wrapped.get_model(), wrapped_model=wrapped, embedding_model=embedding)
     info = CheckpointLightlyTrain.from_now(models=models, normalize_args=NormalizeArgs())
     return Sample(Checkpoint(method.state_dict(), info).save, "LightlyTrain", query, teacher, architecture)
 
@@ -338,14 +344,21 @@ def solo_learn() -> Sample:
     query.maxpool = nn.Identity()
     key = other(query)
     state = {
-        **prefixed("backbone.", query.state_dict()), **prefixed("momentum_backbone.", key.state_dict()),
-        **head("projector.", 32), **head("momentum_projector.", 32), "queue": torch.randn(2, 8, 16),
-        "queue_ptr": torch.zeros(1), "classifier.weight": torch.randn(10, 32),
-    }  # fmt: skip
+        **prefixed("backbone.", query.state_dict()),
+        **prefixed("momentum_backbone.", key.state_dict()),
+        **head("projector.", 32),
+        **head("momentum_projector.", 32),
+        "queue": torch.randn(2, 8, 16),
+        "queue_ptr": torch.zeros(1),
+        "classifier.weight": torch.randn(10, 32),
+    }
     content = {
-        "epoch": 9, "global_step": 100, "pytorch-lightning_version": "2.0.0", "state_dict": state,
+        "epoch": 9,
+        "global_step": 100,
+        "pytorch-lightning_version": "2.0.0",
+        "state_dict": state,
         "hyper_parameters": OmegaConf.create({"method": "mocov2plus", "backbone": {"name": "resnet18"}}),
-    }  # fmt: skip
+    }
     return Sample(save(content), "solo-learn", query, key)
 
 
@@ -364,14 +377,17 @@ def mmselfsup() -> Sample:
     query = narrow_resnet()
     key = other(query)
     state = {
-        **prefixed("backbone.", query.state_dict()), **prefixed("encoder_q.0.", query.state_dict()),
-        **prefixed("encoder_k.0.", key.state_dict()), **head("encoder_q.1.mlp.", 32), **head("encoder_k.1.mlp.", 32),
-        **head("neck.mlp.", 32), "queue": torch.randn(8, 16), "queue_ptr": torch.zeros(1),
-    }  # fmt: skip
+        **prefixed("backbone.", query.state_dict()),
+        **prefixed("encoder_q.0.", query.state_dict()),
+        **prefixed("encoder_k.0.", key.state_dict()),
+        **head("encoder_q.1.mlp.", 32),
+        **head("encoder_k.1.mlp.", 32),
+        **head("neck.mlp.", 32),
+        "queue": torch.randn(8, 16),
+        "queue_ptr": torch.zeros(1),
+    }
     meta = {"epoch": 200, "config": "model = dict(\n    type='MOCO',\n    queue_len=65536)"}
-    return Sample(
-        save({"meta": meta, "state_dict": state, "optimizer": {}}), "MMSelfSup/MMPreTrain", query, key
-    )
+    return Sample(save({"meta": meta, "state_dict": state, "optimizer": {}}), "MMSelfSup/MMPreTrain", query, key)
 
 
 def mm_vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -393,33 +409,37 @@ def mmpretrain_v3() -> Sample:
     query = tiny_vit("vit_small_patch16_224", num_heads=12)
     key = other(query)
     state = {
-        **prefixed("backbone.", mm_vit_names(query.state_dict())), **head("neck.", 384), **head("head.predictor.", 16),
+        **prefixed("backbone.", mm_vit_names(query.state_dict())),
+        **head("neck.", 384),
+        **head("head.predictor.", 16),
         **prefixed("momentum_encoder.module.0.", mm_vit_names(key.state_dict())),
-        **head("momentum_encoder.module.1.", 384), "momentum_encoder.steps": torch.zeros(1),
+        **head("momentum_encoder.module.1.", 384),
+        "momentum_encoder.steps": torch.zeros(1),
         "data_preprocessor.mean": torch.tensor([127.5, 127.5, 127.5]).view(3, 1, 1),
         "data_preprocessor.std": torch.tensor([127.5, 127.5, 127.5]).view(3, 1, 1),
-    }  # fmt: skip
-    return Sample(
-        save({"meta": {"epoch": 300}, "state_dict": state}), "MMSelfSup/MMPreTrain", query, key, "vit_small"
-    )
+    }
+    return Sample(save({"meta": {"epoch": 300}, "state_dict": state}), "MMSelfSup/MMPreTrain", query, key, "vit_small")
 
 
 def vissl() -> Sample:
     query = narrow_resnet("resnet50")
     key = other(query)
     content = {
-        "phase_idx": 199, "iteration": 5, "loss": 0.1,
+        "phase_idx": 199,
+        "iteration": 5,
+        "loss": 0.1,
         "classy_state_dict": {
             "train_phase_idx": 199,
-            "base_model": {"model": {
-                "trunk": prefixed("_feature_blocks.", query.state_dict()),
-                "heads": {"0.clf.0.weight": torch.randn(8, 128)},
-            }},
-            "loss": {"queue": torch.randn(8, 16),
-                     **prefixed("moco_encoder.trunk._feature_blocks.", key.state_dict())},
+            "base_model": {
+                "model": {
+                    "trunk": prefixed("_feature_blocks.", query.state_dict()),
+                    "heads": {"0.clf.0.weight": torch.randn(8, 128)},
+                }
+            },
+            "loss": {"queue": torch.randn(8, 16), **prefixed("moco_encoder.trunk._feature_blocks.", key.state_dict())},
             "optimizer": {"state": {0: torch.zeros(3)}},
         },
-    }  # fmt: skip
+    }
     return Sample(save(content, legacy=True), "VISSL", query, key)
 
 
@@ -442,9 +462,13 @@ def timm_train() -> Sample:
     query = seen(timm.create_model("mobilenetv3_small_050", num_classes=10))
     key = other(query)
     content = {
-        "epoch": 3, "arch": "mobilenetv3_small_050", "state_dict": query.state_dict(), "optimizer": {"state": {}},
-        "args": argparse.Namespace(model="mobilenetv3_small_050"), "state_dict_ema": key.state_dict(),
-    }  # fmt: skip
+        "epoch": 3,
+        "arch": "mobilenetv3_small_050",
+        "state_dict": query.state_dict(),
+        "optimizer": {"state": {}},
+        "args": argparse.Namespace(model="mobilenetv3_small_050"),
+        "state_dict_ema": key.state_dict(),
+    }
     models = copy.deepcopy(query), copy.deepcopy(key)
     for model in models:
         model.reset_classifier(0)  # type: ignore[operator]
@@ -492,12 +516,8 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "lightly_train_moco": lightly_train_moco,
     "lightly_train_convnext": lightly_train_convnext,
     "lightly_train_torchvision": lightly_train_torchvision,
-    "lightly_train_export": lambda: lightly_train_export(
-        ModelFormat.PACKAGE_DEFAULT, narrow_resnet(), "torchvision"
-    ),
-    "lightly_train_whole": lambda: lightly_train_export(
-        ModelFormat.TORCH_MODEL, narrow_resnet(), "torchvision"
-    ),
+    "lightly_train_export": lambda: lightly_train_export(ModelFormat.PACKAGE_DEFAULT, narrow_resnet(), "torchvision"),
+    "lightly_train_whole": lambda: lightly_train_export(ModelFormat.TORCH_MODEL, narrow_resnet(), "torchvision"),
     "solo_learn": solo_learn,
     "solo_learn_old": solo_learn_old,
     "mmselfsup": mmselfsup,

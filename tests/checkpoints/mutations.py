@@ -125,10 +125,8 @@ def mutate_content(content: Any, dice: random.Random) -> Any:
             value = mutate_tensor(value, kind, dice)
         part[key] = value
     if isinstance(content, dict) and dice.random() < 0.3:
-        content[
-            dice.choice(("epoch", "hyper_parameters", "meta", "arch", "moco_plugin", "lightly_train", "args"))
-        ] = dice.choice(
-            (None, -5, 10**30, "x", [], {"config": {}}, {"config": None}, {"models": {"model": 1}})
+        content[dice.choice(("epoch", "hyper_parameters", "meta", "arch", "moco_plugin", "lightly_train", "args"))] = (
+            dice.choice((None, -5, 10**30, "x", [], {"config": {}}, {"config": None}, {"models": {"model": 1}}))
         )
     return content
 

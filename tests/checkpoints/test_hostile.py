@@ -24,10 +24,23 @@ from tests.checkpoints.foreign import narrow_resnet, prefixed
 from tests.processes import context
 
 FUZZED = (
-    "official_v2", "official_v3_vit_small", "lightly_generator", "lightly_masked", "lightly_train_timm",
-    "lightly_train_whole", "lightly_train_convnext", "solo_learn", "solo_learn_old", "mmselfsup", "mmpretrain_v3", "vissl",
-    "timm_safetensors", "timm_folder", "timm_train", "detectron2_pickle",
-)  # fmt: skip
+    "official_v2",
+    "official_v3_vit_small",
+    "lightly_generator",
+    "lightly_masked",
+    "lightly_train_timm",
+    "lightly_train_whole",
+    "lightly_train_convnext",
+    "solo_learn",
+    "solo_learn_old",
+    "mmselfsup",
+    "mmpretrain_v3",
+    "vissl",
+    "timm_safetensors",
+    "timm_folder",
+    "timm_train",
+    "detectron2_pickle",
+)
 FILES = 560
 
 
@@ -70,9 +83,7 @@ def test_mutated_files_end_in_one_sentence(samples: Path, tmp_path: Path, tiny_r
 
 # --- single attacks
 
-MAGIC = (
-    pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
-)
+MAGIC = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({"little_endian": True}, 2)
 FLOATS = b"ctorch\nFloatStorage\n"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
@@ -84,27 +95,14 @@ def number(value: int) -> bytes:
 def storage(count: int, view: bytes = b"") -> bytes:
     """The persistent id of a storage of ``count`` floats."""
     return (
-        b"(X\x07\x00\x00\x00storage"
-        + FLOATS
-        + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
-        + number(count)
-        + view
-        + b"tQ"
+        b"(X\x07\x00\x00\x00storage" + FLOATS + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + number(count) + view + b"tQ"
     )
 
 
 def tensor(count: int, size: tuple[int, ...], stride: tuple[int, ...], view: bytes = b"") -> bytes:
     """A pickle of ``{"w": tensor}``."""
     shapes = b"".join(b"(" + b"".join(map(number, part)) + b"t" for part in (size, stride))
-    return (
-        b"\x80\x02}X\x01\x00\x00\x00w"
-        + REBUILD
-        + b"("
-        + storage(count, view)
-        + number(0)
-        + shapes
-        + b"\x89}tRs."
-    )
+    return b"\x80\x02}X\x01\x00\x00\x00w" + REBUILD + b"(" + storage(count, view) + number(0) + shapes + b"\x89}tRs."
 
 
 def torch_zip(path: Path, data: bytes, weights: bytes = b"", compression: int = zipfile.ZIP_STORED) -> None:
@@ -173,16 +171,11 @@ def attacks(folder: Path) -> dict[str, str]:
     small = torch.zeros(1)
     blocks = {f"layer{s}.{b}.conv1.weight": small for s in (1, 2, 3, 4) for b in range(9000)}
     torch.save({"conv1.weight": torch.zeros(8, 3, 7, 7), **blocks}, attack("blocks", None, "or too many"))
-    torch.save(
-        {f"a.{n}.conv1.weight": small for n in range(60_000)}, attack("many", None, "more than 50000 entries")
-    )
+    torch.save({f"a.{n}.conv1.weight": small for n in range(60_000)}, attack("many", None, "more than 50000 entries"))
     with torch.device("meta"):
         wide = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=0).state_dict()  # type: ignore[arg-type]
     shared = torch.zeros(max(v.numel() for v in wide.values()))
-    tied = {
-        n: shared[: v.numel()].view(v.shape) if v.is_floating_point() else torch.tensor(0)
-        for n, v in wide.items()
-    }
+    tied = {n: shared[: v.numel()].view(v.shape) if v.is_floating_point() else torch.tensor(0) for n, v in wide.items()}
     torch.save(tied, attack("tied", None, "weights of their own for each layer"))
     cyclic: dict[Any, Any] = {"state_dict": {}}
     cyclic["state_dict"]["state_dict"] = cyclic

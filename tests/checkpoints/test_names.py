@@ -86,10 +86,15 @@ def parts(tmp_path: Path) -> list[Path]:
 
 def test_the_table_is_what_the_authors_publish() -> None:
     assert {name: released.md5 for name, released in RELEASED.items()} == {
-        "moco_v1_200ep": "b251726a", "moco_v2_200ep": "59fd9945", "moco_v2_800ep": "a04e12f8",
-        "moco_v3_r50_100ep": None, "moco_v3_r50_300ep": None, "moco_v3_r50_1000ep": None,
-        "moco_v3_vit_s": None, "moco_v3_vit_b": None,
-    }  # fmt: skip
+        "moco_v1_200ep": "b251726a",
+        "moco_v2_200ep": "59fd9945",
+        "moco_v2_800ep": "a04e12f8",
+        "moco_v3_r50_100ep": None,
+        "moco_v3_r50_300ep": None,
+        "moco_v3_r50_1000ep": None,
+        "moco_v3_vit_s": None,
+        "moco_v3_vit_b": None,
+    }
     urls = [released.url for released in RELEASED.values()]
     host = "https://dl.fbaipublicfiles.com"
     assert urls[1] == f"{host}/moco/moco_checkpoints/moco_v2_200ep/moco_v2_200ep_pretrain.pth.tar"
@@ -124,9 +129,7 @@ def test_broken_off_and_taken_up_at_once(server: Server, tmp_path: Path) -> None
 
 def test_what_an_earlier_run_left_is_gone_on_with(server: Server, tmp_path: Path) -> None:
     server.breaks = [5000, 0]  # the second attempt brings nothing, so the run gives up
-    with pytest.raises(
-        UserError, match=rf"{NAME} could not be fetched .*broke off after 5000 of 10240 bytes"
-    ):
+    with pytest.raises(UserError, match=rf"{NAME} could not be fetched .*broke off after 5000 of 10240 bytes"):
         resolve(NAME)
     assert parts(tmp_path)[0].read_bytes() == CONTENT[:5000] and not cache_path(server.url).exists()
     server.asked.clear()
@@ -168,9 +171,7 @@ def test_wrong_checksum(server: Server, monkeypatch: pytest.MonkeyPatch) -> None
         resolve(NAME)
 
 
-def test_no_checksum_is_said(
-    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_checksum_is_said(server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setitem(RELEASED, "moco_v3_vit_s", Released(server.url))
     assert resolve("moco_v3_vit_s").read_bytes() == CONTENT
     assert f"published no checksum; its SHA-256 is {hashlib.sha256(CONTENT).hexdigest()}" in caplog.text
@@ -187,9 +188,7 @@ def test_absent_page_and_no_network(server: Server, tmp_path: Path, monkeypatch:
     with pytest.raises(UserError, match=f"a web page came in place of the file.*{where}"):
         resolve(NAME)
     monkeypatch.setitem(RELEASED, NAME, Released(server.url + "x"))
-    with pytest.raises(
-        UserError, match=rf"fetched from {server.url}x \(the server replied 404 Not Found\).*{where}"
-    ):
+    with pytest.raises(UserError, match=rf"fetched from {server.url}x \(the server replied 404 Not Found\).*{where}"):
         resolve(NAME)
     server.shutdown()
     server.server_close()

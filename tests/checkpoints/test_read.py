@@ -76,14 +76,10 @@ def test_resnets_are_known_by_their_shapes(model: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "build",
     [
-        lambda: create_backbone(
-            "resnet50", width=2, layers=[1, 1, 1, 1], channels=(32, 16, 16, 16)
-        ),  # R50w2x
+        lambda: create_backbone("resnet50", width=2, layers=[1, 1, 1, 1], channels=(32, 16, 16, 16)),  # R50w2x
         lambda: create_backbone("resnet18", width=2, layers=[1, 1, 1, 1], channels=(8, 16, 32, 64)),
         lambda: timm.create_model("resnext50_32x4d", num_classes=0, layers=(1, 1, 1, 1)),
-        lambda: timm.create_model(
-            "wide_resnet50_2", num_classes=0, layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)
-        ),
+        lambda: timm.create_model("wide_resnet50_2", num_classes=0, layers=(1, 1, 1, 1), channels=(8, 8, 8, 8)),
         lambda: create_backbone("resnet18", small_stem=True, layers=[1, 1, 1, 1], channels=(64, 8, 8, 8)),
         lambda: narrow_resnet(in_chans=1),
     ],
@@ -162,9 +158,11 @@ def own(backbone: str, image_size: int = 64, **arguments: Any) -> tuple[dict[str
     model = seen(create_backbone(backbone, image_size=image_size, **arguments))
     method = MoCo(model, 8, queue_size=16)
     content = {
-        "epoch": 4, "pytorch-lightning_version": "2.6.6", "hyper_parameters": {"config": config},
+        "epoch": 4,
+        "pytorch-lightning_version": "2.6.6",
+        "hyper_parameters": {"config": config},
         "state_dict": prefixed("method.", method.state_dict()),
-    }  # fmt: skip
+    }
     return content, model.eval()  # the method's own batch norm starts in training mode
 
 
@@ -178,9 +176,7 @@ def own(backbone: str, image_size: int = 64, **arguments: Any) -> tuple[dict[str
         ("vit_small_patch16_224", {"depth": 1, "num_heads": 12, "sincos_position": True}),
     ],
 )
-def test_own_checkpoints_name_their_architecture(
-    backbone: str, arguments: dict[str, Any], tmp_path: Path
-) -> None:
+def test_own_checkpoints_name_their_architecture(backbone: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     content, model = own(backbone, **arguments)
     torch.save(content, tmp_path / "last.ckpt")
     checkpoint = read_checkpoint(tmp_path / "last.ckpt")
@@ -253,9 +249,13 @@ def test_whole_detectors_are_read_back(kind: str, tmp_path: Path) -> None:
         }
         overrides = [part for name, value in sizes.items() for part in (f"MODEL.RESNETS.{name}", value)]
         model = detector(
-            "voc/pascal_voc_R_50_C4_24k_moco", "MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone",
-            "MODEL.RESNETS.NORM", "BN", *overrides,
-        )  # fmt: skip
+            "voc/pascal_voc_R_50_C4_24k_moco",
+            "MODEL.BACKBONE.NAME",
+            "build_any_width_resnet_backbone",
+            "MODEL.RESNETS.NORM",
+            "BN",
+            *overrides,
+        )
         trunk = model.backbone
     seen(model)
     torch.save({"model": model.state_dict(), "iteration": 5, "optimizer": {}}, tmp_path / "model_final.pth")
@@ -302,9 +302,7 @@ def test_unused_tensors_are_listed(tmp_path: Path) -> None:
     lines = inspect_checkpoint(tmp_path / "moco.pth")
     assert "unused        2 tensors, neither read nor known to be heads or queues:" in lines
     assert [line.strip() for line in lines[-2:]] == unused
-    file["state_dict"]["module.encoder_q.layer1.0.se.weight"] = torch.zeros(
-        1
-    )  # the network would compute otherwise
+    file["state_dict"]["module.encoder_q.layer1.0.se.weight"] = torch.zeros(1)  # the network would compute otherwise
     torch.save(file, tmp_path / "moco.pth")
     with pytest.raises(UserError, match=r"unknown keys: layer1\.0\.se\.weight"):
         read_checkpoint(tmp_path / "moco.pth")
@@ -350,7 +348,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
         "two": ({"a": narrow_resnet().state_dict(), "b": narrow_resnet().state_dict()}, "several networks.*'a.', 'b.'"),
         "unnamed": (unnamed, "'convnext_of_tomorrow', which timm does not have"),
         "huge": (huge, "argument depth as 1e.07; expected at most 512"),
-    }  # fmt: skip
+    }
     for name, (content, message) in cases.items():
         path = tmp_path / name
         if isinstance(content, bytes):

@@ -96,16 +96,18 @@ def test_state_dicts_load_as_any_other_and_say_where_they_come_from(tmp_path: Pa
         header = json.loads(file.metadata()["moco_plugin"])
     assert header == state._metadata["moco_plugin"]
     said = {
-        key: header[key]
-        for key in ("source", "source_sha256", "layout", "architecture", "encoder", "method", "epoch")
+        key: header[key] for key in ("source", "source_sha256", "layout", "architecture", "encoder", "method", "epoch")
     }
     assert said == {
-        "source": "source.pth", "source_sha256": "5d2e", "layout": "official MoCo v1/v2", "architecture": "resnet18",
-        "encoder": "query", "method": "moco_v2", "epoch": 7,
-    }  # fmt: skip
-    assert header["input_format"] == "RGB" and header["pixel_mean"] == pytest.approx(
-        [123.675, 116.28, 103.53]
-    )
+        "source": "source.pth",
+        "source_sha256": "5d2e",
+        "layout": "official MoCo v1/v2",
+        "architecture": "resnet18",
+        "encoder": "query",
+        "method": "moco_v2",
+        "epoch": 7,
+    }
+    assert header["input_format"] == "RGB" and header["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
     assert list(header["proof"]["largest_differences"]) == ["layer1", "layer2", "layer3", "layer4", "output"]
     assert max(header["proof"]["largest_differences"].values()) <= header["proof"]["tolerance"]
 
@@ -167,20 +169,14 @@ def test_lightly_train_starts_from_the_file(name: str, tmp_path: Path) -> None:
     wrapped = get_wrapped_model(f"timm/{name}", num_input_channels=3, model_args=model_args)
     assert_equal(wrapped.get_model().state_dict(), source.backbone)
     TIMM_PACKAGE.export_model(wrapped, tmp_path / "export.pt", log_example=False)  # what it writes itself
-    assert list(torch.load(tmp_path / "export.pt", weights_only=True)) == list(
-        torch.load(output, weights_only=True)
-    )
+    assert list(torch.load(tmp_path / "export.pt", weights_only=True)) == list(torch.load(output, weights_only=True))
 
 
 def test_wider_networks_that_timm_has_no_name_for(tmp_path: Path) -> None:
-    source = checkpoint(
-        "resnet50", width=2, layers=[1, 1, 1, 1], channels=[32, 32, 32, 32]
-    )  # as R50w2x: stem of 128
+    source = checkpoint("resnet50", width=2, layers=[1, 1, 1, 1], channels=[32, 32, 32, 32])  # as R50w2x: stem of 128
     write.convert(source, tmp_path / "wide.safetensors", "timm")
     for output, to in (("folder", "timm"), ("a.pth", "lightly-train"), ("a.pth", "torchvision")):
-        with pytest.raises(
-            UserError, match=r"makes no network that holds|cannot hold these weights"
-        ) as error:
+        with pytest.raises(UserError, match=r"makes no network that holds|cannot hold these weights") as error:
             write.convert(source, tmp_path / output, to)
         assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["wide.safetensors"]
@@ -227,9 +223,7 @@ def test_nothing_is_written_when_the_features_differ(
         }
 
     monkeypatch.setattr(write, "to_torchvision", spoiled)
-    with pytest.raises(
-        UserError, match=r"was not written: torchvision's encoder.layers.encoder_layer_1 differs by"
-    ):
+    with pytest.raises(UserError, match=r"was not written: torchvision's encoder.layers.encoder_layer_1 differs by"):
         write.convert(source, tmp_path / "a.pth", "torchvision")
     assert list(tmp_path.iterdir()) == []
 
@@ -293,6 +287,4 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
 def test_torchvision_network_shares_its_weights() -> None:
     backbone = timm.create_model("resnet18", num_classes=0)
     network = torchvision_network(backbone, to_torchvision(backbone))
-    assert (
-        network.get_parameter("conv1.weight").data_ptr() == backbone.get_parameter("conv1.weight").data_ptr()
-    )
+    assert network.get_parameter("conv1.weight").data_ptr() == backbone.get_parameter("conv1.weight").data_ptr()

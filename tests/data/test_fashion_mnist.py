@@ -29,9 +29,7 @@ def test_advice_when_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "absent")
     monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", offline)
-    with pytest.raises(
-        UserError, match=r"cannot be downloaded from https://.*; run `apt-get install dataset-fashion"
-    ):
+    with pytest.raises(UserError, match=r"cannot be downloaded from https://.*; run `apt-get install dataset-fashion"):
         fashion_mnist.get_fashion_mnist(tmp_path)
 
 
@@ -47,6 +45,4 @@ def test_download_is_https_and_checked(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(fashion_mnist.FashionMNIST, "_load_data", lambda self: (None, None))
     monkeypatch.setattr(fashion_mnist.FashionMNIST, "_check_exists", lambda self: bool(asked))
     assert fashion_mnist.get_fashion_mnist(tmp_path) == tmp_path / "FashionMNIST" / "raw"
-    assert len(asked) == 4 and all(
-        url.startswith("https://") and len(md5) == 32 for url, md5 in asked.items()
-    )
+    assert len(asked) == 4 and all(url.startswith("https://") and len(md5) == 32 for url, md5 in asked.items())

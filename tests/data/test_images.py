@@ -45,8 +45,7 @@ def test_idx_file_with_slice() -> None:
     images, labels, classes = load_idx_images(f"{TRAIN}[10:30]")
     assert images.shape == (20, 28, 28)
     assert (
-        labels is not None
-        and labels.tolist() == read_idx(TRAIN.replace("images-idx3", "labels-idx1"))[10:30].tolist()
+        labels is not None and labels.tolist() == read_idx(TRAIN.replace("images-idx3", "labels-idx1"))[10:30].tolist()
     )
     assert classes is not None and classes[9] == "Ankle boot"
     assert np.array_equal(np.asarray(ImageSet(f"{TRAIN}[10:30]").load(3))[..., 1], images[3])
@@ -95,9 +94,7 @@ def write_list(folder: Path, *lines: str) -> str:
 
 
 def test_list_keeps_its_order_and_may_have_spaces(tmp_path: Path) -> None:
-    images = ImageSet(
-        write_list(tmp_path, "a b/owl.png", "a b/cat 1.png", str(tmp_path / "a b" / "owl 2.png"))
-    )
+    images = ImageSet(write_list(tmp_path, "a b/owl.png", "a b/cat 1.png", str(tmp_path / "a b" / "owl 2.png")))
     assert images.paths == [tmp_path / "a b" / name for name in ("owl.png", "cat 1.png", "owl 2.png")]
     assert images.labels is None and images.classes is None
     assert images.load(1) == ImageSet(str(tmp_path / "a b")).load(0)

@@ -94,12 +94,7 @@ def photos(tmp_path: Path) -> Path:
     """Twelve images of noise in two classes."""
     random = np.random.default_rng(0)
     for number in range(12):
-        path = (
-            tmp_path
-            / "photos"
-            / ("cat" if number < 5 else "dog")
-            / f"{number:02d}.{'png' if number % 2 else 'JPG'}"
-        )
+        path = tmp_path / "photos" / ("cat" if number < 5 else "dog") / f"{number:02d}.{'png' if number % 2 else 'JPG'}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
     return tmp_path / "photos"
@@ -151,9 +146,7 @@ def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return scans
 
 
-def test_shards_hold_what_the_folder_holds(
-    photos: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_shards_hold_what_the_folder_holds(photos: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scans = count_scans(monkeypatch)
     assert sorted(file.name for file in packed.glob("*.tar")) == [f"photos-000{n}.tar" for n in range(3)]
     assert_same(ImageSet(str(packed)), ImageSet(str(photos)))
@@ -267,9 +260,7 @@ def test_server_without_ranges(photos: Path, packed: Path, server: Server) -> No
         images.load(0)
 
 
-def test_server_that_fails_is_asked_again_and_is_no_corrupt_image(
-    photos: Path, packed: Path, server: Server
-) -> None:
+def test_server_that_fails_is_asked_again_and_is_no_corrupt_image(photos: Path, packed: Path, server: Server) -> None:
     images = ImageSet(f"{server.url}/photos-0000.tar")
     server.failures = 3
     assert images.load(1) == ImageSet(str(photos)).load(1)
@@ -309,9 +300,7 @@ def test_shards_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(whole))
     assert f"{path} is compressed" in error(path)
     assert "is compressed" in error(write_tar(tmp_path / "a.tar.gz", {"a.png": image}, "w:gz"))
-    assert "holds no image; expected members such as 0001.jpg" in error(
-        write_tar(tmp_path / "b.tar", {"a.txt": b""})
-    )
+    assert "holds no image; expected members such as 0001.jpg" in error(write_tar(tmp_path / "b.tar", {"a.txt": b""}))
     assert f"there is no {tmp_path}/photos-7.tar" in error(tmp_path / "photos-{7..9}.tar")
     assert "names no shard" in error(tmp_path / "photos-{9..7}.tar")
     with pytest.raises(UsageError, match="cannot be opened"):
@@ -320,9 +309,7 @@ def test_shards_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
 
 def test_index_of_another_shard_is_refused(packed: Path) -> None:
     (packed / "photos-0002.tar.index.json").replace(packed / "photos-0000.tar.index.json")
-    with pytest.raises(
-        UserError, match=r"photos-0000.tar.index.json is of a shard of \d+ bytes, and .* has \d+"
-    ):
+    with pytest.raises(UserError, match=r"photos-0000.tar.index.json is of a shard of \d+ bytes, and .* has \d+"):
         ImageSet(str(packed))
 
 

@@ -67,17 +67,27 @@ def test_same_seed_same_bytes(tiny: Path, looks: tuple[Looks, Looks], tmp_path: 
 def test_layouts_are_the_published_ones(tiny: Path) -> None:
     names = set(files(tiny))
     for file in (
-        "VOC2007/JPEGImages/000001.jpg", "VOC2007/Annotations/000007.xml", "VOC2007/ImageSets/Main/test.txt",
-        "VOC2007/SegmentationClass/000001.png", "VOC2007/ImageSets/Segmentation/trainval.txt",
-        "VOC2012/JPEGImages/2009_000001.jpg", "VOC2012/SegmentationObject/2008_000003.png",
-        "benchmark_RELEASE/dataset/img/2009_000001.jpg", "benchmark_RELEASE/dataset/cls/2009_000001.mat",
-        "benchmark_RELEASE/dataset/inst/2009_000001.mat", "benchmark_RELEASE/dataset/train.txt",
-        "coco/val2017/000000000003.jpg", "coco/annotations/instances_train2017.json",
-        "coco/annotations/person_keypoints_val2017.json", "lvis/lvis_v0.5_train.json",
+        "VOC2007/JPEGImages/000001.jpg",
+        "VOC2007/Annotations/000007.xml",
+        "VOC2007/ImageSets/Main/test.txt",
+        "VOC2007/SegmentationClass/000001.png",
+        "VOC2007/ImageSets/Segmentation/trainval.txt",
+        "VOC2012/JPEGImages/2009_000001.jpg",
+        "VOC2012/SegmentationObject/2008_000003.png",
+        "benchmark_RELEASE/dataset/img/2009_000001.jpg",
+        "benchmark_RELEASE/dataset/cls/2009_000001.mat",
+        "benchmark_RELEASE/dataset/inst/2009_000001.mat",
+        "benchmark_RELEASE/dataset/train.txt",
+        "coco/val2017/000000000003.jpg",
+        "coco/annotations/instances_train2017.json",
+        "coco/annotations/person_keypoints_val2017.json",
+        "lvis/lvis_v0.5_train.json",
         "cityscapes/leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
-        *(f"cityscapes/gtFine/val/frankfurt/frankfurt_000002_000019_gtFine_{kind}" for kind in (
-            "polygons.json", "instanceIds.png", "labelIds.png", "labelTrainIds.png", "color.png")),
-    ):  # fmt: skip
+        *(
+            f"cityscapes/gtFine/val/frankfurt/frankfurt_000002_000019_gtFine_{kind}"
+            for kind in ("polygons.json", "instanceIds.png", "labelIds.png", "labelTrainIds.png", "color.png")
+        ),
+    ):
         assert file in names
     assert "VOC2012/SegmentationClass/2009_000001.png" not in names  # SBD's to give
     lists = {
@@ -136,8 +146,9 @@ def test_polygons_are_the_masks_without_holes() -> None:
     square[0, 0] = True  # a part of its own
     polygons = mask_polygons(square)
     assert [polygon.tolist() for polygon in polygons] == [
-        [[2, 1], [6, 1], [6, 5], [2, 5]], [[0, 0], [1, 0], [1, 1], [0, 1]]
-    ]  # fmt: skip
+        [[2, 1], [6, 1], [6, 5], [2, 5]],
+        [[0, 0], [1, 0], [1, 1], [0, 1]],
+    ]
     assert [signed_area(polygon) for polygon in polygons] == [16, 1]
     assert pixel_centres(polygons[0]).tolist() == [[2, 1], [5, 1], [5, 4], [2, 4]]
     corner = np.eye(2, dtype=bool)  # pixels that touch at a corner stay apart
@@ -152,9 +163,7 @@ def test_random_masks_come_back_from_their_polygons() -> None:
         mask = np.asarray(coarse.resize((48, 36), Image.Resampling.BICUBIC)) > 128
         polygons = mask_polygons(mask)
         shapes = [polygon.astype(float).ravel().tolist() for polygon in polygons]
-        rasterised = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(shapes, *mask.shape))).astype(
-            bool
-        )
+        rasterised = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(shapes, *mask.shape))).astype(bool)
         assert rasterised[mask].all() and sum(map(signed_area, polygons)) == rasterised.sum()
         drawn = Image.new("L", (48, 36))
         for polygon in polygons:
@@ -162,9 +171,7 @@ def test_random_masks_come_back_from_their_polygons() -> None:
         assert np.array_equal(np.asarray(drawn) > 0, rasterised)
 
 
-def test_cityscapes_labels_are_drawn_as_its_own_scripts_do(
-    looks: tuple[Looks, Looks], tmp_path: Path
-) -> None:
+def test_cityscapes_labels_are_drawn_as_its_own_scripts_do(looks: tuple[Looks, Looks], tmp_path: Path) -> None:
     annotation = pytest.importorskip("cityscapesscripts.helpers.annotation")
     from cityscapesscripts.preparation.json2instanceImg import createInstanceImage
     from cityscapesscripts.preparation.json2labelImg import createLabelImage

@@ -74,9 +74,7 @@ def test_resize_is_pillows(start: int, length: int, target: int) -> None:
     images = torch.rand(2, 3, 28, 28)
     matrix = batched.resize_matrix(torch.tensor([start] * 2), torch.tensor([length] * 2), 28, target)[:, None]
     cut = images[..., start : start + length, start : start + length]
-    torch.testing.assert_close(
-        matrix @ images @ matrix.transpose(2, 3), tv.resize(cut, [target] * 2, antialias=True)
-    )
+    torch.testing.assert_close(matrix @ images @ matrix.transpose(2, 3), tv.resize(cut, [target] * 2, antialias=True))
 
 
 @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
@@ -85,9 +83,7 @@ def test_adjustments_are_torchvisions(kind: str) -> None:
         torch.rand(3, 3, 8, 8),
         torch.tensor([0.45, -0.2, 0.1] if kind == "hue" else [0.6, 1.4, 1.0]),
     )
-    expected = torch.stack(
-        [getattr(tv, f"adjust_{kind}")(i, float(f)) for i, f in zip(images, factors, strict=True)]
-    )
+    expected = torch.stack([getattr(tv, f"adjust_{kind}")(i, float(f)) for i, f in zip(images, factors, strict=True)])
     found = getattr(batched, f"adjust_{kind}")(images, factors[:, None, None, None])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 
@@ -124,9 +120,7 @@ def test_batched_views_have_lightlys_distribution(name: str) -> None:
     path = batched.BatchedViews(view_arguments(name, size), grey_first=name == "moco_v1")
     at_once = path(torch.from_numpy(array).permute(2, 0, 1).expand(count, -1, -1, -1))[1].float()
     error = (one_by_one.var(dim=0) / count + at_once.var(dim=0) / count).sqrt()
-    assert (
-        (one_by_one.mean(dim=0) - at_once.mean(dim=0)).abs() / error
-    ).max() < 5  # standard errors, 432 pixels
+    assert ((one_by_one.mean(dim=0) - at_once.mean(dim=0)).abs() / error).max() < 5  # standard errors, 432 pixels
     ratio = one_by_one.std(dim=0).mean() / at_once.std(dim=0).mean()
     assert abs(ratio - 1) < 0.03
     saturation = [v.amax(dim=1).sub(v.amin(dim=1)).mean(dim=(1, 2)) for v in (one_by_one, at_once)]

@@ -124,13 +124,9 @@ def test_protocol_by_the_checkpoints_method(tiny_run: Path) -> None:
     assert linear_protocol(checkpoint) == "moco_v1"
     v3 = Checkpoint(checkpoint.path, "", "", checkpoint.backbone, nn.Identity, method="moco_v3")
     assert linear_protocol(v3) == "moco_v3_resnet"
-    with pytest.raises(
-        UsageError, match="no config 'moco_v9'; shipped are moco_v1, moco_v3_resnet, moco_v3_vit"
-    ):
+    with pytest.raises(UsageError, match="no config 'moco_v9'; shipped are moco_v1, moco_v3_resnet, moco_v3_vit"):
         load_protocol("linear", "moco_v9")
-    with pytest.raises(
-        UsageError, match=r"unknown config key 'data\.batch'; valid under data are image_size"
-    ):
+    with pytest.raises(UsageError, match=r"unknown config key 'data\.batch'; valid under data are image_size"):
         load_protocol("linear", "moco_v1", ["data.batch=3"])
 
 
@@ -187,8 +183,21 @@ def test_backbone_that_changes_is_an_error(
 ) -> None:
     monkeypatch.setattr(ClassifierModule, "train", nn.Module.train)  # batch norm gathers statistics
     out = tmp_path / "linear.json"
-    assert main(["linear", *weights(tiny_run), *SETS, *TOY, "schedule.epochs=1", "schedule.milestones=[0.5]",
-                 "--out", str(out)]) == 1  # fmt: skip
+    assert (
+        main(
+            [
+                "linear",
+                *weights(tiny_run),
+                *SETS,
+                *TOY,
+                "schedule.epochs=1",
+                "schedule.milestones=[0.5]",
+                "--out",
+                str(out),
+            ]
+        )
+        == 1
+    )
     assert "the frozen backbone changed while its classifier was trained" in capsys.readouterr().err
     assert not out.exists() and not checkpoint_of(out).exists()
 
@@ -203,10 +212,7 @@ def test_evaluation_cut_off_within_an_epoch_ends_as_one_that_was_not(
         whole = tmp_path / "whole.json"
         assert main([*command, "--out", str(whole)]) == 0
     assert main([*command, "--out", str(out), "trainer.max_steps=4"]) == 0
-    assert (
-        not out.exists()
-        and f"stopped after step 4 of 6; {checkpoint_of(out)} is kept" in capsys.readouterr().out
-    )
+    assert not out.exists() and f"stopped after step 4 of 6; {checkpoint_of(out)} is kept" in capsys.readouterr().out
     assert main([*command, "--out", str(out), "optimizer.lr=1"]) == 2
     assert (
         f"holds a run with other settings (optimizer.lr was {0.03 if what == 'finetune' else 30.0}, now 1.0)"
@@ -224,20 +230,14 @@ def test_evaluation_cut_off_within_an_epoch_ends_as_one_that_was_not(
     assert rows(whole) == rows(out)
     if what == "finetune":
         before = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt").backbone.state_dict()
-        after = {
-            k.removeprefix("backbone."): v
-            for k, v in first["state_dict"].items()
-            if k.startswith("backbone.")
-        }
+        after = {k.removeprefix("backbone."): v for k, v in first["state_dict"].items() if k.startswith("backbone.")}
         assert after.keys() == before.keys()
         assert [k for k, v in after.items() if torch.equal(v, before[k])] == []  # everything is trained
 
 
 def test_two_processes_classify_as_one_does(linear: Path, tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
     out = tmp_path / "linear.json"
-    tool(
-        "evaluate", "linear", *weights(tiny_run), *SETS, "--out", out, *TOY, "trainer.devices=2", processes=2
-    )
+    tool("evaluate", "linear", *weights(tiny_run), *SETS, "--out", out, *TOY, "trainer.devices=2", processes=2)
     one, two = (json.loads(path.read_text()) for path in (linear, out))
     assert two["top1"] == pytest.approx(one["top1"], abs=100 / 37 + 0.01)
     first, second = (state(path)["state_dict"] for path in (linear, out))
@@ -264,10 +264,7 @@ def test_last_batch_is_kept_and_shared(processes: int) -> None:
 def test_label_share_draws_class_by_class(tiny_run: Path, tmp_path: Path) -> None:
     out = tmp_path / "few.json"
     arguments = ["linear", *weights(tiny_run), "--train", TRAIN, *SETS[2:], *TOY, "data.label_share=0.05"]
-    assert (
-        main([*arguments, "schedule.epochs=1", "schedule.milestones=[]", "--out", str(out), "--untrained"])
-        == 0
-    )
+    assert main([*arguments, "schedule.epochs=1", "schedule.milestones=[]", "--out", str(out), "--untrained"]) == 0
     result = json.loads(out.read_text())
     assert 20 <= result["train_images"] <= 40 and result["untrained"] and result["steps"] <= 2
 
@@ -301,18 +298,14 @@ def test_corrupt_image_is_named_and_the_next_one_comes_with_its_own_label(
         "schedule.milestones=[]",
     ]
     assert main(run) == 0
-    assert (
-        capsys.readouterr().err.count(f"skipped: {pets}/cat/9.png cannot be decoded (1 so far)") == 2
-    )  # train, test
+    assert capsys.readouterr().err.count(f"skipped: {pets}/cat/9.png cannot be decoded (1 so far)") == 2  # train, test
     for number in (3, 4):
         (tmp_path / f"pets/dog/{number}.png").write_bytes(b"")
     assert main(run) == 1
     assert "of 120 images cannot be decoded, more than 1%" in capsys.readouterr().err
 
 
-def test_mistakes_end_in_one_sentence(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_mistakes_end_in_one_sentence(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flat = folder_of_images(tmp_path / "flat", {".": 2})
     pets = folder_of_images(tmp_path / "pets", {"cat": 2, "dog": 2})
     birds = folder_of_images(tmp_path / "birds", {"cat": 2, "owl": 2})

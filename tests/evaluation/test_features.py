@@ -23,9 +23,7 @@ VIEW = View(28, 1.0, [0.5] * 3, [0.25] * 3)
 @pytest.fixture
 def network() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 7), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
-    )
+    return nn.Sequential(nn.Conv2d(3, 4, 7), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
 def test_mode_of_the_network_is_eval_and_put_back(network: nn.Module) -> None:

@@ -139,9 +139,7 @@ def search_bytes(dim: int, k: int, classes: int, test_block: int, train_block: i
 
 def test_memory_does_not_grow_with_the_sets() -> None:
     """Measured of the process: 12,000 against themselves, whose similarities would take 576 MB."""
-    shown = subprocess.run(
-        [sys.executable, "-c", MEASURE, "12000"], capture_output=True, text=True, check=True
-    ).stdout
+    shown = subprocess.run([sys.executable, "-c", MEASURE, "12000"], capture_output=True, text=True, check=True).stdout
     taken, promised = int(shown), search_bytes(64, 20, 10, 512, 1024)
     assert promised < 5e6
     assert taken < promised + 8e6  # the allocator's own
@@ -179,7 +177,24 @@ def test_evaluation_from_python_gives_what_the_tool_writes(tiny_run: Path, tmp_p
     weights = tiny_run / "checkpoints" / "last.ckpt"
     sets = (f"{TRAIN}[0:60]", f"{TEST}[0:20]")
     found = moco_plugin.evaluate_knn(weights, *sets, k=[5, 10])
-    assert main(["knn", "--weights", str(weights), "--train", sets[0], "--test", sets[1], "--k", "5", "10",
-                 "--out", str(tmp_path / "knn.json")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "knn",
+                "--weights",
+                str(weights),
+                "--train",
+                sets[0],
+                "--test",
+                sets[1],
+                "--k",
+                "5",
+                "10",
+                "--out",
+                str(tmp_path / "knn.json"),
+            ]
+        )
+        == 0
+    )
     assert json.loads((tmp_path / "knn.json").read_text()) == found
     assert {"evaluate_linear", "evaluate_finetune", "pretrain", "MoCoV1"} <= set(dir(moco_plugin))

@@ -51,9 +51,7 @@ def test_probe_of_each_realm_and_the_mean(
     command = arguments(tiny_run, root, "--out", str(out))
     assert main(command) == 0
     shown, result = capsys.readouterr().out, json.loads(out.read_text())
-    parts = {
-        name: json.loads((tmp_path / "omni_realms" / f"{name}.json").read_text()) for name in ("bird", "car")
-    }
+    parts = {name: json.loads((tmp_path / "omni_realms" / f"{name}.json").read_text()) for name in ("bird", "car")}
     assert result["mean_per_class"] == statistics.fmean(p["mean_per_class"] for p in parts.values())
     assert result["top1"] == statistics.fmean(p["top1"] for p in parts.values()) > 60
     assert result["partial"] and len(result["missing"]) == 19 and "aircraft" in result["missing"]
@@ -99,15 +97,10 @@ def test_bad_line_of_a_realm(
     file.write_text("\n".join([*lines[:3], "", line, *lines[3:]]))
     assert main(arguments(tiny_run, root)) == 1
     error = capsys.readouterr().err
-    assert (
-        f"{file}, line 5: {message}; expected an image's path and its class" in error
-        and error.count("\n") == 1
-    )
+    assert f"{file}, line 5: {message}; expected an image's path and its class" in error and error.count("\n") == 1
 
 
-def test_broken_realms(
-    tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_broken_realms(tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_realm(root, "food") is None
 
     def fails(message: str, code: int = 1) -> None:
@@ -124,9 +117,7 @@ def test_broken_realms(
     test.write_text("\n")
     fails(f"{test} lists no image")
     test.unlink()
-    fails(
-        f"{root}/bird has no list of test images; expected a file test or test.txt or bird.test or bird.test.txt"
-    )
+    fails(f"{root}/bird has no list of test images; expected a file test or test.txt or bird.test or bird.test.txt")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main(arguments(tiny_run, empty)) == 1

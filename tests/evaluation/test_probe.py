@@ -52,9 +52,7 @@ def test_l2_weights_reach_scikit_learns_minima(sets: Sets) -> None:
     train, labels, test, truth = sets
     l2_weights = (1e-3, 1.0, 0.1)  # in no order
     probes = fit_l2_weights(train, labels, 10, l2_weights)
-    for l2, weight, bias, found in zip(
-        l2_weights, probes.weight, probes.bias, probes.score(test, truth), strict=True
-    ):
+    for l2, weight, bias, found in zip(l2_weights, probes.weight, probes.bias, probes.score(test, truth), strict=True):
         model = LogisticRegression(C=1 / (l2 * len(train)), max_iter=5000, tol=1e-8)
         model.fit(standard(train, train), labels)
         torch.testing.assert_close(
@@ -110,9 +108,7 @@ def test_a_sweep_is_as_many_plain_fits(sets: Sets) -> None:
 
 def test_scores() -> None:
     logits = torch.eye(7)[torch.tensor([0, 0, 0, 1])]
-    found = scores(
-        count_correct(logits, torch.tensor([0, 0, 1, 1])) + count_correct(logits[:1], torch.tensor([0]))
-    )
+    found = scores(count_correct(logits, torch.tensor([0, 0, 1, 1])) + count_correct(logits[:1], torch.tensor([0])))
     assert (found.top1, found.mean_per_class) == (
         80.0,
         75.0,
@@ -144,9 +140,7 @@ def arguments(command: str, run: Path, *more: str) -> list[str]:
     return [command, "--weights", f"{run}/checkpoints/last.ckpt", *sets, *more, "data.workers=0"]
 
 
-def test_tool_fits_on_cached_features(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tool_fits_on_cached_features(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fast.json"
     fast = arguments("linear", tiny_run, "--fast", "--out", str(out), "--lrs", "0.03", "0.3")
     assert main(fast) == 0
@@ -161,13 +155,9 @@ def test_tool_fits_on_cached_features(
     assert "optimizer.lr=3: on cached features only data.image_size" in capsys.readouterr().err
 
 
-def test_tool_measures_with_few_labels(
-    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tool_measures_with_few_labels(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "lowshot.json"
-    assert (
-        main(arguments("lowshot", tiny_run, "--shares", "0.05", "1", "--out", str(out), "--lrs", "0.1")) == 0
-    )
+    assert main(arguments("lowshot", tiny_run, "--shares", "0.05", "1", "--out", str(out), "--lrs", "0.1")) == 0
     few, all_labels = json.loads(out.read_text())["shares"]
     assert (few["share"], all_labels["train_images"]) == (0.05, 600) and 20 <= few["train_images"] <= 40
     assert 10 < few["top1"] < all_labels["top1"]

@@ -40,9 +40,14 @@ def test_within_one_set_an_image_does_not_find_itself() -> None:
 
 def test_tool_measures_and_draws(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
-        "retrieve", "--weights", f"{tiny_run}/checkpoints/last.ckpt", "--train", f"{TRAIN}[0:100]",
-        "--test", f"{TEST}[0:30]",
-    ]  # fmt: skip
+        "retrieve",
+        "--weights",
+        f"{tiny_run}/checkpoints/last.ckpt",
+        "--train",
+        f"{TRAIN}[0:100]",
+        "--test",
+        f"{TEST}[0:30]",
+    ]
     page, picture = tmp_path / "neighbours.html", tmp_path / "neighbours.png"
     assert main([*arguments, "--out", f"{tmp_path}/result.json", "--picture", str(page)]) == 0
     recall = json.loads((tmp_path / "result.json").read_text())["recall"]

@@ -17,8 +17,17 @@ def test_example_trains_and_classifies(photos: Path, tmp_path: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     seed_everything(0, verbose=False)
     tiny = [
-        "--backbone", "test_resnet", "--image-size", "32", "--batch-size", "16", "--queue-size", "48", "--workers", "0",
-    ]  # fmt: skip
+        "--backbone",
+        "test_resnet",
+        "--image-size",
+        "32",
+        "--batch-size",
+        "16",
+        "--queue-size",
+        "48",
+        "--workers",
+        "0",
+    ]
     metrics = runpy.run_path(str(EXAMPLE))["main"](
         [str(photos / "train"), str(photos / "val"), *tiny, "--epochs", "10", "--linear-epochs", "2"]
     )

@@ -45,9 +45,7 @@ TINY = {
 
 def as_arguments(values: dict[str, Any]) -> list[str]:
     """As on the command line."""
-    return [
-        f"{key}={json.dumps(value) if isinstance(value, dict) else value}" for key, value in values.items()
-    ]
+    return [f"{key}={json.dumps(value) if isinstance(value, dict) else value}" for key, value in values.items()]
 
 
 def network(name: str = "resnet18", **arguments: Any) -> Any:
@@ -83,9 +81,7 @@ def make(
 def run(photos: Path, tool: Tool, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of eight steps, made with the tool."""
     out = tmp_path_factory.mktemp("lightly_train") / "run"
-    tool(
-        "lightly_train", "pretrain", f"out={out}", f"data={photos}/train", "method=moco", *as_arguments(TINY)
-    )
+    tool("lightly_train", "pretrain", f"out={out}", f"data={photos}/train", "method=moco", *as_arguments(TINY))
     return out
 
 
@@ -99,10 +95,7 @@ def test_command_trains(run: Path) -> None:
     state = weights(run)
     assert state["queue.filled"] == 48 and state["queue.pointer"] == 8 * 16 % 48
     torch.testing.assert_close(state["queue.keys"].norm(dim=1), torch.ones(48))
-    q, k = (
-        state[f"encoder_{e}.backbone.embedding_model.wrapped_model._model.layer4.1.conv2.weight"]
-        for e in "qk"
-    )
+    q, k = (state[f"encoder_{e}.backbone.embedding_model.wrapped_model._model.layer4.1.conv2.weight"] for e in "qk")
     assert 0 < (q - k).norm() < 0.1 * q.norm()
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"train_loss", "top1", "top5", "feature_std", "queue_filled"} <= set().union(*rows)
@@ -120,9 +113,7 @@ def test_export_is_the_query_encoders_backbone(run: Path, tmp_path: Path) -> Non
     torch.testing.assert_close(
         exported, {k.removeprefix(prefix): v for k, v in weights(run).items() if k.startswith(prefix)}
     )
-    lightly_train.export(
-        out=tmp_path / "model.pt", checkpoint=run / "checkpoints" / "last.ckpt", format="torch_model"
-    )
+    lightly_train.export(out=tmp_path / "model.pt", checkpoint=run / "checkpoints" / "last.ckpt", format="torch_model")
     whole = torch.load(tmp_path / "model.pt", weights_only=False)
     torch.testing.assert_close(whole.state_dict(), exported)
     assert not any(isinstance(layer, SplitBatchNorm) for layer in whole.modules())
@@ -142,9 +133,7 @@ def test_export_and_checkpoint_convert_to_detectron2(run: Path, tmp_path: Path, 
 def test_checkpoint_opens_without_moco_plugin(run: Path) -> None:
     with zipfile.ZipFile(run / "checkpoints" / "last.ckpt") as archive:
         (name,) = (n for n in archive.namelist() if n.endswith("data.pkl"))
-        texts = [
-            str(argument) for _, argument, _ in pickletools.genops(archive.read(name)) if argument is not None
-        ]
+        texts = [str(argument) for _, argument, _ in pickletools.genops(archive.read(name)) if argument is not None]
     assert any("lightly_train._models" in text for text in texts)
     assert not [text for text in texts if text.startswith("moco_plugin")]
 
@@ -255,9 +244,8 @@ def test_arguments_are_the_papers_at_imagenets_size() -> None:
     vit = network("vit_tiny_patch16_224", depth=1, img_size=32)
     assert make("moco_v3", vit, hidden_dim=32).method.temperature == 0.2
     convnext = make("moco_v3", network("test_convnext"), hidden_dim=32)
-    assert (
-        convnext.method.temperature == 0.2
-        and convnext.method_args.schedule.warmup_epochs == pytest.approx(40 * 200 / 300)
+    assert convnext.method.temperature == 0.2 and convnext.method_args.schedule.warmup_epochs == pytest.approx(
+        40 * 200 / 300
     )
     defaults = {name: helpers.get_epochs(name, "auto", 1, 1) for name in ("moco", "moco_v1", "moco_v3")}
     assert defaults == {"moco": 200, "moco_v1": 200, "moco_v3": 100}
@@ -281,9 +269,7 @@ def test_optimizers_are_the_papers() -> None:
     (group,) = optimizer.param_groups
     assert type(optimizer) is torch.optim.AdamW and method.optimizer_args.type().value == "adamw"
     assert (group["initial_lr"], group["weight_decay"]) == (pytest.approx(6e-4), 0.05)
-    (optimizer,), _ = make(
-        "moco", optim="adamw", optim_args={"lr": 1e-3}, queue_size=64
-    ).configure_optimizers()
+    (optimizer,), _ = make("moco", optim="adamw", optim_args={"lr": 1e-3}, queue_size=64).configure_optimizers()
     assert type(optimizer) is torch.optim.AdamW and optimizer.param_groups[0]["initial_lr"] == 1e-3
 
 
@@ -385,8 +371,7 @@ def test_resume_gives_the_weights_of_a_run_without_a_break(
 ) -> None:
     # LightlyTrain does not restore random states: whole-set batches and views that are not random leave none
     still = {
-        name: None
-        for name in ("random_resize", "random_flip", "color_jitter", "random_gray_scale", "gaussian_blur")
+        name: None for name in ("random_resize", "random_flip", "color_jitter", "random_gray_scale", "gaussian_blur")
     }
     arguments = {
         **TINY,

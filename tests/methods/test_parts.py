@@ -138,9 +138,7 @@ def test_key_encoder_follows_parameters_and_keeps_its_own_statistics() -> None:
     for found, e in zip(model.encoder_k.parameters(), expected, strict=True):
         torch.testing.assert_close(found, e)
         assert not found.requires_grad
-    statistics = [
-        dict(e.named_buffers())["backbone.1.running_var"] for e in (model.encoder_q, model.encoder_k)
-    ]
+    statistics = [dict(e.named_buffers())["backbone.1.running_var"] for e in (model.encoder_q, model.encoder_k)]
     assert not torch.allclose(*statistics)
 
 
@@ -222,9 +220,7 @@ def test_arguments_out_of_range(arguments: dict[str, object], message: str) -> N
 
 
 def convolution(in_channels: int, channels: int, stride: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()
-    ]  # fmt: skip
+    return [nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
 
 
 def contrast_accuracy(batch_norm: str) -> float:
@@ -234,9 +230,15 @@ def contrast_accuracy(batch_norm: str) -> float:
     layers = [*convolution(3, 16), *convolution(16, 16, stride=2), *convolution(16, 32)]
     backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = MoCo(
-        backbone, 32, dim=32, queue_size=512, momentum=0.99, temperature=0.1, batch_norm=batch_norm,
+        backbone,
+        32,
+        dim=32,
+        queue_size=512,
+        momentum=0.99,
+        temperature=0.1,
+        batch_norm=batch_norm,
         batch_norm_groups=2,
-    )  # fmt: skip
+    )
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.02, momentum=0.9)
     top1 = []
     for _ in range(400):
@@ -272,15 +274,11 @@ def test_adding_a_method_is_one_class() -> None:
     class Toy(MoCo):
         title = "Toy"
 
-        def __init__(
-            self, backbone: nn.Module, feature_dim: int, *, weight: float = 1.0, **arguments: Any
-        ) -> None:
+        def __init__(self, backbone: nn.Module, feature_dim: int, *, weight: float = 1.0, **arguments: Any) -> None:
             super().__init__(backbone, feature_dim, **arguments)
             self.weight = weight
 
     built = build_method("toy_alias", convnet(), 4, weight=2.0, queue_size=16)
     assert isinstance(built, Toy) and (built.weight, built.queue_size, built.views) == (2.0, 16, "moco_v2")
-    with pytest.raises(
-        UsageError, match=r"unknown key method_args\.wieght; toy takes weight, dim, queue_size"
-    ):
+    with pytest.raises(UsageError, match=r"unknown key method_args\.wieght; toy takes weight, dim, queue_size"):
         build_method("toy", convnet(), 4, wieght=2.0)

@@ -59,9 +59,7 @@ def assert_final(model: MoCo, trace: dict[str, np.ndarray]) -> None:
     state = model.state_dict()
     assert state.keys() == expected.keys()
     for name in expected.keys() - {"queue.filled"}:
-        torch.testing.assert_close(
-            state[name], expected[name], rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(state[name], expected[name], rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def train_step(model: MoCo, optimizer: torch.optim.Optimizer, views: torch.Tensor) -> float:
@@ -79,13 +77,17 @@ def test_moco_v2_one_process(shuffled: bool) -> None:
     # one group over the whole batch is plain batch norm, its keys in another order
     how = {"batch_norm": "split", "batch_norm_groups": 1} if shuffled else {"batch_norm": "plain"}
     model = MoCo(
-        tiny_backbone(), 32, dim=config["dim"], queue_size=config["K"], momentum=config["m"],
-        temperature=config["T"], mlp=config["mlp"], **how,
-    )  # fmt: skip
-    model.load_state_dict(from_official(trace, "init/"))
-    optimizer = torch.optim.SGD(
-        model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4
+        tiny_backbone(),
+        32,
+        dim=config["dim"],
+        queue_size=config["K"],
+        momentum=config["m"],
+        temperature=config["T"],
+        mlp=config["mlp"],
+        **how,
     )
+    model.load_state_dict(from_official(trace, "init/"))
+    optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
     torch.manual_seed(0)
     for step in range(config["steps"]):
         loss = train_step(model, optimizer, images[step])
@@ -114,9 +116,13 @@ def test_moco_v3_resnet() -> None:
     trace, config = load_trace("moco_v3_resnet_1rank")
     images = trace_images(trace, config)
     model = MoCoV3(
-        tiny_backbone(), 32, dim=config["dim"], hidden_dim=config["mlp_dim"], temperature=config["T"],
+        tiny_backbone(),
+        32,
+        dim=config["dim"],
+        hidden_dim=config["mlp_dim"],
+        temperature=config["T"],
         momentum=config["m"],
-    )  # fmt: skip
+    )
     model.load_state_dict(from_official_v3(trace, "init/"))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = lars(parameters, lr=config["lr"], momentum=0.9, weight_decay=config["wd"])
@@ -131,6 +137,4 @@ def test_moco_v3_resnet() -> None:
     expected, state = from_official_v3(trace, "final/"), model.state_dict()
     assert state.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(
-            state[name], value, rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}")

@@ -35,9 +35,7 @@ def two_processes(body: Callable[[int, Path], None], folder: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(
-        _enter, (port, body, str(folder)), nprocs=2, start_method="forkserver"
-    )
+    torch.multiprocessing.start_processes(_enter, (port, body, str(folder)), nprocs=2, start_method="forkserver")
 
 
 def _v1_trace(rank: int, folder: Path) -> None:
@@ -47,14 +45,18 @@ def _v1_trace(rank: int, folder: Path) -> None:
     recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
     shuffling.shared_permutation = lambda length, device: next(recorded)  # type: ignore[attr-defined]
     model = MoCo(
-        tiny_backbone(), 32, dim=config["dim"], queue_size=config["K"], momentum=config["m"],
-        temperature=config["T"], mlp=config["mlp"], batch_norm="shuffle",
-    )  # fmt: skip
+        tiny_backbone(),
+        32,
+        dim=config["dim"],
+        queue_size=config["K"],
+        momentum=config["m"],
+        temperature=config["T"],
+        mlp=config["mlp"],
+        batch_norm="shuffle",
+    )
     model.load_state_dict(from_official(trace, "init/"))
     ddp = DistributedDataParallel(model, broadcast_buffers=False)
-    optimizer = torch.optim.SGD(
-        model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4
-    )
+    optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
     for step in range(config["steps"]):
         loss, _ = ddp(images[step, 0, mine], images[step, 1, mine])
         optimizer.zero_grad()
@@ -110,9 +112,7 @@ def test_queues_stay_identical_with_uneven_batches(tmp_path: Path) -> None:
 def _v3(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
-    model = MoCoV3(
-        backbone, 6, dim=4, hidden_dim=8, batch_norm="plain", momentum=1.0, momentum_schedule="constant"
-    )
+    model = MoCoV3(backbone, 6, dim=4, hidden_dim=8, batch_norm="plain", momentum=1.0, momentum_schedule="constant")
     model.eval()  # no batch statistics: the two halves then must give what the whole gives
     one, two = torch.randn(2, 7, 3, 2, 2)
     whole = folder / f"whole{rank}.pt"
@@ -126,9 +126,7 @@ def test_moco_v3_contrasts_with_the_keys_of_all_processes(tmp_path: Path) -> Non
     parts: list[dict[str, Any]] = [torch.load(tmp_path / f"whole{r}.pt", weights_only=True) for r in (0, 1)]
     torch.manual_seed(0)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
-    model = MoCoV3(
-        backbone, 6, dim=4, hidden_dim=8, batch_norm="plain", momentum=1.0, momentum_schedule="constant"
-    )
+    model = MoCoV3(backbone, 6, dim=4, hidden_dim=8, batch_norm="plain", momentum=1.0, momentum_schedule="constant")
     loss, metrics = model.eval()(*torch.randn(2, 7, 3, 2, 2))
     torch.testing.assert_close((parts[0]["loss"] + parts[1]["loss"]) / 7, loss.detach())
     torch.testing.assert_close((parts[0]["top1"] + parts[1]["top1"]) / 7, metrics["top1"])

@@ -60,10 +60,18 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain.mkdir()
     config = load_config(
         None,
-        ["method=moco", "backbone=resnet18", "backbone_args.channels=[8,8,16,16]", "data.image_size=32",
-         "method_args.queue_size=64", "method_args.temperature=0.1", "data.batched_views=true",
-         "data.crop_ratio=1.0", f"data.root={folder}/data/train-images-idx3-ubyte"],
-    )  # fmt: skip
+        [
+            "method=moco",
+            "backbone=resnet18",
+            "backbone_args.channels=[8,8,16,16]",
+            "data.image_size=32",
+            "method_args.queue_size=64",
+            "method_args.temperature=0.1",
+            "data.batched_views=true",
+            "data.crop_ratio=1.0",
+            f"data.root={folder}/data/train-images-idx3-ubyte",
+        ],
+    )
     (pretrain / "config.yaml").write_text(yaml.safe_dump(config_dict(config)))
     rows = ["step,knn_top1,loss,feature_std,images_per_second", "0,60.0,,,"]
     rows += [f"{step},,{5 - step / 20},0.{step},300" for step in range(1, 30)] + ["30,70.0,,,"]

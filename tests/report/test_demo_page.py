@@ -191,9 +191,7 @@ def test_broken_neighbours_and_pictures_are_named(demo_folder: Path, tmp_path: P
     retrieval = json.loads((folder / "neighbours.json").read_text())
     for neighbours in ([{"test": 0}], [{"test": 0, "train": [40]}], [{"test": -1, "train": [0]}]):
         (folder / "neighbours.json").write_text(json.dumps({**retrieval, "neighbours": neighbours}))
-        with pytest.raises(
-            UserError, match=r"neighbours\.json has no neighbours|has no labelled image number"
-        ):
+        with pytest.raises(UserError, match=r"neighbours\.json has no neighbours|has no labelled image number"):
             write_demo_report(folder, tmp_path / "report.html")
     (folder / "neighbours.json").write_text(json.dumps(retrieval))
     picture = folder / "transfer/fpn/moco/predictions/test_1.png"

@@ -17,10 +17,18 @@ from moco_plugin.report.transfer_page import write_report
 
 def result(protocol: str, **more: Any) -> dict[str, Any]:
     base = {
-        "protocol": protocol, "train": "imagenet/train", "test": "data/imagenet/val", "untrained": False,
-        "weights": "moco.pth.tar", "weights_sha256": "0" * 64, "architecture": "resnet50", "feature_dim": 2048,
-        "method": "moco_v2", "epoch": 200, "versions": {"torch": "2.4"},
-    }  # fmt: skip
+        "protocol": protocol,
+        "train": "imagenet/train",
+        "test": "data/imagenet/val",
+        "untrained": False,
+        "weights": "moco.pth.tar",
+        "weights_sha256": "0" * 64,
+        "architecture": "resnet50",
+        "feature_dim": 2048,
+        "method": "moco_v2",
+        "epoch": 200,
+        "versions": {"torch": "2.4"},
+    }
     return {**base, **more}
 
 
@@ -38,10 +46,18 @@ def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
         result("linear", recipe="moco_v1", top1=68.0, top5=88.5),
         result("linear", recipe="moco_v1", top1=70.0, top5=90.0, feature_dim=4096),  # R50w2x has no row in v2
         result("linear_fast", top1=60.0, top5=None, epoch=7),
-        result("linear", recipe="moco_v3_vit", top1=73.0, top5=91.0, method="moco_v3", epoch=300,
-               architecture="vit_small_patch16_224", feature_dim=384),
+        result(
+            "linear",
+            recipe="moco_v3_vit",
+            top1=73.0,
+            top5=91.0,
+            method="moco_v3",
+            epoch=300,
+            architecture="vit_small_patch16_224",
+            feature_dim=384,
+        ),
         result("linear", recipe="moco_v1", top1=9.0, top5=20.0, untrained=True),
-    )  # fmt: skip
+    )
     (folder / "other.json").write_text('{"anything": 1}')
     (folder / "broken.json").write_text("{")
     table = linear_table(read_evaluations(folder))
@@ -67,12 +83,8 @@ def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
         ("resnext50_32x4d", 22_979_904, False),
     ],
 )
-def test_resnext_of_the_paper_is_32x8d(
-    architecture: str, parameters: int, beside: bool, tmp_path: Path
-) -> None:
-    mine = result(
-        "linear", recipe="moco_v1", top1=60.0, top5=80.0, method="moco_v1", architecture=architecture
-    )
+def test_resnext_of_the_paper_is_32x8d(architecture: str, parameters: int, beside: bool, tmp_path: Path) -> None:
+    mine = result("linear", recipe="moco_v1", top1=60.0, top5=80.0, method="moco_v1", architecture=architecture)
     table = linear_table([{**mine, "parameters": parameters}])
     (row,) = (row for row in table.rows if row[0] == "MoCo v1 RX50, 200 epochs")
     assert row[1:3] == ("63.9", "60.0" if beside else "-")
@@ -97,7 +109,7 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
         result("retrieve", recall={"1": 40.12}),
         result("omnibenchmark", mean_per_class=30.0, top1=31.0, partial=True, missing=["car"], realms={"bird": realm}),
         result("omnibenchmark_realm", realm="bird", top1=31.0),
-    )  # fmt: skip
+    )
     page = tmp_path / "page.html"
     text, html = write_report(folder, page), page.read_text()
     for shown in (text, html):

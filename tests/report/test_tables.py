@@ -38,9 +38,7 @@ def test_headline_of_a_win() -> None:
         ),
     ],
 )
-def test_headline_does_not_claim_what_is_not_there(
-    baseline: list[float], moco: list[float], ending: str
-) -> None:
+def test_headline_does_not_claim_what_is_not_there(baseline: list[float], moco: list[float], ending: str) -> None:
     assert headline([compare(baseline, moco)]) == f"MoCo pre-training does not help here: box AP {ending}"
     mixed = headline([compare([1.0], [2.0]), compare(baseline, moco)])
     assert mixed.startswith("MoCo pre-training helps in part: box AP rises") and mixed.endswith(ending)

@@ -37,9 +37,14 @@ def write_run(
     columns = {path: [trial[i] for trial in values] for i, path in enumerate(paths)}
     known = {path: [v for v in column if v is not None] for path, column in columns.items()}
     result = {
-        "task": task, "init": init, "config": TASKS[task].configs[init], "overrides": [], "images_per_batch": None,
+        "task": task,
+        "init": init,
+        "config": TASKS[task].configs[init],
+        "overrides": [],
+        "images_per_batch": None,
         "settings": {"SOLVER": {"IMS_PER_BATCH": 16, "BASE_LR": 0.02, "MAX_ITER": 24000}},
-        "versions": {"torch": "2.4", "detectron2": "0.6"}, "requested_trials": wanted,
+        "versions": {"torch": "2.4", "detectron2": "0.6"},
+        "requested_trials": wanted,
         "weights": "" if init == "random" else "moco.pth.tar",
         "weights_sha256": "" if init == "random" else "ab" * 32,
         "pretraining": {},
@@ -50,7 +55,7 @@ def write_run(
         "mean": {p: float(np.mean(v)) if v and len(v) == len(values) else None for p, v in known.items()},
         "std": {p: float(np.std(v, ddof=1)) if len(v) > 1 else None for p, v in known.items()},
         **more,
-    }  # fmt: skip
+    }
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(result))
     return result
@@ -73,13 +78,9 @@ def write_losses(folder: Path, losses: dict[int, float]) -> None:
 def runs(tmp_path: Path) -> Path:
     """Three runs on VOC, one on COCO, one without a finished trial, an evaluation, and files of others."""
     voc = tmp_path / "runs" / "voc"
-    write_run(
-        voc / "random", "voc_c4", "random", [(60.0, 33.0, 32.0), (61.0, 34.0, 33.0), (62.0, 35.0, 34.0)]
-    )
+    write_run(voc / "random", "voc_c4", "random", [(60.0, 33.0, 32.0), (61.0, 34.0, 33.0), (62.0, 35.0, 34.0)])
     write_run(voc / "v2", "voc_c4", "moco", [(82.0, 57.0, 63.0), (83.0, 57.0, 64.0)], 5, pretraining=V2)
-    write_run(
-        voc / "mine", "voc_c4", "moco", [(70.0, 40.0, None)], 1, pretraining={**V2, "epoch": 7}, **BATCH_4
-    )
+    write_run(voc / "mine", "voc_c4", "moco", [(70.0, 40.0, None)], 1, pretraining={**V2, "epoch": 7}, **BATCH_4)
     write_run(tmp_path / "runs" / "coco", "coco_keypoint", "supervised", [(65.0, 86.0, 70.0)], 1)
     write_run(tmp_path / "runs" / "begun", "voc_semantic", "random", [])
     write_losses(voc / "random" / "trial_1", {0: 4.0, 20: 2.0, 40: 1.5})
@@ -88,10 +89,20 @@ def runs(tmp_path: Path) -> Path:
     for name in ("random", "v2"):
         write_pictures(voc / name, "000001", "000002")
     linear = {
-        "protocol": "linear", "top1": 67.25, "top5": 88.0, "train": "t", "test": "v", "weights": "m.pth",
-        "weights_sha256": "cd" * 32, "architecture": "resnet50", "feature_dim": 2048, "method": "moco_v2", "epoch": 200,
-        "recipe": "moco_v1", "versions": {"torch": "2.4"},
-    }  # fmt: skip
+        "protocol": "linear",
+        "top1": 67.25,
+        "top5": 88.0,
+        "train": "t",
+        "test": "v",
+        "weights": "m.pth",
+        "weights_sha256": "cd" * 32,
+        "architecture": "resnet50",
+        "feature_dim": 2048,
+        "method": "moco_v2",
+        "epoch": 200,
+        "recipe": "moco_v1",
+        "versions": {"torch": "2.4"},
+    }
     (tmp_path / "runs" / "linear.json").write_text(json.dumps(linear))
     (voc / "random" / "trial_1" / "results.json").write_text('{"voc_2007_test": {"bbox": {"AP": 33.0}}}')
     (tmp_path / "runs" / "broken").mkdir()
@@ -106,9 +117,7 @@ def rows_of(table: Table) -> list[str]:
 def test_ours_below_theirs_by_hand(tmp_path: Path) -> None:
     task = TASKS["voc_c4"]
     results = [
-        write_run(
-            tmp_path / "a", "voc_c4", "moco", [(82.0, 57.0, 63.0), (83.0, 57.0, 64.0)], 5, pretraining=V2
-        ),
+        write_run(tmp_path / "a", "voc_c4", "moco", [(82.0, 57.0, 63.0), (83.0, 57.0, 64.0)], 5, pretraining=V2),
         write_run(tmp_path / "b", "voc_c4", "random", [(60.0, 33.0, 32.0)], 1),
         write_run(tmp_path / "c", "voc_c4", "moco", [(70.0, 40.0, None)], 1, pretraining={}, **BATCH_4),
     ]
@@ -121,10 +130,7 @@ def test_ours_below_theirs_by_hand(tmp_path: Path) -> None:
     ]
     place = rows.index("MoCo v2 IN-1M, 200 epochs | paper | 82.4 | 57.0 | 63.6 |  | ")
     # std of 82 and 83: sqrt(2 * 0.5^2 / 1) = 0.71
-    assert (
-        rows[place + 1]
-        == "MoCo v2 IN-1M, 200 epochs | here | 82.5 ± 0.7 | 57.0 ± 0.0 | 63.5 ± 0.7 | 2 of 5 | "
-    )
+    assert rows[place + 1] == "MoCo v2 IN-1M, 200 epochs | here | 82.5 ± 0.7 | 57.0 ± 0.0 | 63.5 ± 0.7 | 2 of 5 | "
     assert rows[-1] == f"MoCo: moco.pth.tar | here | 70.0 | 40.0 | {rows[-1].split(' | ')[4]} | 1 | [1]"
     assert "[1] 4 images per batch, SOLVER.MOMENTUM 0.8" in table.caption
     assert len(rows) == 6 + 3
@@ -202,9 +208,7 @@ def test_two_runs_from_like_weights_are_told_apart(tmp_path: Path) -> None:
         (lambda folder: folder, "holds no results"),
     ],
 )
-def test_nothing_to_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str
-) -> None:
+def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str) -> None:
     (tmp_path / "results.json").write_text('{"AP": 1}')
     assert main([str(spoil(tmp_path)), "--out", str(tmp_path / "page.html")]) == 1
     assert message in capsys.readouterr().err and not (tmp_path / "page.html").exists()

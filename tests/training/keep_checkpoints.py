@@ -14,9 +14,7 @@ tool, kept = sys.argv[1], Path(sys.argv[2])
 save_checkpoint = AtomicCheckpoints.save_checkpoint
 
 
-def keeping(
-    self: AtomicCheckpoints, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
-) -> None:
+def keeping(self: AtomicCheckpoints, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
     save_checkpoint(self, checkpoint, path, storage_options)
     folder = kept / str(checkpoint["global_step"])
     folder.mkdir(parents=True, exist_ok=True)

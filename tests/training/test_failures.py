@@ -17,10 +17,18 @@ from tests.processes import Tool, output_of, start_tool
 
 FAULTS = Path(__file__).with_name("run_with.py")
 RUN = [
-    "method=moco", "backbone=resnet18", "backbone_args.channels=[8,16,24,32]", "data.image_size=32",
-    "data.batch_size=8", "data.workers=1", "method_args.queue_size=32", "method_args.dim=16", "schedule.epochs=2",
-    "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
-]  # fmt: skip
+    "method=moco",
+    "backbone=resnet18",
+    "backbone_args.channels=[8,16,24,32]",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "data.workers=1",
+    "method_args.queue_size=32",
+    "method_args.dim=16",
+    "schedule.epochs=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+]
 
 
 @pytest.fixture
@@ -170,9 +178,7 @@ def test_process_that_ends_or_freezes_ends_the_others(fault: str, command: list[
 
 
 @pytest.mark.parametrize("precision", ["16-true", "bf16-true", "16"])
-def test_weights_of_16_bits_are_refused(
-    precision: str, command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_weights_of_16_bits_are_refused(precision: str, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert "choose 16-mixed, bf16-mixed" in refused(capsys, [*command, f"trainer.precision={precision}"])
 
 

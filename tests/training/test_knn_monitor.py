@@ -20,11 +20,7 @@ from tests.processes import Tool
 
 @pytest.mark.parametrize("method", ["moco", "moco_v3"])
 def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> None:
-    own = (
-        []
-        if method == "moco"
-        else ["method=moco_v3", "method_args.hidden_dim=32", "schedule.warmup_epochs=1"]
-    )
+    own = [] if method == "moco" else ["method=moco_v3", "method_args.hidden_dim=32", "schedule.warmup_epochs=1"]
     tiny = [option for option in TINY if method == "moco" or "queue_size" not in option]
     overrides = [*tiny, *own, "method_args.dim=2", "knn.features=encoder", f"out={tmp_path / 'run'}"]
     said = tool("pretrain", *overrides).stdout
@@ -35,9 +31,7 @@ def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> Non
     view = View(32, 1.0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
     def top1(network: torch.nn.Module) -> float:
-        sets = [
-            extract_features(network, ImageSet(spec), view) for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]")
-        ]
+        sets = [extract_features(network, ImageSet(spec), view) for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]")]
         return knn_top1(*sets[0], *sets[1], k=100, temperature=0.1)
 
     measured = json.loads((tmp_path / "run" / "result.json").read_text())["knn_top1"]

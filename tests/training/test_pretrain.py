@@ -75,10 +75,7 @@ def same_run(found: Path, expected: Path) -> None:
     momenta = [state["optimizer_states"][0]["state"] for state in states]
     for key, value in momenta[0].items():
         assert torch.equal(value["momentum_buffer"], momenta[1][key]["momentum_buffer"])
-    logs = [
-        [{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(r)]
-        for r in (expected, found)
-    ]
+    logs = [[{k: v for k, v in row.items() if k != "images_per_second"} for row in rows(r)] for r in (expected, found)]
     assert logs[0] == logs[1]
     results = [json.loads((run / "result.json").read_text()) for run in (expected, found)]
     assert results[0].pop("images_per_second") and results[1].pop("images_per_second")
@@ -89,9 +86,14 @@ def same_run(found: Path, expected: Path) -> None:
 def test_stopped_run_ends_as_one_never_interrupted(processes: int, tool: Tool, tmp_path: Path) -> None:
     """Killed within the first epoch, asked to stop within the second, a checkpoint at every third step."""
     arguments = [
-        *TINY, "save_every=3", "schedule.interval=step", "data.batched_views=false", "data.workers=0",
-        "trainer.accelerator=cpu", f"trainer.devices={processes}",
-    ]  # fmt: skip
+        *TINY,
+        "save_every=3",
+        "schedule.interval=step",
+        "data.batched_views=false",
+        "data.workers=0",
+        "trainer.accelerator=cpu",
+        f"trainer.devices={processes}",
+    ]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     tool("pretrain", *arguments, f"out={whole}", processes=processes)
 
@@ -136,12 +138,17 @@ def test_accumulated_gradients_make_one_step(tool: Tool, tmp_path: Path) -> None
     [
         [*TINY, "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
         [
-            *(a for a in TINY if not a.startswith(("method", "backbone"))), "method=moco_v3",
-            "backbone=vit_tiny_patch16_224", "backbone_args.patch_size=8", "backbone_args.depth=2",
-            "method_args.dim=16", "method_args.hidden_dim=32", "schedule.warmup_epochs=1",
+            *(a for a in TINY if not a.startswith(("method", "backbone"))),
+            "method=moco_v3",
+            "backbone=vit_tiny_patch16_224",
+            "backbone_args.patch_size=8",
+            "backbone_args.depth=2",
+            "method_args.dim=16",
+            "method_args.hidden_dim=32",
+            "schedule.warmup_epochs=1",
         ],
     ],
-)  # fmt: skip
+)
 def test_other_ways_to_train(arguments: list[str], tool: Tool, tmp_path: Path) -> None:
     tool("pretrain", *arguments, f"out={tmp_path}/run", "knn.train=null")
     losses = [float(row["loss"]) for row in rows(tmp_path / "run") if row["loss"]]
@@ -165,12 +172,11 @@ def test_start_from_a_checkpoint(tiny_run: Path, tool: Tool, tmp_path: Path) -> 
         "trainer.max_epochs=1",
     )
     before, after = weights(tiny_run), weights(tmp_path / "run")
-    names = [
-        name for name in before if name.startswith("method.encoder_q.backbone") and name.endswith("weight")
-    ]
+    names = [name for name in before if name.startswith("method.encoder_q.backbone") and name.endswith("weight")]
     assert len(names) > 20 and all(torch.equal(before[name], after[name]) for name in names)
-    refused = tool("pretrain", *TINY, f"out={tmp_path}/other", f"weights={checkpoint}",
-                   "backbone_args.channels=[8,8,8,8]", code=2)  # fmt: skip
+    refused = tool(
+        "pretrain", *TINY, f"out={tmp_path}/other", f"weights={checkpoint}", "backbone_args.channels=[8,8,8,8]", code=2
+    )
     assert "does not fit backbone=resnet18" in refused.stderr
 
 
@@ -181,10 +187,17 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         Image.effect_noise((40, 30), 80).convert("RGB").save(photos / f"{number:03}.png")
     (photos / "007.png").write_bytes(b"\x89PNG")
     arguments = [
-        "method=moco_v1", "backbone=resnet18", "backbone_args.channels=[8,16,24,32]", f"data.root={tmp_path}/photos",
-        "data.image_size=32", "data.batch_size=24", "method_args.queue_size=64", "schedule.epochs=1",
-        f"out={tmp_path}/run", "data.workers=2",
-    ]  # fmt: skip
+        "method=moco_v1",
+        "backbone=resnet18",
+        "backbone_args.channels=[8,16,24,32]",
+        f"data.root={tmp_path}/photos",
+        "data.image_size=32",
+        "data.batch_size=24",
+        "method_args.queue_size=64",
+        "schedule.epochs=1",
+        f"out={tmp_path}/run",
+        "data.workers=2",
+    ]
     result = tool("pretrain", *arguments)
     assert f"skipped: {photos}/007.png cannot be decoded (1 so far)" in result.stderr
     for number in (8, 9):
@@ -227,23 +240,24 @@ def test_folder_of_something_else_is_kept(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_print_config(tool: Tool) -> None:
-    shown = tool(
-        "pretrain", "--print-config", "--config", "moco_v1_resnet50_200ep", f"data.root={TRAIN}"
-    ).stdout
+    shown = tool("pretrain", "--print-config", "--config", "moco_v1_resnet50_200ep", f"data.root={TRAIN}").stdout
     assert "milestones:" in shown and "temperature: 0.07" in shown
 
 
 def test_two_processes_train_what_one_does(tool: Tool, tmp_path: Path) -> None:
     """Without batch norm, the number of processes changes nothing but the rounding, on the way too."""
     arguments = [
-        *TINY, "backbone_args.norm_layer=groupnorm1", "data.batched_views=false", "data.workers=0",
-        "schedule.epochs=1", "knn.train=null", "trainer.accelerator=cpu",
-    ]  # fmt: skip
+        *TINY,
+        "backbone_args.norm_layer=groupnorm1",
+        "data.batched_views=false",
+        "data.workers=0",
+        "schedule.epochs=1",
+        "knn.train=null",
+        "trainer.accelerator=cpu",
+    ]
 
     def run(out: str, processes: int, *more: str) -> None:
-        shown = tool(
-            "pretrain", *arguments, f"trainer.devices={processes}", f"out={tmp_path}/{out}", *more
-        ).stdout
+        shown = tool("pretrain", *arguments, f"trainer.devices={processes}", f"out={tmp_path}/{out}", *more).stdout
         assert f"batch 16 on {processes} process" in shown
 
     run("one", 1)
@@ -255,8 +269,6 @@ def test_two_processes_train_what_one_does(tool: Tool, tmp_path: Path) -> None:
         found = weights(tmp_path / other)
         assert one.keys() == found.keys()
         for name in one:
-            torch.testing.assert_close(
-                found[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
-            )
+            torch.testing.assert_close(found[name], one[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         losses = [[float(row["loss"]) for row in rows(tmp_path / n) if row["loss"]] for n in ("one", other)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-4) and len(losses[0]) == 4

@@ -20,14 +20,25 @@ from tests.processes import Tool, start_tool
 
 KEEP = Path(__file__).with_name("keep_checkpoints.py")
 TINY = [
-    "backbone=resnet18", "backbone_args.channels=[8,16,24,32]", "data.image_size=32", "data.batch_size=8",
-    "method_args.dim=16", "schedule.epochs=3", "save_every=3", "trainer.log_every_n_steps=1", "trainer.accelerator=cpu",
-]  # fmt: skip
+    "backbone=resnet18",
+    "backbone_args.channels=[8,16,24,32]",
+    "data.image_size=32",
+    "data.batch_size=8",
+    "method_args.dim=16",
+    "schedule.epochs=3",
+    "save_every=3",
+    "trainer.log_every_n_steps=1",
+    "trainer.accelerator=cpu",
+]
 MOCO = [*TINY, "method=moco", "method_args.queue_size=32"]
 V3 = [*TINY, "method=moco_v3", "method_args.hidden_dim=32", "schedule.warmup_epochs=1"]
 CLASSIFY = [
-    "data.batch_size=8", "schedule.epochs=3", "schedule.milestones=[1]", "save_every=3", "trainer.accelerator=cpu",
-]  # fmt: skip
+    "data.batch_size=8",
+    "schedule.epochs=3",
+    "schedule.milestones=[1]",
+    "save_every=3",
+    "trainer.accelerator=cpu",
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +95,7 @@ class Case:
         for number, values in state["optimizer_states"][0]["state"].items():
             tensors |= {f"{number}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
         with open(log, newline="") as file:
-            rows = [
-                {k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)
-            ]
+            rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
         measured = json.loads(result.read_text())
         measured.pop("images_per_second", None)
         return tensors, rows, measured
@@ -115,11 +124,22 @@ def case(name: str, photos: Path, shards: Path, encoder: Path) -> Case:
 
 KILLS = 4  # of each case
 CASES = [
-    "moco-0-photos", "moco-1-photos", "moco-2-photos", "moco-1-shards", "moco-2-photos-accumulate",
-    "moco-1-photos-processes", "v3-1-photos", "v3-2-shards-processes-accumulate",
-    "linear-0-photos", "linear-1-photos", "linear-2-shards-accumulate", "linear-1-photos-processes",
-    "finetune-1-photos", "finetune-2-shards", "finetune-1-photos-processes",
-]  # fmt: skip
+    "moco-0-photos",
+    "moco-1-photos",
+    "moco-2-photos",
+    "moco-1-shards",
+    "moco-2-photos-accumulate",
+    "moco-1-photos-processes",
+    "v3-1-photos",
+    "v3-2-shards-processes-accumulate",
+    "linear-0-photos",
+    "linear-1-photos",
+    "linear-2-shards-accumulate",
+    "linear-1-photos-processes",
+    "finetune-1-photos",
+    "finetune-2-shards",
+    "finetune-1-photos-processes",
+]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -19,10 +19,16 @@ COCO: dict[str, Any] = {
     "categories": [{"id": 3, "name": "cat"}, {"id": 90, "name": "dog"}],
     "annotations": [
         {"id": 1, "image_id": 7, "category_id": 3, "bbox": [1, 2, 3, 4], "segmentation": [[1, 1, 5, 1, 5, 5]]},
-        {"id": 2, "image_id": 7, "category_id": 90, "bbox": [0, 0, 30, 20], "iscrowd": 1,
-         "segmentation": {"size": [20, 30], "counts": [0, 600]}},
+        {
+            "id": 2,
+            "image_id": 7,
+            "category_id": 90,
+            "bbox": [0, 0, 30, 20],
+            "iscrowd": 1,
+            "segmentation": {"size": [20, 30], "counts": [0, 600]},
+        },
     ],
-}  # fmt: skip
+}
 _count = itertools.count()
 
 
@@ -68,9 +74,7 @@ def test_invalid_annotation_is_named(key: str, value: Any, message: str, tmp_pat
     assert message in str(refused.value) and str(tmp_path / "coco.json") in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "content", ["[" * 100_000, "[]", "{}", '{"images": 1, "annotations": [], "categories": []}']
-)
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "{}", '{"images": 1, "annotations": [], "categories": []}'])
 def test_file_that_is_not_coco(content: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is not (a COCO file|valid JSON)"):
         check(content, tmp_path)

@@ -74,9 +74,7 @@ def test_installed_detectron2_uses_no_other_name_that_numpy_lacks() -> None:
             continue
         sources = "\n".join(path.read_text() for path in Path(spec.origin).parent.rglob("*.py"))
         used = {
-            name
-            for name in ("bool", "int", "float", "str", "object", "in1d")
-            if re.search(rf"\bnp\.{name}\b", sources)
+            name for name in ("bool", "int", "float", "str", "object", "in1d") if re.search(rf"\bnp\.{name}\b", sources)
         }
         assert used - {"bool"} <= set(names), package
 
@@ -106,8 +104,10 @@ def test_fit_device(monkeypatch: pytest.MonkeyPatch) -> None:
     changes = compat.fit_device(cfg)
     assert cfg.MODEL.DEVICE == "cpu" and len(changes) == 4
     assert {c.split(":")[0] for c in changes[1:]} == {
-        "MODEL.RESNETS.NORM", "MODEL.FPN.NORM", "MODEL.ROI_MASK_HEAD.NORM"
-    }  # fmt: skip
+        "MODEL.RESNETS.NORM",
+        "MODEL.FPN.NORM",
+        "MODEL.ROI_MASK_HEAD.NORM",
+    }
     assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == "BN"
     assert cfg.MODEL.ROI_BOX_HEAD.NORM == "GN"
     assert compat.fit_device(cfg) == []

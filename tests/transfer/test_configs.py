@@ -67,10 +67,11 @@ VOC_2007_9K = {
 }
 CITYSCAPES = {  # the baseline starts from a COCO detector and evaluates on the way
     "MODEL.WEIGHTS": (
-        "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl", MSRA
+        "detectron2://COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl",
+        MSRA,
     ),
     "TEST.EVAL_PERIOD": (8000, 0),
-}  # fmt: skip
+}
 
 FULLY_CONVOLUTIONAL = {  # detectron2 has no such network: these are the differences to its defaults
     **TUNED,
@@ -114,9 +115,7 @@ FCN_DIFFERENCES: dict[str, dict[str, tuple[Any, Any]]] = {
 BASELINES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
     "voc/pascal_voc_R_50_C4_24k": ("PascalVOC-Detection/faster_rcnn_R_50_C4", {**C4, **VOC_24K}),
     "voc/pascal_voc_2007_R_50_C4_9k": ("PascalVOC-Detection/faster_rcnn_R_50_C4", {**C4, **VOC_2007_9K}),
-    "voc/pascal_voc_R_50_dilated_C5_24k": (
-        "COCO-Detection/faster_rcnn_R_50_DC5_1x", {**DILATED_C5, **VOC_ON_COCO}
-    ),
+    "voc/pascal_voc_R_50_dilated_C5_24k": ("COCO-Detection/faster_rcnn_R_50_DC5_1x", {**DILATED_C5, **VOC_ON_COCO}),
     "voc/pascal_voc_2007_R_50_dilated_C5_9k": (
         "COCO-Detection/faster_rcnn_R_50_DC5_1x",
         {
@@ -136,20 +135,24 @@ BASELINES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
     "coco/coco_retinanet_R_50_FPN_2x": ("COCO-Detection/retinanet_R_50_FPN_1x", {**FPN, **TWO_TIMES}),
     "coco/coco_keypoint_R_50_FPN_2x": ("COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x", {**FPN, **TWO_TIMES}),
     "lvis/lvis_v0.5_R_50_FPN_1x": ("LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", FPN),
-    "lvis/lvis_v0.5_R_50_FPN_2x": (
-        "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {**FPN, **TWO_TIMES}
-    ),
+    "lvis/lvis_v0.5_R_50_FPN_2x": ("LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", {**FPN, **TWO_TIMES}),
     "cityscapes/cityscapes_R_50_FPN_24k": ("Cityscapes/mask_rcnn_R_50_FPN", {**FPN, **CITYSCAPES}),
-}  # fmt: skip
+}
 FCN = tuple(FCN_DIFFERENCES)
 DENSEPOSE = "coco/coco_densepose_R_50_FPN_s1x"
 EXPERIMENTS = (*BASELINES, *FCN)
 # one of each that build another network
 NETWORKS = (
-    "voc/pascal_voc_R_50_C4_24k", "voc/pascal_voc_R_50_dilated_C5_24k", "coco/coco_R_50_C4_2x", "coco/coco_R_50_FPN_1x",
-    "coco/coco_retinanet_R_50_FPN_1x", "coco/coco_keypoint_R_50_FPN_2x", "lvis/lvis_v0.5_R_50_FPN_1x",
-    "cityscapes/cityscapes_R_50_FPN_24k", *FCN,
-)  # fmt: skip
+    "voc/pascal_voc_R_50_C4_24k",
+    "voc/pascal_voc_R_50_dilated_C5_24k",
+    "coco/coco_R_50_C4_2x",
+    "coco/coco_R_50_FPN_1x",
+    "coco/coco_retinanet_R_50_FPN_1x",
+    "coco/coco_keypoint_R_50_FPN_2x",
+    "lvis/lvis_v0.5_R_50_FPN_1x",
+    "cityscapes/cityscapes_R_50_FPN_24k",
+    *FCN,
+)
 
 
 def name_of(experiment: str, initialisation: str) -> str:
@@ -230,8 +233,12 @@ def test_initialisations_differ_in_weights_and_input_alone(experiment: str) -> N
     assert differences(random, moco) == {"MODEL.WEIGHTS": ("", moco.MODEL.WEIGHTS)}
     assert "tools/convert_to_d2.py" in moco.MODEL.WEIGHTS  # a sentence, until the user gives the file
     assert set(differences(supervised, moco)) == {
-        "MODEL.WEIGHTS", "MODEL.RESNETS.STRIDE_IN_1X1", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.FORMAT"
-    }  # fmt: skip
+        "MODEL.WEIGHTS",
+        "MODEL.RESNETS.STRIDE_IN_1X1",
+        "MODEL.PIXEL_MEAN",
+        "MODEL.PIXEL_STD",
+        "INPUT.FORMAT",
+    }
 
 
 @pytest.fixture(scope="session")
@@ -245,10 +252,21 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 FEW = [  # proposals: what a test can afford
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "4", "MODEL.RPN.POST_NMS_TOPK_TRAIN", "10",
-    "MODEL.RPN.POST_NMS_TOPK_TEST", "4", "MODEL.RPN.PRE_NMS_TOPK_TRAIN", "20", "MODEL.RPN.PRE_NMS_TOPK_TEST", "20",
-    "MODEL.RETINANET.TOPK_CANDIDATES_TEST", "20", "TEST.DETECTIONS_PER_IMAGE", "2",
-]  # fmt: skip
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "4",
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+    "10",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "4",
+    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+    "20",
+    "MODEL.RPN.PRE_NMS_TOPK_TEST",
+    "20",
+    "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
+    "20",
+    "TEST.DETECTIONS_PER_IMAGE",
+    "2",
+]
 
 
 def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
@@ -341,9 +359,7 @@ def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
     assert [block.conv2.dilation for block in backbone.bottom_up.res5] == [(2, 2)] * 3
     assert backbone(torch.zeros(1, 3, 64, 96))["c5"].shape == (1, 512, 4, 6)
     with pytest.raises(UserError, match="RES5_DILATION 2"):
-        build_model(
-            load_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.RESNETS.RES5_DILATION", "1"])
-        )
+        build_model(load_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.RESNETS.RES5_DILATION", "1"]))
 
 
 @pytest.mark.parametrize("depth", [18, 34])
@@ -351,9 +367,17 @@ def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
 def test_c4_of_two_layer_blocks(experiment: str, depth: int) -> None:
     """ResNet-18 and 34 have a C4 detector as well, here of a quarter of their width."""
     narrow = [
-        "MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.DEPTH", str(depth),
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", "16", "MODEL.WEIGHTS", "",
-    ]  # fmt: skip
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.BACKBONE.NAME",
+        "build_any_width_resnet_backbone",
+        "MODEL.RESNETS.DEPTH",
+        str(depth),
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "16",
+        "MODEL.WEIGHTS",
+        "",
+    ]
     cfg = load_config(f"{experiment}_moco", [*FEW, *narrow])
     fit_device(cfg)
     model = build_model(cfg)
@@ -389,15 +413,43 @@ def test_res5_of_bottlenecks_is_detectron2s() -> None:
 
 # an eighth of the width, few iterations and small images
 NARROW = [
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8",
-    "MODEL.FPN.OUT_CHANNELS", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "16", "MODEL.ROI_MASK_HEAD.CONV_DIM", "16",
-    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", "(16,)", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16",
-]  # fmt: skip
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "16",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "32",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "8",
+    "MODEL.FPN.OUT_CHANNELS",
+    "16",
+    "MODEL.ROI_BOX_HEAD.FC_DIM",
+    "16",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM",
+    "16",
+    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS",
+    "(16,)",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+    "16",
+]
 SHORT = [
-    "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.WARMUP_ITERS", "0", "SOLVER.IMS_PER_BATCH", "2",
-    "TEST.PRECISE_BN.NUM_ITER", "2", "DATALOADER.NUM_WORKERS", "0", "SEED", "1",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0",  # something to evaluate
-]  # fmt: skip
+    "SOLVER.MAX_ITER",
+    "2",
+    "SOLVER.STEPS",
+    "(1,)",
+    "SOLVER.WARMUP_ITERS",
+    "0",
+    "SOLVER.IMS_PER_BATCH",
+    "2",
+    "TEST.PRECISE_BN.NUM_ITER",
+    "2",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "SEED",
+    "1",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
+    "0.0",
+    "MODEL.RETINANET.SCORE_THRESH_TEST",
+    "0.0",  # something to evaluate
+]
 SMALL = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
 RESULTS = {  # task and some of the metrics that the paper reports
     "voc/pascal_voc_R_50_C4_24k": {"bbox": {"AP", "AP50", "AP75"}},

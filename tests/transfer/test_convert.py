@@ -67,9 +67,7 @@ def test_official_checkpoint(name: str, tmp_path: Path) -> None:
     }
     assert content["model"].keys() == expected.keys()
     for key, array in expected.items():
-        assert content["model"][key].dtype == array.dtype and np.array_equal(content["model"][key], array), (
-            key
-        )
+        assert content["model"][key].dtype == array.dtype and np.array_equal(content["model"][key], array), key
 
 
 def test_own_checkpoint_through_the_tool(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
@@ -162,15 +160,18 @@ def test_round_trip_is_bit_exact(tool: Tool, tmp_path: Path) -> None:
     paths = [tmp_path / name for name in ("a.pth.tar", "b.pkl", "c", "d.pth", "e.pt", "f.pkl")]
     torch.save(file, paths[0])
     targets = ["detectron2", "timm", "torchvision", "lightly-train", "detectron2"]
-    proofs = ["torchvision and detectron2", "detectron2 and timm", "timm and torchvision",
-              "torchvision and LightlyTrain", "timm and detectron2"]  # fmt: skip
+    proofs = [
+        "torchvision and detectron2",
+        "detectron2 and timm",
+        "timm and torchvision",
+        "torchvision and LightlyTrain",
+        "timm and detectron2",
+    ]
     for source, output, to, pair in zip(paths, paths[1:], targets, proofs, strict=False):
         shown = tool("convert", source, output, "--to", to).stdout
         assert f"largest difference between {pair}" in shown and "unused" not in shown
     first, last = (load_zoo_pickle(path)["model"] for path in (paths[1], paths[-1]))
-    assert last.keys() == {
-        key for key in first if not key.startswith("stem.fc.")
-    }  # the head goes to detectron2 alone
+    assert last.keys() == {key for key in first if not key.startswith("stem.fc.")}  # the head goes to detectron2 alone
     for key, array in last.items():
         assert array.dtype == first[key].dtype and np.array_equal(array, first[key]), key
 
@@ -185,17 +186,11 @@ def test_vit_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for encoder, added in (("query", 0), ("key", 1)):
         middle, last = tmp_path / f"{encoder}.pth", tmp_path / encoder
         assert (
-            convert_main(
-                [str(tmp_path / "v3.pth.tar"), str(middle), "--to", "torchvision", "--encoder", encoder]
-            )
-            == 0
+            convert_main([str(tmp_path / "v3.pth.tar"), str(middle), "--to", "torchvision", "--encoder", encoder]) == 0
         )
         shown = capsys.readouterr().out
         assert "odd.weight" in shown and "predictor" not in shown  # the one is no known head
-        assert (
-            "opens with: torchvision.models.VisionTransformer(image_size=64, patch_size=16, num_layers=1"
-            in shown
-        )
+        assert "opens with: torchvision.models.VisionTransformer(image_size=64, patch_size=16, num_layers=1" in shown
         assert convert_main([str(middle), str(last), "--to", "timm"]) == 0
         assert "largest difference between torchvision and timm" in capsys.readouterr().out
         state = safetensors.torch.load_file(last / "model.safetensors")

@@ -91,11 +91,7 @@ def test_features_of_timm(name: str) -> None:
     assert not target.training
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():
-        expected = (
-            source.double()
-            .eval()
-            .forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
-        )
+        expected = source.double().eval().forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
         found = target.double()(images)
     for stage, features in zip(("res2", "res3", "res4", "res5"), expected, strict=True):
         assert (found[stage] - features).abs().max() < 1e-4 < features.abs().max()

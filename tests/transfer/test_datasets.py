@@ -94,9 +94,7 @@ def test_perfect_predictions_get_100(
         from detectron2.data.datasets.cityscapes import load_cityscapes_instances
 
         metadata = MetadataCatalog.get(name)
-        entries = load_cityscapes_instances(
-            metadata.image_dir, metadata.gt_dir, from_json=False, to_polygons=False
-        )
+        entries = load_cityscapes_instances(metadata.image_dir, metadata.gt_dir, from_json=False, to_polygons=False)
     evaluator = build_evaluator(cfg, name)
     evaluator.reset()
     for entry in entries:
@@ -182,8 +180,7 @@ def test_voc_boxes_and_segmentations_agree(tiny_catalog: Path) -> None:
 def test_train_aug_is_voc_train_and_sbd_without_voc_val(copied: Path) -> None:
     voc, name = copied / "VOC2012", "voc_2012_sem_seg_train_aug"
     lists = {
-        split: (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split()
-        for split in ("train", "val")
+        split: (voc / "ImageSets" / "Segmentation" / f"{split}.txt").read_text().split() for split in ("train", "val")
     }
     sbd = copied / "benchmark_RELEASE" / "dataset"
     more = {*(sbd / "train.txt").read_text().split(), *(sbd / "val.txt").read_text().split()}
@@ -212,9 +209,7 @@ def test_half_a_train_aug_is_named(copied: Path) -> None:
     with pytest.raises(UserError, match=r"2009_000002\.mat is no label file of SBD's"):
         DatasetCatalog.get(name)
     broken.unlink()
-    with pytest.raises(
-        UserError, match=r"1 of 9 labels are missing, .*2009_000002\.mat first; .*benchmark\.tgz"
-    ):
+    with pytest.raises(UserError, match=r"1 of 9 labels are missing, .*2009_000002\.mat first; .*benchmark\.tgz"):
         require_dataset(name)
     shutil.rmtree(copied / "VOC2012" / "SegmentationClassAug")
     shutil.rmtree(copied / "benchmark_RELEASE")
@@ -222,9 +217,7 @@ def test_half_a_train_aug_is_named(copied: Path) -> None:
         require_dataset(name)
 
 
-def test_label_images_need_a_folder_that_can_be_written(
-    copied: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_label_images_need_a_folder_that_can_be_written(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.access", lambda path, mode: False)
     with pytest.raises(UserError, match="SegmentationClassAug, which cannot be written; make it writable"):
         DatasetCatalog.get("voc_2012_sem_seg_train_aug")
@@ -253,17 +246,23 @@ def damage_labels(root: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("voc_2007_test", damage_voc, r"1 of 7 images are missing, .*000007\.jpg first and 1 of 7 annotations .*000009"),
-        ("coco_2017_val", damage_images, r"2 of 7 images are missing, .*val2017/000000000002\.jpg first; .*val2017\.zip"),
+        (
+            "voc_2007_test",
+            damage_voc,
+            r"1 of 7 images are missing, .*000007\.jpg first and 1 of 7 annotations .*000009",
+        ),
+        (
+            "coco_2017_val",
+            damage_images,
+            r"2 of 7 images are missing, .*val2017/000000000002\.jpg first; .*val2017\.zip",
+        ),
         ("keypoints_coco_2017_val", damage_images, r"2 of 7 images"),
         ("lvis_v0.5_val", damage_images, r"2 of 7 images are missing"),
         ("lvis_v0.5_val", damage_json, r"lvis_v0\.5_val\.json is broken off; get it from https://www\.lvisdataset"),
         ("cityscapes_fine_sem_seg_val", damage_labels, r"7 of 28 labels .*labelTrainIds.*csCreateTrainIdLabelImgs"),
     ],
-)  # fmt: skip
-def test_half_a_data_set_is_named(
-    copied: Path, name: str, damage: Callable[[Path], None], message: str
-) -> None:
+)
+def test_half_a_data_set_is_named(copied: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
     require_dataset(name)
     damage(copied)
     with pytest.raises(UserError, match=message) as error:

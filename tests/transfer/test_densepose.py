@@ -51,9 +51,7 @@ def add_densepose_config(cfg: CfgNode) -> None:
 def test_densepose_without_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "densepose", None)
     for initialisation in INITIALISATIONS:
-        with pytest.raises(
-            UserError, match=r"wants detectron2's DensePose project.* run `pip install .*DensePose`"
-        ):
+        with pytest.raises(UserError, match=r"wants detectron2's DensePose project.* run `pip install .*DensePose`"):
             load_config(f"{DENSEPOSE}_{initialisation}", [])
 
 
@@ -70,9 +68,7 @@ def test_densepose_with_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "Trainer", ProjectsTrainer, raising=False)
     monkeypatch.setitem(sys.modules, "densepose", project)
     monkeypatch.setitem(sys.modules, "densepose.engine", engine)
-    random, supervised, moco = (
-        load_config(f"{DENSEPOSE}_{i}", ["OUTPUT_DIR", "out"]) for i in INITIALISATIONS
-    )
+    random, supervised, moco = (load_config(f"{DENSEPOSE}_{i}", ["OUTPUT_DIR", "out"]) for i in INITIALISATIONS)
     assert set(differences(random, moco)) == {"MODEL.WEIGHTS"} and supervised.MODEL.WEIGHTS == MSRA
     base = get_cfg()
     add_densepose_config(base)

@@ -20,13 +20,29 @@ from moco_plugin.transfer.trainer import load_config
 
 IGNORE = 255
 NARROW = [
-    "MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.SEM_SEG_HEAD.NORM", "BN",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS", "8", "MODEL.RESNETS.RES2_OUT_CHANNELS", "16",
-    "MODEL.RESNETS.WIDTH_PER_GROUP", "4", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "8", "MODEL.WEIGHTS", "",
-]  # fmt: skip
+    "MODEL.DEVICE",
+    "cpu",
+    "MODEL.RESNETS.NORM",
+    "BN",
+    "MODEL.SEM_SEG_HEAD.NORM",
+    "BN",
+    "MODEL.RESNETS.STEM_OUT_CHANNELS",
+    "8",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "16",
+    "MODEL.RESNETS.WIDTH_PER_GROUP",
+    "4",
+    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+    "8",
+    "MODEL.WEIGHTS",
+    "",
+]
 SHALLOW = [
-    "MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.NUM_BLOCKS", "[1, 1, 1, 1]",
-]  # fmt: skip
+    "MODEL.BACKBONE.NAME",
+    "build_any_width_resnet_backbone",
+    "MODEL.RESNETS.NUM_BLOCKS",
+    "[1, 1, 1, 1]",
+]
 
 
 def head(num_classes: int = 3, **options: int) -> FCNHead:
@@ -96,9 +112,7 @@ def test_scores_are_as_large_as_the_image() -> None:
     model = build_model(load_config("voc/pascal_voc_2012_fcn_R_50_30k_random", NARROW)).eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((75, 50), (64, 97))]
     with torch.no_grad():
-        results = model(
-            [{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images]
-        )
+        results = model([{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images])
     assert [result["sem_seg"].shape for result in results] == [(21, 75, 50), (21, 64, 97)]
 
 
@@ -114,8 +128,13 @@ def entry(tmp_path: Path) -> dict[str, object]:
     picture = Image.fromarray(labels, mode="P")
     picture.putpalette([(value * 37) % 256 for value in range(768)])
     picture.save(tmp_path / "labels.png")
-    return {"file_name": str(tmp_path / "image.png"), "sem_seg_file_name": str(tmp_path / "labels.png"),
-            "height": 40, "width": 60, "image_id": "x"}  # fmt: skip
+    return {
+        "file_name": str(tmp_path / "image.png"),
+        "sem_seg_file_name": str(tmp_path / "labels.png"),
+        "height": 40,
+        "width": 60,
+        "image_id": "x",
+    }
 
 
 def test_training_scales_crops_pads_and_flips(entry: dict[str, object]) -> None:
@@ -190,10 +209,17 @@ def test_settings_that_cannot_be_right(overrides: list[str], message: str) -> No
 def test_it_learns_where_things_are() -> None:
     """Bright rectangles on dark noise: what it finds overlaps, and not better when it is moved."""
     wider = [
-        "MODEL.RESNETS.STEM_OUT_CHANNELS", "16", "MODEL.RESNETS.RES2_OUT_CHANNELS", "32",
-        "MODEL.RESNETS.WIDTH_PER_GROUP", "8", "MODEL.SEM_SEG_HEAD.CONVS_DIM", "16",
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "2",
-    ]  # fmt: skip
+        "MODEL.RESNETS.STEM_OUT_CHANNELS",
+        "16",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS",
+        "32",
+        "MODEL.RESNETS.WIDTH_PER_GROUP",
+        "8",
+        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
+        "16",
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+        "2",
+    ]
     torch.manual_seed(0)
     model = build_model(load_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW, *wider]))
 

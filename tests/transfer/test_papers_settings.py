@@ -45,14 +45,9 @@ def test_detection() -> None:
         in SETTINGS
     )
     rpn = voc.MODEL.RPN
-    assert (
-        f"`RPN.PRE_NMS_TOPK_TEST {rpn.PRE_NMS_TOPK_TEST}`, `POST_NMS_TOPK_TEST {rpn.POST_NMS_TOPK_TEST}`"
-        in SETTINGS
-    )
+    assert f"`RPN.PRE_NMS_TOPK_TEST {rpn.PRE_NMS_TOPK_TEST}`, `POST_NMS_TOPK_TEST {rpn.POST_NMS_TOPK_TEST}`" in SETTINGS
     assert f"(the official code registers it as `{voc.MODEL.ROI_HEADS.NAME}`)" in SETTINGS
-    assert (
-        voc.MODEL.PIXEL_STD == [58.395, 57.12, 57.375] and "`PIXEL_STD [58.395, 57.120, 57.375]`" in SETTINGS
-    )
+    assert voc.MODEL.PIXEL_STD == [58.395, 57.12, 57.375] and "`PIXEL_STD [58.395, 57.120, 57.375]`" in SETTINGS
 
 
 def test_lvis_keypoint_and_cityscapes() -> None:
@@ -62,10 +57,7 @@ def test_lvis_keypoint_and_cityscapes() -> None:
         f"repeat-factor sampling {lvis.DATALOADER.REPEAT_THRESHOLD}, {heads.NUM_CLASSES} classes, score threshold "
         f"{heads.SCORE_THRESH_TEST:.4f}, {lvis.TEST.DETECTIONS_PER_IMAGE} detections"
     ) in SETTINGS
-    assert (
-        keypoint.SOLVER.MAX_ITER == config("coco/coco_R_50_FPN_2x").SOLVER.MAX_ITER
-        and "Keypoint: 2x." in SETTINGS
-    )
+    assert keypoint.SOLVER.MAX_ITER == config("coco/coco_R_50_FPN_2x").SOLVER.MAX_ITER and "Keypoint: 2x." in SETTINGS
     city = config("cityscapes/cityscapes_R_50_FPN_24k")
     solver, sizes = city.SOLVER, city.INPUT
     assert (
@@ -93,10 +85,7 @@ def test_semantic_segmentation() -> None:
         f"Random scale {low:g}-{high:g}, crop {voc.INPUT.CROP.SIZE[0]} (VOC) / {city.INPUT.CROP.SIZE[0]} (Cityscapes), flip"
     ) in SETTINGS
     solver = voc.SOLVER
-    assert (
-        f"batch {solver.IMS_PER_BATCH}, wd {short(solver.WEIGHT_DECAY)}, lr {solver.BASE_LR} (VOC, "
-        in SETTINGS
-    )
+    assert f"batch {solver.IMS_PER_BATCH}, wd {short(solver.WEIGHT_DECAY)}, lr {solver.BASE_LR} (VOC, " in SETTINGS
     assert f"(VOC, {thousands(solver.MAX_ITER)} iterations, " in SETTINGS
     assert f"/ {city.SOLVER.BASE_LR} (Cityscapes, {thousands(city.SOLVER.MAX_ITER)}, " in SETTINGS
     for cfg in (voc, city):

@@ -58,9 +58,7 @@ def test_what_is_found_is_drawn_where_it_is(tiny_catalog: Path, name: str) -> No
         assert edge.mean() > 0.9
     far = np.ones_like(changed)
     for left, top, right, bottom in (instances.pred_boxes.tensor * scale).round().int().tolist():
-        far[max(0, top - 60) : bottom + 60, max(0, left - 10) : right + 200] = (
-            False  # names stand outside of boxes
-        )
+        far[max(0, top - 60) : bottom + 60, max(0, left - 10) : right + 200] = False  # names stand outside of boxes
     assert changed[far].mean() < 0.01 if far.any() else True
 
 
@@ -85,9 +83,15 @@ def test_names_of_scenes_come_from_their_files(tmp_path: Path, monkeypatch: pyte
 
     images = np.full((2, 28, 28), 255, np.uint8)
     root = make_scenes(
-        tmp_path / "scenes", (images, np.arange(2)), (images, np.arange(2)), ["a", "b"],
-        num_train=1, num_test=1, size=64, progress=False,
-    )  # fmt: skip
+        tmp_path / "scenes",
+        (images, np.arange(2)),
+        (images, np.arange(2)),
+        ["a", "b"],
+        num_train=1,
+        num_test=1,
+        size=64,
+        progress=False,
+    )
     for catalog in (DatasetCatalog, MetadataCatalog):
         monkeypatch.setattr(catalog, "data", dict(catalog.data))
     register_scenes(root, "drawn")

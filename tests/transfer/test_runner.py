@@ -30,14 +30,32 @@ from tests.transfer.conftest import catalog_of
 
 # a quarter of a ResNet-18 in the VOC C4 detector, on small images
 NETWORK = [
-    "MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.DEPTH", "18",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS", "16",
-]  # fmt: skip
+    "MODEL.BACKBONE.NAME",
+    "build_any_width_resnet_backbone",
+    "MODEL.RESNETS.DEPTH",
+    "18",
+    "MODEL.RESNETS.RES2_OUT_CHANNELS",
+    "16",
+]
 TINY = [
-    *NETWORK, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8", "MODEL.RPN.POST_NMS_TOPK_TEST", "10",
-    "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "()", "TEST.PRECISE_BN.NUM_ITER", "1", "DATALOADER.NUM_WORKERS", "0",
-    "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
-]  # fmt: skip
+    *NETWORK,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+    "8",
+    "MODEL.RPN.POST_NMS_TOPK_TEST",
+    "10",
+    "SOLVER.MAX_ITER",
+    "2",
+    "SOLVER.STEPS",
+    "()",
+    "TEST.PRECISE_BN.NUM_ITER",
+    "1",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "INPUT.MIN_SIZE_TRAIN",
+    "(64,)",
+    "INPUT.MIN_SIZE_TEST",
+    "64",
+]
 
 
 @pytest.fixture(scope="module")
@@ -275,9 +293,14 @@ def test_tasks_are_what_their_configs_say() -> None:
     ],
 )
 def test_mistakes_end_in_one_sentence(
-    tiny_catalog: Path, weights: Path, tmp_path: Path, trials: Trials, capsys: pytest.CaptureFixture[str],
-    arguments: list[str], message: str,
-) -> None:  # fmt: skip
+    tiny_catalog: Path,
+    weights: Path,
+    tmp_path: Path,
+    trials: Trials,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
     options = [str(weights) if word == "WEIGHTS" else word for word in arguments]
     assert main(["--out", str(tmp_path / "out"), *options]) in (1, 2)
     errors = capsys.readouterr().err
@@ -286,9 +309,7 @@ def test_mistakes_end_in_one_sentence(
     assert trials.started == [] and not (tmp_path / "out" / "results.json").exists()
 
 
-def test_train_net_counts_classes_too(
-    tiny_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_train_net_counts_classes_too(tiny_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "--config-file",
         "coco/coco_keypoint_R_50_FPN_2x_random",
@@ -296,10 +317,7 @@ def test_train_net_counts_classes_too(
         str(tmp_path / "run"),
     ]
     assert train_net([*arguments, "MODEL.ROI_HEADS.NUM_CLASSES", "80"]) == 1
-    assert (
-        "keypoints_coco_2017_train has 1 classes; pass MODEL.ROI_HEADS.NUM_CLASSES 1"
-        in capsys.readouterr().err
-    )
+    assert "keypoints_coco_2017_train has 1 classes; pass MODEL.ROI_HEADS.NUM_CLASSES 1" in capsys.readouterr().err
 
 
 def test_absent_data_sets_are_named(
@@ -315,10 +333,7 @@ def test_absent_data_sets_are_named(
     finally:
         list(catalog)
     line = capsys.readouterr().err
-    assert (
-        "'voc_2012_trainval'" in line
-        and str(half / "VOC2012" / "ImageSets" / "Main" / "trainval.txt") in line
-    )
+    assert "'voc_2012_trainval'" in line and str(half / "VOC2012" / "ImageSets" / "Main" / "trainval.txt") in line
 
 
 def test_folder_of_something_else_is_kept(
@@ -339,8 +354,15 @@ def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--machine-rank is 2"):
         runner._check_batch(cfg, runner.Machines(8, 2, 2, "tcp://host:1"))
     assert runner.Machines(8, 2, 1, "tcp://host:1").arguments() == [
-        "--num-gpus", "8", "--num-machines", "2", "--machine-rank", "1", "--dist-url", "tcp://host:1"
-    ]  # fmt: skip
+        "--num-gpus",
+        "8",
+        "--num-machines",
+        "2",
+        "--machine-rank",
+        "1",
+        "--dist-url",
+        "tcp://host:1",
+    ]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])

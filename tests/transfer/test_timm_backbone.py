@@ -86,9 +86,7 @@ def test_maps_gradients_and_coverage(name: str, tmp_path: Path) -> None:
     images = torch.randn(1, 3, 64, 96)
     maps = backbone.eval()(images)
     with torch.no_grad():
-        theirs = own.forward_intermediates(
-            images, indices=len(expected), output_fmt="NCHW", intermediates_only=True
-        )
+        theirs = own.forward_intermediates(images, indices=len(expected), output_fmt="NCHW", intermediates_only=True)
     for (map_name, found), features in zip(maps.items(), theirs, strict=True):
         shape = shapes[map_name]
         assert found.shape == (1, shape.channels, 64 // shape.stride, 96 // shape.stride)
@@ -115,9 +113,7 @@ def test_maps_gradients_and_coverage(name: str, tmp_path: Path) -> None:
     lost = sorted(own_names)[0]
     del arrays[lost]
     save_zoo_pickle(tmp_path / "partial.pkl", arrays, {})
-    message = (
-        rf"{len(own_names) - 1} of {len(own_names)} backbone tensors .*random: backbone\.bottom_up\.{lost}"
-    )
+    message = rf"{len(own_names) - 1} of {len(own_names)} backbone tensors .*random: backbone\.bottom_up\.{lost}"
     with pytest.raises(UserError, match=message):
         load_weights(Detector(pyramid), str(tmp_path / "partial.pkl"))
 
@@ -125,9 +121,7 @@ def test_maps_gradients_and_coverage(name: str, tmp_path: Path) -> None:
 def test_names_of_maps_and_unused_layers() -> None:
     backbone = build("resnet18", RESNET, OUT_FEATURES=["res3", "res2"])
     assert list(backbone.output_shape()) == ["res2", "res3"] and backbone.size_divisibility == 8
-    assert not [
-        key for key in backbone.state_dict() if key.startswith(("model.layer3", "model.layer4", "model.fc"))
-    ]
+    assert not [key for key in backbone.state_dict() if key.startswith(("model.layer3", "model.layer4", "model.fc"))]
     dilated = build("resnet18", {**RESNET, "output_stride": 16}, OUT_FEATURES=["res1", "res5"])
     assert {name: shape.stride for name, shape in dilated.output_shape().items()} == {"res1": 2, "res5": 16}
     assert build("vit_tiny_patch16_224", {"depth": 2, "patch_size": 8}).output_shape()["res3"].stride == 8
@@ -178,39 +172,41 @@ def test_freezing(name: str, freeze_at: int, frozen: set[str]) -> None:
     for key, parameter in backbone.model.named_parameters():
         assert parameter.requires_grad == (not any(key.startswith(part) for part in frozen)), key
     frozen_norms = [m for m in backbone.modules() if type(m).__name__.startswith("FrozenBatchNorm")]
-    assert len(frozen_norms) == (
-        5 if frozen and name == "resnet18" else 0
-    )  # bn1, and two in each of two blocks
+    assert len(frozen_norms) == (5 if frozen and name == "resnet18" else 0)  # bn1, and two in each of two blocks
     if freeze_at == 1:
         assert any(p.requires_grad for p in backbone.parameters())
 
 
 def test_frozen_norm_with_activation_keeps_it() -> None:
     backbone = build("efficientnet_b0", FREEZE_AT=1)
-    assert isinstance(backbone.model.bn1, FrozenBatchNormAct2d) and isinstance(
-        backbone.model.bn1.act, nn.SiLU
-    )
+    assert isinstance(backbone.model.bn1, FrozenBatchNormAct2d) and isinstance(backbone.model.bn1.act, nn.SiLU)
 
 
 def test_simple_pyramid_has_vitdets_layers() -> None:
     pyramid = build("vit_tiny_patch16_224", VIT, builder="build_timm_fpn_backbone")
     assert isinstance(pyramid, SimplePyramid) and pyramid.size_divisibility == 32
     assert {name: shape.stride for name, shape in pyramid.output_shape().items()} == {
-        "p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64,
-    }  # fmt: skip
+        "p2": 4,
+        "p3": 8,
+        "p4": 16,
+        "p5": 32,
+        "p6": 64,
+    }
     levels = pyramid(torch.randn(1, 3, 64, 96))
     assert [tuple(level.shape) for level in levels.values()] == [
-        (1, 16, 16, 24), (1, 16, 8, 12), (1, 16, 4, 6), (1, 16, 2, 3), (1, 16, 1, 2),
-    ]  # fmt: skip
+        (1, 16, 16, 24),
+        (1, 16, 8, 12),
+        (1, 16, 4, 6),
+        (1, 16, 2, 3),
+        (1, 16, 1, 2),
+    ]
     assert torch.equal(levels["p6"], levels["p5"][:, :, ::2, ::2])
 
     cfg = config("vit_tiny_patch16_224", VIT, "build_timm_fpn_backbone")
     cfg.MODEL.FPN.NORM = "LN"
     kinds = [type(module).__name__ for module in build_backbone(cfg).p2]
     assert kinds == ["ConvTranspose2d", "LayerNorm2d", "GELU", "ConvTranspose2d", "Conv2d", "Conv2d"]
-    assert [type(m).__name__ for m in pyramid.p5] == ["MaxPool2d", "Conv2d", "Conv2d"] and len(
-        pyramid.p4
-    ) == 2
+    assert [type(m).__name__ for m in pyramid.p5] == ["MaxPool2d", "Conv2d", "Conv2d"] and len(pyramid.p4) == 2
     assert [m.out_channels for m in pyramid.p2 if isinstance(m, nn.ConvTranspose2d)] == [12, 6]
 
 
@@ -236,9 +232,7 @@ def test_pyramid_of_fewer_levels() -> None:
     cfg = config("resnet18", RESNET, "build_timm_fpn_backbone")
     cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
     network = build_backbone(cfg)
-    assert (
-        list(network.output_shape()) == list(network(torch.zeros(1, 3, 64, 64))) == ["p2", "p3", "p4", "p5"]
-    )
+    assert list(network.output_shape()) == list(network(torch.zeros(1, 3, 64, 64))) == ["p2", "p3", "p4", "p5"]
 
 
 @pytest.mark.parametrize(
@@ -252,7 +246,7 @@ def test_pyramid_of_fewer_levels() -> None:
         ("eva02_tiny_patch14_224", {"depth": 2}, {}, r"maps of stride 14, and detectron2 takes powers of two"),
         ("efficientformerv2_s0", {}, {}, r"timm's efficientformerv2_s0 does not take images of any size \("),
     ],
-)  # fmt: skip
+)
 def test_mistakes(name: str, arguments: dict, options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         build(name, arguments, **options)
@@ -261,9 +255,7 @@ def test_mistakes(name: str, arguments: dict, options: dict, message: str) -> No
 
 def test_maps_that_fpn_does_not_take() -> None:
     cfg = config("resnet18", {**RESNET, "output_stride": 16}, "build_timm_fpn_backbone")
-    with pytest.raises(
-        UsageError, match=r"MODEL\.FPN\.IN_FEATURES .*res5.* of timm's resnet18: Strides 16 16 are not"
-    ):
+    with pytest.raises(UsageError, match=r"MODEL\.FPN\.IN_FEATURES .*res5.* of timm's resnet18: Strides 16 16 are not"):
         build_backbone(cfg)
 
 
@@ -277,10 +269,25 @@ def detector(name: str, *overrides: object) -> nn.Module:
     cfg = get_cfg()
     cfg.merge_from_file(str(find_config(f"timm/{name}", "detectron2")))
     small = [
-        "MODEL.DEVICE", "cpu", "MODEL.TIMM.NORM", "BN", "MODEL.FPN.OUT_CHANNELS", 16, "MODEL.ROI_BOX_HEAD.FC_DIM", 32,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM", 16, "MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.RETINANET.NUM_CLASSES", 3,
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN", 50, "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20,
-    ]  # fmt: skip
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.TIMM.NORM",
+        "BN",
+        "MODEL.FPN.OUT_CHANNELS",
+        16,
+        "MODEL.ROI_BOX_HEAD.FC_DIM",
+        32,
+        "MODEL.ROI_MASK_HEAD.CONV_DIM",
+        16,
+        "MODEL.ROI_HEADS.NUM_CLASSES",
+        3,
+        "MODEL.RETINANET.NUM_CLASSES",
+        3,
+        "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
+        50,
+        "MODEL.RPN.POST_NMS_TOPK_TRAIN",
+        20,
+    ]
     cfg.merge_from_list([*small, *overrides])
     if cfg.MODEL.FPN.NORM == "SyncBN":
         cfg.MODEL.FPN.NORM = "BN"
@@ -299,9 +306,7 @@ def batch() -> list[dict]:
         masks[:, 12:60, 10:50] = True
         instances.gt_masks = BitMasks(masks)
         image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0))
-        inputs.append(
-            {"image": image.to(torch.uint8), "instances": instances, "height": height, "width": width}
-        )
+        inputs.append({"image": image.to(torch.uint8), "instances": instances, "height": height, "width": width})
     return inputs
 
 
@@ -338,9 +343,7 @@ def test_an_iteration_of_training(name: str) -> None:
         assert len(model(batch())) == 2
 
 
-@pytest.mark.parametrize(
-    "path", sorted(find_config("timm/coco_timm_FPN_1x_moco", "detectron2").parent.glob("*.yaml"))
-)
+@pytest.mark.parametrize("path", sorted(find_config("timm/coco_timm_FPN_1x_moco", "detectron2").parent.glob("*.yaml")))
 def test_shipped_configs_name_networks_that_are_there(path: Path) -> None:
     cfg = get_cfg()
     cfg.merge_from_file(str(path))

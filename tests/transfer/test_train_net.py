@@ -24,10 +24,25 @@ from tests.conftest import TEST, TRAIN
 from tests.processes import Tool
 
 TINY = [
-    "SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "SOLVER.WARMUP_ITERS", "1", "SOLVER.IMS_PER_BATCH", "2",
-    "TEST.PRECISE_BN.NUM_ITER", "2", "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96",
-    "DATALOADER.NUM_WORKERS", "0", "SEED", "1",
-]  # fmt: skip
+    "SOLVER.MAX_ITER",
+    "2",
+    "SOLVER.STEPS",
+    "(1,)",
+    "SOLVER.WARMUP_ITERS",
+    "1",
+    "SOLVER.IMS_PER_BATCH",
+    "2",
+    "TEST.PRECISE_BN.NUM_ITER",
+    "2",
+    "INPUT.MIN_SIZE_TRAIN",
+    "(96,)",
+    "INPUT.MIN_SIZE_TEST",
+    "96",
+    "DATALOADER.NUM_WORKERS",
+    "0",
+    "SEED",
+    "1",
+]
 TOY = ["DATASETS.TRAIN", "('toy_train',)", "DATASETS.TEST", "('toy_test',)"]
 FPN = "demo/scenes_R_18_FPN_quarter"
 
@@ -39,18 +54,22 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train, train_labels, names = load_idx_images(f"{TRAIN}[0:50]")
     test, test_labels, _ = load_idx_images(f"{TEST}[0:50]")
     make_scenes(
-        root / "scenes", (train, train_labels), (test, test_labels), names,
-        num_train=6, num_test=3, size=96, progress=False,
-    )  # fmt: skip
+        root / "scenes",
+        (train, train_labels),
+        (test, test_labels),
+        names,
+        num_train=6,
+        num_test=3,
+        size=96,
+        progress=False,
+    )
     register_scenes(root / "scenes", "toy")
     return root
 
 
 def test_mask_rcnn_through_the_tool_and_resumed(datasets: Path, tmp_path: Path, tool: Tool) -> None:
     out = tmp_path / "run"
-    shown = tool(
-        "train_net", "--config-file", FPN, *TINY, "OUTPUT_DIR", out, DETECTRON2_DATASETS=str(datasets)
-    ).stdout
+    shown = tool("train_net", "--config-file", FPN, *TINY, "OUTPUT_DIR", out, DETECTRON2_DATASETS=str(datasets)).stdout
     assert "weights: none, random initialisation" in shown
     assert "MODEL.FPN.NORM: SyncBN does not train on a CPU" in shown
     assert "Computing precise BN statistics" in shown
@@ -90,21 +109,46 @@ def test_seed_decides_the_run(datasets: Path, tmp_path: Path) -> None:
 def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> None:
     channels = [32, 64, 128, 256]
     backbone = make_resnet(
-        num_blocks=[1, 1, 1, 1], stem_channels=16, out_channels=channels,
+        num_blocks=[1, 1, 1, 1],
+        stem_channels=16,
+        out_channels=channels,
         bottleneck_channels=[8, 16, 32, 64],
-    )  # fmt: skip
+    )
     arrays = {k: v.numpy() for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_zoo_pickle(tmp_path / "tiny.pkl", arrays, {})
-    code = main([
-        "--config-file", "voc/pascal_voc_R_50_C4_24k_moco", *TINY,
-        "DATASETS.TRAIN", "('toy_voc_train',)", "DATASETS.TEST", "('toy_voc_test',)",
-        "MODEL.WEIGHTS", str(tmp_path / "tiny.pkl"), "OUTPUT_DIR", str(tmp_path / "run"),
-        "MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.STEM_OUT_CHANNELS", "16",
-        "MODEL.RESNETS.RES2_OUT_CHANNELS", "32", "MODEL.RESNETS.WIDTH_PER_GROUP", "8",
-        "MODEL.RESNETS.NUM_BLOCKS", "[1, 1, 1, 1]", "MODEL.ROI_HEADS.NUM_CLASSES", "10",
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ANCHOR_GENERATOR.SIZES", "[[32]]",
-        "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
-    ])  # fmt: skip
+    code = main(
+        [
+            "--config-file",
+            "voc/pascal_voc_R_50_C4_24k_moco",
+            *TINY,
+            "DATASETS.TRAIN",
+            "('toy_voc_train',)",
+            "DATASETS.TEST",
+            "('toy_voc_test',)",
+            "MODEL.WEIGHTS",
+            str(tmp_path / "tiny.pkl"),
+            "OUTPUT_DIR",
+            str(tmp_path / "run"),
+            "MODEL.BACKBONE.NAME",
+            "build_any_width_resnet_backbone",
+            "MODEL.RESNETS.STEM_OUT_CHANNELS",
+            "16",
+            "MODEL.RESNETS.RES2_OUT_CHANNELS",
+            "32",
+            "MODEL.RESNETS.WIDTH_PER_GROUP",
+            "8",
+            "MODEL.RESNETS.NUM_BLOCKS",
+            "[1, 1, 1, 1]",
+            "MODEL.ROI_HEADS.NUM_CLASSES",
+            "10",
+            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
+            "16",
+            "MODEL.ANCHOR_GENERATOR.SIZES",
+            "[[32]]",
+            "MODEL.RPN.POST_NMS_TOPK_TEST",
+            "20",
+        ]
+    )
     assert code == 0
     # stem, 3 blocks and 1 block in the heads, 3 convolutions each, and 4 shortcuts: 17, each with a norm
     assert "weights: 85 of 85 backbone tensors" in (tmp_path / "run" / "log.txt").read_text()
@@ -135,9 +179,7 @@ def test_detectron2s_own_trainer_takes_the_config(datasets: Path, tmp_path: Path
     cfg.merge_from_list([*TINY, *TOY, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
     cfg.merge_from_list(["SOLVER.STEPS", "()", "TEST.PRECISE_BN.ENABLED", "False"])
     if name.endswith("moco"):
-        network = make_resnet(
-            num_blocks=[2, 2, 2, 2], out_channels=[16, 32, 64, 128], bottleneck_channels=None
-        )
+        network = make_resnet(num_blocks=[2, 2, 2, 2], out_channels=[16, 32, 64, 128], bottleneck_channels=None)
         save_zoo_pickle(tmp_path / "w.pkl", {k: v.numpy() for k, v in network.state_dict().items()}, {})
         cfg.MODEL.WEIGHTS = str(tmp_path / "w.pkl")
     trainer = DefaultTrainer(cfg)

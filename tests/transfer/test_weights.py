@@ -114,8 +114,10 @@ def test_what_is_not_filled_is_named(tmp_path: Path) -> None:
     assert "res2.0.conv1.weight" in str(error.value) and "--allow-partial" in str(error.value)
     coverage = load_weights(fpn_detector(), str(path), allow_partial=True)
     assert {name.removeprefix("backbone.bottom_up.") for name in coverage.missing} == {
-        "res3.1.conv2.weight", "stem.conv1.norm.running_var", "res2.0.conv1.weight"
-    }  # fmt: skip
+        "res3.1.conv2.weight",
+        "stem.conv1.norm.running_var",
+        "res2.0.conv1.weight",
+    }
 
 
 def test_raw_checkpoint_of_the_wrong_layout_is_refused(tmp_path: Path) -> None:
@@ -166,14 +168,19 @@ def test_random_initialisation_and_unreadable_files(
 
 # what the converter writes beside weights of a ResNet-50, and of a ViT-S as v3 has it
 RESNET = {
-    "input_format": "RGB", "pixel_mean": [123.675, 116.28, 103.53], "pixel_std": [58.395, 57.12, 57.375],
-    "stride_in_1x1": False, "architecture": "resnet50", "target": "detectron2",
-}  # fmt: skip
+    "input_format": "RGB",
+    "pixel_mean": [123.675, 116.28, 103.53],
+    "pixel_std": [58.395, 57.12, 57.375],
+    "stride_in_1x1": False,
+    "architecture": "resnet50",
+    "target": "detectron2",
+}
 VIT = {
     **{key: RESNET[key] for key in ("input_format", "pixel_mean", "pixel_std", "target")},
-    "architecture": "vit_small_patch16_224", "timm_name": "vit_small_patch16_224",
+    "architecture": "vit_small_patch16_224",
+    "timm_name": "vit_small_patch16_224",
     "timm_arguments": {"num_heads": 12, "drop_path_rate": 0.1, "dynamic_img_size": True},
-}  # fmt: skip
+}
 C4, FPN = "voc/pascal_voc_R_50_C4_24k", "demo/scenes_R_18_FPN_quarter"
 PYRAMID = "timm/coco_vit_small_pyramid_1x_moco"
 
@@ -197,21 +204,42 @@ def test_weights_that_fit_the_config_pass() -> None:
 @pytest.mark.parametrize(
     ("config_name", "overrides", "metadata", "message"),
     [
-        (C4, (), RESNET, r"INPUT\.FORMAT is BGR, .* made with RGB; choose the config that ends in _moco, or pass INPUT"),
-        (f"{C4}_moco", ("MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]"), RESNET,
-         r'MODEL\.PIXEL_MEAN is \[103.*with \[123\.675, 116\.28, 103\.53\];.*MODEL\.PIXEL_MEAN "\[123\.675, '),
+        (
+            C4,
+            (),
+            RESNET,
+            r"INPUT\.FORMAT is BGR, .* made with RGB; choose the config that ends in _moco, or pass INPUT",
+        ),
+        (
+            f"{C4}_moco",
+            ("MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]"),
+            RESNET,
+            r'MODEL\.PIXEL_MEAN is \[103.*with \[123\.675, 116\.28, 103\.53\];.*MODEL\.PIXEL_MEAN "\[123\.675, ',
+        ),
         (f"{C4}_moco", ("MODEL.PIXEL_STD", "[1, 1, 1]"), RESNET, r"MODEL\.PIXEL_STD is \[1, 1, 1\].*\[58\.395"),
-        (f"{C4}_moco", ("MODEL.RESNETS.STRIDE_IN_1X1", True), RESNET,
-         r"MODEL\.RESNETS\.STRIDE_IN_1X1 is True, .* with False; .*pass MODEL\.RESNETS\.STRIDE_IN_1X1 False"),
-        (PYRAMID, ("MODEL.TIMM.NAME", "vit_base_patch16_224"), VIT,
-         r"MODEL\.TIMM\.NAME is vit_base_patch16_224, .* with vit_small_patch16_224; pass MODEL\.TIMM\.NAME vit_small"),
-        (PYRAMID, ("MODEL.TIMM.ARGS", "['drop_path_rate', 0.2]"), VIT,
-         r"ARGS is \['drop_path_rate', 0\.2\], .* with \{'num_heads': 12\}; "
-         r"pass MODEL\.TIMM\.ARGS \"\['drop_path_rate', 0\.2, 'num_heads', 12\]"),
+        (
+            f"{C4}_moco",
+            ("MODEL.RESNETS.STRIDE_IN_1X1", True),
+            RESNET,
+            r"MODEL\.RESNETS\.STRIDE_IN_1X1 is True, .* with False; .*pass MODEL\.RESNETS\.STRIDE_IN_1X1 False",
+        ),
+        (
+            PYRAMID,
+            ("MODEL.TIMM.NAME", "vit_base_patch16_224"),
+            VIT,
+            r"MODEL\.TIMM\.NAME is vit_base_patch16_224, .* with vit_small_patch16_224; pass MODEL\.TIMM\.NAME vit_small",
+        ),
+        (
+            PYRAMID,
+            ("MODEL.TIMM.ARGS", "['drop_path_rate', 0.2]"),
+            VIT,
+            r"ARGS is \['drop_path_rate', 0\.2\], .* with \{'num_heads': 12\}; "
+            r"pass MODEL\.TIMM\.ARGS \"\['drop_path_rate', 0\.2, 'num_heads', 12\]",
+        ),
         (PYRAMID, (), RESNET, r"MODEL\.BACKBONE\.NAME is build_timm_fpn_backbone, .* resnet50 for build_any_width"),
         (f"{C4}_moco", (), VIT, r"vit_small_patch16_224 for build_timm_fpn_backbone and its like"),
     ],
-)  # fmt: skip
+)
 def test_weights_that_contradict_the_config_are_refused(
     config_name: str, overrides: tuple, metadata: dict, message: str
 ) -> None:
