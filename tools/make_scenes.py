@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 
 from moco_plugin.data.idx import load_idx_images
-from moco_plugin.data.scenes import make_scenes
 from moco_plugin.errors import command
+from moco_plugin.transfer.synthetic.scenes import make_scenes
 
 EXAMPLES = """example:
   %(prog)s datasets/scenes \\

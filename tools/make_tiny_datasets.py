@@ -7,9 +7,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moco_plugin.data.idx import load_idx_images
-from moco_plugin.data.tiny_datasets import make_tiny_datasets
-from moco_plugin.data.tiny_scenes import group_looks, read_photos
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """examples:
@@ -44,14 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace tiny data sets that are there")
     args = parser.parse_args(argv)
 
+    from moco_plugin.data.idx import load_idx_images
+    from moco_plugin.transfer.synthetic.tiny_datasets import class_tables, make_tiny_datasets
+    from moco_plugin.transfer.synthetic.tiny_scenes import group_looks, read_photos
+
     if args.images and not args.train and not args.test:
         train, test = read_photos(args.images)
     elif args.train and args.test and not args.images:
         train, test = (group_looks(*load_idx_images(spec)[:2]) for spec in (args.train, args.test))
     else:
         raise UsageError("give either --train and --test, or --images")
-    from moco_plugin.transfer.datasets import class_tables
-
     make_tiny_datasets(
         args.output,
         train,

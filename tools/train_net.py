@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Trains and evaluates a detector: detectron2's train_net with our components, configs and checks."""
+"""Train and evaluate a detector: detectron2's train_net with our components, configs and checks."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 
-from moco_plugin.config import find_config
+import moco_plugin.transfer  # noqa: F401  (prepares detectron2 in the processes that its launcher spawns)
 from moco_plugin.errors import command
 
 EXAMPLES = """examples:
@@ -19,9 +19,9 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses detectron2's command line and ours, and launches."""
-    from moco_plugin.transfer import trainer  # noqa: I001  (must come before detectron2 itself)
-    from detectron2.engine import default_argument_parser, launch
+    """Parse detectron2's command line and ours, and train."""
+    from moco_plugin.transfer.trainer import Machines, train  # isort: skip  (before detectron2, which it prepares)
+    from detectron2.engine import default_argument_parser
 
     parser = default_argument_parser(epilog=EXAMPLES)
     parser.description = __doc__
@@ -29,15 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds")
     args = parser.parse_args(argv)
 
-    cfg = trainer.prepare(args)
-    args.config_file = str(find_config(args.config_file, "detectron2"))  # detectron2 logs what is in it
-    launch(
-        trainer.run,
-        args.num_gpus,
-        num_machines=args.num_machines,
-        machine_rank=args.machine_rank,
-        dist_url=args.dist_url,
-        args=(cfg, args),
+    train(
+        args.config_file,
+        args.opts,
+        resume=args.resume,
+        eval_only=args.eval_only,
+        overwrite=args.overwrite,
+        allow_partial=args.allow_partial,
+        machines=Machines(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url),
     )
     return 0
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import moco_plugin.transfer  # noqa: F401  (prepares detectron2 in the processes that its launcher spawns)
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """examples:
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args(argv)
 
     from moco_plugin.report.transfer_table import list_tasks, transfer_table
-    from moco_plugin.tasks import find_task
+    from moco_plugin.transfer.tasks import find_task
 
     if args.list:
         print(list_tasks())
@@ -72,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     init = args.init or "moco"
     task.config(init)
 
-    from moco_plugin.transfer.runner import Machines, default_gpus, run_trials
+    from moco_plugin.transfer.runner import run_trials
+    from moco_plugin.transfer.trainer import Machines, default_gpus
 
     gpus = default_gpus() if args.gpus is None else args.gpus
     out = args.out or Path("runs/transfer") / task.name / init

@@ -15,7 +15,7 @@ from moco_plugin.report.curves import line_chart
 from moco_plugin.report.evaluation_results import linear_table, other_tables, read_evaluations
 from moco_plugin.report.page import Page, Picture
 from moco_plugin.report.transfer_table import read_transfers, run_name, transfer_table
-from moco_plugin.tasks import TASKS, Task
+from moco_plugin.transfer.tasks import TASKS, Task
 
 Run = tuple[Path, dict[str, Any]]  # its folder and its results.json
 SIDE = 640  # pixels of a drawn prediction, at most

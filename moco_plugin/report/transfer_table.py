@@ -9,7 +9,7 @@ from typing import Any
 from moco_plugin.papers import Published
 from moco_plugin.report.evaluation_results import METHODS, NONE, find_results
 from moco_plugin.report.tables import Table
-from moco_plugin.tasks import TASKS, Task
+from moco_plugin.transfer.tasks import TASKS, Task
 
 KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the results.json of a transfer run has
 

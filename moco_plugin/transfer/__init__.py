@@ -1,16 +1,11 @@
-"""Everything that needs detectron2; importing it registers our components, data sets and config keys."""
+"""Transfer experiments on detectron2.
 
-from moco_plugin.errors import UserError
-from moco_plugin.transfer import compat
+``import moco_plugin.transfer`` imports nothing heavy and is all that a detectron2 script needs: the components are
+registered when detectron2 is imported, or at once if it already is. ``register()`` does it now.
+"""
 
-compat.before_import()
-try:
-    import detectron2.evaluation
-    import detectron2.modeling  # noqa: F401
-except ModuleNotFoundError as error:
-    raise UserError(
-        f"detectron2 needs {error.name}, which is not installed; run `pip install 'moco-plugin[detectron2]'`"
-    ) from error
-compat.after_import()
+from moco_plugin.transfer.registration import register, register_on_import
 
-from moco_plugin.transfer import datasets, dilated_c5, fcn, resnet, roi_heads, timm_backbone  # noqa: E402, F401  (they register)
+__all__ = ["register"]
+
+register_on_import()

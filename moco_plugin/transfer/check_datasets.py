@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from moco_plugin.tasks import TASKS, find_task
-from moco_plugin.transfer.dataset_files import Files, datasets_root, find_files, source
+from moco_plugin.transfer.components.dataset_files import Files, datasets_root, find_files, source
+from moco_plugin.transfer.tasks import TASKS, find_task
 
 
 def check_datasets(tasks: Sequence[str] = (), progress: bool = True) -> tuple[str, bool]:

@@ -23,8 +23,8 @@ from moco_plugin.checkpoints.write import check_ending, source_network, write_pr
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.errors import UserError
 from moco_plugin.files import check_output
-from moco_plugin.transfer.resnet import resnet_for_weights
-from moco_plugin.transfer.timm_backbone import build_timm_backbone
+from moco_plugin.transfer.components.resnet import resnet_for_weights
+from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 
 STAGES = (
     "res2",

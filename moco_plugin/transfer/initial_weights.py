@@ -14,7 +14,7 @@ from moco_plugin.checkpoints.names import is_released, resolve
 from moco_plugin.convert import convert_file
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import sha256
-from moco_plugin.transfer.compat import fit_device
+from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.weights import load_weights, read_file
 
 

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path, check_output
-from moco_plugin.transfer.compat import fit_device
-from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.trainer import load_config
 from moco_plugin.transfer.weights import load_weights
 

@@ -1,16 +1,15 @@
-"""Runs a transfer experiment as the papers do: several trials from the same weights, their mean and spread."""
+"""Transfer experiments as in the papers: several trials from the same weights, their mean and spread."""
 
 from __future__ import annotations
 
+import multiprocessing
 import shlex
 import shutil
 import signal
 import statistics
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,46 +19,20 @@ import torch
 from detectron2.config import CfgNode
 
 import moco_plugin
-from moco_plugin.errors import Stopped, UsageError, UserError
+from moco_plugin.errors import Stopped, UsageError, UserError, command
 from moco_plugin.files import read_json, write_json
-from moco_plugin.tasks import Task
 from moco_plugin.training.run_folder import locked
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
-from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.examples import MIN_SCORE, draw_examples
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
 from moco_plugin.transfer.scaling import scale_to_batch
-from moco_plugin.transfer.trainer import RESULTS, load_config
+from moco_plugin.transfer.tasks import Task
+from moco_plugin.transfer.trainer import RESULTS, Machines, load_config, train
 
+CONTEXT = multiprocessing.get_context("spawn")
 OWN = ("OUTPUT_DIR", "SEED")  # config keys that the runner sets
-
-
-@dataclass
-class Machines:
-    """Where the trials run: detectron2's launcher takes these."""
-
-    gpus: int
-    num_machines: int = 1
-    machine_rank: int = 0
-    dist_url: str | None = None
-
-    @property
-    def processes(self) -> int:
-        """Training processes on all machines."""
-        return self.gpus * self.num_machines
-
-    def arguments(self) -> list[str]:
-        """Returns them for the command line of train_net."""
-        arguments = ["--num-gpus", str(self.gpus)]
-        if self.num_machines > 1:
-            arguments += ["--num-machines", str(self.num_machines), "--machine-rank", str(self.machine_rank)]
-        return arguments + (["--dist-url", self.dist_url] if self.dist_url else [])
-
-
-def default_gpus() -> int:
-    """Returns the number of GPUs here; 1, which is the CPU, where there are none."""
-    return max(1, torch.cuda.device_count())
 
 
 def run_trials(
@@ -77,8 +50,8 @@ def run_trials(
     """Train and evaluate the trials that are not finished yet.
 
     Everything that can be wrong is checked before the first trial. Trial n has the seed n and the folder
-    ``trial_n``; it goes on from its last checkpoint where it was cut off. ``results.json`` is written anew after
-    each trial. Several machines need to share the folder, as detectron2 wants it.
+    ``trial_n``; an interrupted trial resumes from its last checkpoint. ``results.json`` is written
+    after each trial. Several machines must share the folder, as detectron2 requires.
 
     Args:
         task: The experiment.
@@ -132,17 +105,10 @@ def run_trials(
                 _write(out, record)
             folder = out / f"trial_{number}"
             settings = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "SEED", str(number), "OUTPUT_DIR", str(folder)]
-            command = [
-                "--config-file",
-                config,
-                "--resume",
-                *machines.arguments(),
-                *scaled,
-                *overrides,
-                *settings,
-            ]
-            print(f"trial {number} of {trials}: moco-train-net {shlex.join(command)}", flush=True)
-            if code := _train(command):
+            changes = [*scaled, *overrides, *settings]
+            typed = shlex.join(["--config-file", config, "--resume", *machines.arguments(), *changes])
+            print(f"trial {number} of {trials}: moco-train-net {typed}", flush=True)
+            if code := _train(config, changes, machines):
                 raise UserError(
                     f"trial {number} stopped with exit code {code}, its message is above; the same command resumes "
                     "it from its last checkpoint"
@@ -167,19 +133,8 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _check_batch(cfg: CfgNode, machines: Machines) -> None:
-    """Raises UsageError unless there are the GPUs, and the batch can be spread over them evenly."""
-    if not 1 <= machines.gpus <= default_gpus():
-        raise UsageError(
-            f"--gpus is {machines.gpus}, and there are {torch.cuda.device_count()} GPUs here; expected 1"
-            + (f" to {default_gpus()}" if default_gpus() > 1 else "")
-        )
-    if machines.num_machines > 1 and not machines.dist_url:
-        raise UsageError("several machines need --dist-url, such as tcp://10.0.0.1:29500 of the first of them")
-    if machines.num_machines < 1 or not 0 <= machines.machine_rank < machines.num_machines:
-        raise UsageError(
-            f"--machine-rank is {machines.machine_rank} of --num-machines {machines.num_machines}; expected "
-            "0 for the first machine to one less than their number for the last"
-        )
+    """Raise UsageError unless the machines are there and the batch can be spread over them evenly."""
+    machines.check()
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, machines.processes
     if batch < 1:
         raise UsageError(f"SOLVER.IMS_PER_BATCH is {batch}; expected 1 or more images per batch")
@@ -262,33 +217,37 @@ def _difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None
     return None if before == now else (name, before, now)
 
 
-def _train(arguments: Sequence[str]) -> int:
-    """Run train_net in a process of its own, so that no trial leaves anything to the next; return its exit code.
+def _trial(config: str, overrides: Sequence[str], machines: Machines) -> None:
+    """Train one trial and exit as the command line tool does."""
+    sys.exit(command(lambda _: train(config, overrides, resume=True, machines=machines))())
+
+
+def _train(config: str, overrides: Sequence[str], machines: Machines) -> int:
+    """Run a trial in a process of its own, so that it leaves nothing to the next; return its exit code.
 
     Raises:
         Stopped: By a signal, which ends the trial as well.
     """
     received: list[int] = []
-    processes: list[subprocess.Popen[bytes]] = []
+    process = CONTEXT.Process(target=_trial, args=(config, overrides, machines))
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for process in processes:
+        if process.pid is not None:
             process.terminate()
 
     names = [name for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
     numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop) for number in numbers}
     try:
-        with subprocess.Popen([sys.executable, "-m", "moco_plugin.tools.train_net", *arguments]) as process:
-            processes.append(process)
-            if received:  # before there was a process
-                process.terminate()
-            try:
-                code = process.wait()
-            except BaseException:  # Ctrl-C
-                process.kill()
-                raise
+        process.start()
+        if received:  # before there was a process
+            process.terminate()
+        try:
+            process.join()
+        except BaseException:  # Ctrl-C
+            process.kill()
+            raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -297,7 +256,7 @@ def _train(arguments: Sequence[str]) -> int:
             f"stopped by {signal.Signals(received[0]).name}; the same command resumes the trial from its last checkpoint",
             received[0],
         )
-    return code
+    return process.exitcode or 0
 
 
 def _read_trial(folder: Path, number: int, machines: Machines) -> dict[str, Any]:

@@ -1,11 +1,13 @@
-"""Trains and evaluates detectors with detectron2's trainer, checked weights and a results.json."""
+"""Training and evaluation of detectors: detectron2's trainer, checked weights and a results.json."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import detectron2.utils.comm as comm
@@ -13,7 +15,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.engine import DefaultTrainer, default_setup, launch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
@@ -25,9 +27,9 @@ from moco_plugin.files import write_json
 from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
-from moco_plugin.transfer.compat import fit_device
-from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.densepose import add_densepose_config, densepose_trainer, wants_densepose
+from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.evaluators import build_evaluator
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
@@ -185,54 +187,124 @@ def _plain(value: Any) -> Any:
     return None if math.isnan(value) else float(value)
 
 
-def prepare(args: argparse.Namespace) -> CfgNode:
-    """Turns command line arguments into a frozen config, having checked config, data sets and output.
+@dataclass(frozen=True)
+class Machines:
+    """The processes of a run, as detectron2's launcher takes them.
+
+    Attributes:
+        gpus: Processes of this machine, one a GPU; 1 is the CPU on a machine without GPUs.
+        num_machines: Machines that train together.
+        machine_rank: Number of this machine, from 0.
+        dist_url: Where the machines meet, such as ``tcp://10.0.0.1:29500``; None on a single machine.
+    """
+
+    gpus: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str | None = None
+
+    @property
+    def processes(self) -> int:
+        """Training processes on all machines."""
+        return self.gpus * self.num_machines
+
+    def arguments(self) -> list[str]:
+        """Return them for the command line of train_net."""
+        arguments = ["--num-gpus", str(self.gpus)]
+        if self.num_machines > 1:
+            arguments += ["--num-machines", str(self.num_machines), "--machine-rank", str(self.machine_rank)]
+        return arguments + (["--dist-url", self.dist_url] if self.dist_url else [])
+
+    def check(self) -> None:
+        """Raise UsageError unless this machine has the GPUs and its number is one of theirs."""
+        if not 1 <= self.gpus <= default_gpus():
+            raise UsageError(
+                f"--num-gpus (--gpus) is {self.gpus}, and this machine has {torch.cuda.device_count()} GPUs; expected 1"
+                + (f" to {default_gpus()}" if default_gpus() > 1 else ", which is the CPU")
+            )
+        if self.num_machines > 1 and not self.dist_url:
+            raise UsageError("several machines need --dist-url, such as tcp://10.0.0.1:29500 of the first of them")
+        if self.num_machines < 1 or not 0 <= self.machine_rank < self.num_machines:
+            raise UsageError(
+                f"--machine-rank is {self.machine_rank} of --num-machines {self.num_machines}; expected "
+                "0 for the first machine to one less than their number for the last"
+            )
+
+
+def default_gpus() -> int:
+    """Return the number of GPUs of this machine; 1, which is the CPU, if there are none."""
+    return max(1, torch.cuda.device_count())
+
+
+def train(
+    config: str,
+    overrides: Sequence[str] = (),
+    *,
+    resume: bool = False,
+    eval_only: bool = False,
+    overwrite: bool = False,
+    allow_partial: bool = False,
+    machines: Machines = Machines(),
+) -> None:
+    """Train and evaluate a model of detectron2, or only evaluate it, on the GPUs of this machine.
 
     Args:
-        args: detectron2's arguments (``config_file``, ``opts``, ``resume``, ``eval_only``, ``num_gpus``) and
-            ``overwrite``.
+        config: A path, or a name below ``configs/detectron2``.
+        overrides: ``KEY VALUE`` pairs, as on detectron2's command line.
+        resume: Resume from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+        eval_only: Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+        overwrite: Replace the run in ``OUTPUT_DIR``.
+        allow_partial: Accept weights that leave a part of the backbone random.
+        machines: The processes.
 
     Raises:
-        UserError: Anything that would make the run fail or overwrite another one.
+        UsageError: Invalid arguments, or a run in ``OUTPUT_DIR`` that is neither resumed nor overwritten.
+        UserError: Data sets or weights that are missing or do not fit.
     """
-    if args.num_gpus > max(1, torch.cuda.device_count()):
-        raise UsageError(f"--num-gpus is {args.num_gpus}, and there are {torch.cuda.device_count()} GPUs here")
-    cfg = load_config(args.config_file, args.opts)
-    datasets = (*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
+    machines.check()
+    cfg = load_config(config, list(overrides))
+    datasets = (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     for name in datasets:
         require_dataset(name)
         check_annotations(name)
     check_class_count(cfg, datasets)
     output = Path(cfg.OUTPUT_DIR)
     earlier = [path for path in (output / RESULTS, output / "last_checkpoint") if path.exists()]
-    if earlier and not (args.resume or args.overwrite):
+    if earlier and not (resume or overwrite):
         raise UsageError(
             f"{output} holds a run already ({earlier[0].name}) and was kept; "
             "pass --resume, --overwrite or another OUTPUT_DIR"
         )
-    if args.overwrite and not args.eval_only and not args.resume:
-        # detectron2 would append to some of them
-        for pattern in (
-            RESULTS,
-            "last_checkpoint",
-            "model_*.pth",
-            "metrics.json",
-            "events.out.*",
-            "log.txt*",
-        ):
+    if overwrite and not eval_only and not resume:  # detectron2 would append to some of them
+        for pattern in (RESULTS, "last_checkpoint", "model_*.pth", "metrics.json", "events.out.*", "log.txt*"):
             for path in output.glob(pattern):
                 path.unlink()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=args.machine_rank, name="moco_plugin")
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=machines.machine_rank, name="moco_plugin")
     if is_released(cfg.MODEL.WEIGHTS):  # by name: fetched, and converted into the run's folder
         weights = find_weights("moco", cfg.MODEL.WEIGHTS, "")
-        cfg.MODEL.WEIGHTS = weights.detectron2_file(output, args.machine_rank)
+        cfg.MODEL.WEIGHTS = weights.detectron2_file(output, machines.machine_rank)
     fit_device(cfg)
     cfg.freeze()
-    return cfg
+    # detectron2 logs the config file's content
+    args = SimpleNamespace(
+        config_file=str(find_config(config, "detectron2")),
+        eval_only=eval_only,
+        resume=resume,
+        allow_partial=allow_partial,
+        overrides=list(overrides),
+    )
+    launch(
+        _run,
+        machines.gpus,
+        num_machines=machines.num_machines,
+        machine_rank=machines.machine_rank,
+        dist_url=machines.dist_url or "auto",
+        args=(cfg, args),
+    )
 
 
-def run(cfg: CfgNode, args: argparse.Namespace) -> None:
-    """Trains and evaluates, or only evaluates, in each process that detectron2 launches."""
+def _run(cfg: CfgNode, args: SimpleNamespace) -> None:
+    """Train and evaluate, or only evaluate, in each process that detectron2 launches."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
     default_setup(cfg, args)
     if args.eval_only:

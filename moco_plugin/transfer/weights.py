@@ -17,7 +17,7 @@ from moco_plugin.checkpoints.names import is_released
 from moco_plugin.checkpoints.read import load_file
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.timm_backbone import BUILDERS, network_arguments
+from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from moco_plugin.report.tables import Table
 from moco_plugin.report.transfer_page import write_report
 from moco_plugin.report.transfer_table import list_tasks, match, transfer_table
-from moco_plugin.tasks import TASKS
+from moco_plugin.transfer.tasks import TASKS
 from tests.report.browser import load
 from tests.report.test_demo_page import Reader
 

@@ -1,4 +1,4 @@
-"""Lets the tests here import detectron2: first comes what it needs; without it there is nothing to test."""
+"""Fixtures for the tests that need detectron2; without it none of them is collected."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ import pytest
 import torch
 
 from moco_plugin.data.idx import load_idx_images
-from moco_plugin.data.tiny_datasets import make_tiny_datasets
-from moco_plugin.data.tiny_scenes import group_looks
 from tests.conftest import TEST, TRAIN
 
 if importlib.util.find_spec("detectron2") is None:
@@ -33,7 +31,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for DETECTRON2_DATASETS with tiny data sets in all layouts; only to be read."""
-    from moco_plugin.transfer.datasets import class_tables
+    from moco_plugin.transfer.synthetic.tiny_datasets import class_tables, make_tiny_datasets
+    from moco_plugin.transfer.synthetic.tiny_scenes import group_looks
 
     train, test = (group_looks(*load_idx_images(f"{spec}[0:200]")[:2]) for spec in (TRAIN, TEST))
     root = tmp_path_factory.mktemp("datasets") / "tiny"
@@ -51,7 +50,7 @@ def catalog_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import builtin
 
-    from moco_plugin.transfer.datasets import register_scenes, register_voc_semantic
+    from moco_plugin.transfer.components.datasets import register_datasets
 
     catalogs = (DatasetCatalog, MetadataCatalog)
     before = [dict(catalog.data) for catalog in catalogs]
@@ -60,8 +59,7 @@ def catalog_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         catalog.data.clear()
     try:
         importlib.reload(builtin)
-        register_scenes()
-        register_voc_semantic(root)
+        register_datasets()
         yield root
     finally:
         for catalog, content in zip(catalogs, before, strict=True):

@@ -13,8 +13,9 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
+from moco_plugin import compat
 from moco_plugin.errors import UserError
-from moco_plugin.transfer import compat
+from moco_plugin.transfer.device import fit_device
 
 TRANSFORM, MASKS, DEFORM = "data/transforms/transform.py", "structures/masks.py", "layers/deform_conv.py"
 OLD = {TRANSFORM: "x = Image.LINEAR\n", MASKS: "y = np.bool\n", DEFORM: "from detectron2 import _C\n"}
@@ -101,7 +102,7 @@ def test_fit_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cfg = config("cuda")
-    changes = compat.fit_device(cfg)
+    changes = fit_device(cfg)
     assert cfg.MODEL.DEVICE == "cpu" and len(changes) == 4
     assert {c.split(":")[0] for c in changes[1:]} == {
         "MODEL.RESNETS.NORM",
@@ -110,8 +111,8 @@ def test_fit_device(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == "BN"
     assert cfg.MODEL.ROI_BOX_HEAD.NORM == "GN"
-    assert compat.fit_device(cfg) == []
+    assert fit_device(cfg) == []
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     cfg = config("cuda")
-    assert compat.fit_device(cfg) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN"
+    assert fit_device(cfg) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN"

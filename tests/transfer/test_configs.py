@@ -21,8 +21,8 @@ from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.config import configs_folder
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.compat import fit_device
-from moco_plugin.transfer.resnet import make_resnet
+from moco_plugin.transfer.components.resnet import make_resnet
+from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.trainer import load_config
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
 from tests.checkpoints.test_read import official

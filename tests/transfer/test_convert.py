@@ -23,7 +23,7 @@ from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 from moco_plugin.config import find_config
 from moco_plugin.errors import UserError
 from moco_plugin.transfer import convert
-from moco_plugin.transfer.timm_backbone import build_timm_backbone
+from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 from moco_plugin.transfer.weights import check_input
 from tests.checkpoints.test_read import OFFICIAL, official
 from tests.checkpoints.test_write import checkpoint as read

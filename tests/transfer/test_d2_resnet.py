@@ -13,7 +13,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.resnet import make_resnet, resnet_for_weights
+from moco_plugin.transfer.components.resnet import make_resnet, resnet_for_weights
 
 
 def config(name: str, **options: object) -> CfgNode:

@@ -18,12 +18,13 @@ from moco_plugin.tools.check_datasets import main as check
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from moco_plugin import compat
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.tasks import TASKS as ALL_TASKS
-from moco_plugin.transfer import compat, dataset_files, datasets
-from moco_plugin.transfer.datasets import require_dataset
+from moco_plugin.transfer.components import dataset_files, datasets
+from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.evaluators import build_evaluator
 from moco_plugin.transfer.semantic_mapper import read_labels
+from moco_plugin.transfer.tasks import TASKS as ALL_TASKS
 from tests.processes import Tool
 from tests.transfer.conftest import catalog_of
 

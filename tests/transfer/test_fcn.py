@@ -14,7 +14,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from PIL import Image
 
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.fcn import FCNHead
+from moco_plugin.transfer.components.fcn import FCNHead
 from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, read_labels, training_steps
 from moco_plugin.transfer.trainer import load_config
 

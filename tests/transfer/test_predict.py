@@ -13,8 +13,8 @@ from detectron2.modeling import build_model
 from moco_plugin.tools.predict import main
 from PIL import Image
 
-from moco_plugin.transfer.compat import fit_device
-from moco_plugin.transfer.datasets import register_scenes
+from moco_plugin.transfer.components.datasets import register_scenes
+from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.predict import class_names, draw
 from moco_plugin.transfer.trainer import load_config
 from tests.transfer.test_datasets import perfect
@@ -79,7 +79,7 @@ def test_names_are_known_without_the_data_set() -> None:
 
 
 def test_names_of_scenes_come_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moco_plugin.data.scenes import make_scenes
+    from moco_plugin.transfer.synthetic.scenes import make_scenes
 
     images = np.full((2, 28, 28), 255, np.uint8)
     root = make_scenes(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,12 +19,12 @@ from moco_plugin.tools.transfer import main
 from moco_plugin.config import find_config
 from moco_plugin.errors import Stopped, UsageError
 from moco_plugin.files import sha256
-from moco_plugin.tasks import TASKS
 from moco_plugin.training.run_folder import locked
-from moco_plugin.transfer import runner
+from moco_plugin.transfer import runner, trainer
 from moco_plugin.transfer.densepose import wants_densepose
 from moco_plugin.transfer.scaling import scale_to_batch
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.tasks import TASKS
+from moco_plugin.transfer.trainer import Machines, load_config
 from tests.checkpoints.test_read import official
 from tests.transfer.conftest import catalog_of
 
@@ -73,7 +73,8 @@ class Trials:
         self.cut_off: set[int] = set()
         self.started: list[int] = []
 
-    def train(self, arguments: list[str]) -> int:
+    def train(self, config: str, overrides: list[str], machines: Machines) -> int:
+        arguments = ["--config-file", config, "--resume", *machines.arguments(), *overrides]
         number = int(arguments[arguments.index("SEED") + 1])
         self.started.append(number)
         if number in self.cut_off:
@@ -261,7 +262,7 @@ def test_tasks_are_what_their_configs_say() -> None:
             ["--task", "voc_c4", "--init", "random", "--images-per-batch", "4", "SOLVER.IMS_PER_BATCH", "4"],
             "both",
         ),
-        (["--task", "voc_c4", "--init", "random", "--gpus", "64"], "--gpus is 64"),
+        (["--task", "voc_c4", "--init", "random", "--gpus", "64"], "(--gpus) is 64"),
         (["--task", "voc_c4", "--init", "random", "--num-machines", "2"], "--dist-url"),
         (["--task", "voc_c4", "--init", "random", "SOLVER.MAX_ITERS", "4"], "SOLVER.MAX_ITER"),
         (["--task", "voc_c4", "--init", "random", "SEED", "4"], "--trials"),
@@ -346,14 +347,14 @@ def test_folder_of_something_else_is_kept(
 
 
 def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "default_gpus", lambda: 8)
+    monkeypatch.setattr(trainer, "default_gpus", lambda: 8)
     cfg = load_config("voc/pascal_voc_R_50_C4_24k_moco", [])
-    runner._check_batch(cfg, runner.Machines(8, 2, 1, "tcp://host:1"))
+    runner._check_batch(cfg, Machines(8, 2, 1, "tcp://host:1"))
     with pytest.raises(UsageError, match="16 images per batch cannot be spread evenly over 6 processes"):
-        runner._check_batch(cfg, runner.Machines(6))
+        runner._check_batch(cfg, Machines(6))
     with pytest.raises(UsageError, match="--machine-rank is 2"):
-        runner._check_batch(cfg, runner.Machines(8, 2, 2, "tcp://host:1"))
-    assert runner.Machines(8, 2, 1, "tcp://host:1").arguments() == [
+        runner._check_batch(cfg, Machines(8, 2, 2, "tcp://host:1"))
+    assert Machines(8, 2, 1, "tcp://host:1").arguments() == [
         "--num-gpus",
         "8",
         "--num-machines",
@@ -368,18 +369,27 @@ def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_a_signal_ends_the_trial_too(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     number = getattr(signal, name)
-    script = tmp_path / "python"
-    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nkill -{number} $PPID\nexec sleep 60\n")
-    script.chmod(0o755)
-    monkeypatch.setattr(runner, "sys", SimpleNamespace(executable=str(script)))
+    pid = tmp_path / "pid"
+
+    def trial(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        pid.write_text(str(os.getpid()))
+        os.kill(os.getppid(), number)
+        signal.pause()
+
+    monkeypatch.setattr(runner, "CONTEXT", multiprocessing.get_context("fork"))
+    monkeypatch.setattr(runner, "_trial", trial)
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
-        runner._train([])
+        runner._train("", [], Machines())
     assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == before
     with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
-    script.write_text("#!/bin/sh\nexit 3\n")
-    assert runner._train([]) == 3
+        os.kill(int(pid.read_text()), 0)
+
+
+def test_a_trial_runs_in_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
+    assert runner._train("voc/no_such_config", [], Machines()) == 2
+    assert "error: " in capfd.readouterr().err
 
 
 def test_second_runner_in_a_folder_is_refused(

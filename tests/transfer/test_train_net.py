@@ -14,11 +14,11 @@ from moco_plugin.tools.train_net import main
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.config import find_config
 from moco_plugin.data.idx import load_idx_images
-from moco_plugin.data.scenes import make_scenes
 from moco_plugin.files import sha256
 from moco_plugin.transfer import initial_weights
-from moco_plugin.transfer.datasets import register_scenes
-from moco_plugin.transfer.resnet import make_resnet
+from moco_plugin.transfer.components.datasets import register_scenes
+from moco_plugin.transfer.components.resnet import make_resnet
+from moco_plugin.transfer.synthetic.scenes import make_scenes
 from tests.checkpoints.test_read import official
 from tests.conftest import TEST, TRAIN
 from tests.processes import Tool

@@ -1,4 +1,4 @@
-"""Registers the data sets that detectron2 lacks, and checks that data sets are there."""
+"""Data sets that detectron2 lacks, and checks of those that are registered."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances
-from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
-from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
-from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 
-from moco_plugin.data.tiny_datasets import ClassTables
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import read_json
-from moco_plugin.transfer.dataset_files import PACKAGES, datasets_root, find_files, source
-from moco_plugin.transfer.voc_semantic import register_voc_semantic
+from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_root, find_files, source
+from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
 
 
 def register_scenes(root: Path | None = None, name: str = "scenes") -> None:
@@ -52,18 +48,10 @@ def _load_voc(root: Path, split: str, name: str) -> list[dict]:
     return list(load_voc_instances(str(root), split, class_names))
 
 
-register_scenes()
-register_voc_semantic(datasets_root())
-
-
-def class_tables() -> ClassTables:
-    """Returns the classes of the real data sets, as detectron2 knows them."""
-    return ClassTables(
-        voc=CLASS_NAMES,
-        coco={category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]},
-        lvis=LVIS_CATEGORIES,
-        cityscapes=CITYSCAPES_CATEGORIES,
-    )
+def register_datasets() -> None:
+    """Register the data sets that detectron2 lacks, below :func:`datasets_root`."""
+    register_scenes()
+    register_voc_semantic(datasets_root())
 
 
 def require_dataset(name: str) -> None:

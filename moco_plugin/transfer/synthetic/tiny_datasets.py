@@ -7,15 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
+from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
+from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from tqdm import tqdm
 
-from moco_plugin.data.scenes import MAX_SCALE
-from moco_plugin.data.tiny_cityscapes import BANDS, write_cityscapes
-from moco_plugin.data.tiny_coco import write_coco, write_lvis
-from moco_plugin.data.tiny_scenes import Looks, TinyScene, compose_split
-from moco_plugin.data.tiny_voc import write_sbd, write_voc
 from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_folder, check_output, write_json
+from moco_plugin.transfer.synthetic.scenes import MAX_SCALE
+from moco_plugin.transfer.synthetic.tiny_cityscapes import BANDS, write_cityscapes
+from moco_plugin.transfer.synthetic.tiny_coco import write_coco, write_lvis
+from moco_plugin.transfer.synthetic.tiny_scenes import Looks, TinyScene, compose_split
+from moco_plugin.transfer.synthetic.tiny_voc import write_sbd, write_voc
 
 MARKER = "tiny_datasets.json"
 MIN_TRAIN, MIN_TEST = 4, 2
@@ -37,6 +40,16 @@ class ClassTables:
     coco: Mapping[int, str]
     lvis: Sequence[Mapping[str, Any]]
     cityscapes: Sequence[Mapping[str, Any]]
+
+
+def class_tables() -> ClassTables:
+    """Return the classes of the real data sets, as detectron2 knows them."""
+    return ClassTables(
+        voc=CLASS_NAMES,
+        coco={category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]},
+        lvis=LVIS_CATEGORIES,
+        cityscapes=CITYSCAPES_CATEGORIES,
+    )
 
 
 def make_tiny_datasets(

@@ -14,7 +14,7 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from moco_plugin.transfer.voc_semantic import AUGMENTED, TRAIN_AUG, label_file, read_ids, semantic_ids
+from moco_plugin.transfer.components.voc_semantic import AUGMENTED, TRAIN_AUG, label_file, read_ids, semantic_ids
 
 DENSEPOSE = {  # of detectron2's DensePose project, which registers them if it is installed
     "densepose_coco_2014_train": ("coco/train2014", "coco/annotations/densepose_train2014.json"),

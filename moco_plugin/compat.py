@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import logging
 import os
 import re
 import sys
@@ -15,12 +14,9 @@ from types import ModuleType
 from typing import Any
 
 import numpy
-import torch
 from PIL import Image
 
 from moco_plugin.errors import UserError
-
-logger = logging.getLogger(__name__)
 
 
 def _in1d(values: Any, wanted: Any) -> numpy.ndarray:
@@ -68,6 +64,23 @@ def _needs(package: Path, shim: str) -> bool:
     """Tell whether this detectron2 needs a shim, by the line that shows it."""
     file, line = SIGNS[shim]
     return re.search(line, (package / file).read_text(encoding="utf-8"), re.M) is not None
+
+
+def apply() -> None:
+    """Import detectron2, prepared so that 0.6 and its main branch both run here; a second call changes nothing.
+
+    Raises:
+        UserError: detectron2 or a package that it needs is not installed.
+    """
+    before_import()
+    try:
+        import detectron2.evaluation
+        import detectron2.modeling  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"detectron2 needs {error.name}, which is not installed; run `pip install 'moco-plugin[detectron2]'`"
+        ) from error
+    after_import()
 
 
 def before_import() -> list[str]:
@@ -188,38 +201,3 @@ def _pkg_resources_stand_in() -> ModuleType:
 
     module.resource_filename = resource_filename  # type: ignore[attr-defined]
     return module
-
-
-def fit_device(cfg: Any) -> list[str]:
-    """Adapt a detectron2 config to the machine, and say so.
-
-    Without CUDA, ``MODEL.DEVICE`` becomes ``cpu``; on a CPU, synchronised batch norm becomes batch norm,
-    which is the same thing within one process.
-
-    Args:
-        cfg: A detectron2 config that is not frozen; changed in place.
-
-    Returns:
-        One sentence for each change.
-    """
-    changes = []
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-        changes.append("MODEL.DEVICE: no CUDA here, so training and evaluation run on the CPU")
-    if cfg.MODEL.DEVICE == "cpu":
-        for path in _replace_sync_bn(cfg.MODEL, "MODEL"):
-            changes.append(f"{path}: SyncBN does not train on a CPU, so BN is used")
-    for change in changes:
-        logger.warning(change)
-    return changes
-
-
-def _replace_sync_bn(node: Any, path: str) -> list[str]:
-    changed = []
-    for key, value in node.items():
-        if isinstance(value, dict):  # a CfgNode is a dict
-            changed += _replace_sync_bn(value, f"{path}.{key}")
-        elif key.endswith("NORM") and value == "SyncBN":
-            node[key] = "BN"
-            changed.append(f"{path}.{key}")
-    return changed

@@ -10,10 +10,11 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.resnet import make_stage, resnet_options
+from moco_plugin.transfer.components.resnet import make_stage, resnet_options
+from moco_plugin.transfer.registration import offer
 
 
-@ROI_HEADS_REGISTRY.register()
+@offer(ROI_HEADS_REGISTRY)
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """detectron2's res5 head with a norm of kind ``MODEL.RESNETS.NORM`` on its output (MoCo v1, section 4.2).
 

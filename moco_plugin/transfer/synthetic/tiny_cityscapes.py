@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from moco_plugin.data.polygons import mask_polygons, pixel_centres
-from moco_plugin.data.tiny_scenes import TinyScene, band_rows
+from moco_plugin.transfer.synthetic.polygons import mask_polygons, pixel_centres
+from moco_plugin.transfer.synthetic.tiny_scenes import TinyScene, band_rows
 
 BANDS = ("sky", "building", "road")  # the ground of every scene, top to bottom
 IGNORED = 255

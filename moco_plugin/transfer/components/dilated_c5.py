@@ -10,7 +10,8 @@ from detectron2.modeling import BACKBONE_REGISTRY, Backbone
 from torch import Tensor
 
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.resnet import build_any_width_resnet_backbone
+from moco_plugin.transfer.components.resnet import build_any_width_resnet_backbone
+from moco_plugin.transfer.registration import offer
 
 
 class DilatedC5(Backbone):
@@ -50,7 +51,7 @@ class DilatedC5(Backbone):
         return {"c5": self._shape}
 
 
-@BACKBONE_REGISTRY.register()
+@offer(BACKBONE_REGISTRY)
 def build_resnet_dilated_c5_backbone(cfg: Any, input_shape: ShapeSpec) -> DilatedC5:
     """Builds the R50-dilated-C5 of MoCo v1, section 4.2: res5 with dilation 2 and stride 1, 512 channels.
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from moco_plugin.data.idx import load_idx_images
-from moco_plugin.data.scenes import compose_scene, make_scenes, run_lengths
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.transfer.synthetic.scenes import compose_scene, make_scenes, run_lengths
 from tests.conftest import TEST, TRAIN
 from tests.processes import Tool
 
@@ -147,7 +147,7 @@ def test_refusals(scenes: Path, tmp_path: Path, tool: Tool) -> None:
 
 def test_detectron2_reads_both_formats(scenes: Path) -> None:
     pytest.importorskip("detectron2")
-    from moco_plugin.transfer.datasets import register_scenes  # noqa: I001  (before detectron2)
+    from moco_plugin.transfer.components.datasets import register_scenes  # noqa: I001  (before detectron2)
     from detectron2.data import DatasetCatalog, MetadataCatalog
 
     register_scenes(scenes, "format")

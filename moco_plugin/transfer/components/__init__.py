@@ -1,0 +1,9 @@
+"""What detectron2's registries, catalogs and default config get from us; importing this package registers it."""
+
+from moco_plugin import compat
+
+compat.apply()  # before the modules below, which import detectron2
+
+from moco_plugin.transfer.components import datasets, dilated_c5, fcn, resnet, roi_heads, timm_backbone  # noqa: E402, F401
+
+datasets.register_datasets()
