@@ -51,10 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
 
-    from moco_plugin import benchmark
+    from moco_plugin.tools.benchmarks import measure
+
     from moco_plugin.files import write_json
 
-    result = getattr(benchmark, what_to_measure)(**args)
+    result = getattr(measure, what_to_measure)(**args)
     for name, row in result["results"].items():
         print(f"{name:>14}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
     print(json.dumps({key: value for key, value in result.items() if key != "results"}))

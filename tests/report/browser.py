@@ -1,10 +1,11 @@
-"""A headless Chromium that loads a page and says what became of it."""
+"""A headless Chromium that loads a page, and a parser that reads it."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,30 @@ def load(page: Path, profile: Path) -> tuple[str, list[str]]:
     command = [find_browser(), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return result.stdout, [line for line in result.stderr.splitlines() if "CONSOLE" in line]
+
+
+VOID = {"meta", "link", "img", "source", "br"}
+
+
+class Reader(HTMLParser):
+    """Checks that every element is closed in order, and keeps what tests ask for."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.text = ""
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data

@@ -7,48 +7,21 @@ import io
 import json
 import re
 import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from moco_plugin.tools.demo_parts.page import write_demo_report
 from PIL import Image
 
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UserError
 from moco_plugin.evaluation.retrieval import Neighbours
 from moco_plugin.report.curves import line_chart
-from moco_plugin.report.demo_page import write_demo_report
 from moco_plugin.report.neighbours_picture import write_neighbours
 from moco_plugin.report.page import Page, Picture
 from moco_plugin.report.tables import Table
-from tests.report.browser import load
-from tests.report.conftest import BOX_AP, COMMAND, write_knn, write_transfer
-
-VOID = {"meta", "link", "img", "source", "br"}
-
-
-class Reader(HTMLParser):
-    """Checks that every element is closed in order, and keeps what tests ask for."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.elements: list[tuple[str, dict[str, str]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, {name: value or "" for name, value in attrs}))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
+from tests.demo.conftest import BOX_AP, COMMAND, write_knn, write_transfer
+from tests.report.browser import Reader, load
 
 
 @pytest.fixture(scope="module")

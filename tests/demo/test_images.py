@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from moco_plugin.tools.demo_parts import images as fashion_mnist
 
-from moco_plugin.data import fashion_mnist
 from moco_plugin.errors import UserError
 from tests.conftest import FASHION_MNIST
 

@@ -1,20 +1,23 @@
-"""The whole path on real images, tool by tool, as a user would type it."""
+"""The stages of the demo: the whole path on real images, tool by tool, as a user would type it."""
 
 from __future__ import annotations
 
+import importlib
+import multiprocessing
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moco_plugin.data.fashion_mnist import get_fashion_mnist
+from moco_plugin.tools.demo_parts.images import get_fashion_mnist
+
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path, read_json
 
+CONTEXT = multiprocessing.get_context("spawn")
 DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
 QUICK_PRETRAIN = [
     "data.batch_size=64",
@@ -64,8 +67,15 @@ class Command:
 
 
 def _cores() -> int:
-    """Returns how many cores this process may use."""
+    """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _enter(command: Command, environment: dict[str, str]) -> None:
+    """Run a tool in this process, and exit as it does."""
+    os.environ.update(environment)
+    tool = importlib.import_module(f"moco_plugin.tools.{command.name}")
+    sys.exit(tool.main(command.arguments))
 
 
 class Demo:
@@ -101,19 +111,19 @@ class Demo:
                 print(f"$ {typed}\n  (done: {command.makes})", flush=True)
                 continue
             print(f"$ {typed}", flush=True)
-            started.append((command, {**os.environ, **settings}))
-        processes = []
+            started.append((command, CONTEXT.Process(target=_enter, args=(command, settings))))
         try:
-            for command, environment in started:
-                words = [sys.executable, "-m", f"moco_plugin.tools.{command.name}", *command.arguments]
-                processes.append(subprocess.Popen(words, env=environment))
-            codes = [process.wait() for process in processes]
+            for _, process in started:
+                process.start()
+            for _, process in started:
+                process.join()
         except BaseException:  # Ctrl-C
-            for process in processes:
-                process.terminate()
+            for _, process in started:
+                if process.pid is not None:
+                    process.terminate()
             raise
-        for (command, _), code in zip(started, codes, strict=True):
-            if code:
+        for command, process in started:
+            if process.exitcode:
                 raise UserError(f"the demo stopped where {command.shown} failed; its message is above")
 
     def run(self, trials: int) -> Path:
@@ -196,7 +206,7 @@ class Demo:
         with atomic_path(folder / "commands.txt") as temporary:
             temporary.write_text("\n".join(self.commands) + "\n")
 
-        from moco_plugin.report.demo_page import write_demo_report
+        from moco_plugin.tools.demo_parts.page import write_demo_report  # not needed before, and heavy
 
         report = folder / "report.html"
         print(write_demo_report(folder, report))

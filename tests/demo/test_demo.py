@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from moco_plugin.tools.demo import main
+from moco_plugin.tools.demo_parts import run
 
 from tests.conftest import FASHION_MNIST
-from tests.processes import Tool
+from tests.processes import context
 from tests.report.browser import load
 
 
-def test_quick_demo(
-    tool: Tool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def start(command: list[str], env: dict[str, str]) -> SimpleNamespace:
-        assert command[:2] == [sys.executable, "-m"]
-        finished = tool(command[2].removeprefix("moco_plugin.tools."), *command[3:], **env)
-        return SimpleNamespace(wait=lambda: finished.returncode)
-
-    monkeypatch.setattr("moco_plugin.demo.subprocess", SimpleNamespace(Popen=start))
+def test_quick_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run, "CONTEXT", context)  # the same, from a process that has imported the packages
     out = tmp_path / "demo"
     arguments = ["--quick", "--out", str(out), "--images", str(FASHION_MNIST)]
     assert main(arguments) == 0

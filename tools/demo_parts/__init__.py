@@ -1,0 +1,1 @@
+"""The demo: its images, its stages and its page."""
