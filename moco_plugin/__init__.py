@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
+    from moco_plugin.checkpoints.read import read_checkpoint
     from moco_plugin.config import load_config
+    from moco_plugin.conversion import convert
     from moco_plugin.evaluation import (
         evaluate_finetune,
         evaluate_knn,
@@ -23,12 +25,16 @@ if TYPE_CHECKING:
     )
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
     from moco_plugin.pretraining.run import pretrain
+    from moco_plugin.transfer.predict import predict
+    from moco_plugin.transfer.runner import run_trials
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "moco_plugin.backbones": ("create_backbone", "feature_dim"),
+    "moco_plugin.checkpoints.read": ("read_checkpoint",),
     "moco_plugin.config": ("load_config",),
+    "moco_plugin.conversion": ("convert",),
     "moco_plugin.evaluation": (
         "evaluate_finetune",
         "evaluate_knn",
@@ -40,6 +46,8 @@ _MODULES = {
     ),
     "moco_plugin.methods": ("METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "build_method"),
     "moco_plugin.pretraining.run": ("pretrain",),
+    "moco_plugin.transfer.predict": ("predict",),
+    "moco_plugin.transfer.runner": ("run_trials",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = list(_HOMES)

@@ -61,13 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args(arguments[inspecting:])
 
     if inspecting:
-        from moco_plugin.checkpoints.inspect import inspect_checkpoint
+        from moco_plugin.checkpoints.describe import describe
+        from moco_plugin.checkpoints.read import read_checkpoint
 
-        print("\n".join(inspect_checkpoint(args.file, args.encoder, args.architecture)))
+        print("\n".join(describe(read_checkpoint(args.file, args.encoder, args.architecture))))
         return 0
-    from moco_plugin.convert import convert_file
+    from moco_plugin.conversion import convert
 
-    convert_file(
+    convert(
         args.file,
         args.output,
         args.to,

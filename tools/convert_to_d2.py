@@ -26,9 +26,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.pkl if it exists")
     args = parser.parse_args(argv)
 
-    from moco_plugin.convert import convert_file
+    from moco_plugin.conversion import convert
 
-    convert_file(args.input, args.output, "detectron2", encoder=args.encoder, overwrite=args.overwrite)
+    convert(args.input, args.output, "detectron2", encoder=args.encoder, overwrite=args.overwrite)
     return 0
 
 

@@ -8,6 +8,18 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from moco_plugin.checkpoints.load import File
+from moco_plugin.checkpoints.metadata import (
+    Hints,
+    nothing,
+    of_detectron2,
+    of_lightly_train,
+    of_mmpretrain,
+    of_official_moco,
+    of_official_moco_v3,
+    of_ours,
+    of_timm,
+)
 from moco_plugin.errors import UserError
 
 
@@ -25,6 +37,12 @@ class Layout:
         mark: A name that must occur, where ``query`` alone does not tell.
         vit_small_heads: Attention heads of a ViT of width 384, which shapes do not tell.
         small_stem_padding: Of the 3x3 stem for small images, which shapes do not tell.
+        about: Collects what files of the layout say about themselves.
+        framework: Whose networks hold weights under the encoder's names: "torchvision", "timm" or "detectron2".
+        names_backbone: The file names its backbone; nothing else is tried.
+        elsewhere: Tensors of the encoder that are not below ``query``; group 1 is the name within the encoder.
+        head: What stands before the projection head's names, where ``{}`` is "q" or "k"; "" is within the encoder;
+            None: heads are not read.
     """
 
     name: str
@@ -34,6 +52,11 @@ class Layout:
     mark: str = ""
     vit_small_heads: int = 6
     small_stem_padding: int = 1
+    about: Callable[[File, Hints, Mapping[str, Tensor]], None] = nothing
+    framework: str = "torchvision"
+    names_backbone: bool = False
+    elsewhere: str = ""
+    head: str | None = None
 
 
 # Where state dicts lie in files, and what wrappers put before their names.
@@ -48,12 +71,17 @@ LAYOUTS: tuple[Layout, ...] = (
         rf"(?!{_MOMENTUM}){_WRAPPED}",
         rf"(?={_MOMENTUM}){_WRAPPED}",
         others=r"\S*(?:head|criterion|queue|predictor|wrapped_model\._pool)\b|\S*embed_head",
+        about=of_lightly_train,
     ),
     Layout(
         "moco_plugin",
         r"method\.encoder_q\.backbone\.",
         r"method\.encoder_k\.backbone\.",
         others=r"method\.(?:encoder_[qk]\.head|predictor|queue)\.",
+        about=of_ours,
+        framework="timm",
+        names_backbone=True,
+        head="state_dict.method.encoder_{}.head.",
     ),
     Layout(
         "MMSelfSup/MMPreTrain",
@@ -61,8 +89,9 @@ LAYOUTS: tuple[Layout, ...] = (
         r"momentum_encoder\.(?:module\.)?0\.",
         others=rf"(?:{_MM_PARTS})\.|queue",
         mark=r"momentum_encoder\.(?:module\.)?0\.",
-        vit_small_heads=12,
-    ),  # its MoCo v3
+        vit_small_heads=12,  # its MoCo v3
+        about=of_mmpretrain,
+    ),
     Layout(
         "MMSelfSup/MMPreTrain",
         r"backbone\.|encoder_q\.0\.(?=conv1|layer|patch_embed|cls_token)",
@@ -70,9 +99,25 @@ LAYOUTS: tuple[Layout, ...] = (
         others=rf"(?:{_MM_PARTS})\.|queue",
         mark=r"(?:encoder_[qk]|target_net|online_net)\.(?:module\.)?0\.(?:conv1|layer|patch_embed|cls_token)"
         r"|neck\.|data_preprocessor\.|head\.(?:fc|layers)\.",
+        about=of_mmpretrain,
     ),
-    Layout("official MoCo v1/v2", r"encoder_q\.", r"encoder_k\.", others=r"queue(?:_ptr)?$"),
-    Layout("official MoCo v3", r"base_encoder\.", r"momentum_encoder\.", others=r"predictor\.", vit_small_heads=12),
+    Layout(
+        "official MoCo v1/v2",
+        r"encoder_q\.",
+        r"encoder_k\.",
+        others=r"queue(?:_ptr)?$",
+        about=of_official_moco,
+        head="",
+    ),
+    Layout(
+        "official MoCo v3",
+        r"base_encoder\.",
+        r"momentum_encoder\.",
+        others=r"predictor\.",
+        vit_small_heads=12,
+        about=of_official_moco_v3,
+        head="",
+    ),
     Layout(
         "VISSL",
         r"classy_state_dict\.base_model\.model\.trunk\.(?:_feature_blocks\.)?",
@@ -112,14 +157,22 @@ LAYOUTS: tuple[Layout, ...] = (
         "detectron2",
         r"(?:backbone\.)?(?:bottom_up\.)?(?=stem\.conv1\.weight$)",
         others=r"backbone\.(?:fpn|top_block)|proposal_generator\.|roi_heads\.|sem_seg_head\.|head\.|pixel_|anchor|mask_head",
+        about=of_detectron2,
+        framework="detectron2",
+        elsewhere=r"roi_heads\.(res5\.\d+\.\S+)",  # a C4 detector has its res5 in the heads
+        head="",
     ),
     Layout(
         "timm",
         r"state_dict\.(?:module\.)?",
         r"(?:state_dict_ema|model_ema)\.(?:module\.)?",
         mark=r"(?:state_dict_ema|model_ema)\.",
+        about=of_timm,
+        framework="timm",
     ),
 )
+# A network's own names, in which one of several frameworks saves it.
+PLAIN = Layout("timm", "", about=of_timm, framework="timm")
 # Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
 _ANCHOR = re.compile(r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?|conv_proj|0)\.weight$")
 _BLOCK = re.compile(r"(?<![^.])(?:layer\d|layers\.\d|blocks\.\d|encoder\.layers|\d+\.\d)")
@@ -170,7 +223,7 @@ def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None
             f"several networks lie side by side, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
             "layout tells which is the trained one"
         )
-    return Found(Layout("plain", re.escape(prefixes[0])), prefixes[0], None) if prefixes else None
+    return Found(PLAIN, prefixes[0], None) if prefixes else None
 
 
 def unused_names(names: Iterable[str], found: Found, prefix: str, used: Iterable[str]) -> list[str]:
@@ -208,13 +261,10 @@ def _first(names: Iterable[str], pattern: str) -> str | None:
 
 
 def encoder_names(names: Iterable[str], found: Found, prefix: str) -> dict[str, str]:
-    """Returns the full name of each tensor below ``prefix``, by its name within the encoder.
-
-    A C4 detector of detectron2 has its res5 in the heads; it is put where it belongs.
-    """
+    """Return the full name of each tensor of the encoder below ``prefix``, by its name within the encoder."""
     names = list(names)
     inner = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
-    if found.layout.name == "detectron2":
-        res5 = re.compile(WHERE + r"roi_heads\.(res5\.\d+\.\S+)")
-        inner |= {m[1]: name for name in names if (m := res5.match(name))}
+    if found.layout.elsewhere:
+        elsewhere = re.compile(WHERE + found.layout.elsewhere)
+        inner |= {m[1]: name for name in names if (m := elsewhere.match(name))}
     return inner

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
 from moco_plugin.checkpoints import resnet, vit
-from moco_plugin.checkpoints.hints import IMAGENET_VIEW, Hints, claimed_architecture, hints
-from moco_plugin.checkpoints.layouts import HEADS, Found, encoder_names, find_layout, unused_names
+from moco_plugin.checkpoints.layouts import HEADS, PLAIN, Found, encoder_names, find_layout, unused_names
 from moco_plugin.checkpoints.load import File, load, load_file, named_tensors
-from moco_plugin.checkpoints.names import resolve
+from moco_plugin.checkpoints.metadata import IMAGENET_VIEW, Hints, claimed_architecture, hints
 from moco_plugin.checkpoints.networks import Mismatch, fit
+from moco_plugin.checkpoints.released import resolve
 from moco_plugin.checkpoints.renaming import timm_names
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError, UserError, did_you_mean
@@ -41,6 +41,8 @@ class Checkpoint:
         layout: Whose layout it is.
         architecture: Name of the backbone.
         backbone: The timm network, in eval mode, with the weights loaded, without a head.
+        framework: Whose networks hold the weights under the names in the file: "torchvision", "timm" or "detectron2".
+        original: The encoder's tensors under their names in the file.
         untrained: Builds the same network with random weights, from the run's seed where the file has it.
         head: The projection head's weights under the names that official checkpoints give them (fc...).
         view: How images are shown to the backbone.
@@ -59,6 +61,8 @@ class Checkpoint:
     architecture: str
     backbone: nn.Module
     untrained: Callable[[], nn.Module]
+    framework: str = "timm"
+    original: dict[str, Tensor] = field(default_factory=dict)
     head: dict[str, Tensor] = field(default_factory=dict)
     view: View = field(default_factory=lambda: IMAGENET_VIEW)
     epoch: int | None = None
@@ -124,7 +128,7 @@ def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
     prefix = found.query if encoder == "query" else found.key
     if prefix is None:
         raise UserError(f"{file.path} ({layout}) holds one encoder only; leave out --encoder key")
-    about = hints(file, layout, tensors)
+    about = hints(file, found.layout.about, tensors)
     full = encoder_names(tensors, found, prefix)
     renamed = timm_names({name: tensors[full[name]] for name in full})
     state = {renamed[name]: tensors[full[name]] for name in full}
@@ -133,8 +137,10 @@ def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
     unused = unused_names(
         tensors, found, prefix, (full[n] for n in full if renamed[n] in used or renamed[n] in head_names)
     )
-    if layout == "plain":
+    framework = found.layout.framework
+    if found.layout is PLAIN:
         layout = _whose_names(file, network, full, architecture)
+        framework = "timm" if layout == "timm" else "torchvision"
     side = getattr(getattr(network.backbone, "patch_embed", None), "img_size", None)
     if isinstance(side, tuple) and side[0] == side[1]:
         about.view.image_size = side[0]
@@ -144,10 +150,12 @@ def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
         network.architecture,
         network.backbone,
         network.untrained,
-        head=_head(layout, encoder, tensors, {n: state[n] for n in head_names}),
+        framework=framework,
+        original={name: tensors[full[name]] for name in full},
+        head=_head(found.layout.head, encoder, tensors, {n: state[n] for n in head_names}),
         view=about.view,
         epoch=about.epoch,
-        method=about.method or _method_by_head(layout, head_names),
+        method=about.method,
         sha256=sha256(file.weights),
         encoder=encoder,
         encoders=("query", "key") if found.key is not None else ("query",),
@@ -169,10 +177,10 @@ def _network(
         try:
             return _named(about, state, size)
         except Mismatch as error:
-            if architecture is not None or found.layout.name == "moco_plugin":
+            if architecture is not None or found.layout.names_backbone:
                 raise
             mismatch = error  # a ResNet or ViT that was changed: its shapes tell
-    elif found.layout.name == "moco_plugin":
+    elif found.layout.names_backbone:
         raise UserError(f"its config names the backbone {str(about.architecture)[:60]!r}, which timm does not have")
     for roots, of_shapes in ((resnet.ROOTS, _resnet), (vit.ROOTS, _vit)):
         own = {name: value for name, value in state.items() if name.partition(".")[0] in roots}
@@ -256,17 +264,11 @@ def _whose_names(file: File, network: _Network, names: Mapping[str, str], archit
     return "torchvision" if resnet_of_both or "conv_proj.weight" in names else "timm"
 
 
-def _head(layout: str, encoder: str, tensors: Mapping[str, Tensor], within: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The projection head where the layout keeps one with its encoder."""
-    if layout == "moco_plugin":
-        prefix = f"state_dict.method.encoder_{encoder[0]}.head."
+def _head(
+    before: str | None, encoder: str, tensors: Mapping[str, Tensor], within: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the projection head where the layout keeps one with its encoder; see ``Layout.head``."""
+    if before:
+        prefix = before.format(encoder[0])
         within = {f"fc.{n[len(prefix) :]}": value for n, value in tensors.items() if n.startswith(prefix)}
-    elif layout not in ("official MoCo v1/v2", "official MoCo v3", "detectron2"):
-        within = {}
-    return {name: value.clone() for name, value in within.items()}
-
-
-def _method_by_head(layout: str, head: list[str]) -> str | None:
-    if layout == "official MoCo v1/v2":
-        return "moco_v2" if "fc.2.weight" in head else "moco_v1"
-    return None
+    return {} if before is None else {name: value.clone() for name, value in within.items()}

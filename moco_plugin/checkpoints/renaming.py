@@ -1,15 +1,28 @@
-"""Foreign names of a ResNet's and a ViT's tensors into timm's: nn.Sequential, detectron2, MMPreTrain, torchvision."""
+"""Names of a ResNet's and a ViT's tensors: timm's, and those of nn.Sequential, detectron2, MMPreTrain, torchvision."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor
 
-from moco_plugin.checkpoints.torchvision import VIT_BLOCK_NAMES, VIT_NAMES
-
 Rename = Callable[[str], str]
+# timm's names of a ViT's tensors and torchvision's; a ResNet's are the same in both
+VIT_NAMES = {
+    "cls_token": "class_token",
+    "pos_embed": "encoder.pos_embedding",
+    "patch_embed.proj.": "conv_proj.",
+    "norm.": "encoder.ln.",
+}
+VIT_BLOCK_NAMES = {
+    "norm1.": "ln_1.",
+    "attn.qkv.": "self_attention.in_proj_",
+    "attn.proj.": "self_attention.out_proj.",
+    "norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.0.",
+    "mlp.fc2.": "mlp.3.",
+}
 
 
 def _replace(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rename:
@@ -90,3 +103,22 @@ def timm_names(state: Mapping[str, Tensor]) -> dict[str, str]:
         if prefix + mark in state:
             return {name: rename(name.removeprefix(prefix)) for name in state}
     return {name: name.removeprefix(prefix) for name in state}
+
+
+def detectron2_name(name: str) -> str:
+    """Return detectron2's name of a ResNet tensor, e.g. layer1.0.downsample.1.bias to res2.0.shortcut.norm.bias."""
+    if name.startswith("layer"):
+        name = re.sub(r"^layer(\d)", lambda stage: f"res{int(stage[1]) + 1}", name)
+    else:
+        name = f"stem.{name}"
+    name = re.sub(r"\bbn(\d)\b", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+# of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
+PLAIN_RESNET = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+")
+
+
+def is_plain_resnet(names: Iterable[str]) -> bool:
+    """Tell whether all tensors have a twin in detectron2's own ResNet."""
+    return all(PLAIN_RESNET.fullmatch(name) for name in names)

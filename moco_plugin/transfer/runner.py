@@ -28,21 +28,21 @@ from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.examples import MIN_SCORE, draw_examples
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
 from moco_plugin.transfer.scaling import scale_to_batch
-from moco_plugin.transfer.tasks import Task
-from moco_plugin.transfer.trainer import RESULTS, Machines, load_config, train
+from moco_plugin.transfer.tasks import Task, find_task
+from moco_plugin.transfer.trainer import RESULTS, Machines, default_gpus, load_config, train
 
 CONTEXT = multiprocessing.get_context("spawn")
 OWN = ("OUTPUT_DIR", "SEED")  # config keys that the runner sets
 
 
 def run_trials(
-    task: Task,
-    init: str,
-    weights: str | None,
-    out: str | Path,
+    task: Task | str,
+    init: str = "moco",
+    weights: str | None = None,
+    out: str | Path | None = None,
     *,
-    trials: int,
-    machines: Machines,
+    trials: int = 5,
+    machines: Machines | None = None,
     images_per_batch: int | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
@@ -54,13 +54,13 @@ def run_trials(
     after each trial. Several machines must share the folder, as detectron2 requires.
 
     Args:
-        task: The experiment.
+        task: The experiment, or its name.
         init: "random", "supervised" or "moco": the config.
         weights: A checkpoint that ``convert_to_d2`` reads, a released one's name, or a detectron2 ``.pkl``; None
             takes those that the config names.
-        out: Folder for everything.
-        trials: How many there are to be.
-        machines: Where they run.
+        out: Folder for everything; None for ``runs/transfer/TASK/INIT``.
+        trials: How many there are to be; the paper has 5 for VOC, LVIS and semantic segmentation.
+        machines: Where they run; None for all GPUs of this machine, or its CPU.
         images_per_batch: Scales learning rate, warm-up, drops and length to it; None leaves them.
         overrides: ``KEY VALUE`` pairs for the config, taken as they are, after scaling.
         overwrite: Throw away the trials that the folder holds.
@@ -72,7 +72,9 @@ def run_trials(
         UsageError: Arguments that cannot be right, or a folder with trials of other settings.
         UserError: Data sets or weights that are not there or do not fit, or a trial that failed.
     """
-    out = Path(out).expanduser()
+    task = find_task(task) if isinstance(task, str) else task
+    machines = machines or Machines(default_gpus())
+    out = Path(out or Path("runs/transfer") / task.name / init).expanduser()
     if trials < 1:
         raise UsageError(f"--trials is {trials}; expected 1 or more")
     _check_overrides(overrides)

@@ -20,7 +20,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
-from moco_plugin.checkpoints.names import is_released
+from moco_plugin.checkpoints.released import is_released
 from moco_plugin.config import find_config
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.files import write_json

@@ -13,8 +13,8 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from moco_plugin.checkpoints.names import is_released
 from moco_plugin.checkpoints.read import load_file
+from moco_plugin.checkpoints.released import is_released
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments

@@ -31,7 +31,7 @@ from lightly_train._transforms.transform import NormalizeArgs
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints.detectron2 import detectron2_name
+from moco_plugin.checkpoints.renaming import detectron2_name
 from moco_plugin.checkpoints.zoo_pickle import save_zoo_pickle
 from moco_plugin.methods.moco import MoCo
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_plugin.checkpoints.inspect import describe
+from moco_plugin.checkpoints.describe import describe
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
 from tests.checkpoints.foreign import SAMPLES, features

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
-from moco_plugin.checkpoints.inspect import inspect_checkpoint
+from moco_plugin.checkpoints.describe import describe
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.checkpoints.resnet import resnet_from_state
 from moco_plugin.checkpoints.vit import vit_from_state
@@ -299,7 +299,7 @@ def test_unused_tensors_are_listed(tmp_path: Path) -> None:
     torch.save(file, tmp_path / "moco.pth")
     unused = ["state_dict.module.encoder_q.gate.weight", "state_dict.module.mystery"]
     assert read_checkpoint(tmp_path / "moco.pth").unused == unused
-    lines = inspect_checkpoint(tmp_path / "moco.pth")
+    lines = describe(read_checkpoint(tmp_path / "moco.pth"))
     assert "unused        2 tensors, neither read nor known to be heads or queues:" in lines
     assert [line.strip() for line in lines[-2:]] == unused
     file["state_dict"]["module.encoder_q.layer1.0.se.weight"] = torch.zeros(1)  # the network would compute otherwise

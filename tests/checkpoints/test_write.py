@@ -14,11 +14,11 @@ from torch import nn
 from torchvision import models
 
 from moco_plugin.backbones import create_backbone
-from moco_plugin.checkpoints import write
+from moco_plugin.checkpoints import to_torchvision as module
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.checkpoints.resnet import resnet_from_state
-from moco_plugin.checkpoints.torchvision import to_torchvision, torchvision_network
-from moco_plugin.convert import how_to_open
+from moco_plugin.checkpoints.to_torchvision import to_torchvision, torchvision_network
+from moco_plugin.conversion import convert
 from moco_plugin.errors import UsageError, UserError
 
 # every kind of network at a size that costs little; full sizes differ from these in depth and width alone
@@ -56,6 +56,7 @@ def checkpoint(name: str, layout: str = "timm", **arguments: Any) -> Checkpoint:
         method="moco_v2",
         sha256="5d2e",
         arguments=arguments,
+        framework="timm" if layout == "timm" else "torchvision",
     )
 
 
@@ -68,7 +69,7 @@ def assert_equal(found: Any, network: nn.Module) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_timm_opens_the_folder_alone(name: str, tmp_path: Path) -> None:
     source = checkpoint(name, **NETWORKS[name])
-    proof = write.convert(source, tmp_path / "model", "timm")["proof"]
+    proof = convert(source, tmp_path / "model", "timm")["proof"]
     assert proof["target"] == "timm" and len(proof["largest_differences"]) > 2
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     network = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
@@ -85,12 +86,12 @@ def test_timm_opens_the_folder_alone(name: str, tmp_path: Path) -> None:
 
 def test_state_dicts_load_as_any_other_and_say_where_they_come_from(tmp_path: Path) -> None:
     source = checkpoint("resnet18", "official MoCo v1/v2")
-    proof = write.convert(source, tmp_path / "a.pth", "timm")["proof"]
+    proof = convert(source, tmp_path / "a.pth", "timm")["proof"]
     assert (proof["source"], proof["target"]) == ("torchvision", "timm")
     state = torch.load(tmp_path / "a.pth", weights_only=True)
     assert_equal(state, source.backbone)
     timm.create_model("resnet18", num_classes=0).load_state_dict(state)
-    write.convert(source, tmp_path / "a.safetensors", "timm")
+    convert(source, tmp_path / "a.safetensors", "timm")
     with safetensors.safe_open(tmp_path / "a.safetensors", "pt") as file:
         assert_equal({name: file.get_tensor(name) for name in file.keys()}, source.backbone)  # noqa: SIM118
         header = json.loads(file.metadata()["moco_plugin"])
@@ -141,7 +142,7 @@ def test_torchvision_names_at_full_size(name: str, theirs: str) -> None:
 )
 def test_torchvision(name: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     source = checkpoint(name, **arguments)
-    proof = write.convert(source, tmp_path / "weights.pth", "torchvision")["proof"]
+    proof = convert(source, tmp_path / "weights.pth", "torchvision")["proof"]
     assert (proof["source"], proof["target"]) == ("timm", "torchvision")
     state = torch.load(tmp_path / "weights.pth", weights_only=True)
     told = state._metadata["moco_plugin"]
@@ -164,7 +165,7 @@ def test_lightly_train_starts_from_the_file(name: str, tmp_path: Path) -> None:
     from lightly_train._models.timm.timm_package import TIMM_PACKAGE
 
     source, output = checkpoint(name, **NETWORKS[name]), tmp_path / "start.pt"
-    write.convert(source, output, "lightly-train")
+    convert(source, output, "lightly-train")
     model_args = {**NETWORKS[name], "num_classes": 0, "checkpoint_path": str(output)}
     wrapped = get_wrapped_model(f"timm/{name}", num_input_channels=3, model_args=model_args)
     assert_equal(wrapped.get_model().state_dict(), source.backbone)
@@ -174,32 +175,35 @@ def test_lightly_train_starts_from_the_file(name: str, tmp_path: Path) -> None:
 
 def test_wider_networks_that_timm_has_no_name_for(tmp_path: Path) -> None:
     source = checkpoint("resnet50", width=2, layers=[1, 1, 1, 1], channels=[32, 32, 32, 32])  # as R50w2x: stem of 128
-    write.convert(source, tmp_path / "wide.safetensors", "timm")
+    convert(source, tmp_path / "wide.safetensors", "timm")
     for output, to in (("folder", "timm"), ("a.pth", "lightly-train"), ("a.pth", "torchvision")):
         with pytest.raises(UserError, match=r"makes no network that holds|cannot hold these weights") as error:
-            write.convert(source, tmp_path / output, to)
+            convert(source, tmp_path / output, to)
         assert "\n" not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ["wide.safetensors"]
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d", "wide_resnet50_2"])
-def test_resnets_known_by_their_shapes_have_a_name_in_timm(name: str, tmp_path: Path) -> None:
+def test_resnets_known_by_their_shapes_have_a_name_in_timm(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     small = timm.create_model(name, num_classes=0, layers=[1, 1, 1, 1], channels=[32, 32, 64, 64])
     found, untrained, network = resnet_from_state(small.state_dict())
     source = Checkpoint(Path("source.pth"), "official MoCo v1/v2", found, network, untrained)
     for output in (tmp_path / "folder", tmp_path / "weights.pth"):
-        told = write.convert(source, output, "timm")
-        opened = eval(how_to_open(output, told), {"timm": timm})  # as a user types what was printed
+        convert(source, output, "timm")
+        printed = capsys.readouterr().out.partition("opens with: ")[2]
+        opened = eval(printed, {"timm": timm})  # as a user types it
         assert_equal(opened.state_dict(), small)
 
 
 def test_networks_that_torchvision_does_not_have(tmp_path: Path) -> None:
     for name, message in (("resnet50d", "cannot hold"), ("convnext_atto", "found a ConvNeXt")):
         with pytest.raises(UserError, match=message):
-            write.convert(checkpoint(name, **NETWORKS[name]), tmp_path / "a.pth", "torchvision")
+            convert(checkpoint(name, **NETWORKS[name]), tmp_path / "a.pth", "torchvision")
     registers = checkpoint("vit_tiny_patch16_224", depth=1, img_size=32, reg_tokens=1, no_embed_class=True)
     with pytest.raises(UserError, match="no twin of 'reg_token'"):
-        write.convert(registers, tmp_path / "a.pth", "torchvision")
+        convert(registers, tmp_path / "a.pth", "torchvision")
 
 
 @pytest.mark.parametrize("wrong", ["swapped", "rounded", "nan"])
@@ -222,33 +226,33 @@ def test_nothing_is_written_when_the_features_differ(
             second: state[second],
         }
 
-    monkeypatch.setattr(write, "to_torchvision", spoiled)
+    monkeypatch.setattr(module, "to_torchvision", spoiled)
     with pytest.raises(UserError, match=r"was not written: torchvision's encoder.layers.encoder_layer_1 differs by"):
-        write.convert(source, tmp_path / "a.pth", "torchvision")
+        convert(source, tmp_path / "a.pth", "torchvision")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_written_when_the_file_does_not_hold_the_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = write.write_state
+    right = torch.save
 
-    def torn(path: Path, metadata: dict[str, Any], *, state: dict[str, torch.Tensor]) -> None:
-        right(path, metadata, state={**state, "conv1.weight": state["conv1.weight"] + 1e-7})
+    def torn(state: dict[str, torch.Tensor], path: Path) -> None:
+        right({**state, "conv1.weight": state["conv1.weight"] + 1e-7}, path)
 
-    monkeypatch.setattr(write, "write_state", torn)
+    monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(UserError, match=r"read back, its conv1.weight was not what was written"):
-        write.convert(checkpoint("resnet18", **NETWORKS["resnet18"]), tmp_path / "a.pth", "timm")
+        convert(checkpoint("resnet18", **NETWORKS["resnet18"]), tmp_path / "a.pth", "timm")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_torchvision_source_is_proven_with_its_own_network(tmp_path: Path) -> None:
-    write.convert(checkpoint("vit_tiny_patch16_224", depth=2, img_size=32), tmp_path / "a.pth", "torchvision")
+    convert(checkpoint("vit_tiny_patch16_224", depth=2, img_size=32), tmp_path / "a.pth", "torchvision")
     source = read_checkpoint(tmp_path / "a.pth")
     assert source.layout == "torchvision"
     source.backbone.get_parameter("blocks.1.mlp.fc1.weight").data *= 1.001  # as if it had been read wrongly
     with pytest.raises(UserError, match=r"timm's blocks.1 differs by .* from torchvision's"):
-        write.convert(source, tmp_path / "b.pth", "timm")
+        convert(source, tmp_path / "b.pth", "timm")
 
 
 def test_dead_networks_prove_nothing(tmp_path: Path) -> None:
@@ -257,13 +261,13 @@ def test_dead_networks_prove_nothing(tmp_path: Path) -> None:
         if name.endswith(("bn1.bias", "bn2.bias")):
             value.fill_(-1e3)
     with pytest.raises(UserError, match="features are all zero"):
-        write.convert(source, tmp_path / "a.pth", "timm")
+        convert(source, tmp_path / "a.pth", "timm")
 
 
 def test_weights_in_half_precision_stay_so(tmp_path: Path) -> None:
     source = checkpoint("resnet18", **NETWORKS["resnet18"])
     source.backbone.half()
-    write.convert(source, tmp_path / "a.pth", "timm")
+    convert(source, tmp_path / "a.pth", "timm")
     assert torch.load(tmp_path / "a.pth", weights_only=True)["conv1.weight"].dtype == torch.float16
 
 
@@ -272,15 +276,15 @@ def test_what_is_there_is_kept(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
-        write.convert(source, tmp_path / "model", "timm")
+        convert(source, tmp_path / "model", "timm")
     with pytest.raises(UsageError, match="holds other things than a timm model"):
-        write.convert(source, tmp_path / "model", "timm", overwrite=True)
+        convert(source, tmp_path / "model", "timm", overwrite=True)
     assert (tmp_path / "model" / "notes.txt").read_text() == "mine"
     for output, to in (("a.pkl", "timm"), ("a", "torchvision"), ("a.safetensors", "lightly-train")):
         with pytest.raises(UsageError, match="does not end in"):
-            write.convert(source, tmp_path / output, to)
-    write.convert(source, tmp_path / "again", "timm")
-    write.convert(source, tmp_path / "again", "timm", overwrite=True)
+            convert(source, tmp_path / output, to)
+    convert(source, tmp_path / "again", "timm")
+    convert(source, tmp_path / "again", "timm", overwrite=True)
     assert sorted(p.name for p in (tmp_path / "again").iterdir()) == ["config.json", "model.safetensors"]
 
 

@@ -16,13 +16,13 @@ from detectron2.layers import ShapeSpec
 from moco_plugin.tools.convert import main as convert_main
 from moco_plugin.tools.convert_to_d2 import main
 
-from moco_plugin.checkpoints import write
-from moco_plugin.checkpoints.detectron2 import detectron2_name
 from moco_plugin.checkpoints.read import read_checkpoint
+from moco_plugin.checkpoints.renaming import detectron2_name
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 from moco_plugin.config import find_config
+from moco_plugin.conversion import convert
 from moco_plugin.errors import UserError
-from moco_plugin.transfer import convert
+from moco_plugin.transfer import to_detectron2
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 from moco_plugin.transfer.weights import check_input
 from tests.checkpoints.test_read import OFFICIAL, official
@@ -53,7 +53,7 @@ def test_official_checkpoint(name: str, tmp_path: Path) -> None:
     file = official(name, mlp=name != "resnet34")
     torch.save(file, tmp_path / "moco.pth.tar")
     checkpoint = read_checkpoint(tmp_path / "moco.pth.tar")
-    proof = convert.convert_to_detectron2(checkpoint, tmp_path / "moco.pkl")["proof"]
+    proof = convert(checkpoint, tmp_path / "moco.pkl")["proof"]
     assert (proof["source"], proof["target"]) == ("torchvision", "detectron2")
     assert list(proof["largest_differences"]) == ["res2", "res3", "res4", "res5"]
     assert max(proof["largest_differences"].values()) <= proof["tolerance"] == 1e-6
@@ -88,16 +88,16 @@ def test_own_checkpoint_through_the_tool(tiny_run: Path, tool: Tool, tmp_path: P
 def test_nothing_is_written_when_the_features_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save(official("resnet18"), tmp_path / "moco.pth.tar")
     checkpoint = read_checkpoint(tmp_path / "moco.pth.tar")
-    right = convert.to_detectron2
+    right = to_detectron2.to_detectron2
 
     def wrong(*args: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
         arrays = right(*args)
         name = "res4.0.conv1.weight"
         return {**arrays, name: arrays[name] * np.float32(1.001)}
 
-    monkeypatch.setattr(convert, "to_detectron2", wrong)
+    monkeypatch.setattr(to_detectron2, "to_detectron2", wrong)
     with pytest.raises(UserError, match=r"was not written: detectron2's res[45] differs by"):
-        convert.convert_to_detectron2(checkpoint, tmp_path / "moco.pkl")
+        convert(checkpoint, tmp_path / "moco.pkl")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["moco.pth.tar"]
 
 
@@ -119,7 +119,7 @@ TIMM: dict[str, dict[str, Any]] = {
 def test_timm_network(name: str, tmp_path: Path) -> None:
     source, output = read(name, **TIMM[name]), tmp_path / "timm.pkl"
     to = "detectron2-timm" if name == "resnet18" else "detectron2"  # detectron2 has that one itself
-    proof = convert.convert_to_detectron2(source, output, to=to)["proof"]
+    proof = convert(source, output, to=to)["proof"]
     assert (proof["source"], proof["target"]) == ("timm", "detectron2")
     assert len(proof["largest_differences"]) >= 2
     content = load_zoo_pickle(output)
@@ -144,12 +144,12 @@ def test_timm_network(name: str, tmp_path: Path) -> None:
 def test_stem_that_detectron2_does_not_have(tmp_path: Path) -> None:
     source = read("resnet18", small_stem=True, channels=[8, 16, 24, 32])
     with pytest.raises(UserError, match="the stem's filters are 3 x 3; detectron2 has 7 x 7"):
-        convert.convert_to_detectron2(source, tmp_path / "small.pkl")
+        convert(source, tmp_path / "small.pkl")
 
 
 def test_resnet_of_twice_the_width(tmp_path: Path) -> None:
     source = read("resnet50", width=2, layers=[1, 1, 1, 1])
-    proof = convert.convert_to_detectron2(source, tmp_path / "wide.pkl")["proof"]
+    proof = convert(source, tmp_path / "wide.pkl")["proof"]
     assert (proof["source"], proof["target"]) == ("timm", "detectron2")
     assert load_zoo_pickle(tmp_path / "wide.pkl")["model"]["stem.conv1.weight"].shape[0] == 128
 
@@ -210,12 +210,11 @@ def test_vit_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_detectron2_source_is_proven_with_its_own_network(tmp_path: Path) -> None:
     torch.save(official("resnet18"), tmp_path / "moco.pth.tar")
-    convert.convert_to_detectron2(read_checkpoint(tmp_path / "moco.pth.tar"), tmp_path / "moco.pkl")
+    convert(read_checkpoint(tmp_path / "moco.pth.tar"), tmp_path / "moco.pkl")
     back = read_checkpoint(tmp_path / "moco.pkl")
-    source = convert.detectron2_source(back)
     back.backbone.get_parameter("layer2.0.conv1.weight").data *= 1.001  # as if it had been read wrongly
     with pytest.raises(UserError, match=r"timm's layer2 differs by .* from detectron2's"):
-        write.convert(back, tmp_path / "back.pth", "timm", source=source)
+        convert(back, tmp_path / "back.pth", "timm")
 
 
 def test_dead_network_proves_nothing(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_dead_network_proves_nothing(tmp_path: Path) -> None:
         file["state_dict"][f"module.encoder_q.layer1.{block}.bn2.bias"].fill_(-1e3)
     torch.save(file, tmp_path / "moco.pth.tar")
     with pytest.raises(UserError, match="features are all zero"):
-        convert.convert_to_detectron2(read_checkpoint(tmp_path / "moco.pth.tar"), tmp_path / "moco.pkl")
+        convert(read_checkpoint(tmp_path / "moco.pth.tar"), tmp_path / "moco.pkl")
 
 
 def test_network_without_a_twin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -188,14 +189,14 @@ def _write_official(path: Path, backbone: str) -> None:
 
 
 def _with_proof(source: Path, output: Path) -> None:
-    from moco_plugin.checkpoints.read import read_checkpoint
-    from moco_plugin.transfer.convert import convert_to_detectron2
+    from moco_plugin import conversion
 
-    convert_to_detectron2(read_checkpoint(source), output)
+    with redirect_stdout(None):
+        conversion.convert(source, output)
 
 
 def _renaming_alone(source: Path, output: Path) -> None:
-    from moco_plugin.checkpoints.detectron2 import detectron2_name
+    from moco_plugin.checkpoints.renaming import detectron2_name
 
     prefix = "module.encoder_q."
     weights = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]
@@ -222,7 +223,8 @@ def _memory(name: str) -> int:
 def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:
     """Runs one conversion and sends what it took once everything was imported, or why it failed."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # not the user's to mend
-    import moco_plugin.transfer.convert  # noqa: F401
+    import moco_plugin.conversion
+    import moco_plugin.transfer.to_detectron2  # noqa: F401
 
     torch.set_num_threads(1)
     before, start = _memory("VmRSS"), time.process_time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -60,39 +60,23 @@ class Hints:
     notes: list[str] = field(default_factory=list)
 
 
-def hints(file: File, layout: str, names: Mapping[str, Tensor]) -> Hints:
-    """Collects what a file of this layout says about itself.
+def hints(file: File, about: Callable[[File, Hints, Mapping[str, Tensor]], None], names: Mapping[str, Tensor]) -> Hints:
+    """Collect what a file says about itself.
 
     Args:
         file: The file.
-        layout: Whose layout it is.
+        about: Collects what only files of its layout say.
         names: Its tensors by their full names.
 
     Raises:
         UserError: It says something impossible, or is of a network that computes something else than its names say.
     """
     found = Hints(epoch=_epoch(file.content), method=_method(file.content))
-    if layout == "moco_plugin":
-        _of_ours(file, found)
-    elif layout == "LightlyTrain":
-        _of_lightly_train(file.content, found)
-    elif layout == "MMSelfSup/MMPreTrain":
-        _set_pixels(
-            found,
-            names.get("state_dict.data_preprocessor.mean"),
-            names.get("state_dict.data_preprocessor.std"),
-        )
-    elif layout == "official MoCo v3":
-        found.method = "moco_v3"
+    about(file, found, names)
     if file.metadata:
         _of_converters(file.metadata, found)
     if file.config:
         _of_timm_folder(file.config, found)
-    elif not file.metadata and layout in ("plain", "timm"):
-        found.architecture = claimed_architecture(file)
-        _of_module(file.content.get("module"), found)
-    if layout == "detectron2":
-        _of_detectron2(file, found, names)
     return found
 
 
@@ -110,7 +94,7 @@ def claimed_architecture(file: File) -> str | None:
     return None
 
 
-def timm_arguments(path: Any, arguments: Any, names: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+def safe_arguments(path: Any, arguments: Any, names: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
     """Returns arguments of timm.create_model that a file gives, without those that load something.
 
     Raises:
@@ -130,7 +114,12 @@ def timm_arguments(path: Any, arguments: Any, names: Mapping[str, Tensor] | None
     return {key: value for key, value in arguments.items() if key not in NOT_ARGUMENTS}
 
 
-def _of_ours(file: File, found: Hints) -> None:
+def nothing(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Collect nothing: files of the layout say nothing about themselves."""
+
+
+def of_ours(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Collect the config of a run of moco-pretrain."""
     config = lookup(file.content, "hyper_parameters", "config")
     try:
         data = config["data"]
@@ -139,7 +128,7 @@ def _of_ours(file: File, found: Hints) -> None:
             int(config["seed"]),
             _text(config["method"]),
         )
-        found.arguments = timm_arguments(file.path, {**config["backbone_args"], "image_size": data["image_size"]})
+        found.arguments = safe_arguments(file.path, {**config["backbone_args"], "image_size": data["image_size"]})
         found.view = _view(data["image_size"], data["crop_ratio"], data["mean"], data["std"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
@@ -149,10 +138,34 @@ def _of_ours(file: File, found: Hints) -> None:
     found.arguments["pretrained"] = False
 
 
-def _of_lightly_train(content: Mapping[str, Any], found: Hints) -> None:
-    _of_module(lookup(content, "lightly_train", "models", "model"), found)
-    pixels = lookup(content, "lightly_train", "normalize_args")
+def of_lightly_train(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Collect the model and the normalization that LightlyTrain saves."""
+    _of_module(lookup(file.content, "lightly_train", "models", "model"), found)
+    pixels = lookup(file.content, "lightly_train", "normalize_args")
     _set_pixels(found, lookup(pixels, "mean"), lookup(pixels, "std"), scale=1.0)
+
+
+def of_mmpretrain(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Collect the normalization of MMPreTrain's data preprocessor."""
+    mean, std = (names.get(f"state_dict.data_preprocessor.{name}") for name in ("mean", "std"))
+    _set_pixels(found, mean, std)
+
+
+def of_official_moco(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Tell v2 from v1 by its projection head."""
+    found.method = "moco_v2" if any(name.endswith("encoder_q.fc.2.weight") for name in names) else "moco_v1"
+
+
+def of_official_moco_v3(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Name the method."""
+    found.method = "moco_v3"
+
+
+def of_timm(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Collect the architecture that timm's train.py or a pickled module names, unless a converter or folder does."""
+    if not file.metadata and not file.config:
+        found.architecture = claimed_architecture(file)
+        _of_module(file.content.get("module"), found)
 
 
 def _of_module(module: Any, found: Hints) -> None:
@@ -161,7 +174,7 @@ def _of_module(module: Any, found: Hints) -> None:
     if isinstance(name, str) and timm.is_model(name):
         arguments = lookup(module, "_model_args")
         found.architecture = name
-        found.arguments = timm_arguments("the file", arguments if isinstance(arguments, dict) else {})
+        found.arguments = safe_arguments("the file", arguments if isinstance(arguments, dict) else {})
 
 
 def _of_timm_folder(config: dict[str, Any], found: Hints) -> None:
@@ -169,7 +182,7 @@ def _of_timm_folder(config: dict[str, Any], found: Hints) -> None:
     if not isinstance(name, str) or not timm.is_model(name):
         raise UserError(f"config.json names the architecture {str(name)[:60]!r}, which timm does not have")
     found.architecture = name
-    found.arguments = timm_arguments("config.json", config.get("model_args", {}))
+    found.arguments = safe_arguments("config.json", config.get("model_args", {}))
     about = config.get("pretrained_cfg", config)
     size = lookup(about, "input_size")
     try:
@@ -181,11 +194,11 @@ def _of_timm_folder(config: dict[str, Any], found: Hints) -> None:
 
 
 def _of_converters(metadata: dict[str, Any], found: Hints) -> None:
-    """What this project's converters wrote: see ``source_metadata`` and ``convert`` in checkpoints/write.py."""
+    """What this project's converters wrote: see checkpoints/write.py."""
     name = metadata.get("timm_name")
     if isinstance(name, str) and timm.is_model(name):
         found.architecture = name
-        found.arguments = timm_arguments("the file", metadata.get("timm_arguments", {}))
+        found.arguments = safe_arguments("the file", metadata.get("timm_arguments", {}))
     heads = lookup(metadata, "torchvision_arguments", "num_heads")
     found.heads = heads if isinstance(heads, int) and 0 < heads <= LARGEST_IMAGE else None
     if isinstance(metadata.get("image_size"), int) and isinstance(metadata.get("crop_ratio"), (int, float)):
@@ -197,7 +210,7 @@ def _of_converters(metadata: dict[str, Any], found: Hints) -> None:
         found.epoch = metadata["epoch"]
 
 
-def _of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+def of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
     """The stride of a bottleneck and the order of colours are in no tensor; only some files contradict MoCo's."""
     std = next((value for name, value in names.items() if name.endswith("pixel_std")), None)
     mean = next((value for name, value in names.items() if name.endswith("pixel_mean")), None)

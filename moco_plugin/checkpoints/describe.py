@@ -1,19 +1,12 @@
-"""What ``tools/convert.py inspect FILE`` prints: what a weight file was found to be."""
+"""Description of a checkpoint in lines of text."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
-
-
-def inspect_checkpoint(path: str | Path, encoder: str = "query", architecture: str | None = None) -> list[str]:
-    """Reads a checkpoint and returns the lines that tell what it is; arguments and errors as ``read_checkpoint``."""
-    return describe(read_checkpoint(path, encoder, architecture))
+from moco_plugin.checkpoints.read import Checkpoint
 
 
 def describe(checkpoint: Checkpoint) -> list[str]:
-    """Returns the lines that tell what a checkpoint is: a name, blanks to column 14, and the value."""
+    """Return the lines that tell what a checkpoint is: a name, blanks to column 14, and the value."""
     view, backbone = checkpoint.view, checkpoint.backbone
     arguments = ", ".join(f"{name}={value}" for name, value in checkpoint.arguments.items())
     parameters = sum(p.numel() for p in backbone.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,23 +13,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision import models
 
+from moco_plugin.checkpoints.formats import Format, Target, keywords
+from moco_plugin.checkpoints.proof import Network, stages_of
+from moco_plugin.checkpoints.read import Checkpoint
+from moco_plugin.checkpoints.renaming import VIT_BLOCK_NAMES, VIT_NAMES
 from moco_plugin.errors import UserError
-
-# timm's names of a ViT's tensors and torchvision's; a ResNet's are the same in both
-VIT_NAMES = {
-    "cls_token": "class_token",
-    "pos_embed": "encoder.pos_embedding",
-    "patch_embed.proj.": "conv_proj.",
-    "norm.": "encoder.ln.",
-}
-VIT_BLOCK_NAMES = {
-    "norm1.": "ln_1.",
-    "attn.qkv.": "self_attention.in_proj_",
-    "attn.proj.": "self_attention.out_proj.",
-    "norm2.": "ln_2.",
-    "mlp.fc1.": "mlp.0.",
-    "mlp.fc2.": "mlp.3.",
-}
 
 
 def torchvision_name(name: str) -> str:
@@ -106,3 +95,20 @@ def torchvision_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
         "groups": groups,
         "width_per_group": first.conv2.out_channels // groups if bottleneck else 64,
     }
+
+
+def _target(checkpoint: Checkpoint, output: Path) -> Target:
+    state = to_torchvision(checkpoint.backbone)
+    network = torchvision_network(checkpoint.backbone, state)
+    name, arguments = torchvision_arguments(checkpoint.backbone)
+    details = {"target": "torchvision", "torchvision_class": name, "torchvision_arguments": dict(arguments)}
+    block = arguments.pop("block", None)
+    first = f"torchvision.models.resnet.{block}, " if block else ""
+    opens = (
+        f"torchvision.models.{name}({first}{keywords(arguments)}), then its load_state_dict(..., strict=False), "
+        "which leaves the classifier as it is"
+    )
+    return Target(Network("torchvision", network, stages_of(network)), state, details, opens)
+
+
+TORCHVISION = Format("torchvision", (".pth", ".pt", ".safetensors"), _target)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from moco_plugin.checkpoints import names
-from moco_plugin.checkpoints.names import RELEASED, Released, cache_path, is_released, resolve
+from moco_plugin.checkpoints import released
+from moco_plugin.checkpoints.released import RELEASED, Released, cache_path, is_released, resolve
 from moco_plugin.errors import UserError
 
 CONTENT = bytes(range(256)) * 40
@@ -202,7 +202,7 @@ def test_a_disk_that_is_full(server: Server, tmp_path: Path, monkeypatch: pytest
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(names, "open", full, raising=False)
+    monkeypatch.setattr(released, "open", full, raising=False)
     with pytest.raises(UserError, match=rf"{NAME} could not be fetched .*No space left on device"):
         resolve(NAME)
     assert not cache_path(server.url).exists()

@@ -1,17 +1,24 @@
-"""A backbone as timm.create_model makes it: its name and arguments, and the folder that timm opens."""
+"""A backbone as timm.create_model makes it: files and folders that timm and LightlyTrain open."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
+from moco_plugin.checkpoints.formats import Format, Target, keywords, read_state, write_state
+from moco_plugin.checkpoints.proof import Network, stages_of
+from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.resnet import NAMES
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
+from moco_plugin.files import write_json
 
 WIDTHS = (64, 128, 256, 512)
 # Arguments of create_backbone that are no timm's, that say how training starts, or that the network itself tells.
@@ -31,7 +38,7 @@ OURS = frozenset(
 )
 
 
-def timm_arguments(architecture: str, arguments: Mapping[str, Any], backbone: nn.Module) -> tuple[str, dict[str, Any]]:
+def arguments_of(architecture: str, arguments: Mapping[str, Any], backbone: nn.Module) -> tuple[str, dict[str, Any]]:
     """Returns the name and the arguments with which timm.create_model makes a network like ``backbone``.
 
     Args:
@@ -103,3 +110,72 @@ def timm_config(name: str, arguments: Mapping[str, Any], network: Any, view: Vie
             "custom_load": False,
         },
     }
+
+
+def _write_folder(folder: Path, metadata: dict[str, Any], state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+    """Write the folder that ``timm.create_model('local-dir:FOLDER', pretrained=True)`` opens."""
+    write_state(folder / "model.safetensors", metadata, state)
+    write_json(folder / "config.json", {**config, "moco_plugin": metadata})
+
+
+def _read_with_timm(path: Path, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """Read a file or folder back, and open it as timm's users, and LightlyTrain, do: they must find the same.
+
+    Raises:
+        UserError: timm does not open it, or fills its network with other weights.
+    """
+    try:
+        if path.is_dir():
+            network = timm.create_model(f"local-dir:{path}", pretrained=True)
+        else:
+            network = timm.create_model(name, num_classes=0, checkpoint_path=str(path), **arguments)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"timm does not open what was written: {reason}") from error
+    state = read_state(path / "model.safetensors" if path.is_dir() else path)
+    for key, value in network.state_dict().items():
+        if not torch.equal(value, state[key].to(value.dtype)):  # timm computes in float32
+            raise UserError(f"timm opens what was written with another {key}")
+    return state
+
+
+def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
+    try:
+        return _target(checkpoint, output, "timm")
+    except UserError:
+        if not output.suffix:
+            raise
+    # a wider or smaller stem, which timm's names cannot say
+    state = checkpoint.backbone.state_dict()
+    network = checkpoint.untrained()
+    network.load_state_dict(state, assign=True)
+    opens = f"moco_plugin.checkpoints.read.read_checkpoint('{output}').backbone"
+    return Target(Network("timm", network, stages_of(network)), state, {"target": "timm"}, opens)
+
+
+def _target(checkpoint: Checkpoint, output: Path, to: str) -> Target:
+    state = checkpoint.backbone.state_dict()
+    name, arguments = arguments_of(checkpoint.architecture, checkpoint.arguments, checkpoint.backbone)
+    network = timm_network(name, arguments, state)
+    loading = {**arguments, "num_classes": 0, "checkpoint_path": str(output)}
+    opens = f"timm.create_model('{name}', {keywords(loading)})"
+    if to == "lightly-train":
+        opens = f"lightly_train.pretrain(model='timm/{name}', model_args={loading}, ...)"
+    framework = "LightlyTrain" if to == "lightly-train" else "timm"
+    target = Target(
+        Network(framework, network, stages_of(network)),
+        state,
+        {"target": to, "timm_name": name, "timm_arguments": arguments},
+        opens,
+    )
+    if output.suffix != ".safetensors":
+        target.read = partial(_read_with_timm, name=name, arguments=arguments)
+    if not output.suffix:
+        target.opens = f"timm.create_model('local-dir:{output}', pretrained=True)"
+        target.write = partial(_write_folder, config=timm_config(name, arguments, network, checkpoint.view))
+    return target
+
+
+TIMM = Format("timm", (".pth", ".pt", ".safetensors", ""), _timm_target)
+# LightlyTrain starts from timm's state dict, which is also what it exports
+LIGHTLY_TRAIN = Format("lightly-train", (".pth", ".pt"), partial(_target, to="lightly-train"))

@@ -1,0 +1,65 @@
+"""Conversion of any checkpoint to any format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from moco_plugin.checkpoints.proof import Network
+from moco_plugin.checkpoints.read import Checkpoint
+from moco_plugin.checkpoints.to_timm import LIGHTLY_TRAIN, TIMM
+from moco_plugin.checkpoints.to_torchvision import TORCHVISION
+from moco_plugin.checkpoints.write import convert_to
+from moco_plugin.errors import UsageError, did_you_mean
+
+NAMES = ("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train")
+
+
+def convert(
+    source: str | Path | Checkpoint,
+    output: str | Path,
+    to: str = "detectron2",
+    *,
+    encoder: str = "query",
+    architecture: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Convert a checkpoint, and print what it was and how exactly the result computes the same.
+
+    Args:
+        source: A checkpoint of any layout that ``read_checkpoint`` knows: a path, a released one's name, or as read.
+        output: The file or folder to write: detectron2 ``.pkl``; timm ``.pth``, ``.pt``, ``.safetensors`` or a folder;
+            torchvision ``.pth``, ``.pt`` or ``.safetensors``; lightly-train ``.pth`` or ``.pt``.
+        to: "detectron2" (its own ResNet, or ``build_timm_backbone`` for other networks), "detectron2-timm"
+            (``build_timm_backbone`` for all), "timm", "torchvision" or "lightly-train".
+        encoder: "query" or "key", where the checkpoint has both.
+        architecture: timm's name of the backbone, where the weights do not tell it.
+        overwrite: Replace what is there.
+
+    Returns:
+        The file's metadata: its source, how the target builds the network, and the ``proof``.
+
+    Raises:
+        UsageError: An unknown target, the output's ending, or the output exists.
+        UserError: The source cannot be read, the target has no such network, or its features differ.
+    """
+    networks: dict[str, Callable[[Checkpoint], Network]] = {}
+    formats = {format.name: format for format in (TIMM, TORCHVISION, LIGHTLY_TRAIN)}
+    if to.startswith("detectron2") or find_spec("detectron2") is not None:  # an optional dependency
+        from moco_plugin.transfer.to_detectron2 import FORMATS, detectron2_source
+
+        formats |= {format.name: format for format in FORMATS}
+        networks["detectron2"] = detectron2_source
+    if to not in formats:
+        raise UsageError(f"to is {to!r}; expected one of {', '.join(NAMES)}{did_you_mean(to, NAMES)}")
+    return convert_to(
+        formats[to],
+        source,
+        output,
+        encoder=encoder,
+        architecture=architecture,
+        overwrite=overwrite,
+        network_of=networks,
+    )

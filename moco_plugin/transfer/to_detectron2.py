@@ -1,0 +1,125 @@
+"""Backbones as detectron2 reads them: for its own ResNet, or for ``build_timm_backbone``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from moco_plugin.checkpoints.formats import Format, Target
+from moco_plugin.checkpoints.proof import Network, stages_of
+from moco_plugin.checkpoints.read import Checkpoint
+from moco_plugin.checkpoints.renaming import PLAIN_RESNET, detectron2_name, is_plain_resnet
+from moco_plugin.checkpoints.to_timm import arguments_of
+from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
+from moco_plugin.errors import UserError
+from moco_plugin.transfer.components.resnet import resnet_for_weights
+from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
+
+# The network itself returns these four, so nothing more is compared.
+STAGES = ("res2", "res3", "res4", "res5", "")
+
+
+def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    """Returns the arrays that go into a detectron2 ``.pkl``.
+
+    Args:
+        state: Weights of a plain ResNet in torchvision's (and timm's) names.
+        head: The projection head (``fc...``); it goes along as ``stem.fc...``, which detectron2 leaves aside.
+
+    Raises:
+        UserError: A tensor that no detectron2 ResNet has, such as those of a deep stem.
+    """
+    for name in state:
+        if not PLAIN_RESNET.fullmatch(name):
+            raise UserError(f"detectron2's ResNet has no twin of {name!r}; expected a plain ResNet or ResNeXt")
+    return {detectron2_name(name): value.numpy() for name, value in {**state, **head}.items()}
+
+
+def detectron2_source(checkpoint: Checkpoint) -> Network:
+    """Return detectron2's ResNet with the weights of a detectron2 file as they are there.
+
+    Raises:
+        UserError: They do not make up a ResNet.
+    """
+    names = re.compile(r"(?:\S*\.)?((?:stem|res[2-5])\.\S+)")
+    arrays = {
+        match[1]: value.numpy() for name, value in checkpoint.original.items() if (match := names.fullmatch(name))
+    }
+    return Network("detectron2", resnet_for_weights(arrays), STAGES)
+
+
+def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> nn.Module:
+    """Builds ``build_timm_backbone``'s network and lets it hold weights, whose names start with ``model.``.
+
+    Raises:
+        UserError: The weights leave a tensor of the network unfilled.
+    """
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.TIMM.NAME, cfg.MODEL.TIMM.ARGS = name, [part for pair in arguments.items() for part in pair]
+    network: nn.Module = build_timm_backbone(cfg, ShapeSpec(channels=3))
+    tensors = {key: torch.from_numpy(array) for key, array in arrays.items()}
+    try:
+        missing, _ = network.load_state_dict(tensors, strict=False, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"MODEL.TIMM.NAME {name} makes no network that holds these weights: {reason}") from error
+    if missing:
+        raise UserError(f"the weights lack {missing[0]} and {len(missing) - 1} more tensors of timm's {name}")
+    return network.eval()
+
+
+def _target(checkpoint: Checkpoint, output: Path) -> Target:
+    """A plain ResNet is written for detectron2's own, as the converter of the released code writes it."""
+    state = checkpoint.backbone.state_dict()
+    if not is_plain_resnet(state):
+        return _timm_target(checkpoint, output)
+    arrays = to_detectron2(state, checkpoint.head)
+    return Target(
+        Network("detectron2", resnet_for_weights(arrays), STAGES),
+        arrays,
+        {"target": "detectron2", "stride_in_1x1": False},
+        f"MODEL.WEIGHTS {output} INPUT.FORMAT RGB MODEL.RESNETS.STRIDE_IN_1X1 False",
+        write=_write,
+        read=_read,
+    )
+
+
+def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
+    """Any other timm network is written for ``build_timm_backbone``, under timm's names below ``model.``."""
+    name, arguments = arguments_of(checkpoint.architecture, checkpoint.arguments, checkpoint.backbone)
+    arrays = {f"model.{key}": value.numpy() for key, value in checkpoint.backbone.state_dict().items()}
+    network = timm_backbone_for_weights(name, arguments, arrays)
+    kept = {key for key, _ in network.named_modules()}  # layers behind the last map are removed
+    stages = [f"model.{stage}" for stage in stages_of(checkpoint.backbone)]
+    pairs = [part for pair in arguments.items() for part in pair]
+    return Target(
+        Network("detectron2", network, [stage for stage in stages if stage in kept]),
+        arrays,
+        {"target": "detectron2", "timm_name": name, "timm_arguments": arguments},
+        f'MODEL.WEIGHTS {output} INPUT.FORMAT RGB MODEL.TIMM.NAME {name} MODEL.TIMM.ARGS "{pairs}"',
+        source_stages=lambda source: [s for s, t in zip(source, stages, strict=True) if t in kept],
+        write=_write,
+        read=_read,
+    )
+
+
+def _write(path: Path, metadata: dict[str, Any], state: Mapping[str, np.ndarray]) -> None:
+    save_zoo_pickle(path, dict(state), metadata)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    model: dict[str, np.ndarray] = load_zoo_pickle(path)["model"]
+    return model
+
+
+DETECTRON2 = Format("detectron2", (".pkl",), _target)
+FORMATS = (DETECTRON2, Format("detectron2-timm", (".pkl",), _timm_target))
