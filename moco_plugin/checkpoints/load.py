@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import mmap
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,10 +16,11 @@ import safetensors
 import torch
 from torch import Tensor
 
-from moco_plugin.checkpoints.pickles import BrokenPickle, Placeholder, UnsafePickle
-from moco_plugin.checkpoints.torch_file import module_state, read_torch
+from moco_plugin.checkpoints import unpickle
+from moco_plugin.checkpoints.unpickle import BrokenPickle, Placeholder, UnsafePickle, module_state
 from moco_plugin.errors import UserError
 
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch before 1.6
 MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
 LONGEST_NAME = 500  # characters
 MOST_HEADER = 16 << 20  # bytes of a safetensors header or a config.json; of a thousand tensors 100 KB
@@ -129,10 +130,23 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _load_torch(path: Path) -> Any:
+    """Read what torch.save wrote, of any version, or one plain pickle; tensors of newer files are views of the file."""
     if not path.stat().st_size:
         raise BrokenPickle("it is empty")
-    with open(path, "rb") as file:
-        return read_torch(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY))
+    mapped = zipfile.is_zipfile(path)
+    if mapped:
+        with zipfile.ZipFile(path) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise BrokenPickle("its entries are compressed, which torch.save never does")
+        records = torch._C.PyTorchFileReader(str(path)).get_all_records()
+        if "constants.pkl" in records:  # torch.load would compile it
+            raise BrokenPickle("a TorchScript program; save its state_dict() instead")
+    else:
+        with open(path, "rb") as file:
+            content = unpickle.load(file)
+        if content != LEGACY_MAGIC or isinstance(content, bool):
+            return content
+    return torch.load(path, "cpu", pickle_module=unpickle, weights_only=False, mmap=mapped)
 
 
 def _is_safetensors(path: Path) -> bool:

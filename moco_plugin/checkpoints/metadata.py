@@ -11,7 +11,7 @@ import timm
 from torch import Tensor
 
 from moco_plugin.checkpoints.load import File
-from moco_plugin.checkpoints.pickles import lookup
+from moco_plugin.checkpoints.unpickle import lookup
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import os
 import pickle
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from moco_plugin.checkpoints.pickles import TABLE, BrokenPickle, UnsafePickle, read_pickle
+from moco_plugin.checkpoints import unpickle
+from moco_plugin.checkpoints.unpickle import UnsafePickle
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
 
@@ -27,14 +26,6 @@ class _Pickler(pickle._Pickler):
             super().save_global(obj, name)  # type: ignore[misc]
 
 
-class _WholeFile(io.BufferedReader):
-    """Reads no more than is there, whatever lengths a pickle claims, and holds no more of it than was asked for."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        left = os.fstat(self.fileno()).st_size - self.tell()
-        return super().read(left if size is None or not 0 <= size <= left else size)
-
-
 def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
     """Reads a ``.pkl`` of detectron2's or Detectron's model zoo; no code in the file is run.
 
@@ -48,8 +39,8 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         UserError: The file cannot be read, is no pickle of a dict, or holds anything else than the above.
     """
     try:
-        with _WholeFile(open(path, "rb", buffering=0)) as file:
-            model = read_pickle(file, TABLE, placeholders=False)
+        with open(path, "rb") as file:
+            model = unpickle.load(file, placeholders=False)
     except UnsafePickle as error:
         raise UserError(
             f"{path} is unsafe: unpickling it would call {error}; a weight file needs arrays and builtins "
@@ -57,8 +48,9 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except (BrokenPickle, ValueError) as error:
-        raise UserError(f"{path} is no whole pickle file ({error})") from error
+    except Exception as error:  # broken pickles raise almost anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} is no whole pickle file ({reason})") from error
     if not isinstance(model, dict):
         raise UserError(f"{path} holds a {type(model).__name__}; expected a dict, as in the model zoo")
     return model
