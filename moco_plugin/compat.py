@@ -26,11 +26,7 @@ def _in1d(values: Any, wanted: Any) -> numpy.ndarray:
 # names that numpy has dropped: those of Python's own types in 1.24, in1d in 2.4
 NUMPY: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "in1d": _in1d}
 # what needs which of them: detectron2 0.6, lvis 0.5.3, cityscapesscripts 2.3.0
-NUMPY_OF = {
-    "detectron2": ("bool", "int", "float", "str"),
-    "lvis": ("float",),
-    "cityscapesscripts": ("in1d",),
-}
+NUMPY_OF = {"detectron2": ("bool", "int", "float", "str"), "lvis": ("float",), "cityscapesscripts": ("in1d",)}
 # a line of detectron2 0.6 for each shim that it needs; its main branch, which calls itself 0.6 too, has none of them
 SIGNS = {
     "PIL.Image.LINEAR": ("data/transforms/transform.py", r"\bImage\.LINEAR\b"),

@@ -79,12 +79,7 @@ def output_of(process: BaseProcess) -> tuple[str, str]:
 
 
 def run_tool(
-    folder: Path,
-    name: str | Path,
-    *arguments: str | Path,
-    code: int = 0,
-    processes: int = 1,
-    **environment: str,
+    folder: Path, name: str | Path, *arguments: str | Path, code: int = 0, processes: int = 1, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end and return what its first process printed; see ``start_tool``."""
     started = start_tool(folder, name, *arguments, processes=processes, **environment)

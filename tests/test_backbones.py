@@ -161,12 +161,7 @@ def test_model_without_features_and_image_size_that_does_not_fit() -> None:
 def test_layout_that_torch_cannot_train_is_left(backbone: list[str], breaks: str, tool: Tool, tmp_path: Path) -> None:
     tiny = [option for option in TINY if not option.startswith(("backbone", "knn."))]
     shown = tool(
-        "pretrain",
-        *tiny,
-        *backbone,
-        "schedule.epochs=1",
-        "trainer.accelerator=cpu",
-        f"out={tmp_path / 'run'}",
+        "pretrain", *tiny, *backbone, "schedule.epochs=1", "trainer.accelerator=cpu", f"out={tmp_path / 'run'}"
     ).stdout
     said = "channels_last is off: torch's CPU convolutions fail in this layout at encoder_q.backbone"
     assert (said in shown) == bool(breaks) and breaks in shown

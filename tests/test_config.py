@@ -11,14 +11,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from moco_plugin.backbones import create_backbone
-from moco_plugin.config import (
-    config_dict,
-    configs_folder,
-    default_recipe,
-    load_config,
-    queue_for,
-    queue_warning,
-)
+from moco_plugin.config import config_dict, configs_folder, default_recipe, load_config, queue_for, queue_warning
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, build_method
 from moco_plugin.pretraining.module import scaled_lr
@@ -38,16 +31,8 @@ def rate(name: str, epoch: float) -> float:
 )
 def test_v3_recipes_are_the_papers(epochs: int, lr: float, weight_decay: float, momentum: float) -> None:
     config = load_config(f"moco_v3_resnet50_{epochs}ep", ["data.root=x"])
-    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == (
-        "lars",
-        lr,
-        weight_decay,
-    )
-    assert (config.schedule.epochs, config.schedule.warmup_epochs, config.data.batch_size) == (
-        epochs,
-        10,
-        4096,
-    )
+    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("lars", lr, weight_decay)
+    assert (config.schedule.epochs, config.schedule.warmup_epochs, config.data.batch_size) == (epochs, 10, 4096)
     assert config.method_args["momentum"] == momentum and config.backbone_args == {"zero_init_last": True}
     at = [rate(f"moco_v3_resnet50_{epochs}ep", epoch) for epoch in (0, 5, 10, (epochs + 10) / 2)]
     assert at == pytest.approx([0, lr * 16 / 2, lr * 16, lr * 16 / 2], abs=1e-6)
@@ -58,11 +43,7 @@ def test_v3_vit_recipes_are_the_papers(size: str, batch: int, heads: int | None)
     name = f"moco_v3_vit_{size}_300ep"
     config = load_config(name, ["data.root=x"])
     assert (config.backbone, config.data.batch_size) == (f"vit_{size}_patch16_224", batch)
-    assert (config.optimizer.name, config.optimizer.weight_decay, config.schedule.epochs) == (
-        "adamw",
-        0.1,
-        300,
-    )
+    assert (config.optimizer.name, config.optimizer.weight_decay, config.schedule.epochs) == ("adamw", 0.1, 300)
     assert [rate(name, epoch) for epoch in (0, 20, 40, 170)] == pytest.approx(
         [scale * 1.5e-4 * batch / 256 for scale in (0, 0.5, 1, 0.5)], abs=1e-9
     )
@@ -87,22 +68,12 @@ def test_cifar_recipe_is_the_authors() -> None:
     assert config.backbone_args["small_stem"] and config.data.image_size == 32
     assert (config.data.batch_size, scaled_lr(config), config.optimizer.weight_decay) == (512, 0.06, 5e-4)
     arguments = {key: config.method_args[key] for key in ("mlp", "queue_size", "momentum", "temperature", "batch_norm")}
-    assert arguments == {
-        "mlp": False,
-        "queue_size": 4096,
-        "momentum": 0.99,
-        "temperature": 0.1,
-        "batch_norm": "split",
-    }
+    assert arguments == {"mlp": False, "queue_size": 4096, "momentum": 0.99, "temperature": 0.1, "batch_norm": "split"}
 
 
 def test_other_rows_of_v1() -> None:
     ablation = load_config("moco_v1_resnet50_momentum", ["data.root=x"])
-    assert (ablation.method, ablation.method_args["queue_size"], ablation.backbone) == (
-        "moco_v1",
-        4096,
-        "resnet50",
-    )
+    assert (ablation.method, ablation.method_args["queue_size"], ablation.backbone) == ("moco_v1", 4096, "resnet50")
     for width in (2, 4):
         wide = load_config(f"moco_v1_resnet50w{width}x_200ep", ["data.root=x"])
         assert (wide.method, wide.backbone, wide.backbone_args["width"]) == ("moco_v1", "resnet50", width)
@@ -210,11 +181,7 @@ def test_own_file_inherits(tmp_path: Path) -> None:
     shipped = configs_folder() / "pretrain" / "moco_v2_resnet50_200ep.yaml"
     (tmp_path / "mine.yaml").write_text(f"_base_: {shipped}\ndata: {{root: photos, batch_size: 64}}\n")
     config = load_config(tmp_path / "mine.yaml", ["data.batch_size=32"])
-    assert (config.data.root, config.data.batch_size, config.method_args["temperature"]) == (
-        "photos",
-        32,
-        0.2,
-    )
+    assert (config.data.root, config.data.batch_size, config.method_args["temperature"]) == ("photos", 32, 0.2)
 
 
 @pytest.mark.parametrize(

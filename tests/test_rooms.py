@@ -43,8 +43,7 @@ def test_methods_import_torch_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "room",
-    ["data", "backbones.py", "checkpoints", "methods", "training", "evaluation", "pretraining", "transfer"],
+    "room", ["data", "backbones.py", "checkpoints", "methods", "training", "evaluation", "pretraining", "transfer"]
 )
 def test_lower_rooms_do_not_import_upper_ones(room: str) -> None:
     order = ["training", "evaluation", "pretraining", "transfer", "report"]

@@ -22,16 +22,7 @@ from tests.conftest import TINY, TRAIN
 
 VALID = ("empty data", "interpolation", "digits", "date", "number key", "itself")
 YAML = list(safety_cases.yaml_cases(Path("x")))
-VALID_OVERRIDES = {
-    "text",
-    "large",
-    "base loop",
-    "base list",
-    "base number",
-    "number key",
-    "empty data",
-    "wrong type",
-}
+VALID_OVERRIDES = {"text", "large", "base loop", "base list", "base number", "number key", "empty data", "wrong type"}
 
 
 class Detector(nn.Module):
@@ -57,12 +48,7 @@ def sentence(capsys: pytest.CaptureFixture[str], run: Callable[[], int], codes: 
 def test_own_config(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     marker, path = tmp_path / safety_cases.MARKER, tmp_path / "self.yaml"
     path.write_text(safety_cases.yaml_cases(marker)[name])
-    arguments = [
-        "--config",
-        str(path),
-        f"data.root={TRAIN}",
-        "data.batch_size=0",
-    ]  # valid ones stop at the batch
+    arguments = ["--config", str(path), f"data.root={TRAIN}", "data.batch_size=0"]  # valid ones stop at the batch
     shown = sentence(capsys, lambda: pretrain(arguments))
     if name in ("code", "object"):
         assert "holds the tag" in shown and "which may run code" in shown

@@ -40,8 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
     convert = what.add_parser(
-        "convert",
-        help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone",
+        "convert", help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone"
     )
     convert.add_argument("--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)")
     convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")

@@ -50,10 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         )
         parser.add_argument("--overwrite", action="store_true", help="replace OUTPUT if it exists")
     parser.add_argument(
-        "--encoder",
-        choices=("query", "key"),
-        default="query",
-        help="where there are two (default: %(default)s)",
+        "--encoder", choices=("query", "key"), default="query", help="where there are two (default: %(default)s)"
     )
     parser.add_argument(
         "--architecture", metavar="NAME", help="timm's name of the backbone, where the weights do not say it"
@@ -69,12 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from moco_plugin.conversion import convert
 
     convert(
-        args.file,
-        args.output,
-        args.to,
-        encoder=args.encoder,
-        architecture=args.architecture,
-        overwrite=args.overwrite,
+        args.file, args.output, args.to, encoder=args.encoder, architecture=args.architecture, overwrite=args.overwrite
     )
     return 0
 

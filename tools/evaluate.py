@@ -14,10 +14,7 @@ from moco_plugin.errors import command
 W = "--weights runs/photos/checkpoints/last.ckpt"
 SETS = "--train photos/train --test photos/val"
 EXAMPLES = {
-    "knn": (
-        "weighted votes of the nearest neighbours",
-        f"%(prog)s {W} {SETS} --k 10 20 200 --out knn.json",
-    ),
+    "knn": ("weighted votes of the nearest neighbours", f"%(prog)s {W} {SETS} --k 10 20 200 --out knn.json"),
     "retrieve": (
         "recall: whether an image of the same class is among the nearest",
         f"%(prog)s {W} {SETS} --out retrieval.json --picture neighbours.html",

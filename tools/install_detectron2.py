@@ -46,15 +46,7 @@ def _install_sdist() -> bool:
         requirement.write_text(f"{SDIST} --hash=sha256:{SDIST_SHA256}\n")
         source = ["--no-deps", "--no-build-isolation"]
         if not _pip(
-            "download",
-            "-q",
-            *source,
-            "--no-binary=:all:",
-            "--require-hashes",
-            "-d",
-            folder,
-            "-r",
-            str(requirement),
+            "download", "-q", *source, "--no-binary=:all:", "--require-hashes", "-d", folder, "-r", str(requirement)
         ):
             return False
         (archive,) = Path(folder).glob("*.tar.gz")
@@ -65,9 +57,7 @@ def _install_sdist() -> bool:
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parses the command line and installs."""
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="example:\n  %(prog)s",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=__doc__, epilog="example:\n  %(prog)s", formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.parse_args(argv)
     if importlib.util.find_spec("detectron2"):

@@ -30,11 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--threshold", type=float, default=0.5, help="smallest score that is drawn (default: %(default)s)"
     )
     parser.add_argument(
-        "--opts",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="KEY VALUE",
-        help="change the config; the last option",
+        "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="change the config; the last option"
     )
     parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
     args = parser.parse_args(argv)

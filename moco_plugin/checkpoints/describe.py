@@ -18,10 +18,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         ("epoch", "not told" if checkpoint.epoch is None else str(checkpoint.epoch)),
         ("encoders", f"{' and '.join(checkpoint.encoders)}; read: {checkpoint.encoder}"),
         ("backbone", f"{parameters:,} parameters, {len(backbone.state_dict())} tensors"),
-        (
-            "head",
-            ", ".join(f"{n} {tuple(v.shape)}" for n, v in checkpoint.head.items()) or "none with the encoder",
-        ),
+        ("head", ", ".join(f"{n} {tuple(v.shape)}" for n, v in checkpoint.head.items()) or "none with the encoder"),
         (
             "images",
             f"{view.image_size} x {view.image_size}, centre crop {view.crop_ratio:g}, "

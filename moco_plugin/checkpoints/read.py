@@ -220,15 +220,7 @@ def _skeleton(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
     try:
         with torch.device("meta"):
             return create_backbone(name, **arguments).state_dict()
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        AssertionError,
-        AttributeError,
-        IndexError,
-        KeyError,
-    ) as error:
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError, KeyError) as error:
         raise Mismatch(f"timm cannot build {name} as the file says: {' '.join(str(error).split())[:200]}") from error
 
 

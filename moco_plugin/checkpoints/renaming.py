@@ -72,11 +72,7 @@ def _torchvision_vit(name: str) -> str:
 
 def _sequential(first_stage: int) -> Rename:
     """For nn.Sequential(*resnet.children()): 0 is the stem's convolution, 1 its norm, then the stages."""
-    names = {
-        "0": "conv1",
-        "1": "bn1",
-        **{str(first_stage + stage): f"layer{stage + 1}" for stage in range(4)},
-    }
+    names = {"0": "conv1", "1": "bn1", **{str(first_stage + stage): f"layer{stage + 1}" for stage in range(4)}}
 
     def rename(name: str) -> str:
         number, dot, rest = name.partition(".")

@@ -54,13 +54,7 @@ class EpochOrder(Sampler[int]):
     """
 
     def __init__(
-        self,
-        length: int,
-        seed: int,
-        batch_size: int = 1,
-        rank: int = 0,
-        processes: int = 1,
-        drop_last: bool = True,
+        self, length: int, seed: int, batch_size: int = 1, rank: int = 0, processes: int = 1, drop_last: bool = True
     ) -> None:
         self.length, self.seed, self.batch_size = length, seed, batch_size
         self.rank, self.processes, self.drop_last = rank, processes, drop_last

@@ -97,13 +97,7 @@ class _Index:
             labels, offsets, sizes = (np.array(value[k], np.int64) for k in ("labels", "offsets", "sizes"))
             names = np.array([str(name).encode(errors="surrogateescape") for name in value["names"]], "S")
             index = cls(
-                int(value["size"]),
-                str(value["stamp"]),
-                list(map(str, value["classes"])),
-                labels,
-                names,
-                offsets,
-                sizes,
+                int(value["size"]), str(value["stamp"]), list(map(str, value["classes"])), labels, names, offsets, sizes
             )
             whole = (
                 value["format"] == INDEX_FORMAT
@@ -322,10 +316,7 @@ def _index(url: str) -> _Index:
         return index
     index = _index_beside(url, size) if _is_remote(url) else None
     index = replace(index or _patiently(url, lambda: _scan(url, size)), stamp=stamp)
-    with (
-        contextlib.suppress(OSError, UserError),
-        atomic_path(cached) as temporary,
-    ):  # without a cache: made anew
+    with contextlib.suppress(OSError, UserError), atomic_path(cached) as temporary:  # without a cache: made anew
         temporary.write_text(index.dump())
     return index
 
@@ -467,12 +458,7 @@ def make_shards(
 
 
 def _pack(
-    shard: Path,
-    paths: Sequence[Path],
-    labels: np.ndarray | None,
-    classes: list[str] | None,
-    keys: list[str],
-    bar: Any,
+    shard: Path, paths: Sequence[Path], labels: np.ndarray | None, classes: list[str] | None, keys: list[str], bar: Any
 ) -> None:
     """Writes one shard and its index."""
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:

@@ -26,11 +26,7 @@ VIEWS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
         SimCLRViewTransform,
         {**_JITTER, "cj_prob": 1.0, "cj_hue": 0.4, "min_scale": 0.2, "gaussian_blur": 0.0},
     ),
-    "moco_v2": (
-        SimCLRViewTransform,
-        SimCLRViewTransform,
-        {**_JITTER, "min_scale": 0.2, "gaussian_blur": 0.5},
-    ),
+    "moco_v2": (SimCLRViewTransform, SimCLRViewTransform, {**_JITTER, "min_scale": 0.2, "gaussian_blur": 0.5}),
     # blur 1.0 and 0.1, solarize 0 and 0.2 are what tells the two apart; ViTs take min_scale 0.08
     "moco_v3": (BYOLView1Transform, BYOLView2Transform, {**_JITTER, "cj_sat": 0.2, "min_scale": 0.2}),
 }

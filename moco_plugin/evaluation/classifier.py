@@ -25,11 +25,7 @@ from moco_plugin.training.schedules import lr_schedule, with_schedule
 
 def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image], Tensor]:
     """Returns the protocols' training view, uint8: a random crop of ``min_scale`` to 1 of the area, and a flip."""
-    steps = [
-        v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0)),
-        v2.RandomHorizontalFlip(),
-        v2.PILToTensor(),
-    ]
+    steps = [v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     return cast(Callable[[Image.Image], Tensor], v2.Compose(steps))
 
 

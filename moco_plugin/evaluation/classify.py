@@ -69,17 +69,7 @@ def evaluate_linear(
     name = linear_protocol(checkpoint) if checkpoint else str(protocol)
     config = load_protocol("linear", name, overrides)
     task = Classification(
-        "linear",
-        name,
-        config,
-        weights,
-        train,
-        test,
-        encoder,
-        untrained,
-        out,
-        overwrite,
-        accept_changed_images,
+        "linear", name, config, weights, train, test, encoder, untrained, out, overwrite, accept_changed_images
     )
     return task.evaluate(checkpoint)
 
@@ -100,17 +90,7 @@ def evaluate_finetune(
     """Fine-tune the whole network as the papers do, and test it; arguments and result as of ``evaluate_linear``."""
     config = load_protocol("finetune", protocol, overrides)
     task = Classification(
-        "finetune",
-        protocol,
-        config,
-        weights,
-        train,
-        test,
-        encoder,
-        untrained,
-        out,
-        overwrite,
-        accept_changed_images,
+        "finetune", protocol, config, weights, train, test, encoder, untrained, out, overwrite, accept_changed_images
     )
     return task.evaluate()
 
@@ -228,12 +208,7 @@ class Classification:
         measured: dict[str, Any] = {
             key: found.get(key) for key in ("top1", "top5", "mean_per_class", "loss", "train_top1")
         }
-        measured |= {
-            "lr": lr,
-            "epochs": found["epochs"],
-            "steps": found["steps"],
-            "train_images": len(indices),
-        }
+        measured |= {"lr": lr, "epochs": found["epochs"], "steps": found["steps"], "train_images": len(indices)}
         if digest:
             measured["backbone_sha256"] = digest
         return measured

@@ -235,12 +235,7 @@ def _measure(realm: Realm, root: Path, subject: Subject, options: dict[str, Any]
         assert isinstance(found.features, Tensor)
         features[split], labels[split] = found.features, torch.searchsorted(classes, found.labels)
     probes = fit_l2_weights(
-        features["train"],
-        labels["train"],
-        len(classes),
-        L2_WEIGHTS,
-        device=subject.device,
-        progress=realm.name,
+        features["train"], labels["train"], len(classes), L2_WEIGHTS, device=subject.device, progress=realm.name
     )
     val = [score.mean_per_class for score in probes.score(features["val"], labels["val"])]
     best = val.index(max(val))

@@ -206,11 +206,7 @@ def fit_l2_weights(
     found = {}
     # the strongest first: each minimum is a good start for the next
     for l2 in tqdm(
-        sorted(l2_weights, reverse=True),
-        desc=progress,
-        disable=progress is None,
-        leave=False,
-        unit="L2 weight",
+        sorted(l2_weights, reverse=True), desc=progress, disable=progress is None, leave=False, unit="L2 weight"
     ):
         optimizer = torch.optim.LBFGS(
             [weight, bias],

@@ -20,14 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from moco_plugin import backbones
-from moco_plugin.config import (
-    PretrainConfig,
-    ScheduleConfig,
-    load_config,
-    queue_for,
-    queue_warning,
-    recipe_for,
-)
+from moco_plugin.config import PretrainConfig, ScheduleConfig, load_config, queue_for, queue_warning, recipe_for
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.methods import METHODS, arguments_of, build_method, method_class

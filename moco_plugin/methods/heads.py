@@ -28,11 +28,7 @@ def batch_norm_mlp(layers: int, in_dim: int, hidden_dim: int, dim: int, last_nor
     """
     modules: list[nn.Module] = []
     for _ in range(layers - 1):
-        modules += [
-            nn.Linear(in_dim, hidden_dim, bias=False),
-            nn.BatchNorm1d(hidden_dim),
-            nn.ReLU(inplace=True),
-        ]
+        modules += [nn.Linear(in_dim, hidden_dim, bias=False), nn.BatchNorm1d(hidden_dim), nn.ReLU(inplace=True)]
         in_dim = hidden_dim
     modules.append(nn.Linear(in_dim, dim, bias=False))
     if last_norm:

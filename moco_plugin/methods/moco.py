@@ -131,12 +131,6 @@ class MoCoV1(MoCo):
     recipe = "moco_v1"
 
     def __init__(
-        self,
-        backbone: nn.Module,
-        feature_dim: int,
-        *,
-        mlp: bool = False,
-        temperature: float = 0.07,
-        **arguments: Any,
+        self, backbone: nn.Module, feature_dim: int, *, mlp: bool = False, temperature: float = 0.07, **arguments: Any
     ) -> None:
         super().__init__(backbone, feature_dim, mlp=mlp, temperature=temperature, **arguments)

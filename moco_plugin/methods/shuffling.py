@@ -6,13 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.methods.batch_norm import has_batch_norm, set_groups, split_batch_norm, sync_batch_norm
-from moco_plugin.methods.distributed import (
-    all_gather,
-    batch_sizes,
-    exchange,
-    process_number,
-    shared_permutation,
-)
+from moco_plugin.methods.distributed import all_gather, batch_sizes, exchange, process_number, shared_permutation
 
 MODES = ("auto", "shuffle", "split", "sync", "plain")
 

@@ -70,12 +70,7 @@ class KNNMonitor(pl.Callback):
             for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
                 sets += extract_features(network, images, self.view, device=pl_module.device, progress=name)
             top1 = knn_top1(
-                sets[0],
-                sets[1],
-                sets[2],
-                sets[3],
-                k=min(self.knn.k, len(sets[0])),
-                temperature=self.knn.temperature,
+                sets[0], sets[1], sets[2], sets[3], k=min(self.knn.k, len(sets[0])), temperature=self.knn.temperature
             )
             trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
             for logger in trainer.loggers:

@@ -64,10 +64,7 @@ def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
                 changed.append(f"[{len(changed) + 1}] {text}")
             rows.append((name, "here", *_measured(task, result), f"[{len(changed)}]" if text else ""))
     columns = ("initialisation", "from", *(metric.name for metric in task.metrics), "trials", "changed")
-    sentences = [
-        "In percent; here: mean ± sample standard deviation over trials.",
-        task.note,
-    ]
+    sentences = ["In percent; here: mean ± sample standard deviation over trials.", task.note]
     if changed:
         sentences.append(f"Changed settings: {'; '.join(changed)}.")
     return Table(columns, rows, " ".join(filter(None, sentences)))

@@ -26,13 +26,7 @@ from moco_plugin.data.loading import ended_with
 from moco_plugin.errors import Stopped, UsageError, UserError, did_you_mean
 from moco_plugin.training.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
 from moco_plugin.training.logs import CSVLog, check_folder
-from moco_plugin.training.run_folder import (
-    Identity,
-    SavedRun,
-    locked,
-    remove_files,
-    remove_stale,
-)
+from moco_plugin.training.run_folder import Identity, SavedRun, locked, remove_files, remove_stale
 
 QUIET = (
     "does not have many workers",

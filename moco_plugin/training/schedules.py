@@ -70,7 +70,4 @@ def with_schedule(
         raise UsageError(f"schedule.interval is {schedule.interval!r}; expected epoch or step")
     total = schedule.epochs if schedule.interval == "epoch" else total_steps
     by_interval = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: factor(min(done / total, 1.0)))
-    return {
-        "optimizer": optimizer,
-        "lr_scheduler": {"scheduler": by_interval, "interval": schedule.interval},
-    }
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": by_interval, "interval": schedule.interval}}

@@ -266,13 +266,7 @@ def _read_trial(folder: Path, number: int, machines: Machines) -> dict[str, Any]
     results = read_json(folder / RESULTS)
     first = next(iter(results.values()))
     metrics = {f"{group}/{key}": value for group, values in first.items() for key, value in values.items()}
-    return {
-        "trial": number,
-        "seed": number,
-        "folder": folder.name,
-        "processes": machines.processes,
-        "metrics": metrics,
-    }
+    return {"trial": number, "seed": number, "folder": folder.name, "processes": machines.processes, "metrics": metrics}
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:

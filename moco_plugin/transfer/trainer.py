@@ -56,15 +56,7 @@ def load_config(config_file: str, overrides: list[str]) -> CfgNode:
         if wants_densepose(CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)):
             add_densepose_config(cfg)
         cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (
-        KeyError,
-        ValueError,
-        AssertionError,
-        TypeError,
-        AttributeError,
-        OSError,
-        yaml.YAMLError,
-    ) as error:
+    except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
         raise UsageError(f"config {path} is wrong: {_sentence(error, cfg)}") from error
     for value in overrides[1::2]:
         if len(str(value)) > MAX_BYTES:

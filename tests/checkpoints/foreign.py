@@ -268,10 +268,7 @@ def lightly_train(model: nn.Module, architecture: str, key: bool = False) -> Sam
         )
         method = DINO(args, SimCLRSGDArgs(), embedding, 8, 3)
         method.student_embedding_model = other(method.student_embedding_model)
-        query, teacher = (
-            method.student_embedding_model.wrapped_model.get_model(),
-            embedding.wrapped_model.get_model(),
-        )
+        query, teacher = (method.student_embedding_model.wrapped_model.get_model(), embedding.wrapped_model.get_model())
     else:
         method = SimCLR(SimCLRArgs(hidden_dim=8, output_dim=8), SimCLRSGDArgs(), embedding, 8, 3)
         query, teacher = wrapped.get_model(), None
@@ -300,11 +297,7 @@ def lightly_train_moco() -> Sample:
 
     key: Any = method.encoder_k
     return Sample(
-        write,
-        "LightlyTrain",
-        sample.query,
-        key.backbone.embedding_model.wrapped_model.get_model(),
-        "resnet18",
+        write, "LightlyTrain", sample.query, key.backbone.embedding_model.wrapped_model.get_model(), "resnet18"
     )
 
 
@@ -364,11 +357,7 @@ def solo_learn() -> Sample:
 
 def solo_learn_old() -> Sample:
     query = narrow_resnet()
-    state = {
-        **prefixed("encoder.", query.state_dict()),
-        **head("projector.", 32),
-        "mystery.weight": torch.zeros(2),
-    }
+    state = {**prefixed("encoder.", query.state_dict()), **head("projector.", 32), "mystery.weight": torch.zeros(2)}
     content = {"state_dict": state, "hyper_parameters": argparse.Namespace(method="simclr")}
     return Sample(save(content), "solo-learn", query, unused=("state_dict.mystery.weight",))
 

@@ -214,14 +214,7 @@ def test_frameworks_objects_are_inert_and_others_refused(tmp_path: Path) -> None
     torch.save({"path": Path("a"), "device": torch.device("cpu"), "norm": torch.nn.LayerNorm}, path)
     found = load_file(path)
     assert [found[name].name.split(".")[0] for name in ("path", "device")] == ["pathlib", "torch"]
-    for name in (
-        "os system",
-        "posix system",
-        "nt system",
-        "sys exit",
-        "shutil rmtree",
-        "my_project.config Config",
-    ):
+    for name in ("os system", "posix system", "nt system", "sys exit", "shutil rmtree", "my_project.config Config"):
         path.write_bytes(call(name.encode(), b"X\x01\x00\x00\x00x"))
         with pytest.raises(UserError, match=f"could run code: it names {name.replace(' ', '.')}$"):
             load_file(path)

@@ -24,15 +24,7 @@ from moco_plugin.errors import UsageError, UserError
 from moco_plugin.methods.moco import MoCo
 from tests.checkpoints.foreign import detectron2_pickle, features, narrow_resnet, prefixed, seen, tiny_vit
 
-OFFICIAL = (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
-)
+OFFICIAL = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
 
 
 def official(name: str, mlp: bool = True, **arguments: Any) -> dict[str, Any]:
@@ -241,12 +233,7 @@ def test_whole_detectors_are_read_back(kind: str, tmp_path: Path) -> None:
         model = detector("demo/scenes_R_18_FPN_quarter")
         trunk = model.backbone.bottom_up
     else:
-        sizes = {
-            "STEM_OUT_CHANNELS": 8,
-            "RES2_OUT_CHANNELS": 32,
-            "WIDTH_PER_GROUP": 8,
-            "NUM_BLOCKS": [1, 1, 1, 1],
-        }
+        sizes = {"STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 32, "WIDTH_PER_GROUP": 8, "NUM_BLOCKS": [1, 1, 1, 1]}
         overrides = [part for name, value in sizes.items() for part in (f"MODEL.RESNETS.{name}", value)]
         model = detector(
             "voc/pascal_voc_R_50_C4_24k_moco",
@@ -280,11 +267,7 @@ def test_detectron2_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 
     arrays = load_zoo_pickle(tmp_path / "ours.pkl")["model"]
-    msra = {
-        **arrays,
-        "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).numpy(),
-        "pixel_std": torch.ones(3).numpy(),
-    }
+    msra = {**arrays, "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).numpy(), "pixel_std": torch.ones(3).numpy()}
     save_zoo_pickle(tmp_path / "zoo.pkl", msra, {})
     with pytest.raises(UserError, match="trained from MSRA's ResNet"):
         read_checkpoint(tmp_path / "zoo.pkl")
@@ -371,10 +354,7 @@ def test_folders_that_timm_does_not_open(tmp_path: Path) -> None:
         ("{", "is no whole"),
         ("[]", "its JSON is no object"),
         (json.dumps({"architecture": "hf-hub:someone/model"}), "which timm does not have"),
-        (
-            json.dumps({"architecture": "resnet18", "model_args": {"layers": [10**9]}}),
-            "argument layers as 1e.09",
-        ),
+        (json.dumps({"architecture": "resnet18", "model_args": {"layers": [10**9]}}), "argument layers as 1e.09"),
         (json.dumps({"architecture": "resnet18", "pretrained_cfg": {"mean": "x"}}), "how images are shown"),
     ):
         (tmp_path / "config.json").write_text(config)

@@ -64,10 +64,7 @@ def test_split_slice(spec: str, path: str, part: slice) -> None:
     [
         (b"", "not an idx file"),
         (b"\x89PNG....", "not an idx file"),
-        (
-            b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567",
-            "holds 7 bytes where its header says 8",
-        ),
+        (b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567", "holds 7 bytes where its header says 8"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a", mtime=0)[:-9], "cannot be read"),
     ],
 )
@@ -119,14 +116,8 @@ def test_list_with_labels(
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        (
-            ["a b/owl.png 1", "a b/cat 1.png"],
-            "line 4: 'a b/cat 1.png' has no label and the first image has one",
-        ),
-        (
-            ["a b/cat 1.png", "a b/owl.png 1"],
-            "line 4: 'a b/owl.png 1' has a label and the first image has none",
-        ),
+        (["a b/owl.png 1", "a b/cat 1.png"], "line 4: 'a b/cat 1.png' has no label and the first image has one"),
+        (["a b/cat 1.png", "a b/owl.png 1"], "line 4: 'a b/owl.png 1' has a label and the first image has none"),
         (["absent.png 1"], "line 3: there is no file .*absent.png; expected 'path' or 'path label'"),
         ([], "lists no image"),
     ],

@@ -151,10 +151,7 @@ def test_shards_hold_what_the_folder_holds(photos: Path, packed: Path, monkeypat
     assert sorted(file.name for file in packed.glob("*.tar")) == [f"photos-000{n}.tar" for n in range(3)]
     assert_same(ImageSet(str(packed)), ImageSet(str(photos)))
     assert_same(ImageSet(f"{packed}/photos-{{0000..0002}}.tar"), ImageSet(str(photos)))
-    assert ImageSet(f"{packed}/photos-0001.tar").classes == (
-        "cat",
-        "dog",
-    )  # also where one of them is missing
+    assert ImageSet(f"{packed}/photos-0001.tar").classes == ("cat", "dog")  # also where one of them is missing
     part = ImageSet(f"{packed}[4:7]")
     assert [part.load(i) for i in range(len(part))] == [ImageSet(str(photos)).load(i) for i in (4, 5, 6)]
     assert part.labels is not None and part.labels.tolist() == [0, 1, 1]

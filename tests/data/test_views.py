@@ -29,11 +29,7 @@ def find(name: str, kind: type) -> object:
     ("name", "probability", "hue", "blur"), [("moco_v1", 1.0, 0.4, 0.0), ("moco_v2", 0.8, 0.1, 0.5)]
 )
 def test_arguments_are_the_papers(name: str, probability: float, hue: float, blur: float) -> None:
-    crop, jitter, grey = (
-        find(name, v2.RandomResizedCrop),
-        find(name, v2.RandomApply),
-        find(name, v2.RandomGrayscale),
-    )
+    crop, jitter, grey = (find(name, v2.RandomResizedCrop), find(name, v2.RandomApply), find(name, v2.RandomGrayscale))
     assert (crop.scale, crop.size) == ((0.2, 1.0), (40, 40))  # type: ignore[attr-defined]
     assert jitter.p == probability  # type: ignore[attr-defined]
     (colours,) = jitter.transforms  # type: ignore[attr-defined]
@@ -79,10 +75,7 @@ def test_resize_is_pillows(start: int, length: int, target: int) -> None:
 
 @pytest.mark.parametrize("kind", ["brightness", "contrast", "saturation", "hue"])
 def test_adjustments_are_torchvisions(kind: str) -> None:
-    images, factors = (
-        torch.rand(3, 3, 8, 8),
-        torch.tensor([0.45, -0.2, 0.1] if kind == "hue" else [0.6, 1.4, 1.0]),
-    )
+    images, factors = (torch.rand(3, 3, 8, 8), torch.tensor([0.45, -0.2, 0.1] if kind == "hue" else [0.6, 1.4, 1.0]))
     expected = torch.stack([getattr(tv, f"adjust_{kind}")(i, float(f)) for i, f in zip(images, factors, strict=True)])
     found = getattr(batched, f"adjust_{kind}")(images, factors[:, None, None, None])
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)

@@ -53,13 +53,7 @@ def test_numbers_in_page_table_and_json(report: tuple[Path, str]) -> None:
 def test_page_is_whole_and_fetches_nothing(report: tuple[Path, str]) -> None:
     html = report[0].read_text()
     reader = Reader(html)
-    headings = (
-        "Results",
-        "Pre-training",
-        "What MoCo learns from",
-        "What it finds similar",
-        "How this was made",
-    )
+    headings = ("Results", "Pre-training", "What MoCo learns from", "What it finds similar", "How this was made")
     places = [html.index(f"<h2>{heading}</h2>") for heading in headings]
     assert places == sorted(places)
     addresses = [

@@ -19,12 +19,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation.classifier import (
-    ClassifierModule,
-    TrainingCrops,
-    training_crop,
-    weights_digest,
-)
+from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, training_crop, weights_digest
 from moco_plugin.evaluation.classify import starting_lr
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from tests.conftest import TEST, TRAIN
@@ -132,12 +127,7 @@ def test_protocol_by_the_checkpoints_method(tiny_run: Path) -> None:
 
 def test_result_and_log_of_a_linear_classification(linear: Path, tiny_run: Path) -> None:
     result = json.loads(linear.read_text())
-    assert (result["protocol"], result["recipe"], result["epochs"], result["steps"]) == (
-        "linear",
-        "moco_v1",
-        2,
-        6,
-    )
+    assert (result["protocol"], result["recipe"], result["epochs"], result["steps"]) == ("linear", "moco_v1", 2, 6)
     assert result["settings"]["optimizer"]["lr"] == 30 and result["lr"] == pytest.approx(30 * 32 / 256)
     assert (result["train_images"], result["test_images"], result["image_size"]) == (80, 37, 32)
     assert result["weights"] == f"{tiny_run}/checkpoints/last.ckpt" and len(result["weights_sha256"]) == 64
@@ -315,20 +305,8 @@ def test_mistakes_end_in_one_sentence(tiny_run: Path, tmp_path: Path, capsys: py
         ("lowshot", flat, pets, [], f"{flat} has no labels"),
         ("linear", pets, birds, [], "differ in classes: dog, owl in one only"),
         ("knn", pets, birds, [], "differ in classes: dog, owl in one only"),
-        (
-            "knn",
-            pets,
-            pets[:-4] + "pets/",
-            ["--k", "2", "5"],
-            "k is 5 with 4 labelled training images; choose k",
-        ),
-        (
-            "retrieve",
-            pets,
-            pets,
-            ["--k", "4"],
-            "k is 4 with 3 labelled training images besides the image itself",
-        ),
+        ("knn", pets, pets[:-4] + "pets/", ["--k", "2", "5"], "k is 5 with 4 labelled training images; choose k"),
+        ("retrieve", pets, pets, ["--k", "4"], "k is 4 with 3 labelled training images besides the image itself"),
         ("linear", pets, pets, ["trainer.devces=2"], "unknown key trainer.devces"),
         ("linear", pets, pets, ["schedule.interval=week"], "schedule.interval is week"),
         ("finetune", pets, pets, ["--protocol", "imagnet"], "did you mean 'imagenet'?"),

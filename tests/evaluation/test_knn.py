@@ -148,15 +148,7 @@ def test_memory_does_not_grow_with_the_sets() -> None:
 
 
 def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
-    arguments = [
-        "knn",
-        "--weights",
-        tiny_run / "checkpoints/last.ckpt",
-        "--train",
-        f"{TRAIN}[0:100]",
-        "--k",
-        "100",
-    ]
+    arguments = ["knn", "--weights", tiny_run / "checkpoints/last.ckpt", "--train", f"{TRAIN}[0:100]", "--k", "100"]
     arguments += ["10", "--test", f"{TEST}[0:50]", "--out", tmp_path / "knn.json"]
     shown = tool("evaluate", *arguments).stdout
     result = json.loads((tmp_path / "knn.json").read_text())

@@ -21,10 +21,7 @@ def root(tmp_path: Path) -> Path:
     images = ImageSet(TRAIN)
     assert images.array is not None and images.labels is not None
     root = tmp_path / "omnibenchmark"
-    for realm, pair, name, base in (
-        ("bird", (0, 7), "{split}", ""),
-        ("car", (1, 2), "car.{split}.txt", "car/"),
-    ):
+    for realm, pair, name, base in (("bird", (0, 7), "{split}", ""), ("car", (1, 2), "car.{split}.txt", "car/")):
         (root / realm / "images").mkdir(parents=True)
         chosen = [i for i, label in enumerate(images.labels) if label in pair]
         for split, part in (("train", chosen[:40]), ("val", chosen[40:60]), ("test", chosen[60:90])):

@@ -109,10 +109,7 @@ def test_a_sweep_is_as_many_plain_fits(sets: Sets) -> None:
 def test_scores() -> None:
     logits = torch.eye(7)[torch.tensor([0, 0, 0, 1])]
     found = scores(count_correct(logits, torch.tensor([0, 0, 1, 1])) + count_correct(logits[:1], torch.tensor([0])))
-    assert (found.top1, found.mean_per_class) == (
-        80.0,
-        75.0,
-    )  # 3 of 3 and 1 of 2; the other classes have no image
+    assert (found.top1, found.mean_per_class) == (80.0, 75.0)  # 3 of 3 and 1 of 2; the other classes have no image
     assert found.top5 is not None and found.top5 >= 80
     assert scores(count_correct(torch.eye(5), torch.arange(5))).top5 is None
     # a class without images does not count, also where it is predicted: 1 of 2 and 1 of 1 (torchmetrics' macro is 50)

@@ -26,10 +26,7 @@ def test_recall_counts_images_with_one_of_their_class_among_the_nearest() -> Non
     test = at(1, 2, 88, labels=[0, 1, 0])  # right at first; right at second; right at fourth
     recall, shown = retrieval(train, test, (1, 2, 3, 4))
     assert [recall[k] for k in (1, 2, 3, 4)] == pytest.approx([100 / 3, 200 / 3, 200 / 3, 100])
-    assert [(n.test, n.train) for n in shown] == [
-        (100, [100, 101, 102, 103]),
-        (101, [100, 101, 102, 103]),
-    ]
+    assert [(n.test, n.train) for n in shown] == [(100, [100, 101, 102, 103]), (101, [100, 101, 102, 103])]
 
 
 def test_within_one_set_an_image_does_not_find_itself() -> None:

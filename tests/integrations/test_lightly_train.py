@@ -353,10 +353,7 @@ def test_views_are_the_papers() -> None:
 def test_views_take_lightly_trains_arguments() -> None:
     given = {"random_resize": {"min_scale": 0.08}, "color_jitter": {"hue": 0.3}, "random_gray_scale": None}
     one, two = views("moco_v3", image_size=[48, 32], view_2={"solarize": None}, **given)
-    assert find(one, "RandomResizedCrop").scale == (0.08, 1.0) and find(one, "RandomResizedCrop").size == (
-        48,
-        32,
-    )
+    assert find(one, "RandomResizedCrop").scale == (0.08, 1.0) and find(one, "RandomResizedCrop").size == (48, 32)
     assert find(two, "ColorJitter").hue == (-0.3, 0.3) and find(two, "ColorJitter").p == 0.8
     assert find(two, "ToGray") is None and find(two, "Solarize") is None
     assert find(views("moco_v1", color_jitter=None)[0], "ToGray").p == 0.2
@@ -394,10 +391,7 @@ def test_resume_gives_the_weights_of_a_run_without_a_break(
     assert torch.load(tmp_path / "broken/checkpoints/last.ckpt", weights_only=False)["global_step"] == 1
     lightly_train.pretrain(out=tmp_path / "broken", resume_interrupted=True, **arguments)
     whole, resumed = weights(tmp_path / "whole"), weights(tmp_path / "broken")
-    for state in (
-        whole,
-        resumed,
-    ):  # the order within a batch is random; a whole-set batch replaces the whole queue
+    for state in (whole, resumed):  # the order within a batch is random; a whole-set batch replaces the whole queue
         state["queue.keys"] = state["queue.keys"].sum(dim=0)
     torch.testing.assert_close(resumed, whole, rtol=1e-4, atol=1e-5)
     assert whole["queue.filled"] == 64

@@ -208,11 +208,7 @@ def test_recipes_have_their_papers_heads_and_temperatures() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ({"momentum": 1.5}, "momentum is 1.5"),
-        ({"temperature": 0}, "temperature is 0"),
-        ({"batch_norm": "x"}, "'x'"),
-    ],
+    [({"momentum": 1.5}, "momentum is 1.5"), ({"temperature": 0}, "temperature is 0"), ({"batch_norm": "x"}, "'x'")],
 )
 def test_arguments_out_of_range(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
@@ -230,14 +226,7 @@ def contrast_accuracy(batch_norm: str) -> float:
     layers = [*convolution(3, 16), *convolution(16, 16, stride=2), *convolution(16, 32)]
     backbone = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = MoCo(
-        backbone,
-        32,
-        dim=32,
-        queue_size=512,
-        momentum=0.99,
-        temperature=0.1,
-        batch_norm=batch_norm,
-        batch_norm_groups=2,
+        backbone, 32, dim=32, queue_size=512, momentum=0.99, temperature=0.1, batch_norm=batch_norm, batch_norm_groups=2
     )
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.02, momentum=0.9)
     top1 = []

@@ -63,12 +63,7 @@ def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
     table = linear_table(read_evaluations(folder))
     cells = {tuple(row[:2]): row[2:] for row in table.rows}
     assert len(table.rows) == len(LINEAR) + 3
-    assert cells["MoCo v2 R50, 200 epochs", "67.5 ± 0.1"] == (
-        "67.5 ± 0.7",
-        "88.2 ± 0.4",
-        "moco_v1",
-        "imagenet/val",
-    )
+    assert cells["MoCo v2 R50, 200 epochs", "67.5 ± 0.1"] == ("67.5 ± 0.7", "88.2 ± 0.4", "moco_v1", "imagenet/val")
     assert cells["MoCo v3 ViT-S, 300 epochs", "73.2"][:3] == ("73.0", "91.0", "moco_v3_vit")
     assert cells["MoCo v1 R50w2x, 200 epochs", "65.4"][0] == "-"
     assert cells["MoCo v2 resnet50, 7 epochs", "-"] == ("60.0", "-", "cached features", "imagenet/val")
@@ -113,16 +108,7 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     text, html = write_report(folder, page), page.read_text()
     for shown in (text, html):
-        for value in (
-            "67.5 ± 0.1",
-            "67.0",
-            "77.2",
-            "43.2",
-            "48.8",
-            "40.1",
-            "34.8",
-            "mean (partial, 1 realms missing)",
-        ):
+        for value in ("67.5 ± 0.1", "67.0", "77.2", "43.2", "48.8", "40.1", "34.8", "mean (partial, 1 realms missing)"):
             assert value in shown, value
     assert "Missing: car." in html and "0" * 64 in html and "http" not in html.split("</style>")[1]
     assert html.count("<h2>") == 7

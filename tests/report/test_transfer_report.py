@@ -24,12 +24,7 @@ BATCH_4 = {"images_per_batch": 4, "overrides": ["SOLVER.MOMENTUM", "0.8"]}
 
 
 def write_run(
-    folder: Path,
-    task: str,
-    init: str,
-    values: Sequence[tuple[float | None, ...]],
-    wanted: int = 3,
-    **more: Any,
+    folder: Path, task: str, init: str, values: Sequence[tuple[float | None, ...]], wanted: int = 3, **more: Any
 ) -> dict[str, Any]:
     """Writes the ``results.json`` of a run from the metrics of its trials, in the order of the task's."""
     paths = [metric.path for metric in TASKS[task].metrics]
@@ -123,10 +118,7 @@ def test_ours_below_theirs_by_hand(tmp_path: Path) -> None:
     table = transfer_table(task, results)
     assert table.columns == ("initialisation", "from", "AP50", "AP", "AP75", "trials", "changed")
     rows = rows_of(table)
-    assert rows[:2] == [
-        "random | paper | 60.2 | 33.8 | 33.1 |  | ",
-        "random | here | 60.0 | 33.0 | 32.0 | 1 | ",
-    ]
+    assert rows[:2] == ["random | paper | 60.2 | 33.8 | 33.1 |  | ", "random | here | 60.0 | 33.0 | 32.0 | 1 | "]
     place = rows.index("MoCo v2 IN-1M, 200 epochs | paper | 82.4 | 57.0 | 63.6 |  | ")
     # std of 82 and 83: sqrt(2 * 0.5^2 / 1) = 0.71
     assert rows[place + 1] == "MoCo v2 IN-1M, 200 epochs | here | 82.5 ± 0.7 | 57.0 ± 0.0 | 63.5 ± 0.7 | 2 of 5 | "
@@ -202,10 +194,7 @@ def test_two_runs_from_like_weights_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [
-        (lambda folder: folder / "absent", "is no folder"),
-        (lambda folder: folder, "holds no results"),
-    ],
+    [(lambda folder: folder / "absent", "is no folder"), (lambda folder: folder, "holds no results")],
 )
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str) -> None:
     (tmp_path / "results.json").write_text('{"AP": 1}')

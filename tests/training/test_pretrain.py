@@ -163,14 +163,7 @@ def test_compile_takes_both_encoders() -> None:
 
 def test_start_from_a_checkpoint(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
     checkpoint = tiny_run / "checkpoints" / "last.ckpt"
-    tool(
-        "pretrain",
-        *TINY,
-        f"out={tmp_path}/run",
-        f"weights={checkpoint}",
-        "optimizer.lr=0",
-        "trainer.max_epochs=1",
-    )
+    tool("pretrain", *TINY, f"out={tmp_path}/run", f"weights={checkpoint}", "optimizer.lr=0", "trainer.max_epochs=1")
     before, after = weights(tiny_run), weights(tmp_path / "run")
     names = [name for name in before if name.startswith("method.encoder_q.backbone") and name.endswith("weight")]
     assert len(names) > 20 and all(torch.equal(before[name], after[name]) for name in names)

@@ -470,10 +470,7 @@ def narrow_resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights for what ``NARROW`` makes of a ResNet-50, as the converter writes them."""
     torch.manual_seed(0)
     network = make_resnet(
-        stem_channels=16,
-        num_blocks=(3, 4, 6, 3),
-        out_channels=(32, 64, 128, 256),
-        bottleneck_channels=(8, 16, 32, 64),
+        stem_channels=16, num_blocks=(3, 4, 6, 3), out_channels=(32, 64, 128, 256), bottleneck_channels=(8, 16, 32, 64)
     )
     path = tmp_path_factory.mktemp("narrow") / "narrow.pkl"
     save_zoo_pickle(path, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, {})

@@ -29,10 +29,7 @@ LEGACY = {
     f"{HEAD}.PART_WEIGHTS": (1.0, 0.3),
     f"{HEAD}.POINT_REGRESSION_WEIGHTS": (0.01, 0.1),
     f"{HEAD}.DECODER_ON": (True, False),
-    "DATASETS.TRAIN": (
-        ("coco_2017_train",),
-        ("densepose_coco_2014_train", "densepose_coco_2014_valminusminival"),
-    ),
+    "DATASETS.TRAIN": (("coco_2017_train",), ("densepose_coco_2014_train", "densepose_coco_2014_valminusminival")),
     "DATASETS.TEST": (("coco_2017_val",), ("densepose_coco_2014_minival",)),
     "SOLVER.BASE_LR": (0.02, 0.002),
     "SOLVER.STEPS": ((60000, 80000), (100000, 120000)),

@@ -37,12 +37,7 @@ NARROW = [
     "MODEL.WEIGHTS",
     "",
 ]
-SHALLOW = [
-    "MODEL.BACKBONE.NAME",
-    "build_any_width_resnet_backbone",
-    "MODEL.RESNETS.NUM_BLOCKS",
-    "[1, 1, 1, 1]",
-]
+SHALLOW = ["MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.NUM_BLOCKS", "[1, 1, 1, 1]"]
 
 
 def head(num_classes: int = 3, **options: int) -> FCNHead:

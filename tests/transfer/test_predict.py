@@ -71,11 +71,7 @@ def test_names_are_known_without_the_data_set() -> None:
     assert class_names(cfg).thing_classes == ["0", "1", "2"]
     cfg.DATASETS.TEST = ("voc_2012_sem_seg_val",)
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 21
-    assert class_names(cfg).stuff_classes[15] == "person" and class_names(cfg).stuff_colors[15] == [
-        192,
-        128,
-        128,
-    ]
+    assert class_names(cfg).stuff_classes[15] == "person" and class_names(cfg).stuff_colors[15] == [192, 128, 128]
 
 
 def test_names_of_scenes_come_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

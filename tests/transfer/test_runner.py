@@ -149,16 +149,7 @@ def test_trials_cut_off_resumed_and_added(
         (["SOLVER.MOMENTUM", "0.8"], "SOLVER.MOMENTUM 0.9, and this command has 0.8"),
         (["SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.0025"),
     ):
-        arguments = [
-            "--task",
-            "voc_c4",
-            "--weights",
-            str(weights),
-            "--out",
-            str(out),
-            "--images-per-batch",
-            "2",
-        ]
+        arguments = ["--task", "voc_c4", "--weights", str(weights), "--out", str(out), "--images-per-batch", "2"]
         assert main([*arguments, *TINY, *changed]) == 2
         assert message in capsys.readouterr().err
     assert sha256(out / "trial_1" / "model_final.pth") == first
@@ -258,39 +249,18 @@ def test_tasks_are_what_their_configs_say() -> None:
         (["--task", "voc_c4", "--init", "random", "--images-per-batch", "0"], "--images-per-batch is 0"),
         (["--task", "voc_c4", "--init", "random", "--images-per-batch", "-4"], "--images-per-batch is -4"),
         (["--task", "voc_c4", "--init", "random", "SOLVER.IMS_PER_BATCH", "0"], "SOLVER.IMS_PER_BATCH is 0"),
-        (
-            ["--task", "voc_c4", "--init", "random", "--images-per-batch", "4", "SOLVER.IMS_PER_BATCH", "4"],
-            "both",
-        ),
+        (["--task", "voc_c4", "--init", "random", "--images-per-batch", "4", "SOLVER.IMS_PER_BATCH", "4"], "both"),
         (["--task", "voc_c4", "--init", "random", "--gpus", "64"], "(--gpus) is 64"),
         (["--task", "voc_c4", "--init", "random", "--num-machines", "2"], "--dist-url"),
         (["--task", "voc_c4", "--init", "random", "SOLVER.MAX_ITERS", "4"], "SOLVER.MAX_ITER"),
         (["--task", "voc_c4", "--init", "random", "SEED", "4"], "--trials"),
-        (
-            ["--task", "voc_c4", "--init", "random", "SOLVER.MAX_ITER", "4", "--trials", "2"],
-            "put options first",
-        ),
+        (["--task", "voc_c4", "--init", "random", "SOLVER.MAX_ITER", "4", "--trials", "2"], "put options first"),
         (["--task", "voc_c4", "--init", "random", "MODEL.ROI_HEADS.NUM_CLASSES", "80"], "has 20 classes"),
-        (
-            ["--task", "coco_retinanet_1x", "--init", "random", "MODEL.RETINANET.NUM_CLASSES", "20"],
-            "has 80 classes",
-        ),
-        (
-            ["--task", "voc_semantic", "--init", "random", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "20"],
-            "has 21 classes",
-        ),
-        (
-            ["--task", "voc_c4", "--weights", "WEIGHTS"],
-            "backbone tensors filled from",
-        ),  # a ResNet-18 for ResNet-50
-        (
-            ["--task", "voc_c4", "--weights", "WEIGHTS", *NETWORK, "INPUT.FORMAT", "BGR"],
-            "INPUT.FORMAT is BGR",
-        ),
-        (
-            ["--task", "voc_c4", "--init", "supervised", "--weights", "WEIGHTS", *NETWORK],
-            "INPUT.FORMAT is BGR",
-        ),
+        (["--task", "coco_retinanet_1x", "--init", "random", "MODEL.RETINANET.NUM_CLASSES", "20"], "has 80 classes"),
+        (["--task", "voc_semantic", "--init", "random", "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "20"], "has 21 classes"),
+        (["--task", "voc_c4", "--weights", "WEIGHTS"], "backbone tensors filled from"),  # a ResNet-18 for ResNet-50
+        (["--task", "voc_c4", "--weights", "WEIGHTS", *NETWORK, "INPUT.FORMAT", "BGR"], "INPUT.FORMAT is BGR"),
+        (["--task", "voc_c4", "--init", "supervised", "--weights", "WEIGHTS", *NETWORK], "INPUT.FORMAT is BGR"),
     ],
 )
 def test_mistakes_end_in_one_sentence(
@@ -311,12 +281,7 @@ def test_mistakes_end_in_one_sentence(
 
 
 def test_train_net_counts_classes_too(tiny_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "--config-file",
-        "coco/coco_keypoint_R_50_FPN_2x_random",
-        "OUTPUT_DIR",
-        str(tmp_path / "run"),
-    ]
+    arguments = ["--config-file", "coco/coco_keypoint_R_50_FPN_2x_random", "OUTPUT_DIR", str(tmp_path / "run")]
     assert train_net([*arguments, "MODEL.ROI_HEADS.NUM_CLASSES", "80"]) == 1
     assert "keypoints_coco_2017_train has 1 classes; pass MODEL.ROI_HEADS.NUM_CLASSES 1" in capsys.readouterr().err
 
@@ -395,16 +360,7 @@ def test_a_trial_runs_in_a_process_of_its_own(capfd: pytest.CaptureFixture[str])
 def test_second_runner_in_a_folder_is_refused(
     tiny_catalog: Path, weights: Path, tmp_path: Path, trials: Trials, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = [
-        "--task",
-        "voc_c4",
-        "--weights",
-        str(weights),
-        "--trials",
-        "1",
-        "--out",
-        str(tmp_path / "voc"),
-    ]
+    arguments = ["--task", "voc_c4", "--weights", str(weights), "--trials", "1", "--out", str(tmp_path / "voc")]
     with locked(tmp_path / "voc"):
         assert main([*arguments, "--gpus", "1", "--images-per-batch", "2", *TINY]) == 2
     assert f"is in use by process {os.getpid()} on" in capsys.readouterr().err and trials.started == []

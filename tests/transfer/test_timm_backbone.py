@@ -216,13 +216,7 @@ def test_retinanet_levels(name: str) -> None:
     cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
     network = build_backbone(cfg)
     levels = network(torch.randn(1, 3, 128, 128))
-    assert {name: level.shape[-1] for name, level in levels.items()} == {
-        "p3": 16,
-        "p4": 8,
-        "p5": 4,
-        "p6": 2,
-        "p7": 1,
-    }
+    assert {name: level.shape[-1] for name, level in levels.items()} == {"p3": 16, "p4": 8, "p5": 4, "p6": 2, "p7": 1}
     assert {level.shape[1] for level in levels.values()} == {16}
     sum(level.sum() for level in levels.values()).backward()
     assert [n for n, p in network.named_parameters() if p.grad is None] == []

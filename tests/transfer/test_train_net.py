@@ -109,10 +109,7 @@ def test_seed_decides_the_run(datasets: Path, tmp_path: Path) -> None:
 def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> None:
     channels = [32, 64, 128, 256]
     backbone = make_resnet(
-        num_blocks=[1, 1, 1, 1],
-        stem_channels=16,
-        out_channels=channels,
-        bottleneck_channels=[8, 16, 32, 64],
+        num_blocks=[1, 1, 1, 1], stem_channels=16, out_channels=channels, bottleneck_channels=[8, 16, 32, 64]
     )
     arrays = {k: v.numpy() for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_zoo_pickle(tmp_path / "tiny.pkl", arrays, {})

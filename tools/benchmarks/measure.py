@@ -112,11 +112,7 @@ def step(
         "rounds": rounds,
         "device": device,
     }
-    return {
-        "settings": settings,
-        "threads": torch.get_num_threads(),
-        "results": ratios(seconds, "no contrast"),
-    }
+    return {"settings": settings, "threads": torch.get_num_threads(), "results": ratios(seconds, "no contrast")}
 
 
 def _loopback_bytes() -> int:
@@ -181,10 +177,7 @@ def _write_official(path: Path, backbone: str) -> None:
     torch.manual_seed(0)
     weights = {f"module.encoder_q.{k}": v for k, v in create_backbone(backbone).state_dict().items()}
     weights |= {key.replace("encoder_q", "encoder_k"): value.clone() for key, value in weights.items()}
-    weights |= {
-        "module.queue": torch.randn(128, 65536),
-        "module.queue_ptr": torch.zeros(1, dtype=torch.int64),
-    }
+    weights |= {"module.queue": torch.randn(128, 65536), "module.queue_ptr": torch.zeros(1, dtype=torch.int64)}
     torch.save({"epoch": 200, "arch": backbone, "state_dict": weights}, path)
 
 
@@ -277,9 +270,5 @@ def convert(file: Path | None = None, backbone: str = "resnet50", rounds: int = 
             "peak_megabytes": round(memory / 1e6, 1),
             "peak_to_file": round(memory / size, 2),
         }
-    settings = {
-        "file": str(file or f"random {backbone}"),
-        "file_megabytes": round(size / 1e6, 1),
-        "rounds": rounds,
-    }
+    settings = {"file": str(file or f"random {backbone}"), "file_megabytes": round(size / 1e6, 1), "rounds": rounds}
     return {"settings": settings, "results": results}

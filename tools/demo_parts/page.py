@@ -99,8 +99,7 @@ def _add_results(page: Page, results: DemoResults) -> None:
     )
     several = "mean ± sample standard deviation over seeds" if len(results.seeds) > 1 else "a single seed"
     page.add(
-        "table",
-        comparison_table([results.knn, *results.transfer], f"Untrained or random weights and MoCo, {several}."),
+        "table", comparison_table([results.knn, *results.transfer], f"Untrained or random weights and MoCo, {several}.")
     )
     page.add("table", seed_table(results.transfer, _seed_names(results), "Detection with each seed."))
 

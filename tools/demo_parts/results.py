@@ -11,12 +11,7 @@ from moco_plugin.files import read_json
 from moco_plugin.report.tables import Comparison
 
 DETECTORS = {"c4": "C4", "fpn": "FPN"}  # folder and name
-MEASURES = (
-    ("bbox/AP", "box AP"),
-    ("bbox/AP50", "box AP50"),
-    ("segm/AP", "mask AP"),
-    ("segm/AP50", "mask AP50"),
-)
+MEASURES = (("bbox/AP", "box AP"), ("bbox/AP50", "box AP50"), ("segm/AP", "mask AP"), ("segm/AP50", "mask AP50"))
 
 
 @dataclass

@@ -217,14 +217,5 @@ class Demo:
 
     def _transfer(self, detector: str, init: str, trials: int, *more: str) -> Command:
         output = self.folder / "transfer" / detector / init
-        arguments = [
-            "--task",
-            f"scenes_{detector}",
-            "--init",
-            init,
-            "--trials",
-            str(trials),
-            "--out",
-            str(output),
-        ]
+        arguments = ["--task", f"scenes_{detector}", "--init", init, "--trials", str(trials), "--out", str(output)]
         return Command("transfer", [*arguments, *more], output / "results.json", trials)

@@ -19,10 +19,7 @@ from moco_plugin.transfer.components.voc_semantic import AUGMENTED, TRAIN_AUG, l
 DENSEPOSE = {  # of detectron2's DensePose project, which registers them if it is installed
     "densepose_coco_2014_train": ("coco/train2014", "coco/annotations/densepose_train2014.json"),
     "densepose_coco_2014_minival": ("coco/val2014", "coco/annotations/densepose_minival2014.json"),
-    "densepose_coco_2014_valminusminival": (
-        "coco/val2014",
-        "coco/annotations/densepose_valminusminival2014.json",
-    ),
+    "densepose_coco_2014_valminusminival": ("coco/val2014", "coco/annotations/densepose_valminusminival2014.json"),
 }
 SOURCES = {  # first part of the names: where the files can be had
     "voc_2007": "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/ (VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar)",
@@ -176,10 +173,7 @@ def _sem_seg(metadata: Any) -> list[Files]:
         sbd / "cls" / f"{path.stem}.mat" if path.parent.name == AUGMENTED and not path.exists() else path
         for path in labels
     ]
-    return [
-        _files("images", (voc / "JPEGImages" / f"{name}.jpg" for name in names)),
-        _files("labels", labels),
-    ]
+    return [_files("images", (voc / "JPEGImages" / f"{name}.jpg" for name in names)), _files("labels", labels)]
 
 
 def _cityscapes(metadata: Any, *labels: str) -> list[Files]:

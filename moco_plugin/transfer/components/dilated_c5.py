@@ -33,12 +33,7 @@ class DilatedC5(Backbone):
         shape = bottom_up.output_shape()[in_feature]
         self.bottom_up, self.in_feature = bottom_up, in_feature
         self.reduce = Conv2d(
-            shape.channels,
-            out_channels,
-            kernel_size=3,
-            padding=1,
-            bias=not norm,
-            norm=get_norm(norm, out_channels),
+            shape.channels, out_channels, kernel_size=3, padding=1, bias=not norm, norm=get_norm(norm, out_channels)
         )
         weight_init.c2_msra_fill(self.reduce)
         self._shape = ShapeSpec(channels=out_channels, stride=shape.stride)

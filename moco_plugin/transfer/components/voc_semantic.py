@@ -94,11 +94,7 @@ def load_voc_semantic(voc: Path, split: str, sbd: Path) -> list[dict]:
     if split == TRAIN_AUG:
         _convert_sbd(sbd, [path for path in labels if path.parent.name == AUGMENTED and not path.exists()])
     return [
-        {
-            "file_name": str(voc / "JPEGImages" / f"{name}.jpg"),
-            "image_id": name,
-            "sem_seg_file_name": str(path),
-        }
+        {"file_name": str(voc / "JPEGImages" / f"{name}.jpg"), "image_id": name, "sem_seg_file_name": str(path)}
         for name, path in zip(names, labels, strict=True)
     ]
 

@@ -5,12 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # the sides of a pixel, clockwise as seen: where to look for the neighbour (row, column), start and end (x, y)
-_SIDES = (
-    ((-1, 0), (0, 0), (1, 0)),
-    ((0, 1), (1, 0), (1, 1)),
-    ((1, 0), (1, 1), (0, 1)),
-    ((0, -1), (0, 1), (0, 0)),
-)
+_SIDES = (((-1, 0), (0, 0), (1, 0)), ((0, 1), (1, 0), (1, 1)), ((1, 0), (1, 1), (0, 1)), ((0, -1), (0, 1), (0, 0)))
 
 
 def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:

@@ -104,10 +104,7 @@ def write_coco(
     ]
     person = {**classes[ids.index(PERSON)], "keypoints": list(KEYPOINTS), "skeleton": SKELETON}
     for kind, listed, known in (("instances", annotations, classes), ("person_keypoints", people, [person])):
-        _write(
-            root / "annotations" / f"{kind}_{split}.json",
-            {**common, "annotations": listed, "categories": known},
-        )
+        _write(root / "annotations" / f"{kind}_{split}.json", {**common, "annotations": listed, "categories": known})
 
 
 def write_lvis(path: Path, split: str, scenes: Sequence[TinyScene], categories: Sequence[Mapping[str, Any]]) -> None:
@@ -139,11 +136,7 @@ def write_lvis(path: Path, split: str, scenes: Sequence[TinyScene], categories: 
         "images": images,
         "annotations": annotations,
         "categories": [
-            {
-                **category,
-                "image_count": len(set(used[category["id"]])),
-                "instance_count": len(used[category["id"]]),
-            }
+            {**category, "image_count": len(set(used[category["id"]])), "instance_count": len(used[category["id"]])}
             for category in categories
         ],
     }

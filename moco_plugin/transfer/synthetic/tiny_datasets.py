@@ -104,10 +104,7 @@ def make_tiny_datasets(
         bar.update()
         return scenes
 
-    with (
-        atomic_folder(output) as root,
-        tqdm(total=9, desc="tiny data sets", unit="split", disable=not progress) as bar,
-    ):
+    with atomic_folder(output) as root, tqdm(total=9, desc="tiny data sets", unit="split", disable=not progress) as bar:
         trained, tested = compose(0, train, num_train), compose(1, test, num_test)
         _write_voc2007(root, trained, tested, tables)
         trained, tested = compose(2, train, num_train), compose(3, test, num_test)

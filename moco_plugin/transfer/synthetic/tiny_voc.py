@@ -18,10 +18,7 @@ Split = tuple[Sequence[str], Sequence[TinyScene]]  # names of the images, and th
 
 
 def write_voc(
-    root: Path,
-    segmented: Mapping[str, Split],
-    names: Sequence[str],
-    boxes_only: Mapping[str, Split] | None = None,
+    root: Path, segmented: Mapping[str, Split], names: Sequence[str], boxes_only: Mapping[str, Split] | None = None
 ) -> None:
     """Writes ``JPEGImages``, ``Annotations``, ``ImageSets``, ``SegmentationClass`` and ``SegmentationObject``.
 
