@@ -44,6 +44,8 @@ class DataConfig:
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     crop_ratio: float = 0.875
     """Evaluation resizes the short side to image_size / crop_ratio, then crops the centre."""
+    value_range: list[float] | None = None
+    """Of images of more than 8 bits, the values that become black and white; null: by bit depth, 0 to 1 for floats."""
 
 
 @dataclass
@@ -272,6 +274,9 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
         "knn.every",
         "knn.temperature",
     )
+    value_range = config.data.value_range
+    if value_range is not None and not (len(value_range) == 2 and value_range[0] < value_range[1]):
+        raise UsageError(f"data.value_range is {list(value_range)}; expected two numbers, the smaller first")
     return config
 
 

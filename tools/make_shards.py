@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.data.shards import make_shards
+from moco_plugin.data.shard_writer import make_shards
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -129,7 +130,7 @@ def of_ours(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
             _text(config["method"]),
         )
         found.arguments = safe_arguments(file.path, {**config["backbone_args"], "image_size": data["image_size"]})
-        found.view = _view(data["image_size"], data["crop_ratio"], data["mean"], data["std"])
+        found.view = _view(data["image_size"], data["crop_ratio"], data["mean"], data["std"], data.get("value_range"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{file.path} does not hold the config of its run ({type(error).__name__}: {error}); expected what "
@@ -203,7 +204,7 @@ def _of_converters(metadata: dict[str, Any], found: Hints) -> None:
     found.heads = heads if isinstance(heads, int) and 0 < heads <= LARGEST_IMAGE else None
     if isinstance(metadata.get("image_size"), int) and isinstance(metadata.get("crop_ratio"), (int, float)):
         found.view.image_size, found.view.crop_ratio = metadata["image_size"], metadata["crop_ratio"]
-    _set_pixels(found, metadata.get("pixel_mean"), metadata.get("pixel_std"))
+    _set_pixels(found, metadata.get("pixel_mean"), metadata.get("pixel_std"), value_range=metadata.get("value_range"))
     if isinstance(metadata.get("method"), str) and metadata["method"]:
         found.method = metadata["method"][:60]
     if isinstance(metadata.get("epoch"), int) and metadata["epoch"] >= 0:
@@ -236,19 +237,24 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0) -> None:
+def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0, value_range: Any = None) -> None:
     """Takes mean and std of pixel values from 0 to ``scale``, where they are given."""
     if mean is None or std is None:
         return
     try:
         means, stds = ([float(value) / scale for value in values] for values in (mean, std))
-        found.view = _view(found.view.image_size, found.view.crop_ratio, means, stds)
+        found.view = _view(found.view.image_size, found.view.crop_ratio, means, stds, value_range)
     except (TypeError, ValueError) as error:
         raise UserError(f"the file does not say how images are shown: {error}") from error
 
 
-def _view(image_size: Any, crop_ratio: Any, mean: Any, std: Any) -> View:
+def _view(image_size: Any, crop_ratio: Any, mean: Any, std: Any, value_range: Any = None) -> View:
     view = View(int(image_size), float(crop_ratio), [float(v) for v in mean], [float(v) for v in std])
+    if value_range is not None:
+        low, high = (float(value) for value in value_range)
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"a range of values from {low:g} to {high:g}")
+        view.value_range = [low, high]
     if not 0 < view.image_size <= LARGEST_IMAGE or not 0 < view.crop_ratio <= 1:
         raise ValueError(f"images of {view.image_size} pixels, a centre crop of {view.crop_ratio:g}")
     if (

@@ -118,6 +118,7 @@ def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "pixel_std": [255 * value for value in checkpoint.view.std],
         "image_size": checkpoint.view.image_size,
         "crop_ratio": checkpoint.view.crop_ratio,
+        "value_range": checkpoint.view.value_range,
         "version": moco_plugin.__version__,
     }
 

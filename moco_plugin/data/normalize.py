@@ -11,12 +11,16 @@ from torch import Tensor
 
 @dataclass
 class View:
-    """How images are shown to a frozen network: side in pixels, share kept by the centre crop, mean and std."""
+    """How images are shown to a frozen network: side in pixels, share kept by the centre crop, mean and std.
+
+    ``value_range`` is that of images of more than 8 bits; see ``decode``.
+    """
 
     image_size: int
     crop_ratio: float
     mean: list[float]
     std: list[float]
+    value_range: list[float] | None = None
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

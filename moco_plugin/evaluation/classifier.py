@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
-from moco_plugin.data.images import CorruptImages, ImageSet, first_whole
+from moco_plugin.data.datasets import CorruptImages, first_whole
+from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.order import seed_of, seeded
 from moco_plugin.evaluation.probe import count_correct, scores

@@ -13,7 +13,8 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, Subset
 
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
-from moco_plugin.data.images import ImageSet, LabelledImages
+from moco_plugin.data.datasets import LabelledImages
+from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import training_loader_options
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.views import evaluation_transform
@@ -226,6 +227,7 @@ def _loaders(
             "choose a multiple"
         )
     share = data.batch_size // processes
+    train.value_range = test.value_range = view.value_range
     options = training_loader_options(data.workers)
     crops = TrainingCrops(train, indices, training_crop(view.image_size, data.min_scale), config.seed)
     order = EpochOrder(len(crops), config.seed, data.batch_size, rank, processes, drop_last=False)

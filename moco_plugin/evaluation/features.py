@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, Subset
 from tqdm import tqdm
 
-from moco_plugin.data.images import CorruptImages, ImageSet, LabelledImages
+from moco_plugin.data.datasets import CorruptImages, LabelledImages
+from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.views import evaluation_transform
@@ -58,6 +59,7 @@ def _stream(
     progress: str | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yields features, labels and numbers, a batch at a time."""
+    images.value_range = view.value_range
     dataset: Dataset[Any] = LabelledImages(images, evaluation_transform(view.image_size, view.crop_ratio))
     numbers = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     if indices is not None:

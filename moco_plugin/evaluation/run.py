@@ -14,7 +14,8 @@ from torch import nn
 import moco_plugin
 from moco_plugin.backbones import check_features
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
-from moco_plugin.data.images import ImageSet, check_labels
+from moco_plugin.data.datasets import check_labels
+from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet, extract_feature_set

@@ -9,7 +9,8 @@ import pytorch_lightning as pl
 import torch
 
 from moco_plugin.config import PretrainConfig
-from moco_plugin.data.images import CorruptImages, ImageSet, check_labels
+from moco_plugin.data.datasets import CorruptImages, check_labels
+from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import extract_features
@@ -59,7 +60,7 @@ class KNNMonitor(pl.Callback):
         check_labels(self.train, self.test)
         if knn.features not in ("backbone", "encoder"):
             raise UsageError(f"knn.features is {knn.features!r}; expected backbone or encoder")
-        self.view = View(data.image_size, data.crop_ratio, data.mean, data.std)
+        self.view = View(data.image_size, data.crop_ratio, data.mean, data.std, data.value_range)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Measure and log on the first process, while the others wait."""

@@ -11,7 +11,8 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from moco_plugin.config import PretrainConfig, config_dict, queue_warning
-from moco_plugin.data.images import ImageSet, RawImages, TrainImages
+from moco_plugin.data.datasets import RawImages, TrainImages
+from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import training_loader_options
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.views import build_views
@@ -46,7 +47,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, accept_changed_ima
     out = Path(config.out).expanduser()
     _check_folder(out)
     check_trainer_arguments(config.trainer)
-    images = ImageSet(config.data.root)
+    images = ImageSet(config.data.root, config.data.value_range)
     run = Run(
         folder=out,
         files=FILES,

@@ -21,7 +21,7 @@ def view_pairs(config: PretrainConfig, count: int = 12) -> list[list[Picture]]:
         config: The run's.
         count: Images, at most; one that cannot be decoded is left out.
     """
-    images = ImageSet(config.data.root)
+    images = ImageSet(config.data.root, config.data.value_range)
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
     cards = []
     for number, index in enumerate(chosen, start=1):

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
-from detectron2.data.detection_utils import read_image
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 from tqdm import tqdm
 
+from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path, check_output
@@ -71,11 +71,11 @@ def predict(
     broken = []
     for source, picture in tqdm(pictures.items(), desc="images", unit="image", disable=not progress):
         try:
-            image = read_image(str(source), format="BGR")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
+            image = np.asarray(decode(source, str(source)))
+        except CannotDecode:
             broken.append(source)
             continue
-        drawn = draw(image[:, :, ::-1], predictor(image), metadata)
+        drawn = draw(image, predictor(image[:, :, ::-1]), metadata)
         with atomic_path(picture) as temporary:
             Image.fromarray(drawn).save(temporary)
     if broken:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from moco_plugin.data.images import ImageSet, TrainImages
+from moco_plugin.data.datasets import TrainImages
+from moco_plugin.data.images import ImageSet
 from moco_plugin.data.order import EpochOrder, seeded
 from moco_plugin.data.views import build_views
 from tests.conftest import TRAIN

@@ -1,0 +1,148 @@
+"""Image files of a folder, and lists of image files."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.shard_index import sort_classes
+from moco_plugin.errors import UserError
+
+LONGEST_LINE = 4096  # characters
+HIDDEN = ("__MACOSX", "lost+found")  # and names that start with a dot
+_ENDS_AS_IMAGE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", re.IGNORECASE)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Return all image files below a folder in sorted order, and say on stderr what was left out by its suffix.
+
+    Hidden files and folders are skipped. A folder that is reachable twice, by symbolic links, counts once.
+
+    Raises:
+        UserError: There is no such folder, it cannot be read, or it has no image.
+    """
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing"
+        raise UserError(
+            f"{folder}: found {found}, expected a folder of images, a .txt list of them, tar shards "
+            "or an idx images file; check the path"
+        )
+    files: list[Path] = []
+    others: Counter[str] = Counter()
+    for path in _walk(folder):
+        if not path.is_file():
+            others["special file" if path.exists() else "broken link"] += 1
+        elif path.name.lower().endswith(SUFFIXES):
+            files.append(path)
+        else:
+            others[path.suffix.lower() or "no suffix"] += 1
+    if not files:
+        raise UserError(f"{folder} holds no image at any depth; expected files such as .jpg, .png, .tif or .webp")
+    if others and os.environ.get("RANK", "0") == "0":
+        kinds = ", ".join(
+            f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
+        )
+        print(f"{folder}: {len(files)} images; left out {others.total()} other files ({kinds})", file=sys.stderr)
+    return sorted(files)
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """Yield the files below a folder; linked folders come last, so that each has its own name."""
+    seen: set[tuple[int, int]] = set()
+    waiting, linked = [folder], list[Path]()
+    while waiting or linked:
+        current = waiting.pop() if waiting else linked.pop()
+        try:
+            status = current.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(current) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.startswith(".") or entry.name in HIDDEN:
+                        continue
+                    if entry.is_dir():
+                        (linked if entry.is_symlink() else waiting).append(Path(entry.path))
+                    else:
+                        yield Path(entry.path)
+        except OSError as error:
+            raise UserError(f"{current} cannot be read ({error.strerror}); check its permissions") from error
+
+
+def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...] | None]:
+    """Return the paths of a list, and the labels and classes if its lines have them.
+
+    Raises:
+        UserError: A line is neither ``path`` nor ``path label``, or files of the list are missing.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    files = _Files()
+    paths: list[Path] = []
+    labels: list[str] = []
+    missing: list[Path] = []
+    for number, line in enumerate(map(str.strip, lines), start=1):
+        if not line or line.startswith("#"):
+            continue
+        if len(line) > LONGEST_LINE or "\0" in line:
+            raise UserError(f"{path}, line {number}: not a path ({line[:40]!r}...); expected 'path' or 'path label'")
+        entry, label = _entry(line, path.parent, files)
+        if paths and bool(label) != bool(labels):
+            has, first = ("a", "none") if label else ("no", "one")
+            raise UserError(
+                f"{path}, line {number}: {line!r} has {has} label and the first image has {first}; "
+                "give each line one, or none"
+            )
+        paths.append(path.parent / entry)
+        if label:
+            labels.append(label)
+        if paths[-1] not in files:
+            missing.append(paths[-1])
+    if not paths:
+        raise UserError(f"{path} lists no image; expected one a line, 'path' or 'path label'")
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of its {len(paths)} images are missing, {missing[0]} first; expected 'path' or "
+            "'path label', with paths relative to the list's folder"
+        )
+    if not labels:
+        return paths, None, None
+    classes = tuple(sort_classes(labels))
+    places = {name: i for i, name in enumerate(classes)}
+    return paths, np.array([places[label] for label in labels], dtype=np.int64), classes
+
+
+class _Files:
+    """Files that exist; each folder is listed once."""
+
+    def __init__(self) -> None:
+        self.names: dict[Path, set[str]] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        if path.parent not in self.names:
+            try:
+                self.names[path.parent] = set(os.listdir(path.parent))
+            except OSError:
+                self.names[path.parent] = set()
+        return path.name in self.names[path.parent]
+
+
+def _entry(line: str, folder: Path, files: _Files) -> tuple[str, str]:
+    """Split a line into path and label, which may have blanks both; an existing file decides, else the first suffix."""
+    if folder / line in files:
+        return line, ""
+    ends = [match.end() for match in _ENDS_AS_IMAGE.finditer(line)]
+    ends = next(([end] for end in ends if folder / line[:end] in files), ends)
+    if not ends:  # a name without an image suffix
+        entry, _, label = line.rpartition(" ") if " " in line else (line, "", "")
+        return entry, label
+    return line[: ends[0]], line[ends[0] :].strip()

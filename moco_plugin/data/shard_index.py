@@ -1,0 +1,259 @@
+"""Index of a tar shard: where in the archive each image's bytes are, made once from the archive's headers."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tarfile
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from fsspec.core import url_to_fs
+
+from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import atomic_path
+
+INDEX_FORMAT = 2
+INDEX_SUFFIX = ".index.json"  # of the index beside a shard
+PAUSES = (0.5, 1.0, 2.0)  # seconds before a read that failed is tried again
+SCAN_BLOCK = 4 << 20  # bytes that a scan fetches at once
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
+_Result = TypeVar("_Result")
+
+
+def sort_classes(names: Iterable[str]) -> list[str]:
+    """Returns each name once, in numeric order where all are integers."""
+    found = set(names)
+    return sorted(found, key=int) if all(re.fullmatch(r"-?\d+", name) for name in found) else sorted(found)
+
+
+@dataclass
+class ShardIndex:
+    """What lies where in one shard; ``stamp`` tells its version apart from others of the same size."""
+
+    size: int
+    stamp: str
+    classes: list[str]
+    labels: np.ndarray  # places in classes, -1 for none
+    names: np.ndarray  # bytes
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def dump(self) -> str:
+        lists = {
+            "labels": self.labels.tolist(),
+            "names": [name.decode(errors="surrogateescape") for name in self.names.tolist()],
+            "offsets": self.offsets.tolist(),
+            "sizes": self.sizes.tolist(),
+        }
+        head = {"format": INDEX_FORMAT, "size": self.size, "stamp": self.stamp, "classes": self.classes}
+        return json.dumps({**head, **lists}, separators=(",", ":")) + "\n"
+
+    @classmethod
+    def parse(cls, text: str | bytes) -> ShardIndex | None:
+        """Returns the index that ``dump`` wrote, or None if this is none."""
+        try:
+            value: Any = json.loads(text)
+            labels, offsets, sizes = (np.array(value[k], np.int64) for k in ("labels", "offsets", "sizes"))
+            names = np.array([str(name).encode(errors="surrogateescape") for name in value["names"]], "S")
+            index = cls(
+                int(value["size"]), str(value["stamp"]), list(map(str, value["classes"])), labels, names, offsets, sizes
+            )
+            whole = (
+                value["format"] == INDEX_FORMAT
+                and labels.shape == names.shape == offsets.shape == sizes.shape == (len(names),)
+                and min(offsets.min(initial=0), sizes.min(initial=0)) >= 0
+                and (offsets + sizes).max(initial=0) <= index.size
+                and labels.min(initial=0) >= -1
+                and labels.max(initial=-1) < len(index.classes)
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+            return None
+        return index if whole else None
+
+
+def is_remote(url: str) -> bool:
+    return "://" in url
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    """Returns fsspec's filesystem for a URL and the path there; fsspec keeps one a process, also after a fork."""
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UsageError(f"{url} cannot be opened ({error})") from error
+    return filesystem, path
+
+
+def patiently(url: str, action: Callable[[], _Result]) -> _Result:
+    """Does what may fail for a moment, up to four times."""
+    for pause in (*PAUSES, None):
+        try:
+            return action()
+        except UserError:
+            raise
+        except FileNotFoundError as error:
+            server = ", or its server cannot be reached" if is_remote(url) else ""
+            raise UserError(f"there is no {url}{server}") from error
+        except Exception as error:  # every filesystem raises errors of its own
+            if pause is None:
+                raise UserError(
+                    f"{url} cannot be read ({error or type(error).__name__}), tried {len(PAUSES) + 1} times"
+                ) from error
+        time.sleep(pause)
+    raise AssertionError
+
+
+def fetch(url: str, start: int = 0, end: int | None = None) -> bytes:
+    if is_remote(url):
+        filesystem, path = _filesystem(url)
+        return bytes(filesystem.cat_file(path, start=start or None, end=end))
+    with open(url, "rb") as file:
+        file.seek(start)
+        return file.read(-1 if end is None else end - start)
+
+
+def _open(url: str, block_size: int, cache_type: str) -> Any:
+    if not is_remote(url):
+        return open(url, "rb")
+    filesystem, path = _filesystem(url)
+    return filesystem.open(path, "rb", block_size=block_size, cache_type=cache_type)
+
+
+def no_ranges(url: str) -> str:
+    return f"the server of {url} sends whole files only, and images are read one by one; copy the shards here"
+
+
+def _version(url: str) -> tuple[int, str]:
+    """Returns a shard's size and what else there is to tell that it changed."""
+    if not is_remote(url):
+        status = os.stat(url)
+        return status.st_size, str(status.st_mtime_ns)
+    filesystem, path = _filesystem(url)
+    info = filesystem.info(path)
+    if info.get("size") is None:
+        raise UserError(f"the server of {url} does not tell its size; copy the shards here")
+    keys = ("ETag", "LastModified", "Last-Modified", "mtime")
+    return int(info["size"]), str(next((info[key] for key in keys if info.get(key)), ""))
+
+
+def check_ranges(url: str) -> None:
+    """Raises UserError if a server would send a whole shard for each image."""
+    size, _ = patiently(url, lambda: _version(url))
+
+    def probe() -> None:
+        try:
+            with _open(url, 1, "none") as file:
+                file.seek(max(0, size - 1))
+                file.read(1)
+        except ValueError as error:  # a file that cannot seek, or fsspec's word for an answer that is no range
+            raise UserError(no_ranges(url)) from error
+
+    patiently(url, probe)
+
+
+def read_index(url: str) -> ShardIndex:
+    """Returns a shard's index: the one beside it, the cached one, or a new one, which is then cached."""
+    size, stamp = patiently(url, lambda: _version(url))
+    index = None if is_remote(url) else _index_beside(url, size)
+    if index is not None:
+        return index
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cached = root / "moco_plugin" / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError):
+        index = ShardIndex.parse(cached.read_bytes())
+    if index is not None and (index.size, index.stamp) == (size, stamp):
+        return index
+    index = _index_beside(url, size) if is_remote(url) else None
+    index = replace(index or patiently(url, lambda: scan_shard(url, size)), stamp=stamp)
+    with contextlib.suppress(OSError, UserError), atomic_path(cached) as temporary:  # without a cache: made anew
+        temporary.write_text(index.dump())
+    return index
+
+
+def _index_beside(url: str, size: int) -> ShardIndex | None:
+    def get() -> bytes:
+        try:
+            return fetch(url + INDEX_SUFFIX)
+        except FileNotFoundError:
+            return b""
+        except Exception as error:
+            if getattr(error, "status", None) == 403 or isinstance(error, PermissionError):
+                return b""  # what object stores say of what is not there
+            raise
+
+    index = ShardIndex.parse(patiently(url + INDEX_SUFFIX, get))
+    if index is not None and index.size != size:
+        raise UserError(
+            f"{url}{INDEX_SUFFIX} is of a shard of {index.size} bytes, and {url} has {size}; "
+            "pack the shards again or remove the index"
+        )
+    return index
+
+
+def scan_shard(url: str, size: int) -> ShardIndex:
+    """Makes a shard's index from its headers.
+
+    Raises:
+        UserError: It is compressed, no tar archive or broken off.
+    """
+    broken = f"{url} is no tar archive or is broken off (%s); get it again"
+    images: list[tuple[str, int, int]] = []
+    labels: dict[str, str] = {}
+    with _open(url, SCAN_BLOCK, "readahead") as stream:
+        if stream.read(8).startswith(_COMPRESSED):
+            raise UserError(f"{url} is compressed, and reading single images needs a plain tar; decompress it")
+        stream.seek(0)
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as archive:
+                while (member := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # else it remembers them all
+                    file = member.name.rpartition("/")[2]
+                    if not member.isfile() or file.startswith("."):
+                        continue
+                    if member.name.lower().endswith(SUFFIXES) and not member.issparse():
+                        images.append((member.name, member.offset_data, member.size))
+                    elif file.endswith(".cls"):
+                        text = archive.extractfile(member)
+                        label = text.read(256).decode(errors="replace").strip() if text else ""
+                        labels[member.name.removesuffix(".cls")] = label
+                end = archive.offset
+        except tarfile.TarError as error:
+            raise UserError(broken % error) from error
+        stream.seek(end)
+        if stream.read(512) != bytes(512):  # where tarfile met no header, it takes that for the end
+            raise UserError(broken % f"no header and no end at byte {end} of {size}")
+    keys = {_key(name) for name, _, _ in images if _stem(name) == _key(name)}
+    # webdataset's a.jpg and a.mask.png are one sample; a.v1.000.jpg alone is an image with dots in its name
+    images = [image for image in images if _key(image[0]) not in keys or _stem(image[0]) == _key(image[0])]
+    found = [labels.get(_stem(name), labels.get(_key(name))) for name, _, _ in images]
+    classes = sort_classes(labels.values())
+    number = {name: i for i, name in enumerate(classes)}
+    return ShardIndex(
+        size,
+        "",
+        classes,
+        np.array([-1 if label is None else number[label] for label in found], np.int64),
+        np.array([name.encode(errors="surrogateescape") for name, _, _ in images], "S"),
+        np.array([offset for _, offset, _ in images], np.int64),
+        np.array([length for _, _, length in images], np.int64),
+    )
+
+
+def _stem(name: str) -> str:
+    """Return a member's name without its last suffix."""
+    return name.rpartition(".")[0]
+
+
+def _key(name: str) -> str:
+    """Return a member's key as webdataset has it: its name up to the first dot behind the folders."""
+    folder, slash, file = name.rpartition("/")
+    return folder + slash + file.partition(".")[0]

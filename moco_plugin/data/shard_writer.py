@@ -1,0 +1,114 @@
+"""Packing of image files into tar shards with their indexes."""
+
+from __future__ import annotations
+
+import io
+import re
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.shard_index import INDEX_SUFFIX, scan_shard
+from moco_plugin.errors import UsageError, UserError
+
+
+def make_shards(
+    output: str | Path,
+    paths: Sequence[Path],
+    labels: np.ndarray | None = None,
+    classes: Sequence[str] | None = None,
+    *,
+    images_per_shard: int = 10000,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> list[Path]:
+    """Packs image files, byte for byte, into ``OUTPUT-0000.tar`` and so on, all or none, with their indexes.
+
+    The same files give the same bytes.
+
+    Args:
+        output: Folder and first part of the shards' names.
+        paths: The image files, in the order they are to have.
+        labels: One number an image; it becomes a ``.cls`` member.
+        classes: Names of the labels; they go into the indexes.
+        images_per_shard: Images in each shard but the last.
+        overwrite: Replace shards of that name.
+        progress: Show a progress bar.
+
+    Returns:
+        The shards.
+
+    Raises:
+        UsageError: A number that cannot be right, or there are shards of that name.
+        UserError: An image cannot be read, or nothing can be written there.
+    """
+    output = Path(output).expanduser()
+    if images_per_shard < 1:
+        raise UsageError(f"expected at least one image a shard, got {images_per_shard}")
+    pattern = re.compile(re.escape(output.name) + r"-\d+\.tar(" + re.escape(INDEX_SUFFIX) + ")?")
+    old = [file for file in output.parent.glob("*") if pattern.fullmatch(file.name)]
+    if old and not overwrite:
+        raise UsageError(f"{min(old)} exists already and was kept; pass --overwrite or choose another output")
+    names = None if labels is None else list(classes or map(str, range(int(labels.max()) + 1)))
+    count = -(-len(paths) // images_per_shard)
+    digits, key_digits = max(4, len(str(count - 1))), max(8, len(str(len(paths) - 1)))
+    shards = [f"{output.name}-{number:0{digits}d}.tar" for number in range(count)]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary,
+            tqdm(total=len(paths), desc="packing", unit="image", disable=not progress) as bar,
+        ):
+            for number, shard in enumerate(shards):
+                first = number * images_per_shard
+                part = slice(first, first + images_per_shard)
+                _pack(
+                    Path(temporary, shard),
+                    paths[part],
+                    None if labels is None else labels[part],
+                    names,
+                    [f"{key:0{key_digits}d}" for key in range(len(paths))[part]],
+                    bar,
+                )
+            for file in old:
+                file.unlink()
+            for file in sorted(Path(temporary).iterdir()):
+                file.replace(output.parent / file.name)
+    except OSError as error:
+        raise UserError(f"cannot write {output}-*.tar: {error.strerror}; choose another output") from error
+    return [output.parent / shard for shard in shards]
+
+
+def _pack(
+    shard: Path, paths: Sequence[Path], labels: np.ndarray | None, classes: list[str] | None, keys: list[str], bar: Any
+) -> None:
+    """Writes one shard and its index."""
+    with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
+        for number, (path, key) in enumerate(zip(paths, keys, strict=True)):
+            if path.suffix.lower() not in SUFFIXES:
+                raise UserError(f"{path} does not end as images do, in {', '.join(SUFFIXES)}; rename it")
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
+            if labels is not None:
+                _add(archive, f"{key}.cls", str(labels[number]).encode())
+            _add(archive, key + path.suffix.lower(), data)
+            bar.update()
+    index = scan_shard(str(shard), shard.stat().st_size)
+    if labels is not None and classes is not None:
+        index = replace(index, labels=labels, classes=classes)
+    shard.with_name(shard.name + INDEX_SUFFIX).write_text(index.dump())
+
+
+def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
+    member = tarfile.TarInfo(name)  # time, owner and group 0
+    member.size = len(data)
+    archive.addfile(member, io.BytesIO(data))

@@ -1,0 +1,124 @@
+"""Image files as they are found in the field: deep, hidden, linked, rotated, large and broken."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moco_plugin.data import decode as module
+from moco_plugin.data.decode import CannotDecode, decode
+from moco_plugin.data.images import ImageSet
+from moco_plugin.data.listing import image_files
+from moco_plugin.errors import UserError
+
+RAMP = np.tile(np.arange(205, dtype=np.uint8), (3, 1))  # mean 102
+DEEP = {
+    "16.png": RAMP.astype(np.uint16) * 257,
+    "16.tif": RAMP.astype(np.uint16) * 257,
+    "big_endian.tif": (RAMP.astype(np.uint16) * 257).astype(">u2"),
+    "16.pgm": RAMP.astype(np.uint16) * 257,
+    "32_of_16.tif": RAMP.astype(np.int32) * 257,
+    "32.tif": RAMP.astype(np.int32) * 8421504,
+    "float.tif": RAMP.astype(np.float32) / 255,
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_deep_images_look_as_in_8_bits(name: str, tmp_path: Path) -> None:
+    Image.fromarray(DEEP[name]).save(tmp_path / name)
+    image = ImageSet(str(tmp_path)).load(0)
+    assert image is not None and image.mode == "RGB"
+    assert np.abs(np.asarray(image, dtype=int) - RAMP[..., None]).max() <= 1
+    assert np.asarray(image).mean() == pytest.approx(102, abs=0.5)
+
+
+def test_range_is_given_or_refused(tmp_path: Path) -> None:
+    path = tmp_path / "12_bits.png"
+    Image.fromarray(RAMP.astype(np.uint16) * 16).save(path)
+    image = ImageSet(str(tmp_path), [0, 4080]).load(0)
+    assert np.abs(np.asarray(image, dtype=int)[..., 0] - RAMP).max() <= 1
+    for values, shown in ((RAMP.astype(np.float32), "from 0 to 204"), (-RAMP.astype(np.int32) * 70000, "from -1.428e")):
+        Image.fromarray(values).save(tmp_path / "a.tif")
+        with pytest.raises(UserError, match=rf"a.tif has values {shown}.*mode [FI]\); expected 0 to .*value_range"):
+            decode(tmp_path / "a.tif", str(tmp_path / "a.tif"))
+    Image.fromarray(np.full((2, 2), np.nan, np.float32)).save(tmp_path / "a.tif")
+    with pytest.raises(UserError, match="from nan to nan"):
+        decode(tmp_path / "a.tif", "a.tif", [0, 1])
+
+
+def test_hidden_linked_and_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "photos"
+    for name in ("cat/a.jpg", "cat/b.jfif", "dog/c.gif", "dog/d.avif", "dog/e.jpe"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6), (9, 9, 9)).save(root / name)
+    for name in (".hidden/x.jpg", "__MACOSX/._a.jpg", ".ipynb_checkpoints/a.jpg", "cat/._a.jpg"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    (root / "dog" / "notes.TXT").write_text("")
+    (root / "dog" / "list.json").write_text("")
+    (root / "cat" / "loop").symlink_to(root)
+    (root / "again").symlink_to(root / "cat")
+    os.mkfifo(root / "cat" / "pipe.jpg")
+    (root / "cat" / "moved.jpg").symlink_to("nowhere")
+    images = ImageSet(str(root))
+    assert [path.relative_to(root).as_posix() for path in images.paths] == [
+        "cat/a.jpg",
+        "cat/b.jfif",
+        "dog/c.gif",
+        "dog/d.avif",
+        "dog/e.jpe",
+    ]
+    assert images.classes == ("cat", "dog") and all(images.load(i) is not None for i in range(5))
+    assert (
+        capsys.readouterr().err
+        == f"{root}: 5 images; left out 4 other files (1 .json, 1 .txt, 1 broken link, 1 special file)\n"
+    )
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "one").symlink_to(root / "cat")
+    assert [path.name for path in image_files(linked)] == ["a.jpg", "b.jfif", "c.gif", "d.avif", "e.jpe"]
+
+
+def test_first_frame_and_orientation(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert decode(tmp_path / "a.gif", "a").getpixel((0, 0)) == (255, 0, 0)
+    upright = Image.fromarray(np.arange(8 * 6 * 3, dtype=np.uint8).reshape(8, 6, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 270 degrees
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "b.png", exif=exif)
+    assert np.array_equal(np.asarray(decode(tmp_path / "b.png", "b")), np.asarray(upright))
+
+
+def test_missing_large_and_broken_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.png"
+    Image.new("RGB", (100, 100)).save(path)
+    with pytest.raises(UserError, match=r"none.png cannot be read"):
+        decode(tmp_path / "none.png", "none.png")
+    monkeypatch.setenv(module.MAX_PIXELS, "1000")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    images = ImageSet(str(tmp_path))
+    assert images.try_load(0) == (
+        None,
+        f"{path} (more than 2,000 pixels; MOCO_MAX_PIXELS=N in the environment raises the limit)",
+    )
+    monkeypatch.setenv(module.MAX_PIXELS, "10000")
+    assert images.load(0) is not None
+
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(module.Image, "open", broken)
+    assert images.try_load(0) == (None, str(path))
+
+
+def test_postscript_is_not_run(tmp_path: Path) -> None:
+    """Pillow hands it to another program, whatever the file's name."""
+    page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
+    with pytest.raises(CannotDecode):
+        decode(io.BytesIO(page), "a.jpg")
