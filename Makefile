@@ -3,10 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test-fast test lint clean
 
 help:  ## show this
-	@sed -n 's/^\([a-z]*\):.*## /make \1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
 
 setup: $(INSTALLED)  ## create .venv and install the project, its extras and detectron2
 
@@ -22,6 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt tools/install_detectron2.py
 
 demo: $(INSTALLED)  ## learn from unlabelled images, then detect: minutes on two cores (QUICK=1: three at most)
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick)
+
+test-fast: $(INSTALLED)  ## run the tests that take less than a minute together
+	$(BIN)/python -m pytest -q tests/methods tests/data tests/test_backbones.py tests/test_config.py tests/test_rooms.py tests/evaluation/test_probe.py
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import ImageFile
 
-from tests.processes import Tool, run_tool
+from tests.helpers.processes import Tool, run_tool
 
 # before torch is loaded: the recorded v3 run amplifies rounding a thousandfold, and torch, oneDNN and MKL each round as
 # their newest code for this CPU does; held to AVX2 they round on every x86 CPU as they did where the run was recorded
@@ -55,7 +55,7 @@ def no_log_handlers_are_left() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Tool:
-    """``tool(NAME, *ARGUMENTS, code=0, processes=1, **ENVIRONMENT)``, see ``tests.processes.run_tool``."""
+    """``tool(NAME, *ARGUMENTS, code=0, processes=1, **ENVIRONMENT)``, see ``tests.helpers.processes.run_tool``."""
     return functools.partial(run_tool, tmp_path_factory.mktemp("tools"))
 
 

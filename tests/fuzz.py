@@ -21,8 +21,8 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import safety_cases
 from tests.conftest import TRAIN
+from tests.helpers import safety_cases
 
 TOKENS = [
     b"!!python/object/apply:os.system [id]",
@@ -127,7 +127,7 @@ def run(kind: str, data: bytes, folder: str) -> None:
             code = train_net.main(["--config-file", str(path), "OUTPUT_DIR", "run"])
         elif kind == "COCO JSON":
             import moco_plugin.transfer  # noqa: F401
-            from tests.transfer.test_annotations import check
+            from tests.helpers.annotations import check
 
             Path("part").mkdir()
             code = _refused(lambda: check(data.decode(errors="replace"), Path("part")))

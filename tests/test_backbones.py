@@ -14,7 +14,7 @@ from moco_plugin.backbones import check_features, create_backbone, feature_dim
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo, MoCoV3
 from tests.conftest import TINY
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 
 @pytest.mark.parametrize(

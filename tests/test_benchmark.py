@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 
 def test_step_is_timed_beside_its_peers(tool: Tool, tmp_path: Path) -> None:

@@ -9,63 +9,144 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "moco_plugin"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "moco_plugin"
 STDLIB = sys.stdlib_module_names
+# Each room imports those before it alone; the names of files stand for modules at the top of the package.
+ORDER = (
+    "errors",
+    "safe_yaml",
+    "files",
+    "schema",
+    "papers",
+    "registry",
+    "compat",
+    "methods",
+    "backbones",
+    "config",
+    "data",
+    "checkpoints",
+    "training",
+    "evaluation",
+    "pretraining",
+    "transfer",
+    "conversion",
+    "integrations",
+    "report",
+    "__init__",
+)
 
 
-def imports(folder: Path) -> dict[str, set[str]]:
-    """Every file's imported modules, those inside functions included."""
-    found: dict[str, set[str]] = {}
-    for path in sorted(folder.rglob("*.py")) if folder.is_dir() else [folder]:
-        names = found.setdefault(str(path.relative_to(PACKAGE)), set())
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                names.add(node.module)
+def imports(path: Path) -> set[str]:
+    """Modules and names that a file imports, those inside functions included."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def offenders(folder: Path, *banned: str) -> list[str]:
-    return [
-        f"{path}: {name}"
-        for path, names in imports(folder).items()
-        for name in names
-        if any(name == b or name.startswith(f"{b}.") for b in banned)
-    ]
+FILES = {path.relative_to(PACKAGE).as_posix(): imports(path) for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str | None:
+    """Return the room of a module or name of the package; None for what is not one."""
+    first = module.split(".")[1] if module.startswith("moco_plugin.") else ""
+    return first if first in ORDER else None
+
+
+def test_every_file_is_in_a_room() -> None:
+    assert {name.split("/")[0].removesuffix(".py") for name in FILES} == set(ORDER)
+
+
+def test_rooms_import_lower_rooms_alone() -> None:
+    """So there is no cycle of rooms, not even one that is hidden in functions."""
+    wrong = []
+    for name, modules in FILES.items():
+        own = name.split("/")[0].removesuffix(".py")
+        rooms = {room for module in modules if (room := room_of(module)) and room != own}
+        wrong += [f"{name} imports {room}" for room in rooms if ORDER.index(room) > ORDER.index(own)]
+    assert wrong == []
+
+
+def test_files_form_no_cycle() -> None:
+    modules = {"moco_plugin." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): name for name in FILES}
+    graph = {
+        module: {other for other in FILES[name] if other in modules and other != module}
+        for module, name in modules.items()
+        if not name.endswith("__init__.py")
+    }
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path[path.index(module) :], module))
+        if module in done or module not in graph:
+            return
+        for other in graph[module]:
+            visit(other, (*path, module))
+        done.add(module)
+
+    for module in graph:
+        visit(module, ())
 
 
 def test_methods_import_torch_alone() -> None:
     ours = ("moco_plugin.methods", "moco_plugin.registry", "moco_plugin.errors")
-    for path, names in imports(PACKAGE / "methods").items():
-        for name in names:
-            assert name.split(".")[0] in STDLIB | {"torch"} or name.startswith(ours), (path, name)
+    for path, names in FILES.items():
+        if path.startswith("methods/"):
+            for name in names:
+                assert name.split(".")[0] in STDLIB | {"torch"} or name.startswith(ours), (path, name)
 
 
 @pytest.mark.parametrize(
-    "room", ["data", "backbones.py", "checkpoints", "methods", "training", "evaluation", "pretraining", "transfer"]
+    ("framework", "rooms"),
+    [
+        ("detectron2", ("transfer/", "compat.py")),
+        ("lightly_train", ("integrations/lightly_train/",)),
+        ("pytorch_lightning", ("training/", "evaluation/class", "pretraining/")),
+        ("jinja2", ("report/",)),
+    ],
 )
-def test_lower_rooms_do_not_import_upper_ones(room: str) -> None:
-    order = ["training", "evaluation", "pretraining", "transfer", "report"]
-    upper = order[order.index(room) + 1 :] if room in order else order
-    assert not offenders(PACKAGE / room, *(f"moco_plugin.{name}" for name in upper))
+def test_each_framework_has_its_rooms(framework: str, rooms: tuple[str, ...]) -> None:
+    found = [name for name, modules in FILES.items() if framework in {module.split(".")[0] for module in modules}]
+    assert found and all(name.startswith(rooms) for name in found), found
 
 
-def test_each_framework_has_its_room() -> None:
-    rooms = {
-        "detectron2": ("transfer/",),
-        "lightly_train": ("integrations/lightly_train.py",),
-        "pytorch_lightning": ("training/", "evaluation/class", "pretraining/"),
-    }
-    for framework, allowed in rooms.items():
-        assert [o for o in offenders(PACKAGE, framework) if not o.startswith(allowed)] == []
+def test_nothing_imports_or_names_a_tool() -> None:
+    wrong = [name for name, modules in FILES.items() if any(m.startswith(("tools", "moco_plugin.tools")) for m in modules)]
+    named = [name for name in FILES if "moco_plugin.tools" in (PACKAGE / name).read_text()]
+    assert wrong + named == []
 
 
-def test_nothing_imports_tools() -> None:
-    assert offenders(PACKAGE, "tools", "moco_plugin.tools") == []
-
-
-def test_package_import_is_light() -> None:
-    code = "import sys, moco_plugin; print([m for m in ('torch', 'timm', 'lightly', 'detectron2') if m in sys.modules])"
+@pytest.mark.parametrize("module", ["moco_plugin", "moco_plugin.transfer", "moco_plugin.transfer.tasks"])
+def test_import_is_light(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in ('torch', 'timm', 'lightly', 'detectron2') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_components_register_when_detectron2_is_imported() -> None:
+    """As in a script of detectron2's that imports the plugin, first or last, and brings a component of its own."""
+    pytest.importorskip("detectron2")
+    code = """
+import moco_plugin.transfer
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import BACKBONE_REGISTRY
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+assert "build_timm_backbone" in BACKBONE_REGISTRY
+@ROI_HEADS_REGISTRY.register()
+class Res5ROIHeadsExtraNorm(Res5ROIHeads):
+    pass
+moco_plugin.transfer.register()
+assert ROI_HEADS_REGISTRY.get("Res5ROIHeadsExtraNorm") is Res5ROIHeadsExtraNorm
+"""
+    last = "from moco_plugin import compat\ncompat.apply()\n" + code
+    for script in (code, last):
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+def test_no_file_is_long() -> None:
+    files = [path for folder in ("moco_plugin", "tools", "tests") for path in (ROOT / folder).rglob("*.py")]
+    assert [path.name for path in files if len(path.read_text().splitlines()) > 350] == []

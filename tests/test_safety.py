@@ -17,8 +17,8 @@ from torch import nn
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.trainer import load_config
 from moco_plugin.transfer.weights import load_weights
-from tests import safety_cases
 from tests.conftest import TINY, TRAIN
+from tests.helpers import safety_cases
 
 VALID = ("empty data", "interpolation", "digits", "date", "number key", "itself")
 YAML = list(safety_cases.yaml_cases(Path("x")))

@@ -19,9 +19,9 @@ from timm.models.resnet import Bottleneck, ResNet
 from moco_plugin.checkpoints.load import load_file
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
-from tests.checkpoints import foreign, mutations
-from tests.checkpoints.foreign import narrow_resnet, prefixed
-from tests.processes import context
+from tests.helpers import foreign, mutations, networks
+from tests.helpers.networks import narrow_resnet, prefixed
+from tests.helpers.processes import context
 
 FUZZED = (
     "official_v2",
@@ -59,7 +59,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     tiny = {"embed_dim": 64, "num_heads": 1, "depth": 1, "img_size": 32}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(foreign, "TINY_VIT", tiny)
+        patch.setattr(networks, "TINY_VIT", tiny)
         for name in FUZZED:
             foreign.SAMPLES[name]().write(folder / name)
     own = {f"backbone.bottom_up.{n}": v for n, v in load_file(folder / "detectron2_pickle")["model"].items()}

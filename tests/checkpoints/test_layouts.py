@@ -10,7 +10,8 @@ import torch
 from moco_plugin.checkpoints.describe import describe
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
-from tests.checkpoints.foreign import SAMPLES, features
+from tests.helpers.foreign import SAMPLES
+from tests.helpers.networks import features
 
 
 @pytest.mark.parametrize("name", SAMPLES)

@@ -22,24 +22,9 @@ from moco_plugin.checkpoints.zoo_pickle import save_zoo_pickle
 from moco_plugin.config import config_dict, load_config
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.methods.moco import MoCo
-from tests.checkpoints.foreign import detectron2_pickle, features, narrow_resnet, prefixed, seen, tiny_vit
-
-OFFICIAL = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2")
-
-
-def official(name: str, mlp: bool = True, **arguments: Any) -> dict[str, Any]:
-    """A file as the released code saves it, of a network that has seen some images."""
-    torch.manual_seed(0)
-    model = seen(timm.create_model(name, num_classes=16, zero_init_last=False, **arguments))
-    state = dict(model.state_dict())
-    if mlp:
-        width = state["fc.weight"].shape[1]
-        state |= {"fc.2.weight": state.pop("fc.weight"), "fc.2.bias": state.pop("fc.bias")}
-        state |= {"fc.0.weight": torch.randn(width, width), "fc.0.bias": torch.randn(width)}
-    weights = {f"module.encoder_q.{key}": value for key, value in state.items()}
-    weights |= {f"module.encoder_k.{key}": value + 1 for key, value in state.items()}
-    weights |= {"module.queue": torch.randn(16, 32), "module.queue_ptr": torch.zeros(1, dtype=torch.int64)}
-    return {"epoch": 200, "arch": name, "state_dict": weights, "optimizer": {}}
+from tests.helpers.checkpoints import OFFICIAL, official
+from tests.helpers.foreign import detectron2_pickle
+from tests.helpers.networks import features, narrow_resnet, prefixed, seen, tiny_vit
 
 
 def zeros(build: Callable[[], nn.Module]) -> dict[str, Tensor]:

@@ -13,51 +13,13 @@ import torch
 from torch import nn
 from torchvision import models
 
-from moco_plugin.backbones import create_backbone
 from moco_plugin.checkpoints import to_torchvision as module
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.checkpoints.resnet import resnet_from_state
 from moco_plugin.checkpoints.to_torchvision import to_torchvision, torchvision_network
 from moco_plugin.conversion import convert
 from moco_plugin.errors import UsageError, UserError
-
-# every kind of network at a size that costs little; full sizes differ from these in depth and width alone
-NETWORKS: dict[str, dict[str, Any]] = {
-    "resnet18": {"channels": [8, 16, 24, 32]},
-    "resnet50": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
-    "resnet50d": {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]},
-    "resnext50_32x4d": {"layers": [1, 1, 1, 1]},
-    "vit_tiny_patch16_224": {"depth": 2, "img_size": [64, 64]},
-    "convnext_atto": {"depths": [1, 1, 1, 1]},
-    "mobilenetv3_small_100": {},
-}
-
-
-def checkpoint(name: str, layout: str = "timm", **arguments: Any) -> Checkpoint:
-    """What a file with this network would be read into."""
-
-    def untrained() -> nn.Module:
-        torch.manual_seed(0)
-        return create_backbone(name, **arguments).eval()
-
-    network = untrained()
-    for key, value in network.state_dict().items():
-        if "running_mean" in key:
-            value.normal_(std=0.1)
-        elif "running_var" in key:
-            value.uniform_(0.5, 1.5)
-    return Checkpoint(
-        Path("source.pth"),
-        layout,
-        name,
-        network,
-        untrained,
-        epoch=7,
-        method="moco_v2",
-        sha256="5d2e",
-        arguments=arguments,
-        framework="timm" if layout == "timm" else "torchvision",
-    )
+from tests.helpers.checkpoints import NETWORKS, checkpoint
 
 
 def assert_equal(found: Any, network: nn.Module) -> None:

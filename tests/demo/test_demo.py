@@ -10,8 +10,8 @@ from moco_plugin.tools.demo import main
 from moco_plugin.tools.demo_parts import run
 
 from tests.conftest import FASHION_MNIST
-from tests.processes import context
-from tests.report.browser import load
+from tests.helpers.browser import load
+from tests.helpers.processes import context
 
 
 def test_quick_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -23,7 +23,7 @@ from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, t
 from moco_plugin.evaluation.classify import starting_lr
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from tests.conftest import TEST, TRAIN
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 SETS = ["--train", f"{TRAIN}[0:80]", "--test", f"{TEST}[0:37]"]
 TOY = [

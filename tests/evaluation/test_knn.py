@@ -25,7 +25,7 @@ from moco_plugin.evaluation.features import IN_MEMORY
 from moco_plugin.evaluation.knn import knn_accuracy, knn_top1
 from moco_plugin.evaluation.neighbours import TEST_BLOCK, TRAIN_BLOCK, nearest
 from tests.conftest import TEST, TRAIN
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 
 def test_votes_are_weighted_by_similarity() -> None:

@@ -16,8 +16,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from moco_plugin.methods import MoCo, MoCoV3, distributed, shuffling
-from tests import processes  # noqa: F401, what the processes are forked from
-from tests.methods.test_traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
+from tests.helpers import processes  # noqa: F401, what the processes are forked from
+from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
 
 def _enter(rank: int, port: int, body: Callable[..., None], folder: str) -> None:

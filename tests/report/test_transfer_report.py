@@ -17,7 +17,7 @@ from moco_plugin.report.tables import Table
 from moco_plugin.report.transfer_page import write_report
 from moco_plugin.report.transfer_table import list_tasks, match, transfer_table
 from moco_plugin.transfer.tasks import TASKS
-from tests.report.browser import Reader, load
+from tests.helpers.browser import Reader, load
 
 V2 = {"method": "moco_v2", "epoch": 200, "architecture": "resnet50"}
 BATCH_4 = {"images_per_batch": 4, "overrides": ["SOLVER.MOMENTUM", "0.8"]}

@@ -13,7 +13,7 @@ import pytest
 from moco_plugin.tools.pretrain import main
 from PIL import Image
 
-from tests.processes import Tool, output_of, start_tool
+from tests.helpers.processes import Tool, output_of, start_tool
 
 FAULTS = Path(__file__).with_name("run_with.py")
 RUN = [

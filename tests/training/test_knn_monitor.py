@@ -15,7 +15,7 @@ from moco_plugin.evaluation.features import View, extract_features
 from moco_plugin.evaluation.knn import knn_top1
 from moco_plugin.pretraining.module import PretrainModule
 from tests.conftest import TEST, TINY, TRAIN
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 
 @pytest.mark.parametrize("method", ["moco", "moco_v3"])

@@ -18,7 +18,7 @@ from moco_plugin.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.training.callbacks import TimeLimit
 from tests.conftest import TINY, TRAIN
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 
 def rows(run: Path) -> list[dict[str, str]]:

@@ -16,7 +16,7 @@ import torch
 from moco_plugin.tools.make_shards import main as make_shards
 from PIL import Image
 
-from tests.processes import Tool, start_tool
+from tests.helpers.processes import Tool, start_tool
 
 KEEP = Path(__file__).with_name("keep_checkpoints.py")
 TINY = [

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import itertools
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from detectron2.data import MetadataCatalog
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.annotations import check_annotations
+from tests.helpers.annotations import check
 
 COCO: dict[str, Any] = {
     "images": [{"id": 7, "file_name": "a.jpg", "height": 20, "width": 30}],
@@ -29,16 +26,6 @@ COCO: dict[str, Any] = {
         },
     ],
 }
-_count = itertools.count()
-
-
-def check(content: Any, folder: Path, classes: list[str] | None = None) -> None:
-    path, name = folder / "coco.json", f"annotations_{next(_count)}"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    MetadataCatalog.get(name).set(json_file=str(path), evaluator_type="coco")
-    if classes:
-        MetadataCatalog.get(name).thing_classes = classes
-    check_annotations(name)
 
 
 def test_valid_file_passes(tmp_path: Path) -> None:

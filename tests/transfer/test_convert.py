@@ -25,9 +25,9 @@ from moco_plugin.errors import UserError
 from moco_plugin.transfer import to_detectron2
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 from moco_plugin.transfer.weights import check_input
-from tests.checkpoints.test_read import OFFICIAL, official
-from tests.checkpoints.test_write import checkpoint as read
-from tests.processes import Tool
+from tests.helpers.checkpoints import OFFICIAL, official
+from tests.helpers.checkpoints import checkpoint as read
+from tests.helpers.processes import Tool
 
 # the names that the released converter gives to the tensors of its own checkpoints
 NAMES = {

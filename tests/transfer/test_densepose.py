@@ -10,7 +10,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.trainer import Trainer, load_config
-from tests.transfer.test_configs import DENSEPOSE, FPN, INITIALISATIONS, MSRA, RECORDED, differences
+from tests.helpers.config_differences import DENSEPOSE, FPN, INITIALISATIONS, MSRA, RECORDED, differences
 
 HEAD = "MODEL.ROI_DENSEPOSE_HEAD"
 # all that differs from detectron2's Base-RCNN-FPN and the project's defaults, beside FPN: (theirs, ours)

@@ -11,7 +11,7 @@ from yaml import safe_load
 from moco_plugin.config import configs_folder
 from moco_plugin.config import load_config as load_pretrain_config
 from moco_plugin.transfer.trainer import load_config
-from tests.papers import TEXT, short, thousands
+from tests.helpers.papers import TEXT, short, thousands
 
 SETTINGS = TEXT[TEXT.index("## Fine-tuning settings") :]
 

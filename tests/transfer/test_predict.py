@@ -17,7 +17,7 @@ from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.predict import class_names, draw
 from moco_plugin.transfer.trainer import load_config
-from tests.transfer.test_datasets import perfect
+from tests.helpers.predictions import perfect
 
 CONFIG = "demo/scenes_R_18_FPN_quarter"
 

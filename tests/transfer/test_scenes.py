@@ -14,7 +14,7 @@ from moco_plugin.data.idx import load_idx_images
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.synthetic.scenes import compose_scene, make_scenes, run_lengths
 from tests.conftest import TEST, TRAIN
-from tests.processes import Tool
+from tests.helpers.processes import Tool
 
 SPLITS = ("train", "test")
 

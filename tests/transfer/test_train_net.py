@@ -19,9 +19,9 @@ from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.components.resnet import make_resnet
 from moco_plugin.transfer.synthetic.scenes import make_scenes
-from tests.checkpoints.test_read import official
 from tests.conftest import TEST, TRAIN
-from tests.processes import Tool
+from tests.helpers.checkpoints import official
+from tests.helpers.processes import Tool
 
 TINY = [
     "SOLVER.MAX_ITER",

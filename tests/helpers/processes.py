@@ -13,7 +13,7 @@ from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-TOOLS = Path(__file__).parents[1] / "tools"
+TOOLS = Path(__file__).parents[2] / "tools"
 Tool = Callable[..., subprocess.CompletedProcess[str]]
 _count = itertools.count()
 context = multiprocessing.get_context("forkserver")

@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from moco_plugin.errors import command
 
@@ -19,16 +18,13 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Hands the command line to LightlyTrain."""
+    """Hand the command line to LightlyTrain."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND key=value", help="as of lightly-train")
     args = parser.parse_args(argv)
 
-    # Python looks for imports beside a script first, and would take this file for LightlyTrain
-    here = Path(__file__).resolve().parent
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != here]
     from moco_plugin.integrations.lightly_train import run
 
     return run(args.arguments)

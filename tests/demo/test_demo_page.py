@@ -21,7 +21,7 @@ from moco_plugin.report.neighbours_picture import write_neighbours
 from moco_plugin.report.page import Page, Picture
 from moco_plugin.report.tables import Table
 from tests.demo.conftest import BOX_AP, COMMAND, write_knn, write_transfer
-from tests.report.browser import Reader, load
+from tests.helpers.browser import Reader, load
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-FILE = Path(__file__).parent / "data" / "PAPERS.md"
+FILE = Path(__file__).parents[1] / "data" / "PAPERS.md"
 TEXT = FILE.read_text()
 
 

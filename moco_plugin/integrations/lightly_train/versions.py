@@ -1,0 +1,15 @@
+"""The versions of LightlyTrain that our methods fit."""
+
+from __future__ import annotations
+
+from moco_plugin.errors import UserError
+
+TESTED = "0.15 to 0.18"
+
+
+def unknown_version(reason: object) -> UserError:
+    """Return the error for a LightlyTrain whose parts are not where they were."""
+    return UserError(
+        f"this LightlyTrain is not one that moco_plugin knows ({reason}); it was tested with {TESTED}: "
+        "pip install 'lightly-train>=0.15,<0.19'"
+    )
