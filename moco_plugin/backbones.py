@@ -25,7 +25,7 @@ def create_backbone(
     frozen_patch_projection: bool = False,
     **arguments: Any,
 ) -> nn.Module:
-    """Creates a timm model that maps N x 3 x H x W images to N x ``feature_dim(model)`` features.
+    """Create a timm model that maps N x 3 x H x W images to N x ``feature_dim(model)`` features.
 
     Residual networks start with gamma 1 in the last batch norm of each block, as torchvision's do and v1 and
     v2 were trained; timm's own default of 0, which v3 has, is ``zero_init_last=True``.
@@ -82,7 +82,7 @@ def is_plain_vit(model: nn.Module) -> bool:
 
 
 def is_resnet(name: str) -> bool:
-    """Tells timm's ResNets, ResNeXts and their like by the module that defines them."""
+    """Tell timm's ResNets, ResNeXts and their like by the module that defines them."""
     return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".resnet")
 
 
@@ -102,13 +102,13 @@ def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> n
 
 
 def _start(convolution: nn.Conv2d) -> nn.Conv2d:
-    """Draws a convolution's weights as timm's (and torchvision's) ResNet does."""
+    """Draw a convolution's weights as timm's (and torchvision's) ResNet does."""
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return convolution
 
 
 def widen_stem(model: Any, channels: int) -> None:
-    """Gives a ResNet with a 7x7 stem ``channels`` channels there (timm fixes them at 64)."""
+    """Give a ResNet with a 7x7 stem ``channels`` channels there (timm fixes them at 64)."""
     if not isinstance(model.conv1, nn.Conv2d):
         raise UsageError("backbone_args.width is for ResNets with a 7x7 stem; leave it out")
     model.conv1 = _start(nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False))
@@ -162,12 +162,12 @@ def fix_position(model: nn.Module, name: str) -> None:
 
 
 def feature_dim(backbone: nn.Module) -> int:
-    """Returns the width of the pooled features of a timm model."""
+    """Return the width of the pooled features of a timm model."""
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
 def check_features(backbone: nn.Module, name: str, image_size: int) -> int:
-    """Returns the width of the features, found by showing the model two images.
+    """Return the width of the features, found by showing the model two images.
 
     Raises:
         UsageError: It does not take images of that size, or gives no N x C features.

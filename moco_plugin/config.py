@@ -1,4 +1,4 @@
-"""What a pre-training config may say, as dataclasses; and where config files lie."""
+"""The pre-training config as dataclasses, and where config files are found."""
 
 from __future__ import annotations
 
@@ -129,13 +129,13 @@ class PretrainConfig:
 
 
 def configs_folder() -> Path:
-    """Returns the folder of shipped configs: inside the installed package, or beside it in a checkout."""
+    """Return the folder of shipped configs: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
 
 def find_config(name: str | Path, kind: str) -> Path:
-    """Finds a config file by path, or a shipped one by name.
+    """Find a config file by path, or a shipped one by name.
 
     Args:
         name: A path, or what follows ``configs/KIND/`` in the path of a shipped config, with or without suffix.
@@ -248,7 +248,7 @@ def queue_warning(method: Any, images: int) -> str:
 
 
 def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """Builds a pre-training config: defaults, then a YAML file, then ``key=value`` overrides.
+    """Build a pre-training config: defaults, then a YAML file, then ``key=value`` overrides.
 
     Args:
         name: Path of a YAML file or name of a shipped one; None for ``default_recipe(overrides)``.
@@ -281,5 +281,5 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
 
 
 def config_dict(config: PretrainConfig) -> dict[str, Any]:
-    """Returns the config as plain nested dicts, lists, strings and numbers."""
+    """Return the config as plain nested dicts, lists, strings and numbers."""
     return OmegaConf.to_container(OmegaConf.structured(config))  # type: ignore[return-value]

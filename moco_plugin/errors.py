@@ -1,4 +1,4 @@
-"""What a user did wrong, said in one sentence, and the exit code that goes with it."""
+"""User-facing errors: a one-line message and an exit code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Turns ``main(argv)`` into an entry point: a user's mistake ends in one sentence, not a traceback."""
+    """Turn ``main(argv)`` into an entry point: a user's mistake ends in one sentence, not a traceback."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str] | None = None) -> int:

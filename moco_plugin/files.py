@@ -21,7 +21,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside ``path``, moved onto it only if the block ends without an error."""
+    """Yield a temporary path beside ``path``, moved onto it only if the block ends without an error."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +57,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yields a temporary folder beside ``folder``, which it replaces only if the block ends without an error."""
+    """Yield a temporary folder beside ``folder``, which it replaces only if the block ends without an error."""
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Writes ``value`` as indented JSON, whole or not at all."""
+    """Write ``value`` as indented JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -95,7 +95,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
-    """Returns ``path``, or raises UsageError if something is there and ``overwrite`` is false."""
+    """Return ``path``, or raises UsageError if something is there and ``overwrite`` is false."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already and was kept; pass --overwrite or choose another output")
@@ -103,12 +103,12 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 
 def sha256(path: str | Path) -> str:
-    """Returns the SHA-256 of a file in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     return file_digest(path, "sha256")
 
 
 def file_digest(path: str | Path, algorithm: str) -> str:
-    """Returns a file's digest in hexadecimal; ``algorithm`` is one of hashlib's, "md5" to find accidents alone."""
+    """Return a file's digest in hexadecimal; ``algorithm`` is one of hashlib's, "md5" to find accidents alone."""
     with open(path, "rb") as file:
         digest = hashlib.new(algorithm, usedforsecurity=False)
         while block := file.read(1 << 20):

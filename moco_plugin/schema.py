@@ -55,7 +55,7 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
 
 
 def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Config:
-    """Builds a config: the schema's defaults, then a YAML file, then overrides.
+    """Build a config: the schema's defaults, then a YAML file, then overrides.
 
     Args:
         schema: The dataclass.
@@ -101,7 +101,7 @@ def check_positive(config: Any, *keys: str) -> None:
 
 
 def _valid_keys(schema: Any, full_key: str) -> tuple[str, list[str]]:
-    """Returns the deepest section that ``full_key`` reaches and the keys valid in it."""
+    """Return the deepest section that ``full_key`` reaches and the keys valid in it."""
     section = schema()
     prefix = ""
     for part in full_key.split(".")[:-1]:

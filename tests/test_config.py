@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from moco_plugin.tools.pretrain import main as pretrain
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -15,6 +14,7 @@ from moco_plugin.config import config_dict, configs_folder, default_recipe, load
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, build_method
 from moco_plugin.pretraining.module import scaled_lr
+from moco_plugin.tools.pretrain import main as pretrain
 from moco_plugin.training.schedules import lr_schedule
 
 SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yaml"))

@@ -72,7 +72,9 @@ def test_rooms_import_lower_rooms_alone() -> None:
 
 
 def test_files_form_no_cycle() -> None:
-    modules = {"moco_plugin." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): name for name in FILES}
+    modules = {
+        "moco_plugin." + name.removesuffix(".py").replace("/", ".").removesuffix(".__init__"): name for name in FILES
+    }
     graph = {
         module: {other for other in FILES[name] if other in modules and other != module}
         for module, name in modules.items()
@@ -115,7 +117,9 @@ def test_each_framework_has_its_rooms(framework: str, rooms: tuple[str, ...]) ->
 
 
 def test_nothing_imports_or_names_a_tool() -> None:
-    wrong = [name for name, modules in FILES.items() if any(m.startswith(("tools", "moco_plugin.tools")) for m in modules)]
+    wrong = [
+        name for name, modules in FILES.items() if any(m.startswith(("tools", "moco_plugin.tools")) for m in modules)
+    ]
     named = [name for name in FILES if "moco_plugin.tools" in (PACKAGE / name).read_text()]
     assert wrong + named == []
 

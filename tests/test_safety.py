@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from torch import nn
+
+from moco_plugin.errors import UserError
 from moco_plugin.tools.convert import main as convert
 from moco_plugin.tools.predict import main as predict
 from moco_plugin.tools.pretrain import main as pretrain
 from moco_plugin.tools.report import main as report
 from moco_plugin.tools.train_net import main as train_net
-from torch import nn
-
-from moco_plugin.errors import UserError
 from moco_plugin.transfer.trainer import load_config
 from moco_plugin.transfer.weights import load_weights
 from tests.conftest import TINY, TRAIN

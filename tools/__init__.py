@@ -1,1 +1,1 @@
-"""One short script a job; installed as console commands."""
+"""Command line tools: one script for each job, installed as console commands."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measures speed, memory and traffic beside a peer in the same run."""
+"""Measure speed, memory and traffic beside a peer in the same run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line, measures and prints a table."""
+    """Parse the command line, measures and prints a table."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
     what = parser.add_subparsers(dest="what", required=True)
@@ -50,9 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
 
-    from moco_plugin.tools.benchmarks import measure
-
     from moco_plugin.files import write_json
+    from moco_plugin.tools.benchmarks import measure
 
     result = getattr(measure, what_to_measure)(**args)
     for name, row in result["results"].items():

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Says for each transfer task which data sets are there, what of them is missing and where to get it."""
+"""Report for each transfer task which data sets are complete, what is missing and where to get it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ tools/transfer.py; lvis stands for lvis_1x and lvis_2x, and so on."""
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and prints the table."""
+    """Parse the command line and prints the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     if args.root is not None:
         if not os.path.isdir(args.root):
-            raise UsageError(f"--root {args.root} is no folder")
+            raise UsageError(f"--root {args.root} is not a folder")
         os.environ["DETECTRON2_DATASETS"] = args.root  # read when detectron2 is imported
     from moco_plugin.transfer.check_datasets import check_datasets
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts any checkpoint to detectron2, timm, torchvision or LightlyTrain, and proves that it computes the same.
+"""Convert any checkpoint to detectron2, timm, torchvision or LightlyTrain, and prove that it computes the same.
 
 `inspect` says what a checkpoint is."""
 
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and converts or inspects."""
+    """Parse the command line and converts or inspects."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     inspecting = arguments[:1] == ["inspect"]
     parser = argparse.ArgumentParser(

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Converts a checkpoint to a detectron2 .pkl and proves it: short for tools/convert.py --to detectron2."""
+"""Convert a checkpoint to a detectron2 .pkl and prove it: short for tools/convert.py --to detectron2."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXAMPLES = """example:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and converts."""
+    """Parse the command line and converts."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

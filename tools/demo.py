@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Shows the whole path: MoCo learns from unlabelled images, and detectron2's detectors profit from it."""
+"""Run the whole path on real images: pre-training with MoCo, evaluation, conversion and detection."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ EXAMPLES = """examples:
   %(prog)s
   %(prog)s --quick
 
-What was broken off goes on where it stopped."""
+An interrupted demo resumes."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and runs the demo."""
+    """Parse the command line and runs the demo."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

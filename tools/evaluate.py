@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Evaluates a checkpoint: kNN, retrieval, linear classification, fine-tuning, few labels, OmniBenchmark."""
+"""Evaluate a checkpoint: kNN, retrieval, linear classification, fine-tuning, few labels, OmniBenchmark."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ EXAMPLES = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and evaluates."""
+    """Parse the command line and evaluates."""
     firsts = {name: example.splitlines()[0] for name, (_, example) in EXAMPLES.items()}
     overview = "".join("\n  " + first.replace("%(prog)s", f"%(prog)s {name}") for name, first in firsts.items())
     raw = argparse.RawDescriptionHelpFormatter

@@ -55,7 +55,7 @@ def _install_sdist() -> bool:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and installs."""
+    """Parse the command line and installs."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example:\n  %(prog)s", formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Composes detection scenes with boxes and masks from an idx file of object images such as Fashion-MNIST."""
+"""Compose detection scenes with boxes and masks from an idx file of object images such as Fashion-MNIST."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ EXAMPLES = """example:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and composes the scenes."""
+    """Parse the command line and composes the scenes."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", help="folder to make; detectron2 looks for $DETECTRON2_DATASETS/scenes")
-    source = "idx images file for the %s scenes, with an optional [start:stop]; its labels lie beside it"
+    source = "idx images file for the %s scenes, with an optional [start:stop]; its labels are beside it"
     parser.add_argument("--train", required=True, metavar="FILE", help=source % "training")
     parser.add_argument("--test", required=True, metavar="FILE", help=source % "test")
     parser.add_argument("--num-train", type=int, default=60, help="training scenes (default: %(default)s)")

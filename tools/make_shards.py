@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Packs a folder or list of images into tar shards with indexes, which are read at random, also from a server."""
+"""Pack a folder or list of images into tar shards with indexes, which are read at random, also from a server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ then train with data.root=shards, or data.root='https://host/shards/photos-{0000
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and packs the images."""
+    """Parse the command line and packs the images."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     images = ImageSet(args.images)
     if not images.paths:
-        raise UsageError(f"{args.images} is no folder or list of image files; there is nothing to pack")
+        raise UsageError(f"{args.images} is not a folder or list of image files; there is nothing to pack")
     shards = make_shards(
         args.output,
         images.paths,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS v0.5 and Cityscapes."""
+"""Write tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS v0.5 and Cityscapes."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ EXAMPLES = """examples:
       SOLVER.MAX_ITER 20 SOLVER.STEPS '()' SOLVER.IMS_PER_BATCH 2 OUTPUT_DIR runs/try
 
 With num-test 7 or more, every class of VOC is tested. DensePose's annotations, which say where on a body each
-pixel lies, are not among the files."""
+pixel is, are not among the files."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and writes the data sets."""
+    """Parse the command line and writes the data sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", help="folder to make, for DETECTRON2_DATASETS")
-    source = "idx images file of objects to %s on, with an optional [start:stop]; its labels lie beside it"
+    source = "idx images file of objects to %s on, with an optional [start:stop]; its labels are beside it"
     parser.add_argument("--train", metavar="FILE", help=source % "train")
     parser.add_argument("--test", metavar="FILE", help=source % "test")
     parser.add_argument(

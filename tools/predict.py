@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draws what a trained model finds in images, boxes, masks, keypoints or segmentation, into PNG files."""
+"""Draw the predictions of a trained model for images into PNG files: boxes, masks, keypoints or segmentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and draws."""
+    """Parse the command line and draws."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pre-trains a backbone with MoCo on unlabelled images."""
+"""Pre-train a backbone with MoCo on unlabelled images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ The same command resumes an interrupted run."""
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and trains."""
+    """Parse the command line and trains."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Gathers the results in a folder into the papers' tables, ours beside theirs, and a page with curves and pictures."""
+"""Gather the results in a folder into the papers' tables, with ours beside theirs, and a page with curves and pictures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Found at any depth: runs of tools/transfer.py, and JSON files that tools/evaluat
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line, prints the tables and writes the page."""
+    """Parse the command line, prints the tables and writes the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

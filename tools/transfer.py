@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Runs a transfer experiment of the papers: several trials, mean and standard deviation beside the papers'."""
+"""Run a transfer experiment of the papers: several trials, with mean and standard deviation beside the papers'."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ EXAMPLES = """examples:
   %(prog)s --task coco_fpn_1x --weights runs/photos/checkpoints/last.ckpt --images-per-batch 4
   %(prog)s --task voc_c4 --init random --out runs/voc_c4_random SOLVER.CHECKPOINT_PERIOD 1000
 
-The same command goes on where it was cut off: finished trials are kept. tools/report.py gathers the results."""
+The same command resumes an interrupted experiment and keeps finished trials. tools/report.py gathers the results."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parses the command line and runs the trials."""
+    """Parse the command line and runs the trials."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""What another framework's weight files are: their endings, how they are written, read back and opened."""
+"""The file formats of other frameworks: suffixes, writing, reading back and opening."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class Layout:
     head: str | None = None
 
 
-# Where state dicts lie in files, and what wrappers put before their names.
+# Where state dicts are in files, and what wrappers put before their names.
 WHERE = r"(?:(?:state_dict|model|model_state_dict)\.)?(?:module\.)?"
 _MOMENTUM = r"\S*(?:teacher|encoder_k|momentum|ema_|target|key_)\S*wrapped_model\."
 _WRAPPED = r"\S*?wrapped_model\.(?:_model|_features)\."
@@ -190,7 +190,7 @@ class Found:
 
 
 def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None] = lambda: None) -> Found | None:
-    """Returns the layout of a file whose tensors have these names; None if no layout fits.
+    """Return the layout of a file whose tensors have these names; None if no layout fits.
 
     Args:
         names: The tensors.
@@ -198,7 +198,7 @@ def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None
             no framework's layout fits.
 
     Raises:
-        UserError: Several networks lie side by side, and no layout tells which is which.
+        UserError: Several networks are in the file, and no layout tells which is which.
     """
     for layout in LAYOUTS:
         if layout.mark and not _first(names, layout.mark):
@@ -220,14 +220,14 @@ def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None
     prefixes = list(dict.fromkeys(prefixes))
     if len(prefixes) > 1:
         raise UserError(
-            f"several networks lie side by side, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
+            f"several networks are in the file, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
             "layout tells which is the trained one"
         )
     return Found(PLAIN, prefixes[0], None) if prefixes else None
 
 
 def unused_names(names: Iterable[str], found: Found, prefix: str, used: Iterable[str]) -> list[str]:
-    """Lists the tensors that were neither used nor are known to belong to another encoder, a head or a queue.
+    """List the tensors that were neither used nor are known to belong to another encoder, a head or a queue.
 
     Args:
         names: All tensors of the file.
@@ -238,7 +238,7 @@ def unused_names(names: Iterable[str], found: Found, prefix: str, used: Iterable
     patterns = [HEADS.pattern, *filter(None, [found.layout.others])]
     others = re.compile(WHERE + f"(?:{'|'.join(patterns)})")
     other_encoders = tuple(p for p in (found.query, found.key) if p is not None and p != prefix)
-    whole = re.fullmatch(WHERE, prefix)  # then the others lie below the prefix too
+    whole = re.fullmatch(WHERE, prefix)  # then the others are below the prefix too
     used = set(used)
 
     def is_known(name: str) -> bool:
@@ -250,12 +250,12 @@ def unused_names(names: Iterable[str], found: Found, prefix: str, used: Iterable
 
 
 def _outer(prefix: str) -> set[str]:
-    """Returns the prefixes that ``prefix`` lies in: "", "a." for "a.b."."""
+    """Return the prefixes that ``prefix`` is in: "", "a." for "a.b."."""
     return {prefix[: m.end()] for m in re.finditer(r"\.", prefix[:-1])} | ({""} if prefix else set())
 
 
 def _first(names: Iterable[str], pattern: str) -> str | None:
-    """Returns what the pattern matches at the beginning of a name, after WHERE, with WHERE; None if nowhere."""
+    """Return what the pattern matches at the beginning of a name, after WHERE, with WHERE; None if nowhere."""
     compiled = re.compile(WHERE + f"(?:{pattern})")
     return next((m[0] for name in names if (m := compiled.match(name))), None)
 

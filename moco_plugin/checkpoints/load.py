@@ -1,4 +1,4 @@
-"""Any weight file or folder to plain dicts of tensors, numbers and text, found by content and read without running it."""
+"""Loading of any weight file or folder into plain dicts of tensors, numbers and text."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class File:
 
     Attributes:
         path: What was asked for: a file, or a folder of timm's.
-        weights: The file that the tensors lie in.
+        weights: The file that has the tensors.
         content: What it holds.
         metadata: What this project's converters said of it.
         config: ``config.json`` of a folder.
@@ -75,10 +75,10 @@ class File:
 
 
 def load(path: str | Path) -> File:
-    """Reads a torch file of any version, a zoo pickle, a safetensors file, or the folder that timm opens.
+    """Read a torch file of any version, a zoo pickle, a safetensors file, or the folder that timm opens.
 
     Raises:
-        UserError: Nothing there, broken off, or something in it that could run code.
+        UserError: The file is missing, incomplete, or has something in it that could run code.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -100,19 +100,19 @@ def load(path: str | Path) -> File:
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
-    """Returns what a weight file holds: tensors, numbers, text, containers, and placeholders for other objects.
+    """Return what a weight file holds: tensors, numbers, text, containers, and placeholders for other objects.
 
     Tensors are views of the mapped file. They take memory as they are read, and none while they are not.
 
     Raises:
-        UserError: Nothing there, broken off, or something in it that could run code.
+        UserError: The file is missing, incomplete, or has something in it that could run code.
     """
     return load(path).content
 
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turns what readers raise on broken and hostile files into one sentence."""
+    """Turn what readers raise on broken and hostile files into one sentence."""
     try:
         yield
     except UserError:
@@ -124,7 +124,7 @@ def _refusing(path: Path) -> Iterator[None]:
     except Exception as error:  # hostile files raise almost anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(
-            f"{path} is no whole torch checkpoint or safetensors file ({reason}); it may be broken off or of another "
+            f"{path} is not a complete torch checkpoint or safetensors file ({reason}); it may be truncated or of another "
             "kind, get it again"
         ) from error
 
@@ -184,12 +184,12 @@ def _load_folder(folder: Path) -> File:
 def _json_dict(text: str) -> dict[str, Any]:
     value = json.loads(text)
     if not isinstance(value, dict):
-        raise BrokenPickle("its JSON is no object")
+        raise BrokenPickle("its JSON is not an object")
     return value
 
 
 def named_tensors(file: File) -> dict[str, Tensor]:
-    """Returns every tensor of a file that may be a weight, under its full name: the keys that lead to it.
+    """Return every tensor of a file that may be a weight, under its full name: the keys that lead to it.
 
     So the tensor of ``{"state_dict": {"module.conv1.weight": ...}}`` is ``state_dict.module.conv1.weight``. What
     torch.compile adds to names is left out.

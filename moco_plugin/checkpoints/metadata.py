@@ -1,4 +1,4 @@
-"""What a file says about itself beside its weights: architecture, method, epoch, and how images are to be shown."""
+"""The metadata of checkpoint files: architecture, method, epoch and image normalization."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def hints(file: File, about: Callable[[File, Hints, Mapping[str, Tensor]], None]
 
 
 def claimed_architecture(file: File) -> str | None:
-    """Returns the timm model that a folder, a converter, a pickled module or timm's train.py names in a file."""
+    """Return the timm model that a folder, a converter, a pickled module or timm's train.py names in a file."""
     for value in (
         file.config.get("architecture"),
         file.metadata.get("timm_name"),
@@ -96,13 +96,13 @@ def claimed_architecture(file: File) -> str | None:
 
 
 def safe_arguments(path: Any, arguments: Any, names: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-    """Returns arguments of timm.create_model that a file gives, without those that load something.
+    """Return arguments of timm.create_model that a file gives, without those that load something.
 
     Raises:
         UserError: One is not a number, a text, or a list of these, or so large that building would not end.
     """
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
-        raise UserError(f"{path} gives arguments of the network that are no dict with names")
+        raise UserError(f"{path} gives arguments of the network that are not a dict of names")
     for key, value in arguments.items():
         largest = LARGEST_IMAGE if "size" in key else 512 if key in ("depth", "depths", "layers") else LARGEST_ARGUMENT
         for part in value if isinstance(value, (list, tuple)) else (value,):
@@ -238,7 +238,7 @@ def _text(value: Any) -> str:
 
 
 def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0, value_range: Any = None) -> None:
-    """Takes mean and std of pixel values from 0 to ``scale``, where they are given."""
+    """Take mean and std of pixel values from 0 to ``scale``, where they are given."""
     if mean is None or std is None:
         return
     try:

@@ -1,4 +1,4 @@
-"""Networks that weights are put into only after every name and shape has been found to fit."""
+"""Loading of weights into a network if every name and shape matches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Mismatch(UserError):
 
 
 def fit(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> Module:
-    """Returns the network with copies of these weights, in eval mode.
+    """Return the network with copies of these weights, in eval mode.
 
     The network is first built without memory, so that no header makes it larger than the weights that are there.
 
@@ -64,7 +64,7 @@ def _copy(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     value = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if value.is_floating_point() and not value.sum().isfinite():
         raise Mismatch(
-            f"{name} holds numbers that are not finite, so training had diverged; take an earlier checkpoint"
+            f"{name} holds numbers that are not finite, so training diverged; use an earlier checkpoint"
         )
     return value
 
@@ -79,7 +79,7 @@ def _list(names: Iterable[str]) -> str:
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """Returns how many blocks a network has by the names ``prefix`` + NUMBER + "...".
+    """Return how many blocks a network has by the names ``prefix`` + NUMBER + "...".
 
     Raises:
         Mismatch: More than MOST_BLOCKS, or some are not there.

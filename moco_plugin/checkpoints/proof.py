@@ -47,7 +47,7 @@ def _to_float64(tensor: Tensor) -> Tensor:
 
 
 def stages_of(network: nn.Module) -> list[str]:
-    """Names where the stages of a timm or torchvision network end.
+    """Name where the stages of a timm or torchvision network end.
 
     Four stages of a ResNet, each block of a ViT, what timm's ``feature_info`` names of others, and in the end the
     network's own output.
@@ -64,7 +64,7 @@ def stages_of(network: nn.Module) -> list[str]:
 
 
 def random_images(network: nn.Module) -> Tensor:
-    """Returns two random images (2 x C x S x S, float64); S is the side that the network insists on, else 96."""
+    """Return two random images (2 x C x S x S, float64); S is the side that the network insists on, else 96."""
     config = getattr(network, "pretrained_cfg", None) or {}
     side = getattr(getattr(network, "patch_embed", None), "img_size", None)
     side = side or (config["input_size"][1:] if config.get("fixed_input_size") else (96, 96))
@@ -75,7 +75,7 @@ def random_images(network: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def stage_features(network: Network, images: Tensor) -> dict[str, Tensor]:
-    """Returns the outputs of those of a network's stages that give one tensor, computed in float64.
+    """Return the outputs of those of a network's stages that give one tensor, computed in float64.
 
     Raises:
         UserError: The network does not take such images.
@@ -123,7 +123,7 @@ class Proof:
 
 
 def prove(source: Network, target: Network, images: Tensor) -> Proof:
-    """Compares two networks on the same images, stage by stage.
+    """Compare two networks on the same images, stage by stage.
 
     Args:
         source: Holds the weights as they came.
@@ -147,7 +147,7 @@ def prove(source: Network, target: Network, images: Tensor) -> Proof:
             )
         largest = e.abs().max()
         if not largest:  # equal zeros would prove nothing
-            raise UserError(f"the network's {stage} features are all zero, so its weights are no trained ones")
+            raise UserError(f"the network's {stage} features are all zero, so its weights are not trained")
         differences[stage] = difference = float((e - f).abs().max() / largest)
         if not difference <= TOLERANCE:  # NaN is not small either
             raise UserError(

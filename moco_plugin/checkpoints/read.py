@@ -1,4 +1,4 @@
-"""Reads checkpoint files of any known layout, found by content, without running what is in them."""
+"""Reading of checkpoint files of any known layout, recognized by content, without running code."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class _Network:
 
 
 def read_checkpoint(path: str | Path, encoder: str = "query", architecture: str | None = None) -> Checkpoint:
-    """Reads a checkpoint of any known layout.
+    """Read a checkpoint of any known layout.
 
     Args:
         path: A file, the folder that ``timm.create_model('local-dir:...')`` opens, or the name of a released checkpoint.
@@ -168,7 +168,7 @@ def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
 def _network(
     file: File, found: Found, about: Hints, state: Mapping[str, Tensor], architecture: str | None
 ) -> tuple[_Network, set[str]]:
-    """Returns the backbone and the names of the weights in it."""
+    """Return the backbone and the names of the weights in it."""
     size = file.weights.stat().st_size
     if architecture is not None:
         about.architecture, about.arguments = architecture, {}
@@ -194,7 +194,7 @@ def _network(
 
 
 def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> tuple[_Network, set[str]]:
-    """The network that the file or the user names; what has no place in it and is no part of it is left out."""
+    """Return the network that the file or the user names; tensors of other parts are left out."""
     name, arguments, seed = str(about.architecture), about.arguments, about.seed
 
     def untrained() -> nn.Module:
@@ -216,7 +216,7 @@ def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> tuple[_Netwo
 
 
 def _skeleton(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Returns the tensors of timm's network, without memory."""
+    """Return the tensors of timm's network, without memory."""
     try:
         with torch.device("meta"):
             return create_backbone(name, **arguments).state_dict()

@@ -1,4 +1,4 @@
-"""Released checkpoints by name: fetched when asked for, once, resumed where broken off, and checked."""
+"""Released checkpoints by name: downloaded once, resumed if interrupted, and verified."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from moco_plugin.files import atomic_path, file_digest
 
 logger = logging.getLogger(__name__)
 
-TIMEOUT = 30  # seconds without a byte, after which a connection counts as broken off
+TIMEOUT = 30  # seconds without a byte, after which a connection counts as interrupted
 BLOCK = 1 << 20
 
 
@@ -51,7 +51,7 @@ class _BrokenOff(Exception):
 
 
 class ResumingHTTPHandler(HTTPURLHandler):
-    """iopath's handler of addresses, with the same cache, that goes on with a transfer that was broken off."""
+    """iopath's handler of addresses, with the same cache, that resumes an interrupted transfer."""
 
     def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
@@ -67,17 +67,17 @@ _path_manager.register_handler(ResumingHTTPHandler())
 
 
 def cache_path(url: str, cache_dir: str | None = None) -> Path:
-    """Returns where the file of an address lies once fetched: as in iopath, below $FVCORE_CACHE if that is set."""
+    """Return the path of the file of an address once it is downloaded: as in iopath, below $FVCORE_CACHE if that is set."""
     return Path(get_cache_dir(cache_dir)) / urlparse(url).path.lstrip("/")
 
 
 def is_released(path_or_name: str | Path) -> bool:
-    """Tells whether this names a released checkpoint; a file or folder of that name goes first."""
+    """Tell whether this names a released checkpoint; a file or folder of that name goes first."""
     return str(path_or_name) in RELEASED and not Path(path_or_name).exists()
 
 
 def resolve(path_or_name: str | Path) -> Path:
-    """Returns the file that a path or the name of a released checkpoint stands for, fetching the latter.
+    """Return the file that a path or the name of a released checkpoint stands for, fetching the latter.
 
     Args:
         path_or_name: A path, which goes first if it exists, or one of ``RELEASED``.
@@ -132,7 +132,7 @@ def _check_recorded(cached: Path, name: str) -> None:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetches a file whole or not at all; what arrives of it waits in ``path`` + ``.part`` for the next attempt.
+    """Fetch a file whole or not at all; what arrives of it waits in ``path`` + ``.part`` for the next attempt.
 
     A transfer that breaks off is taken up again at once, as long as each attempt gets further than the last.
 
@@ -160,7 +160,7 @@ def download(url: str, path: Path) -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Appends to ``part`` what is still missing; starts over where the server cannot go on."""
+    """Append to ``part`` what is still missing; start over if the server cannot resume."""
     have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:

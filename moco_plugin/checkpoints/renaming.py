@@ -93,7 +93,7 @@ FOREIGN: tuple[tuple[str, Rename], ...] = (
 
 
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, str]:
-    """Returns timm's name for each name of an encoder's state dict; its own where it is not foreign."""
+    """Return timm's name for each name of an encoder's state dict; its own where it is not foreign."""
     prefix = "vit." if any(name.startswith("vit.") for name in state) else ""  # lightly's MaskedVisionTransformerTIMM
     for mark, rename in FOREIGN:
         if prefix + mark in state:

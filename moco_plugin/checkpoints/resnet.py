@@ -1,4 +1,4 @@
-"""A residual network's shape, read off the shapes of its weights, so that no table of names is needed."""
+"""A residual network's shape, derived from the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ROOTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 def resnet_from_state(
     state: Mapping[str, Tensor], small_stem_padding: int = 1
 ) -> tuple[str, Callable[[], ResNet], ResNet]:
-    """Builds the timm ResNet that a state dict in torchvision's (and timm's) names belongs to.
+    """Build the timm ResNet that a state dict in torchvision's (and timm's) names belongs to.
 
     Plain residual networks of any depth, width, cardinality and base width: a 7x7 stem, or the 3x3 stem for small
     images (stride 1, no max-pool), then four stages of basic or bottleneck blocks.
@@ -38,7 +38,7 @@ def resnet_from_state(
         the network with random weights, and the network with the weights loaded; both in eval mode.
 
     Raises:
-        Mismatch: The weights are no such network's, or some are missing or left over.
+        Mismatch: The weights are not such a network's, or some are missing or left over.
     """
     stem = state.get("conv1.weight")
     blocks = tuple(count_blocks(state, f"layer{stage}.") for stage in (1, 2, 3, 4))

@@ -21,7 +21,7 @@ from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
 
 WIDTHS = (64, 128, 256, 512)
-# Arguments of create_backbone that are no timm's, that say how training starts, or that the network itself tells.
+# Arguments of create_backbone that timm does not have, that say how training starts, or that the network itself tells.
 OURS = frozenset(
     (
         "image_size",
@@ -39,7 +39,7 @@ OURS = frozenset(
 
 
 def arguments_of(architecture: str, arguments: Mapping[str, Any], backbone: nn.Module) -> tuple[str, dict[str, Any]]:
-    """Returns the name and the arguments with which timm.create_model makes a network like ``backbone``.
+    """Return the name and the arguments with which timm.create_model makes a network like ``backbone``.
 
     Args:
         architecture: timm's name, or what ``resnet_from_state`` calls a ResNet that has none.
@@ -74,7 +74,7 @@ def arguments_of(architecture: str, arguments: Mapping[str, Any], backbone: nn.M
 
 
 def timm_network(name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """Makes a network as timm's users do and lets it hold ``state``, without copying it.
+    """Make a network as timm's users do and lets it hold ``state``, without copying it.
 
     Raises:
         UserError: timm cannot make a network that holds these weights.
@@ -89,7 +89,7 @@ def timm_network(name: str, arguments: Mapping[str, Any], state: Mapping[str, Te
 
 
 def timm_config(name: str, arguments: Mapping[str, Any], network: Any, view: View) -> dict[str, Any]:
-    """Returns the ``config.json`` with which ``timm.create_model('local-dir:FOLDER')`` makes the network."""
+    """Return the ``config.json`` with which ``timm.create_model('local-dir:FOLDER')`` makes the network."""
     known = network.pretrained_cfg
     return {
         "architecture": name,

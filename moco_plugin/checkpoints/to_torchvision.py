@@ -21,7 +21,7 @@ from moco_plugin.errors import UserError
 
 
 def torchvision_name(name: str) -> str:
-    """Returns torchvision's name of a ViT's tensor, e.g. encoder.layers.encoder_layer_0.ln_1.weight for
+    """Return torchvision's name of a ViT's tensor, e.g. encoder.layers.encoder_layer_0.ln_1.weight for
     blocks.0.norm1.weight."""
     block = re.match(r"blocks\.(\d+)\.", name)
     prefix = f"encoder.layers.encoder_layer_{block[1]}." if block else ""
@@ -33,7 +33,7 @@ def torchvision_name(name: str) -> str:
 
 
 def to_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
-    """Returns a timm backbone's weights under torchvision's names.
+    """Return a timm backbone's weights under torchvision's names.
 
     Raises:
         UserError: Neither a plain ResNet nor a plain ViT.
@@ -47,7 +47,7 @@ def to_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Builds torchvision's network for a timm backbone and lets it hold ``state``, without copying it.
+    """Build torchvision's network for a timm backbone and lets it hold ``state``, without copying it.
 
     Args:
         backbone: A plain ResNet or ViT of timm; says depth, width, groups and heads.
@@ -74,7 +74,7 @@ def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.
 
 
 def torchvision_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
-    """Returns the class in torchvision.models and its arguments that make a plain ResNet or ViT of timm."""
+    """Return the class in torchvision.models and its arguments that make a plain ResNet or ViT of timm."""
     network: Any = backbone
     if isinstance(backbone, VisionTransformer):
         patches, blocks = network.patch_embed, network.blocks

@@ -1,4 +1,4 @@
-"""A plain vision transformer's shape, read off the shapes of its weights."""
+"""A plain vision transformer's shape, derived from the shapes of its weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HEAD_WIDTH = 64  # channels of an attention head, in timm's models but the large
 def vit_from_state(
     state: Mapping[str, Tensor], heads: int | None = None
 ) -> tuple[str, dict[str, Any], Callable[[], VisionTransformer], VisionTransformer]:
-    """Builds the timm ViT that a state dict in timm's names belongs to.
+    """Build the timm ViT that a state dict in timm's names belongs to.
 
     Args:
         state: Weights without classifier.
@@ -38,7 +38,7 @@ def vit_from_state(
         that builds it with random weights; and the network with the weights loaded; both in eval mode.
 
     Raises:
-        Mismatch: The weights are no plain ViT's, or some are missing or left over.
+        Mismatch: The weights are not a plain ViT's, or some are missing or left over.
     """
     kind = "a plain ViT"
     if any(name.startswith("patch_embed.proj.0.") for name in state):
@@ -98,7 +98,7 @@ def _is_register(state: Mapping[str, Tensor]) -> bool:
 
 
 def _grid(places: int, state: Mapping[str, Tensor]) -> tuple[int, bool]:
-    """Returns the patches along a side (0: not square), and whether the extra tokens have places of their own."""
+    """Return the patches along a side (0: not square), and whether the extra tokens have places of their own."""
     extra = ("cls_token" in state) + (state["reg_token"].shape[1] if _is_register(state) else 0)
     for own, count in ((True, places - extra), (False, places)):
         if count > 0 and math.isqrt(count) ** 2 == count:

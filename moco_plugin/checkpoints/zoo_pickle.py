@@ -1,4 +1,4 @@
-"""Reads and writes detectron2's model zoo format: a pickle of numpy arrays, read without running its code."""
+"""detectron2's model zoo format: a pickle of numpy arrays, read without running code."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class _Pickler(pickle._Pickler):
 
 
 def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
-    """Reads a ``.pkl`` of detectron2's or Detectron's model zoo; no code in the file is run.
+    """Read a ``.pkl`` of detectron2's or Detectron's model zoo; no code in the file is run.
 
     Args:
         path: A pickle of dicts, lists, strings, numbers and numpy arrays.
@@ -36,7 +36,7 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         The pickled dict as it is: ``{"model": {name: array}, "__author__": ...}`` in detectron2's format.
 
     Raises:
-        UserError: The file cannot be read, is no pickle of a dict, or holds anything else than the above.
+        UserError: The file cannot be read, is not a pickle of a dict, or has anything but the above.
     """
     try:
         with open(path, "rb") as file:
@@ -50,14 +50,14 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # broken pickles raise almost anything
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} is no whole pickle file ({reason})") from error
+        raise UserError(f"{path} is not a complete pickle file ({reason})") from error
     if not isinstance(model, dict):
         raise UserError(f"{path} holds a {type(model).__name__}; expected a dict, as in the model zoo")
     return model
 
 
 def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
-    """Writes weights so that any detectron2 loads them with ``MODEL.WEIGHTS``; equal input gives equal bytes.
+    """Write weights so that any detectron2 loads them with ``MODEL.WEIGHTS``; equal input gives equal bytes.
 
     Args:
         path: The ``.pkl`` file to write, whole or not at all.

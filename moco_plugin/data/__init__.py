@@ -1,1 +1,1 @@
-"""Images in: folders and idx files, and the views that are made of them."""
+"""Image sets, views, and the order in which images are drawn."""

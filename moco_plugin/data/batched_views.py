@@ -23,7 +23,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 
 def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Tensor:
-    """Returns the matrices (N x target x source) that cut out and resize along one axis.
+    """Return the matrices (N x target x source) that cut out and resize along one axis.
 
     Antialiased bilinear interpolation, as Pillow's resize of the cut: a triangle filter as wide as the
     shrinking factor, never reaching outside the cut.
@@ -45,7 +45,7 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
 
 
 def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Returns the matrices (N x size x size) of Pillow's Gaussian blurs along one axis, edge pixels repeated.
+    """Return the matrices (N x size x size) of Pillow's Gaussian blurs along one axis, edge pixels repeated.
 
     Pillow blurs three times with a box whose ends weigh less, its radius chosen so that the variance is
     sigma squared (Gwosdek et al. 2011).
@@ -68,7 +68,7 @@ def blur_matrix(sigma: Tensor, size: int) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Returns the luma, N x 1 x H x W, of images with one or three channels."""
+    """Return the luma, N x 1 x H x W, of images with one or three channels."""
     if images.shape[1] == 1:
         return images
     return (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True)
@@ -79,22 +79,22 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scales brightness; images in 0 to 1, factor N x 1 x 1 x 1, as in all adjust functions here."""
+    """Scale brightness; images in 0 to 1, factor N x 1 x 1 x 1, as in all adjust functions here."""
     return (images * factor).clamp(0, 1)
 
 
 def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the image's mean luma."""
+    """Blend with the image's mean luma."""
     return _blend(images, grey(images).mean(dim=(2, 3), keepdim=True), factor)
 
 
 def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blends with the grey image."""
+    """Blend with the grey image."""
     return _blend(images, grey(images), factor)
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turns the hue by ``factor`` of a full circle (-0.5 to 0.5)."""
+    """Turn the hue by ``factor`` of a full circle (-0.5 to 0.5)."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(dim=1)
@@ -147,7 +147,7 @@ class _View:
         return (views * 255).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
     def _chosen(self, images: Tensor, probability: float) -> Tensor:
-        """Returns the numbers of the images that a random step applies to."""
+        """Return the numbers of the images that a random step applies to."""
         return (torch.rand(len(images), device=images.device) < probability).nonzero()[:, 0]
 
     def _crop_and_flip(self, images: Tensor) -> Tensor:

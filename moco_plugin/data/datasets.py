@@ -1,4 +1,4 @@
-"""Image sets as PyTorch datasets, and what to do with images that cannot be decoded."""
+"""Image sets as PyTorch datasets, and the handling of images that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CorruptImages:
         self.names: set[str] = set()
 
     def add(self, names: Iterable[str]) -> None:
-        """Reports each new name on stderr; empty names stand for images that were fine."""
+        """Report each new name on stderr; empty names stand for images that were fine."""
         for name in sorted(set(names) - self.names - {""}):
             self.names.add(name)
             print(f"skipped: {name} cannot be decoded ({len(self.names)} so far)", file=sys.stderr)
@@ -38,7 +38,7 @@ class CorruptImages:
 
 
 def first_whole(images: ImageSet, candidates: Iterable[int]) -> tuple[Image.Image, int, str]:
-    """Returns the first image that can be decoded, its number, and "" or the name of the first that cannot be.
+    """Return the first image that can be decoded, its number, and "" or the name of the first that cannot be.
 
     Raises:
         UserError: None of the candidates can be.
@@ -110,7 +110,7 @@ class LabelledImages(Dataset[tuple[Any, int, str]]):
 
 
 def check_labels(train: ImageSet, test: ImageSet) -> None:
-    """Raises UsageError unless both sets have labels of the same classes."""
+    """Raise UsageError unless both sets have labels of the same classes."""
     for images in (train, test):
         if images.labels is None:
             raise UsageError(

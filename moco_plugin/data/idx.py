@@ -1,4 +1,4 @@
-"""Reads idx files, the format of MNIST and Fashion-MNIST (a big-endian header, then raw bytes)."""
+"""idx files, the format of MNIST and Fashion-MNIST: a big-endian header, then raw bytes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ FASHION_MNIST_CLASSES = (
 
 
 def is_idx(path: Path) -> bool:
-    """Tells an idx images or labels file by its name, as MNIST spells it, gzipped or not."""
+    """Tell an idx images or labels file by its name, as MNIST spells it, gzipped or not."""
     return re.search(r"[-.]idx\d-ubyte(\.gz)?$", path.name) is not None
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Reads an idx file of unsigned bytes.
+    """Read an idx file of unsigned bytes.
 
     Args:
         path: An idx file, gzipped or not.
@@ -42,7 +42,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         A uint8 array, N x H x W for images, N for labels.
 
     Raises:
-        UserError: The file cannot be read, is no idx file of bytes, or is shorter than its header says.
+        UserError: The file cannot be read, is not an idx file of bytes, or is shorter than its header says.
     """
     path = Path(path)
     try:
@@ -70,7 +70,7 @@ def read_idx(path: str | Path) -> np.ndarray:
 
 
 def split_slice(spec: str) -> tuple[Path, slice]:
-    """Splits ``PATH[start:stop]`` into the path and the slice; without brackets the slice is everything."""
+    """Split ``PATH[start:stop]`` into the path and the slice; without brackets the slice is everything."""
     match = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", str(spec))
     if not match:
         return Path(spec).expanduser(), slice(None)
@@ -79,7 +79,7 @@ def split_slice(spec: str) -> tuple[Path, slice]:
 
 
 def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
-    """Reads images and, from the labels file beside them, their labels.
+    """Read images and, from the labels file beside them, their labels.
 
     Args:
         spec: Path of an ``...images-idx3-ubyte[.gz]`` file, with an optional ``[start:stop]``.

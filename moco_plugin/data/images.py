@@ -79,7 +79,7 @@ class ImageSet:
         return len(self.paths) if self.array is None else len(self.array)
 
     def name(self, index: int) -> str:
-        """Returns what to call an image: its path, or its place in the file or shard."""
+        """Return what to call an image: its path, or its place in the file or shard."""
         if self.shards is not None:
             return self.shards.name(index)
         return f"{self.spec} image {index}" if self.array is not None else str(self.paths[index])

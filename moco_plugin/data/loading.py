@@ -1,4 +1,4 @@
-"""Loader processes: how many, and how they are set up."""
+"""Number and set-up of loader processes."""
 
 from __future__ import annotations
 

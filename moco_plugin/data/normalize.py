@@ -1,4 +1,4 @@
-"""How images are shown to a network: size, crop, and normalization of uint8 images to float32."""
+"""Size, crop and normalization of the images that a network sees."""
 
 from __future__ import annotations
 

@@ -30,14 +30,14 @@ _Result = TypeVar("_Result")
 
 
 def sort_classes(names: Iterable[str]) -> list[str]:
-    """Returns each name once, in numeric order where all are integers."""
+    """Return each name once, in numeric order where all are integers."""
     found = set(names)
     return sorted(found, key=int) if all(re.fullmatch(r"-?\d+", name) for name in found) else sorted(found)
 
 
 @dataclass
 class ShardIndex:
-    """What lies where in one shard; ``stamp`` tells its version apart from others of the same size."""
+    """The places of one shard's images; ``stamp`` tells its version from others of the same size."""
 
     size: int
     stamp: str
@@ -59,7 +59,7 @@ class ShardIndex:
 
     @classmethod
     def parse(cls, text: str | bytes) -> ShardIndex | None:
-        """Returns the index that ``dump`` wrote, or None if this is none."""
+        """Return the index that ``dump`` wrote, or None if this is none."""
         try:
             value: Any = json.loads(text)
             labels, offsets, sizes = (np.array(value[k], np.int64) for k in ("labels", "offsets", "sizes"))
@@ -85,7 +85,7 @@ def is_remote(url: str) -> bool:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """Returns fsspec's filesystem for a URL and the path there; fsspec keeps one a process, also after a fork."""
+    """Return fsspec's filesystem for a URL and the path there; fsspec keeps one a process, also after a fork."""
     try:
         filesystem, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -94,7 +94,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def patiently(url: str, action: Callable[[], _Result]) -> _Result:
-    """Does what may fail for a moment, up to four times."""
+    """Do what may fail for a moment, up to four times."""
     for pause in (*PAUSES, None):
         try:
             return action()
@@ -133,7 +133,7 @@ def no_ranges(url: str) -> str:
 
 
 def _version(url: str) -> tuple[int, str]:
-    """Returns a shard's size and what else there is to tell that it changed."""
+    """Return a shard's size and what else there is to tell that it changed."""
     if not is_remote(url):
         status = os.stat(url)
         return status.st_size, str(status.st_mtime_ns)
@@ -146,7 +146,7 @@ def _version(url: str) -> tuple[int, str]:
 
 
 def check_ranges(url: str) -> None:
-    """Raises UserError if a server would send a whole shard for each image."""
+    """Raise UserError if a server would send a whole shard for each image."""
     size, _ = patiently(url, lambda: _version(url))
 
     def probe() -> None:
@@ -154,14 +154,14 @@ def check_ranges(url: str) -> None:
             with _open(url, 1, "none") as file:
                 file.seek(max(0, size - 1))
                 file.read(1)
-        except ValueError as error:  # a file that cannot seek, or fsspec's word for an answer that is no range
+        except ValueError as error:  # a file that cannot seek, or fsspec's error for an answer that is not a range
             raise UserError(no_ranges(url)) from error
 
     patiently(url, probe)
 
 
 def read_index(url: str) -> ShardIndex:
-    """Returns a shard's index: the one beside it, the cached one, or a new one, which is then cached."""
+    """Return a shard's index: the one beside it, the cached one, or a new one, which is then cached."""
     size, stamp = patiently(url, lambda: _version(url))
     index = None if is_remote(url) else _index_beside(url, size)
     if index is not None:
@@ -200,12 +200,12 @@ def _index_beside(url: str, size: int) -> ShardIndex | None:
 
 
 def scan_shard(url: str, size: int) -> ShardIndex:
-    """Makes a shard's index from its headers.
+    """Make a shard's index from its headers.
 
     Raises:
-        UserError: It is compressed, no tar archive or broken off.
+        UserError: It is compressed, truncated or not a tar archive.
     """
-    broken = f"{url} is no tar archive or is broken off (%s); get it again"
+    broken = f"{url} is truncated or not a tar archive (%s); get it again"
     images: list[tuple[str, int, int]] = []
     labels: dict[str, str] = {}
     with _open(url, SCAN_BLOCK, "readahead") as stream:

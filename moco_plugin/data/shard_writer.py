@@ -29,7 +29,7 @@ def make_shards(
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Packs image files, byte for byte, into ``OUTPUT-0000.tar`` and so on, all or none, with their indexes.
+    """Pack image files, byte for byte, into ``OUTPUT-0000.tar`` and so on, all or none, with their indexes.
 
     The same files give the same bytes.
 
@@ -89,7 +89,7 @@ def make_shards(
 def _pack(
     shard: Path, paths: Sequence[Path], labels: np.ndarray | None, classes: list[str] | None, keys: list[str], bar: Any
 ) -> None:
-    """Writes one shard and its index."""
+    """Write one shard and its index."""
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
         for number, (path, key) in enumerate(zip(paths, keys, strict=True)):
             if path.suffix.lower() not in SUFFIXES:

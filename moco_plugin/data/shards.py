@@ -28,7 +28,7 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def is_shards(spec: str) -> bool:
-    """Tells tar shards: a URL, archives by name, or a folder of archives with no image and no folder in it."""
+    """Tell tar shards: a URL, archives by name, or a folder of archives with no image and no folder in it."""
     source = _without_slice(spec)
     if is_remote(source) or _BRACES.search(source):
         return True
@@ -101,11 +101,11 @@ class TarShards:
         return len(self._offsets)
 
     def name(self, index: int) -> str:
-        """Returns what to call an image: its shard and its name there."""
+        """Return what to call an image: its shard and its name there."""
         return f"{self.urls[self._shards[index]]} member {self._names[index].decode(errors='replace')}"
 
     def read(self, index: int) -> bytes:
-        """Returns the bytes of an image file.
+        """Return the bytes of an image file.
 
         Raises:
             UserError: They cannot be had, also when asked for again.
@@ -138,7 +138,7 @@ def _check_ranges_of(source: str) -> None:
 
 
 def _expand(source: str) -> list[str]:
-    """Returns the shards of a source without slice, as URLs or absolute paths."""
+    """Return the shards of a source without slice, as URLs or absolute paths."""
     if match := _BRACES.search(source):
         first, last = match.groups()
         numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]

@@ -33,7 +33,7 @@ VIEWS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
 
 
 def view_arguments(name: str, image_size: int, **overrides: Any) -> list[dict[str, Any]]:
-    """Returns every argument of both views called ``name``: lightly's defaults, the paper's, then overrides.
+    """Return every argument of both views called ``name``: lightly's defaults, the paper's, then overrides.
 
     Raises:
         UsageError: Unknown name or argument.
@@ -55,7 +55,7 @@ def view_arguments(name: str, image_size: int, **overrides: Any) -> list[dict[st
 
 
 def build_views(name: str, image_size: int, **overrides: Any) -> Callable[[Image.Image], list[Tensor]]:
-    """Returns a transform from a PIL image to two uint8 views, 3 x ``image_size`` x ``image_size``.
+    """Return a transform from a PIL image to two uint8 views, 3 x ``image_size`` x ``image_size``.
 
     Args:
         name: "moco_v1", "moco_v2" or "moco_v3".
@@ -74,6 +74,6 @@ def build_views(name: str, image_size: int, **overrides: Any) -> Callable[[Image
 
 
 def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image], Tensor]:
-    """Returns the usual test view, uint8: short side to image_size / crop_ratio, then the centre."""
+    """Return the usual test view, uint8: short side to image_size / crop_ratio, then the centre."""
     steps = [v2.Resize(round(image_size / crop_ratio)), v2.CenterCrop(image_size), v2.PILToTensor()]
     return cast(Callable[[Image.Image], Tensor], v2.Compose(steps))

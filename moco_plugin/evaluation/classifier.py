@@ -25,7 +25,7 @@ from moco_plugin.training.schedules import lr_schedule, with_schedule
 
 
 def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image], Tensor]:
-    """Returns the protocols' training view, uint8: a random crop of ``min_scale`` to 1 of the area, and a flip."""
+    """Return the protocols' training view, uint8: a random crop of ``min_scale`` to 1 of the area, and a flip."""
     steps = [v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
     return cast(Callable[[Image.Image], Tensor], v2.Compose(steps))
 
@@ -110,13 +110,13 @@ class ClassifierModule(pl.LightningModule):
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leaves a frozen backbone out: its weights lie where they came from."""
+        """Leave a frozen backbone out: its weights are in the checkpoint that it came from."""
         if self.config.frozen:
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("backbone.")}
 
     def logits(self, images: Tensor) -> Tensor:
-        """Returns N x classes logits of uint8 images."""
+        """Return N x classes logits of uint8 images."""
         images = normalize(images, self.view.mean, self.view.std)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.config.frozen):
             features = self.backbone(images)
@@ -149,14 +149,14 @@ class ClassifierModule(pl.LightningModule):
         self.counts = torch.zeros_like(self.counts, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor | None, Tensor, Tensor, list[str]], batch_idx: int) -> None:
-        """Counts what is right."""
+        """Count what is right."""
         images, labels, _, names = batch
         self.corrupt_test.add(names)
         if images is not None:
             self.counts += count_correct(self.logits(images).float(), labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Logs ``top1``, ``top5`` and ``mean_per_class`` over all processes' images."""
+        """Log ``top1``, ``top5`` and ``mean_per_class`` over all processes' images."""
         counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
         found = scores(cast(Tensor, counts).cpu())
         self.log("top1", found.top1, prog_bar=True)
@@ -172,7 +172,7 @@ class ClassifierModule(pl.LightningModule):
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Returns a SHA-256 over all parameters and buffers of a module, names included."""
+    """Return a SHA-256 over all parameters and buffers of a module, names included."""
     digest = hashlib.sha256()
     for name, value in module.state_dict().items():
         digest.update(name.encode())

@@ -97,7 +97,7 @@ def evaluate_finetune(
 
 
 def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
-    """Returns the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
+    """Return the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
     optimizer = config.optimizer
     lr = config.untrained_lr if untrained and config.untrained_lr is not None else optimizer.lr
     images = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)

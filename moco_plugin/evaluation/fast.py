@@ -114,7 +114,7 @@ def evaluate_lowshot(
 
 
 def draw_labels(images: ImageSet, share: float, seed: int) -> Tensor:
-    """Returns the places of the images whose labels are used: a share of each class, but one image at least.
+    """Return the places of the images whose labels are used: a share of each class, but one image at least.
 
     Raises:
         UsageError: The share is not above 0 and up to 1.
@@ -185,7 +185,7 @@ def _probe(
 def fit_and_score(
     train: FeatureSet, test: FeatureSet, classes: int, lrs: Sequence[float], config: ClassificationConfig, device: str
 ) -> dict[str, Any]:
-    """Chooses the learning rate on held-out training features, fits on all with it, and scores the test features.
+    """Choose the learning rate on held-out training features, fits on all with it, and scores the test features.
 
     Returns:
         ``top1``, ``top5``, ``mean_per_class``, ``lr``, ``held_out_top1`` by learning rate, ``train_images``.

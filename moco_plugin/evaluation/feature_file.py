@@ -17,7 +17,7 @@ class FeatureFile:
     Read, not mapped: pages of a mapped file would count as this process's memory.
 
     Args:
-        folder: Where the file lies; None for the system's folder for temporary files (``TMPDIR``).
+        folder: Where the file is; None for the system's folder for temporary files (``TMPDIR``).
     """
 
     def __init__(self, folder: str | None = None) -> None:
@@ -25,7 +25,7 @@ class FeatureFile:
         self.shape = (0, 0)
 
     def append(self, rows: Tensor) -> None:
-        """Adds rows (N x D).
+        """Add rows (N x D).
 
         Raises:
             UserError: The disk is full.

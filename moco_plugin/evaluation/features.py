@@ -39,7 +39,7 @@ class FeatureSet:
 
 
 def keep_whole(samples: list[tuple[Any, int, str]]) -> tuple[Tensor | None, Tensor, Tensor, list[str]]:
-    """Collates LabelledImages: images (None if all are corrupt), their labels and places, names of corrupt ones."""
+    """Collate LabelledImages: images (None if all are corrupt), their labels and places, names of corrupt ones."""
     places = [place for place, (image, _, _) in enumerate(samples) if image is not None]
     images = [samples[place][0] for place in places]
     labels = torch.tensor([samples[place][1] for place in places], dtype=torch.int64)
@@ -58,7 +58,7 @@ def _stream(
     workers: int,
     progress: str | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yields features, labels and numbers, a batch at a time."""
+    """Yield features, labels and numbers, a batch at a time."""
     images.value_range = view.value_range
     dataset: Dataset[Any] = LabelledImages(images, evaluation_transform(view.image_size, view.crop_ratio))
     numbers = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
@@ -91,7 +91,7 @@ def extract_feature_set(
     workers: int = 0,
     progress: str | None = None,
 ) -> FeatureSet:
-    """Runs a network in eval mode over a set; corrupt images are named and left out.
+    """Run a network in eval mode over a set; corrupt images are named and left out.
 
     Args:
         backbone: Maps N x 3 x H x W normalised images to N x D features. Its mode is restored afterwards.
@@ -132,7 +132,7 @@ def extract_features(
     workers: int = 0,
     progress: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Returns L2-normalised float32 features (N x D) and labels (N, -1 without labels), on the CPU.
+    """Return L2-normalised float32 features (N x D) and labels (N, -1 without labels), on the CPU.
 
     See extract_feature_set.
     """

@@ -23,7 +23,7 @@ def knn_accuracy(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> dict[int, float]:
-    """Returns, for each k, the accuracy in percent of the k nearest neighbours' votes, each exp(similarity / T).
+    """Return, for each k, the accuracy in percent of the k nearest neighbours' votes, each exp(similarity / T).
 
     lightly's ``knn_predict`` counts the same votes; it needs memory for k one-hot vectors a test image.
 
@@ -63,5 +63,5 @@ def knn_top1(
     k: int = 200,
     temperature: float = 0.1,
 ) -> float:
-    """Returns the accuracy for one k; see knn_accuracy."""
+    """Return the accuracy for one k; see knn_accuracy."""
     return knn_accuracy(train_features, train_labels, test_features, test_labels, [k], temperature)[k]

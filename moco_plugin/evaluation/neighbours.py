@@ -16,7 +16,7 @@ TRAIN_BLOCK = 16384
 
 
 def check_neighbours(ks: Sequence[int], images: int, same: bool) -> None:
-    """Raises UsageError if a number of neighbours is not from 1 to the images that there are to be neighbours."""
+    """Raise UsageError if a number of neighbours is not from 1 to the images that there are to be neighbours."""
     available = images - same
     for k in ks:
         if not 0 < k <= available:
@@ -33,13 +33,13 @@ def nearest(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Finds the k training features of the highest cosine similarity to each test feature.
+    """Find the k training features of the highest cosine similarity to each test feature.
 
     Args:
         test: L2-normalised, M x D.
         train: L2-normalised, N x D.
         k: 1 to N.
-        same: Both are the same set: an image is no neighbour of itself, and k is at most N - 1.
+        same: Both are the same set: an image is not a neighbour of itself, and k is at most N - 1.
         device: Where similarities are computed.
         progress: Label of a progress bar; None shows none.
 
@@ -65,7 +65,7 @@ def nearest(
 
 
 def _block(queries: Tensor, keys: Tensor, k: int, first: int, start: int | None) -> tuple[Tensor, Tensor]:
-    """Returns similarities and places of the best k within a block; ``start`` is the queries' place in one set."""
+    """Return similarities and places of the best k within a block; ``start`` is the queries' place in one set."""
     similarities = queries @ keys.to(queries.device).T
     if start is not None:
         own = torch.arange(start, start + len(queries), device=queries.device) - first

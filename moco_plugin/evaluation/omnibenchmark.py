@@ -65,7 +65,7 @@ class Realm:
 
 
 def read_realm(root: Path, name: str) -> Realm | None:
-    """Reads a realm's folder, or returns None if there is none.
+    """Read a realm's folder, or returns None if there is none.
 
     A split's file is ``train``, ``train.txt``, ``NAME.train`` or ``NAME.train.txt``; its paths are relative to the
     realm's folder or to ``root``.
@@ -211,7 +211,7 @@ def evaluate_omnibenchmark(
 
 
 def _measured(path: Path, subject: Subject) -> dict[str, Any] | None:
-    """Returns what an earlier run of the same command measured, or None."""
+    """Return what an earlier run of the same command measured, or None."""
     if not path.is_file():
         return None
     result = read_json(path)

@@ -42,12 +42,12 @@ class LinearClassifiers:
     scale: Tensor
 
     def logits(self, features: Tensor) -> Tensor:
-        """Returns L x N x C logits of N x D features."""
+        """Return L x N x C logits of N x D features."""
         standard = (features.to(self.mean.device) - self.mean) / self.scale
         return standard @ self.weight + self.bias[:, None]
 
     def score(self, features: Tensor, labels: Tensor) -> list[Scores]:
-        """Returns each classifier's accuracies."""
+        """Return each classifier's accuracies."""
         classes = self.bias.shape[1]
         counts = torch.zeros(len(self.bias), 3, classes, dtype=torch.int64)
         for rows, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
@@ -57,7 +57,7 @@ class LinearClassifiers:
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns, for each class (3 x C): its images, those right at first, those right among the first five."""
+    """Return, for each class (3 x C): its images, those right at first, those right among the first five."""
     classes = logits.shape[1]
     best = logits.topk(min(5, classes)).indices == labels[:, None]
     rows = (torch.ones_like(labels, dtype=torch.bool), best[:, 0], best.any(dim=1))
@@ -65,7 +65,7 @@ def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def scores(counts: Tensor) -> Scores:
-    """Returns the accuracies that ``count_correct``'s sums over a set give; classes without images do not count."""
+    """Return the accuracies that ``count_correct``'s sums over a set give; classes without images do not count."""
     counts = counts.double()
     there = counts[0] > 0
     total = counts[0].sum()
@@ -77,7 +77,7 @@ def scores(counts: Tensor) -> Scores:
 
 
 def class_balanced(labels: Tensor, share: float, seed: int, at_least: int) -> Tensor:
-    """Draws the same share of every class.
+    """Draw the same share of every class.
 
     Args:
         labels: N.
@@ -96,7 +96,7 @@ def class_balanced(labels: Tensor, share: float, seed: int, at_least: int) -> Te
 
 
 def hold_out(labels: Tensor, seed: int, share: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Splits places into those to fit on and those to choose by: a share of each class with two images or more.
+    """Split places into those to fit on and those to choose by: a share of each class with two images or more.
 
     Raises:
         UsageError: No class has two.
@@ -116,7 +116,7 @@ def hold_out(labels: Tensor, seed: int, share: float = 0.1) -> tuple[Tensor, Ten
 
 
 def _standard(features: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
-    """Returns mean and standard deviation of each dimension (1 for those that do not vary)."""
+    """Return mean and standard deviation of each dimension (1 for those that do not vary)."""
     deviation, mean = torch.std_mean(features.to(device), dim=0, correction=0)
     return mean, torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0)
 
@@ -133,7 +133,7 @@ def fit_learning_rates(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> LinearClassifiers:
-    """Fits one linear classifier a learning rate, all in one pass over the features: one batched linear layer.
+    """Fit one linear classifier a learning rate, all in one pass over the features: one batched linear layer.
 
     SGD with momentum 0.9 and no weight decay, as in the papers' protocol; the learning rate falls to 0 along a
     cosine, and the features are standardised, without which a few large dimensions rule the step.
@@ -185,7 +185,7 @@ def fit_l2_weights(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> LinearClassifiers:
-    """Fits multinomial logistic regression once an L2 weight, to the minimum, by L-BFGS.
+    """Fit multinomial logistic regression once an L2 weight, to the minimum, by L-BFGS.
 
     Minimises mean cross-entropy + L2 / 2 x squared weights (biases are free) on standardised features;
     scikit-learn's C is 1 / (L2 x N).

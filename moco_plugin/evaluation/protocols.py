@@ -1,4 +1,4 @@
-"""What a protocol's YAML file may say: the schema as dataclasses, files under configs/evaluate, key=value overrides."""
+"""The schema of a protocol's YAML file, files under configs/evaluate, and key=value overrides."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ClassificationConfig:
 
 
 def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> ClassificationConfig:
-    """Builds the settings of a protocol.
+    """Build the settings of a protocol.
 
     Args:
         task: "linear" or "finetune".
@@ -77,7 +77,7 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
 
 
 def linear_protocol(checkpoint: Checkpoint) -> str:
-    """Returns the name of the linear protocol that the paper of a checkpoint's method has."""
+    """Return the name of the linear protocol that the paper of a checkpoint's method has."""
     if checkpoint.method != "moco_v3":
         return "moco_v1"
     return "moco_v3_vit" if isinstance(checkpoint.backbone, VisionTransformer) else "moco_v3_resnet"

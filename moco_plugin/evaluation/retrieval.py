@@ -1,4 +1,4 @@
-"""Retrieval: whether the images nearest to a test image show its class."""
+"""Retrieval: the share of the nearest training images that have the class of a test image."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def retrieval(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> tuple[dict[int, float], list[Neighbours]]:
-    """Searches the training images for each test image.
+    """Search the training images for each test image.
 
     Args:
         train: L2-normalised features to search.
         test: L2-normalised features to search for.
         ks: Numbers of neighbours.
-        same: Both are the same set: an image is no neighbour of itself.
+        same: Both are the same set: an image is not a neighbour of itself.
         shown: Of the first test image of each class, so many are returned with their neighbours, at most.
         device: Where similarities are computed.
         progress: Label of a progress bar; None shows none.

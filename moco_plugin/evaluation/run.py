@@ -1,4 +1,4 @@
-"""Evaluations of a frozen backbone from the command line: kNN and retrieval; and what every evaluation records."""
+"""kNN and retrieval on a frozen backbone, and what every evaluation records."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Subject:
     device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
 
     def features(self, images: ImageSet, progress: str, **arguments: Any) -> FeatureSet:
-        """Returns the features of a set; see extract_feature_set for the arguments."""
+        """Return the features of a set; see extract_feature_set for the arguments."""
         backbone = self.backbone.to(self.device)
         return extract_feature_set(backbone, images, self.view, device=self.device, progress=progress, **arguments)
 
@@ -90,7 +90,7 @@ def read_sets(train_images: str, test_images: str) -> tuple[ImageSet, ImageSet]:
 
 
 def class_count(train: ImageSet) -> int:
-    """Returns the number of classes of a set with labels."""
+    """Return the number of classes of a set with labels."""
     assert train.labels is not None
     return len(train.classes) if train.classes else int(train.labels.max()) + 1
 

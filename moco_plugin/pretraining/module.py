@@ -22,12 +22,12 @@ from moco_plugin.training.schedules import lr_schedule, with_schedule
 
 
 def accumulation(config: PretrainConfig) -> int:
-    """Returns how many batches' gradients make one optimizer step."""
+    """Return how many batches' gradients make one optimizer step."""
     return int(config.trainer.get("accumulate_grad_batches", 1))
 
 
 def scaled_lr(config: PretrainConfig) -> float:
-    """Returns the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
+    """Return the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
     optimizer = config.optimizer
     images = config.data.batch_size * accumulation(config)
     scale = images / optimizer.reference_batch_size if optimizer.scale_lr else 1.0
@@ -87,7 +87,7 @@ class PretrainModule(pl.LightningModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Makes the views (if not made yet) and normalises them, on the training device."""
+        """Make the views (if not made yet) and normalises them, on the training device."""
         views, corrupt = batch
         if self.batched_views is not None:
             views = self.batched_views(views)
@@ -113,7 +113,7 @@ class PretrainModule(pl.LightningModule):
 
 
 def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:
-    """Loads the backbone of the checkpoint ``config.weights``.
+    """Load the backbone of the checkpoint ``config.weights``.
 
     Raises:
         UsageError: It is of another architecture.

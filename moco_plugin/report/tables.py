@@ -48,7 +48,7 @@ class Comparison:
 
     @property
     def within_spread(self) -> bool:
-        """Whether the gain is no larger than the larger of the two spreads between seeds."""
+        """Whether the gain is at most the larger of the two spreads between seeds."""
         return abs(self.gain) <= max(spread(self.baseline) or 0.0, spread(self.moco) or 0.0)
 
     @property

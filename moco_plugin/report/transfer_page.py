@@ -37,7 +37,7 @@ def write_report(folder: str | Path, html: str | Path) -> str:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected one with results of tools/transfer.py or evaluate.py")
+        raise UserError(f"{folder} is not a folder; expected one with results of tools/transfer.py or evaluate.py")
     transfers, evaluations = read_transfers(folder), read_evaluations(folder)
     if not transfers and not evaluations:
         raise UserError(

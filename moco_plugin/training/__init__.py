@@ -1,1 +1,1 @@
-"""Lightning around the method: optimizer, schedule, logs, monitor, checkpoints."""
+"""The driver of every training run: Trainer, resume, signals, limits, checkpoints and logs."""

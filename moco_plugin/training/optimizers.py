@@ -43,7 +43,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Takes one step; returns what ``closure`` returns."""
+        """Take one step; returns what ``closure`` returns."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -79,7 +79,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd, "lars
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """Builds the optimizer that ``config.name`` names.
+    """Build the optimizer that ``config.name`` names.
 
     Raises:
         UsageError: Unknown name.

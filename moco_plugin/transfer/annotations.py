@@ -1,4 +1,4 @@
-"""Checks of COCO annotation files, so that an invalid one ends in one sentence before training."""
+"""Checks of COCO annotation files before training."""
 
 from __future__ import annotations
 

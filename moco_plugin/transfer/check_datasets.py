@@ -1,4 +1,4 @@
-"""Says for each task of the paper which data sets it takes, what is there of them and where to get the rest."""
+"""The data sets of the papers' tasks: which are complete, what is missing and where to get it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from moco_plugin.transfer.tasks import TASKS, find_task
 
 
 def check_datasets(tasks: Sequence[str] = (), progress: bool = True) -> tuple[str, bool]:
-    """Looks for the data sets of tasks under ``DETECTRON2_DATASETS``.
+    """Look for the data sets of tasks under ``DETECTRON2_DATASETS``.
 
     Args:
         tasks: Tasks by name, or several by the first part of their names (``coco_c4`` for ``coco_c4_1x`` and
@@ -56,7 +56,7 @@ def _whole(files: list[Files]) -> bool:
 
 
 def _rows(name: str, files: list[Files]) -> list[str]:
-    """Returns what is there of a data set in a line, or what is missing in several."""
+    """Return what is there of a data set in a line, or what is missing in several."""
     if _whole(files):
         return [f"  {name:<35}  found    {', '.join(map(str, files))}"]
     missing = [str(part) for part in files if part.missing]

@@ -1,4 +1,4 @@
-"""Compares the number of classes that a config's model has with that of its data sets."""
+"""Comparison of a model's number of classes with that of its data sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from moco_plugin.errors import UserError
 
 
 def check_class_count(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Raises UserError if one of the data sets has more or fewer classes than the model.
+    """Raise UserError if one of the data sets has more or fewer classes than the model.
 
     Where the classes are known from the data set's files alone, it is read. One that does not say its classes is
     not compared.
@@ -34,7 +34,7 @@ def check_class_count(cfg: CfgNode, names: Iterable[str]) -> None:
 
 
 def _where(cfg: CfgNode) -> tuple[str, str]:
-    """Returns the config's key of the number of classes, and what metadata call the classes."""
+    """Return the config's key of the number of classes, and what metadata call the classes."""
     if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
         return "MODEL.SEM_SEG_HEAD.NUM_CLASSES", "stuff_classes"
     if cfg.MODEL.META_ARCHITECTURE == "RetinaNet":

@@ -15,13 +15,13 @@ MISSING = (
 
 
 def wants_densepose(content: dict[str, Any]) -> bool:
-    """Tells whether a config, or what is in its file, turns DensePose on."""
+    """Tell whether a config, or what is in its file, turns DensePose on."""
     model = content.get("MODEL")
     return isinstance(model, dict) and bool(model.get("DENSEPOSE_ON"))
 
 
 def add_densepose_config(cfg: CfgNode) -> None:
-    """Adds DensePose's config keys; the import registers its heads and data sets.
+    """Add DensePose's config keys; the import registers its heads and data sets.
 
     Raises:
         UserError: DensePose is not installed.
@@ -36,7 +36,7 @@ def add_densepose_config(cfg: CfgNode) -> None:
 
 
 def densepose_trainer() -> Any:
-    """Returns the trainer class of the project; its class methods build loaders and evaluators for DensePose."""
+    """Return the trainer class of the project; its class methods build loaders and evaluators for DensePose."""
     from densepose.engine import Trainer
 
     return Trainer

@@ -1,4 +1,4 @@
-"""Picks the evaluator of a data set by the kind that its metadata name."""
+"""Evaluators of data sets, by the kind that a data set's metadata name."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KINDS = ("cityscapes_instance", "cityscapes_sem_seg", "coco", "lvis", "pascal_vo
 
 
 def build_evaluator(cfg: Any, name: str) -> DatasetEvaluator:
-    """Returns detectron2's evaluator for a data set.
+    """Return detectron2's evaluator for a data set.
 
     Results are percentages: AP, AP50, AP75 of boxes for Pascal VOC; the same and more of boxes, masks and
     keypoints for COCO and LVIS, whichever the model gives; AP and AP50 of masks for Cityscapes' instances; IoU for

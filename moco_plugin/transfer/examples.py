@@ -1,4 +1,4 @@
-"""Pictures of what a trained model finds in a few test images, beside what is in them."""
+"""Pictures of predictions for a few test images, beside the ground truth."""
 
 from __future__ import annotations
 

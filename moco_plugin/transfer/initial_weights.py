@@ -1,4 +1,4 @@
-"""The weights that a transfer experiment starts from: found, converted if need be, and tried before training."""
+"""The initial weights of a transfer experiment: found, converted if necessary, and checked before training."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class InitialWeights:
     sha256: str
 
     def detectron2_file(self, out: Path, machine_rank: int = 0) -> str:
-        """Returns the path for ``MODEL.WEIGHTS``; a checkpoint is converted into ``out`` first, with proof.
+        """Return the path for ``MODEL.WEIGHTS``; a checkpoint is converted into ``out`` first, with proof.
 
         Args:
             out: Folder of the run.
@@ -62,7 +62,7 @@ def _source(path: Path) -> str:
 
 
 def find_weights(init: str, weights: str | None, default: str) -> InitialWeights:
-    """Finds the file that weights stand for, fetching what has an address or a released checkpoint's name.
+    """Find the file that weights stand for, fetching what has an address or a released checkpoint's name.
 
     Args:
         init: "random", "supervised" or "moco".
@@ -98,7 +98,7 @@ def find_weights(init: str, weights: str | None, default: str) -> InitialWeights
 
 
 def check_weights(cfg: CfgNode) -> dict[str, Any]:
-    """Builds the model and loads ``MODEL.WEIGHTS`` on the CPU, as every trial will.
+    """Build the model and loads ``MODEL.WEIGHTS`` on the CPU, as every trial will.
 
     Returns:
         What a converter of ours wrote into the file of where the weights come from, without its proof.

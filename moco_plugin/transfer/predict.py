@@ -1,4 +1,4 @@
-"""Pictures of what a trained model finds in images: boxes, masks, keypoints, classes of pixels."""
+"""Pictures of predictions: boxes, masks, keypoints and semantic segmentation."""
 
 from __future__ import annotations
 

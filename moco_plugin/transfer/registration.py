@@ -1,4 +1,4 @@
-"""Registration of our components with detectron2: when it happens, and what it gives way to."""
+"""Registration of our components with detectron2."""
 
 from __future__ import annotations
 

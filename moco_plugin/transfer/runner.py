@@ -150,7 +150,7 @@ def _check_batch(cfg: CfgNode, machines: Machines) -> None:
 def _record(
     task: Task, init: str, config: str, cfg: CfgNode, overrides: Sequence[str], images_per_batch: int | None
 ) -> dict[str, Any]:
-    """Returns what ``results.json`` says of a run before its first trial."""
+    """Return what ``results.json`` says of a run before its first trial."""
     settings = _plain(cfg)
     for key in OWN:
         del settings[key]
@@ -172,14 +172,14 @@ def _record(
 
 
 def _plain(value: Any) -> Any:
-    """Turns a config into what JSON holds."""
+    """Turn a config into what JSON holds."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machines) -> list[dict[str, Any]]:
-    """Returns the finished trials that the folder holds, having checked that they are of the same experiment.
+    """Return the finished trials that the folder holds, having checked that they are of the same experiment.
 
     Raises:
         UsageError: They are not, or the folder holds something else.
@@ -210,7 +210,7 @@ def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machi
 
 
 def _difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
-    """Returns the first key whose values differ, and both of them."""
+    """Return the first key whose values differ, and both of them."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             if found := _difference(before.get(key), now.get(key), f"{name}.{key}"):
@@ -262,7 +262,7 @@ def _train(config: str, overrides: Sequence[str], machines: Machines) -> int:
 
 
 def _read_trial(folder: Path, number: int, machines: Machines) -> dict[str, Any]:
-    """Returns what a trial measured; its metrics are those of the first test set, as ``group/metric``."""
+    """Return what a trial measured; its metrics are those of the first test set, as ``group/metric``."""
     results = read_json(folder / RESULTS)
     first = next(iter(results.values()))
     metrics = {f"{group}/{key}": value for group, values in first.items() for key, value in values.items()}
@@ -270,7 +270,7 @@ def _read_trial(folder: Path, number: int, machines: Machines) -> dict[str, Any]
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
-    """Writes ``results.json`` with mean and sample standard deviation of each metric over the finished trials."""
+    """Write ``results.json`` with mean and sample standard deviation of each metric over the finished trials."""
     trials = [trial["metrics"] for trial in record["trials"]]
     names = [name for name in trials[0] if all(name in trial for trial in trials)] if trials else []
     mean: dict[str, float | None] = {}
@@ -285,7 +285,7 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 
 
 def _draw_examples(out: Path, record: dict[str, Any]) -> None:
-    """Draws the first trial's predictions for a few test images, unless they are drawn."""
+    """Draw the first trial's predictions for a few test images, unless they are drawn."""
     if not record["trials"] or (out / "predictions").exists():
         return
     try:

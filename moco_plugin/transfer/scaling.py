@@ -1,4 +1,4 @@
-"""The linear scaling rule for detection: another batch, and learning rate and schedule that go with it."""
+"""The linear scaling rule for detection: learning rate and schedule for another batch size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEYS = ("IMS_PER_BATCH", "BASE_LR", "WARMUP_ITERS", "STEPS", "MAX_ITER", "CHECKP
 
 
 def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequence[str] = ()) -> tuple[list[str], str]:
-    """Scales a config's schedule linearly to another batch, by detectron2's own rule.
+    """Scale a config's schedule linearly to another batch, by detectron2's own rule.
 
     The learning rate is multiplied by the ratio of the batches (Goyal et al. 2017, "ImageNet in 1 hour"); warm-up, drops,
     length and the periods of checkpoints and evaluations are divided by it, so that as many images are seen.

@@ -51,7 +51,7 @@ class Task:
         return TRANSFER.get(self.name, ())
 
     def config(self, init: str) -> str:
-        """Returns the name of the config for an initialisation.
+        """Return the name of the config for an initialisation.
 
         Raises:
             UsageError: The task has none.
@@ -62,7 +62,7 @@ class Task:
 
 
 def find_task(name: str) -> Task:
-    """Returns the task of a name.
+    """Return the task of a name.
 
     Raises:
         UsageError: There is none; names the nearest.
@@ -73,7 +73,7 @@ def find_task(name: str) -> Task:
 
 
 def _configs(stem: str, official: bool = False) -> dict[str, str]:
-    """Returns the configs of an experiment; ``official`` ones have a name in the released code: the supervised one's."""
+    """Return the configs of an experiment; ``official`` ones have a name in the released code: the supervised one's."""
     configs = {init: f"{stem}_{init}" for init in INITIALISATIONS}
     return {**configs, "supervised": stem} if official else configs
 

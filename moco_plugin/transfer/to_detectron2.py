@@ -28,7 +28,7 @@ STAGES = ("res2", "res3", "res4", "res5", "")
 
 
 def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Returns the arrays that go into a detectron2 ``.pkl``.
+    """Return the arrays that go into a detectron2 ``.pkl``.
 
     Args:
         state: Weights of a plain ResNet in torchvision's (and timm's) names.
@@ -57,7 +57,7 @@ def detectron2_source(checkpoint: Checkpoint) -> Network:
 
 
 def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> nn.Module:
-    """Builds ``build_timm_backbone``'s network and lets it hold weights, whose names start with ``model.``.
+    """Build ``build_timm_backbone``'s network and lets it hold weights, whose names start with ``model.``.
 
     Raises:
         UserError: The weights leave a tensor of the network unfilled.

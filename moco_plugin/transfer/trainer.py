@@ -128,7 +128,7 @@ class Trainer(DefaultTrainer):
         super().__init__(cfg)
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continues the run in ``OUTPUT_DIR`` if asked to and possible, else loads ``MODEL.WEIGHTS``."""
+        """Continue the run in ``OUTPUT_DIR`` if asked to and possible, else loads ``MODEL.WEIGHTS``."""
         if resume and self.checkpointer.has_checkpoint():
             read_file(self.checkpointer.get_checkpoint_file())
             super().resume_or_load(resume=True)
@@ -137,28 +137,28 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Returns detectron2's loader, with the mapping that the task wants."""
+        """Return detectron2's loader, with the mapping that the task wants."""
         if wants_densepose(cfg):
             return densepose_trainer().build_train_loader(cfg)
         return build_detection_train_loader(cfg, mapper=_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Returns detectron2's loader, with the mapping that the task wants."""
+        """Return detectron2's loader, with the mapping that the task wants."""
         if wants_densepose(cfg):
             return densepose_trainer().build_test_loader(cfg, dataset_name)
         return build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Returns the evaluator that the data set's metadata name; for DensePose those of its project."""
+        """Return the evaluator that the data set's metadata name; for DensePose those of its project."""
         if wants_densepose(cfg):
             return densepose_trainer().build_evaluator(cfg, dataset_name, f"{cfg.OUTPUT_DIR}/inference")
         return build_evaluator(cfg, dataset_name)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: torch.nn.Module, evaluators: Any = None) -> dict[str, Any]:
-        """Evaluates on ``DATASETS.TEST``; ``results.json`` gets ``{data set: {task: {metric: value}}}``."""
+        """Evaluate on ``DATASETS.TEST``; ``results.json`` gets ``{data set: {task: {metric: value}}}``."""
         results = super().test(cfg, model, evaluators)
         if comm.is_main_process():
             # detectron2 leaves out the name of a single data set
@@ -168,12 +168,12 @@ class Trainer(DefaultTrainer):
 
 
 def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | None:
-    """Returns the mapping of data set entries; None takes detectron2's own, which knows no random scale."""
+    """Return the mapping of data set entries; None takes detectron2's own, which knows no random scale."""
     return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else None
 
 
 def _plain(value: Any) -> Any:
-    """Turns numpy numbers into Python's, and what could not be computed (NaN) into None, which JSON knows."""
+    """Turn numpy numbers into Python's, and what could not be computed (NaN) into None, which JSON knows."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return None if math.isnan(value) else float(value)

@@ -1,4 +1,4 @@
-"""Loads weights into a detector and proves that they arrived: no backbone tensor stays random unnoticed."""
+"""Loading of weights into a detector, with a count of the backbone tensors that were filled."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ class Coverage:
 
 
 def backbone_tensors(model: nn.Module) -> list[str]:
-    """Lists the pre-trainable tensors of a detector: parameters and batch norm statistics of its backbone.
+    """List the pre-trainable tensors of a detector: parameters and batch norm statistics of its backbone.
 
     What a detector adds itself is not counted: FPN's own layers, and the extra norm of
-    ``Res5ROIHeadsExtraNorm``. The res5 of a C4 detector lies in its heads and is counted.
+    ``Res5ROIHeadsExtraNorm``. The res5 of a C4 detector is in its heads and is counted.
 
     Returns:
         Names in ``model.state_dict()``, without batch norm's step counts, which no backbone file needs.
@@ -85,7 +85,7 @@ class _CountingCheckpointer(DetectionCheckpointer):
 
 
 def read_file(path: str) -> dict[str, Any]:
-    """Reads a weight file without running any code in it.
+    """Read a weight file without running any code in it.
 
     Raises:
         UserError: The file is missing, broken or holds more than tensors, arrays and builtins.
@@ -101,7 +101,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
-    """Compares what a converter of ours wrote into a weight file with the config that is to use the weights.
+    """Compare what a converter of ours wrote into a weight file with the config that is to use the weights.
 
     Colour order, pixel statistics, the stride's place and a timm network's name and arguments (a ViT's number of
     heads, for one) change what the weights compute, but no shape, so that nothing else would show a mistake.
@@ -163,12 +163,12 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _matters(argument: str) -> bool:
-    """Tells whether an argument of timm.create_model changes the weights or what they compute."""
+    """Tell whether an argument of timm.create_model changes the weights or what they compute."""
     return "drop" not in argument and argument not in ("dynamic_img_size", "strict_img_size", "num_classes")
 
 
 def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: Any = None) -> Coverage:
-    """Loads weights into a detector as detectron2 does, and refuses a backbone that stays random in part.
+    """Load weights into a detector as detectron2 does, and refuses a backbone that stays random in part.
 
     Args:
         model: A detector with a ``backbone``.

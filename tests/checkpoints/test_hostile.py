@@ -118,7 +118,7 @@ def call(name: bytes, argument: bytes) -> bytes:
 
 
 def attacks(folder: Path) -> dict[str, str]:
-    """Writes a file for each attack; returns what must be said of it."""
+    """Write a file for each attack; returns what must be said of it."""
     folder.mkdir()
     expected: dict[str, str] = {}
 
@@ -132,18 +132,18 @@ def attacks(folder: Path) -> dict[str, str]:
     zeros = b"\0" * 64
     bomb = pickle.dumps({"a": "x" * (1 << 28)}, 2)
     torch_zip(attack("deflated", None, "are compressed"), bomb, zeros, zipfile.ZIP_DEFLATED)
-    torch_zip(attack("record", None, "is no whole"), tensor(1 << 40, (1 << 40,), (1,)), zeros)
-    torch_zip(attack("larger", None, "is no whole"), tensor(16, (1 << 40,), (1,)), zeros)
+    torch_zip(attack("record", None, "is not a complete"), tensor(1 << 40, (1 << 40,), (1,)), zeros)
+    torch_zip(attack("larger", None, "is not a complete"), tensor(16, (1 << 40,), (1,)), zeros)
     torch_zip(attack("expanded", None, "no known layout"), tensor(16, (10**6, 10**6), (0, 0)), zeros)
-    torch_zip(attack("negative", None, "is no whole"), tensor(16, (4,), (-1,)), zeros)
-    torch_zip(attack("overflow", None, "is no whole"), tensor(16, (1 << 62, 1 << 62), (1, 1)), zeros)
+    torch_zip(attack("negative", None, "is not a complete"), tensor(16, (4,), (-1,)), zeros)
+    torch_zip(attack("overflow", None, "is not a complete"), tensor(16, (1 << 62, 1 << 62), (1, 1)), zeros)
     legacy = MAGIC + tensor(1 << 40, (1 << 40,), (1,), b"N") + pickle.dumps(["0"], 2)
     attack("legacy", legacy + struct.pack("<q", 1 << 40) + zeros, "a storage that is larger than the file")
     attack("legacy_other_length", legacy + struct.pack("<q", 16) + zeros, "a storage that is larger than the file")
     attack("memo", b"\x80\x02}r\xf0\xff\xff\xff.", "no known layout")
-    attack("text", b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.", "is no whole")
-    attack("bytes", b"\x80\x05\x8e" + struct.pack("<Q", 1 << 62) + b"x.", "is no whole")
-    attack("digits", b"L" + b"9" * 10**6 + b"L\n.", "is no whole")
+    attack("text", b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.", "is not a complete")
+    attack("bytes", b"\x80\x05\x8e" + struct.pack("<Q", 1 << 62) + b"x.", "is not a complete")
+    attack("digits", b"L" + b"9" * 10**6 + b"L\n.", "is not a complete")
     attack("integer", b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".", "holds a int")
     attack("nested", b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list")
     laughs = b"\x80\x02]q\x00" + b"".join(b"](h\x00h\x00h\x00h\x00eq\x00" for _ in range(1000)) + b"."
@@ -163,11 +163,11 @@ def attacks(folder: Path) -> dict[str, str]:
     reduced = pickle.dumps(_Reduced((array[0], array[1], state)), 2)
     attack("array", reduced, "whose shape is not that of its bytes")
     attack("objects", pickle.dumps({"model": np.array([[1], [2, 3]], dtype=object)}), "not of numbers")
-    attack("safetensors_header", struct.pack("<Q", 1 << 60) + b"{" + zeros, "is no whole")
+    attack("safetensors_header", struct.pack("<Q", 1 << 60) + b"{" + zeros, "is not a complete")
     header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
-    attack("safetensors_tensor", struct.pack("<Q", len(header)) + header + zeros, "is no whole")
+    attack("safetensors_tensor", struct.pack("<Q", len(header)) + header + zeros, "is not a complete")
     deep = b'{"a":' * 10**5 + b"1" + b"}" * 10**5
-    attack("safetensors_nested", struct.pack("<Q", len(deep)) + deep, "is no whole")
+    attack("safetensors_nested", struct.pack("<Q", len(deep)) + deep, "is not a complete")
     small = torch.zeros(1)
     blocks = {f"layer{s}.{b}.conv1.weight": small for s in (1, 2, 3, 4) for b in range(9000)}
     torch.save({"conv1.weight": torch.zeros(8, 3, 7, 7), **blocks}, attack("blocks", None, "or too many"))

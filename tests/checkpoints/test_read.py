@@ -302,9 +302,9 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
     huge, _ = own("vit_tiny_patch16_224", depth=1)
     huge["hyper_parameters"]["config"]["backbone_args"]["depth"] = 10**7
     cases: dict[str, tuple[Any, str]] = {
-        "truncated": (whole[: len(whole) // 2], "is no whole torch checkpoint"),
-        "text": (b"hello", "is no whole torch checkpoint"),
-        "empty": (b"", "is no whole torch checkpoint"),
+        "truncated": (whole[: len(whole) // 2], "is not a complete torch checkpoint"),
+        "text": (b"hello", "is not a complete torch checkpoint"),
+        "empty": (b"", "is not a complete torch checkpoint"),
         "hostile": ({"state_dict": Hostile(tmp_path / "pwned")}, "could run code"),
         "list": ([1, 2], "holds a list"),
         "other": ({"weights": {"a": torch.zeros(1)}}, "of no known layout .its first keys: weights."),
@@ -336,8 +336,8 @@ def test_folders_that_timm_does_not_open(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     torch.save(narrow_resnet().state_dict(), tmp_path / "pytorch_model.bin")
     for config, message in (
-        ("{", "is no whole"),
-        ("[]", "its JSON is no object"),
+        ("{", "is not a complete"),
+        ("[]", "its JSON is not an object"),
         (json.dumps({"architecture": "hf-hub:someone/model"}), "which timm does not have"),
         (json.dumps({"architecture": "resnet18", "model_args": {"layers": [10**9]}}), "argument layers as 1e.09"),
         (json.dumps({"architecture": "resnet18", "pretrained_cfg": {"mean": "x"}}), "how images are shown"),

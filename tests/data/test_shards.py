@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from moco_plugin.tools.make_shards import main
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -26,6 +25,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.shards import is_shards
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.tools.make_shards import main
 
 
 class Server(ThreadingHTTPServer):
@@ -289,9 +289,9 @@ def test_shards_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
     # inside an image, inside a header, where a header should be
     for size in (member.offset_data + 100, member.offset_data - 200, member.offset_data - 512):
         path.write_bytes(whole[:size])
-        assert f"{path} is no tar archive or is broken off" in error(path)
+        assert f"{path} is truncated or not a tar archive" in error(path)
     path.write_bytes(b"something else")
-    assert "no tar archive" in error(path)
+    assert "not a tar archive" in error(path)
     path.write_bytes(gzip.compress(whole))
     assert f"{path} is compressed" in error(path)
     assert "is compressed" in error(write_tar(tmp_path / "a.tar.gz", {"a.png": image}, "w:gz"))
@@ -339,4 +339,4 @@ def test_only_image_files_are_packed(tmp_path: Path, capsys: pytest.CaptureFixtu
     from tests.conftest import TRAIN
 
     assert main([TRAIN, str(tmp_path / "shards" / "x")]) == 2
-    assert "is no folder or list of image files" in capsys.readouterr().err
+    assert "is not a folder or list of image files" in capsys.readouterr().err

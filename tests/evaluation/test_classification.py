@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from moco_plugin.tools.evaluate import main
 from PIL import Image
 from torch import nn
 from torch.nn import functional as F
@@ -22,6 +21,7 @@ from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, training_crop, weights_digest
 from moco_plugin.evaluation.classify import starting_lr
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
+from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 from tests.helpers.processes import Tool
 

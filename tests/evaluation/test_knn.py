@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from lightly.utils.benchmarking import knn_predict
-from moco_plugin.tools.evaluate import main
 from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
@@ -24,6 +23,7 @@ from moco_plugin.evaluation.feature_file import FeatureFile
 from moco_plugin.evaluation.features import IN_MEMORY
 from moco_plugin.evaluation.knn import knn_accuracy, knn_top1
 from moco_plugin.evaluation.neighbours import TEST_BLOCK, TRAIN_BLOCK, nearest
+from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 from tests.helpers.processes import Tool
 

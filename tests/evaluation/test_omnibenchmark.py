@@ -7,11 +7,11 @@ import statistics
 from pathlib import Path
 
 import pytest
-from moco_plugin.tools.evaluate import main
 from PIL import Image
 
 from moco_plugin.data.images import ImageSet
 from moco_plugin.evaluation.omnibenchmark import REALMS, read_realm
+from moco_plugin.tools.evaluate import main
 from tests.conftest import TRAIN
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from moco_plugin.tools.evaluate import main
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 from torch.nn import functional as F
@@ -23,6 +22,7 @@ from moco_plugin.evaluation.probe import (
     hold_out,
     scores,
 )
+from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 
 LRS = (0.003, 0.01, 0.03, 0.1, 0.3)

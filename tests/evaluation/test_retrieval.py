@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from moco_plugin.tools.evaluate import main
 from PIL import Image
 
 from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.retrieval import retrieval
+from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from moco_plugin.tools.evaluate import EXAMPLES, main
 
 

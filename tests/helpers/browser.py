@@ -24,7 +24,7 @@ FLAGS = [
 
 
 def find_browser() -> str:
-    """Returns Chromium's path; without one the test is skipped, but fails in continuous integration."""
+    """Return Chromium's path; without one the test is skipped, but fails in continuous integration."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if path := shutil.which(name):
             return path
@@ -34,7 +34,7 @@ def find_browser() -> str:
 
 
 def load(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """Loads a page.
+    """Load a page.
 
     Args:
         page: An HTML file.

@@ -180,7 +180,7 @@ NETWORKS = (
 
 
 def name_of(experiment: str, initialisation: str) -> str:
-    """Returns the config's name: the released code's where it has one."""
+    """Return the config's name: the released code's where it has one."""
     plain = experiment in OFFICIAL_NAMES and initialisation == "supervised"
     return experiment if plain else f"{experiment}_{initialisation}"
 
@@ -201,7 +201,7 @@ def differences(theirs: CfgNode, ours: CfgNode) -> dict[str, tuple[Any, Any]]:
 
 
 def baseline(name: str) -> CfgNode:
-    """Returns detectron2's config as recorded, after showing that the installed detectron2, if it has it, agrees."""
+    """Return detectron2's config as recorded, after showing that the installed detectron2, if it has it, agrees."""
     cfg = get_cfg()
     cfg.merge_from_file(str(RECORDED / f"{name}.yaml"))
     try:

@@ -31,7 +31,7 @@ class TimeOut(BaseException):
 
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raises TimeOut after so many seconds of this process's own time, or ten times as many of the clock's."""
+    """Raise TimeOut after so many seconds of this process's own time, or ten times as many of the clock's."""
 
     def stop(signum: int, frame: Any) -> None:
         raise TimeOut
@@ -58,7 +58,7 @@ def peak_memory() -> int:
 
 
 def outcome(path: Path) -> str:
-    """Reads a file: "read", the error's sentence after "error: ", or what must not happen after "BAD: "."""
+    """Read a file: "read", the error's sentence after "error: ", or what must not happen after "BAD: "."""
     try:
         with time_limit(SECONDS):
             checkpoint = read_checkpoint(path)
@@ -75,7 +75,7 @@ def outcome(path: Path) -> str:
 
 
 def mutate_bytes(data: bytes, others: list[bytes], dice: random.Random) -> bytes:
-    """Flips bits, cuts, overwrites, or puts in a piece of another file; where headers and pickles lie above all."""
+    """Flip bits, cuts, overwrites, or puts in a piece of another file; where headers and pickles lie above all."""
     mutated = bytearray(data)
     near_an_end = dice.random() < 0.7
     reach = min(len(data), 6000) if near_an_end else len(data)
@@ -108,7 +108,7 @@ def mutate_bytes(data: bytes, others: list[bytes], dice: random.Random) -> bytes
 
 
 def mutate_content(content: Any, dice: random.Random) -> Any:
-    """Changes keys, shapes, types and numbers of what a file holds."""
+    """Change keys, shapes, types and numbers of what a file holds."""
     spots = [(part, key) for part in _dicts(content) for key in part if isinstance(part[key], torch.Tensor)]
     for part, key in dice.sample(spots, min(len(spots), dice.choice((1, 1, 3, 20)))):
         value = part.pop(key)
@@ -132,7 +132,7 @@ def mutate_content(content: Any, dice: random.Random) -> Any:
 
 
 def mutate_tensor(value: torch.Tensor, kind: int, dice: random.Random) -> torch.Tensor:
-    """Returns a tensor of another shape, type or kind, or with other numbers."""
+    """Return a tensor of another shape, type or kind, or with other numbers."""
     if kind == 4:
         return value[None]
     if kind == 5:
@@ -167,7 +167,7 @@ def _dicts(content: Any) -> list[dict[Any, Any]]:
 def variants(
     path: Path, others: list[bytes], count: int, dice: random.Random
 ) -> Iterator[tuple[str, Callable[[], None]]]:
-    """Yields names of variants, each with what writes it over the file."""
+    """Yield names of variants, each with what writes it over the file."""
     target, config = path, path / "config.json"
     if path.is_dir():
         target, about = path / "model.safetensors", config.read_bytes()

@@ -220,7 +220,7 @@ def convolution(in_channels: int, channels: int, stride: int = 1) -> list[nn.Mod
 
 
 def contrast_accuracy(batch_norm: str) -> float:
-    """Trains 400 steps on images that are one of 16 patterns and noise; returns the last 50 steps' mean top-1."""
+    """Train 400 steps on images that are one of 16 patterns and noise; returns the last 50 steps' mean top-1."""
     torch.manual_seed(0)
     patterns = F.interpolate(torch.randn(16, 3, 4, 4), size=(12, 12), mode="bilinear")
     layers = [*convolution(3, 16), *convolution(16, 16, stride=2), *convolution(16, 32)]

@@ -31,7 +31,7 @@ def _enter(rank: int, port: int, body: Callable[..., None], folder: str) -> None
 
 
 def two_processes(body: Callable[[int, Path], None], folder: Path) -> None:
-    """Runs ``body(rank, folder)`` in two processes; an assertion that fails in one fails here."""
+    """Run ``body(rank, folder)`` in two processes; an assertion that fails in one fails here."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

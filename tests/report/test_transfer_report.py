@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from moco_plugin.tools.report import main
 from PIL import Image
 
 from moco_plugin.report.tables import Table
 from moco_plugin.report.transfer_page import write_report
 from moco_plugin.report.transfer_table import list_tasks, match, transfer_table
+from moco_plugin.tools.report import main
 from moco_plugin.transfer.tasks import TASKS
 from tests.helpers.browser import Reader, load
 
@@ -26,7 +26,7 @@ BATCH_4 = {"images_per_batch": 4, "overrides": ["SOLVER.MOMENTUM", "0.8"]}
 def write_run(
     folder: Path, task: str, init: str, values: Sequence[tuple[float | None, ...]], wanted: int = 3, **more: Any
 ) -> dict[str, Any]:
-    """Writes the ``results.json`` of a run from the metrics of its trials, in the order of the task's."""
+    """Write the ``results.json`` of a run from the metrics of its trials, in the order of the task's."""
     paths = [metric.path for metric in TASKS[task].metrics]
     columns = {path: [trial[i] for trial in values] for i, path in enumerate(paths)}
     known = {path: [v for v in column if v is not None] for path, column in columns.items()}
@@ -194,7 +194,7 @@ def test_two_runs_from_like_weights_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(lambda folder: folder / "absent", "is no folder"), (lambda folder: folder, "holds no results")],
+    [(lambda folder: folder / "absent", "is not a folder"), (lambda folder: folder, "holds no results")],
 )
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str) -> None:
     (tmp_path / "results.json").write_text('{"AP": 1}')

@@ -16,9 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.tools.pretrain import main
-
 from moco_plugin.methods import MoCo
+from moco_plugin.tools.pretrain import main
 
 fault, value = sys.argv[1], int(sys.argv[2])
 out = Path(next(a for a in sys.argv if a.startswith("out=")).removeprefix("out="))

@@ -10,9 +10,9 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from moco_plugin.tools.pretrain import main
 from PIL import Image
 
+from moco_plugin.tools.pretrain import main
 from tests.helpers.processes import Tool, output_of, start_tool
 
 FAULTS = Path(__file__).with_name("run_with.py")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from moco_plugin.tools.pretrain import main
 from PIL import Image
 
 from moco_plugin.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
+from moco_plugin.tools.pretrain import main
 from moco_plugin.training.callbacks import TimeLimit
 from tests.conftest import TINY, TRAIN
 from tests.helpers.processes import Tool
@@ -67,7 +67,7 @@ def test_interrupted_run_ends_as_the_uninterrupted_one(tiny_run: Path, tool: Too
 
 
 def same_run(found: Path, expected: Path) -> None:
-    """Asserts equal weights, queue, optimizer and log, bit for bit; but for the speed."""
+    """Assert equal weights, queue, optimizer and log, bit for bit; but for the speed."""
     states = [torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (expected, found)]
     first, second = (state["state_dict"] for state in states)
     assert first.keys() == second.keys()

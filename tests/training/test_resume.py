@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from moco_plugin.tools.make_shards import main as make_shards
 from PIL import Image
 
+from moco_plugin.tools.make_shards import main as make_shards
 from tests.helpers.processes import Tool, start_tool
 
 KEEP = Path(__file__).with_name("keep_checkpoints.py")

@@ -46,7 +46,7 @@ def tiny_catalog(tiny_datasets: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def catalog_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Registers all data sets below ``root`` for a while: detectron2 itself does so once, when it is imported."""
+    """Register all data sets below ``root`` for a while: detectron2 itself does so once, when it is imported."""
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.datasets import builtin
 

@@ -14,11 +14,11 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
-from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
-from moco_plugin.tools.train_net import main as train_net
 
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.errors import UserError
+from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
+from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.transfer.components.resnet import make_resnet
 from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.trainer import load_config
@@ -150,7 +150,7 @@ def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("experiment", NETWORKS)
 def test_network_is_filled_and_all_of_it_is_tuned(experiment: str, resnet50: Path) -> None:
-    """Builds the whole network; then one step on two small images."""
+    """Build the whole network; then one step on two small images."""
     cfg = load_config(f"{experiment}_moco", [*FEW, "MODEL.WEIGHTS", str(resnet50), "MODEL.DEVICE", "cpu"])
     fit_device(cfg)
     torch.manual_seed(0)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from moco_plugin.tools.check_datasets import main as check
 from PIL import Image
 
 from moco_plugin import compat
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.tools.check_datasets import main as check
 from moco_plugin.transfer.components import dataset_files, datasets
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.evaluators import build_evaluator
@@ -173,7 +173,7 @@ def test_train_aug_is_voc_train_and_sbd_without_voc_val(copied: Path) -> None:
 def test_half_a_train_aug_is_named(copied: Path) -> None:
     name, sbd = "voc_2012_sem_seg_train_aug", copied / "benchmark_RELEASE" / "dataset"
     (broken := sbd / "cls" / "2009_000002.mat").write_bytes(b"MATLAB 5.0")
-    with pytest.raises(UserError, match=r"2009_000002\.mat is no label file of SBD's"):
+    with pytest.raises(UserError, match=r"2009_000002\.mat is not a label file of SBD's"):
         DatasetCatalog.get(name)
     broken.unlink()
     with pytest.raises(UserError, match=r"1 of 9 labels are missing, .*2009_000002\.mat first; .*benchmark\.tgz"):
@@ -225,7 +225,7 @@ def damage_labels(root: Path) -> None:
         ),
         ("keypoints_coco_2017_val", damage_images, r"2 of 7 images"),
         ("lvis_v0.5_val", damage_images, r"2 of 7 images are missing"),
-        ("lvis_v0.5_val", damage_json, r"lvis_v0\.5_val\.json is broken off; get it from https://www\.lvisdataset"),
+        ("lvis_v0.5_val", damage_json, r"lvis_v0\.5_val\.json is truncated; get it from https://www\.lvisdataset"),
         ("cityscapes_fine_sem_seg_val", damage_labels, r"7 of 28 labels .*labelTrainIds.*csCreateTrainIdLabelImgs"),
     ],
 )
@@ -281,7 +281,7 @@ def test_check_datasets_tool(tiny_datasets: Path, capsys: pytest.CaptureFixture[
     assert "densepose_train2014.json is missing" in shown and "DENSEPOSE_DATASETS.md" in shown
     assert check(["vocc4"]) == 2 and check(["--root", "/no/such/folder"]) == 2
     errors = capsys.readouterr().err
-    assert "no task 'vocc4'; did you mean 'voc_c4'" in errors and "/no/such/folder is no folder" in errors
+    assert "no task 'vocc4'; did you mean 'voc_c4'" in errors and "/no/such/folder is not a folder" in errors
 
 
 def test_lvis_categories_are_the_published_ones(tiny_datasets: Path) -> None:

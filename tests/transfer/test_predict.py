@@ -10,9 +10,9 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
-from moco_plugin.tools.predict import main
 from PIL import Image
 
+from moco_plugin.tools.predict import main
 from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.predict import class_names, draw

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from moco_plugin.tools.make_tiny_datasets import main
 from PIL import Image, ImageDraw
 
 from moco_plugin.data.idx import load_idx_images
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.tools.make_tiny_datasets import main
 from moco_plugin.transfer.synthetic.polygons import mask_polygons, pixel_centres, signed_area
 from moco_plugin.transfer.synthetic.tiny_cityscapes import write_cityscapes
 from moco_plugin.transfer.synthetic.tiny_coco import keypoints

@@ -9,12 +9,12 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
-from moco_plugin.tools.train_net import main
 
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.config import find_config
 from moco_plugin.data.idx import load_idx_images
 from moco_plugin.files import sha256
+from moco_plugin.tools.train_net import main
 from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.components.resnet import make_resnet

@@ -40,7 +40,7 @@ def test_unsafe_pickles_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.pkl"
     whole = pickle.dumps({"model": {"a": np.zeros(100)}})
-    broken = (whole[:50], "no whole pickle"), (b"", "no whole pickle"), (pickle.dumps([1]), "holds a list")
+    broken = (whole[:50], "not a complete pickle"), (b"", "not a complete pickle"), (pickle.dumps([1]), "holds a list")
     for content, message in broken:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):

@@ -1,4 +1,4 @@
-"""What a step and a conversion cost, as ratios to a peer measured in the same run."""
+"""Cost of a step and of a conversion, as ratios to a peer measured in the same run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _at_least(least: int, **values: int) -> None:
 
 
 def compare(contestants: dict[str, Callable[[], object]], rounds: int, device: str) -> dict[str, list[float]]:
-    """Returns seconds of each call, round by round; each round calls all once, in turn first."""
+    """Return seconds of each call, round by round; each round calls all once, in turn first."""
     names = list(contestants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in tqdm(range(-2, rounds), desc="rounds", file=sys.stderr):  # the first two warm up
@@ -52,7 +52,7 @@ def compare(contestants: dict[str, Callable[[], object]], rounds: int, device: s
 
 
 def ratios(seconds: dict[str, list[float]], to: str) -> dict[str, dict[str, float]]:
-    """Returns for each contestant the median milliseconds, and the median of its ratios to ``to`` by round."""
+    """Return for each contestant the median milliseconds, and the median of its ratios to ``to`` by round."""
     return {
         name: {
             "milliseconds": round(statistics.median(times) * 1000, 2),
@@ -70,7 +70,7 @@ def step(
     rounds: int = 30,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """Times MoCo v2's whole step, the same two encoders without a contrast, and with lightly's loss and bank."""
+    """Time MoCo v2's whole step, the same two encoders without a contrast, and with lightly's loss and bank."""
     _at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
     _at_least(batch_size, queue_size=queue_size)
     if device == "cuda" and not torch.cuda.is_available():
@@ -149,7 +149,7 @@ def _exchange_rank(rank: int, processes: int, port: int, shape: list[int], round
 def traffic(
     processes: tuple[int, ...] = (2, 4, 8), batch_size: int = 8, image_size: int = 64, rounds: int = 10
 ) -> dict[str, Any]:
-    """Counts the bytes that each process sends a step when keys are shuffled: here, and by gathering all images.
+    """Count the bytes that each process sends a step when keys are shuffled: here, and by gathering all images.
 
     ``batch_size`` is each process's own. The bytes are the kernel's count on the loopback device, over gloo.
     """
@@ -173,7 +173,7 @@ def traffic(
 
 
 def _write_official(path: Path, backbone: str) -> None:
-    """Writes random weights as the released code saves a MoCo v2 checkpoint: two encoders and the queue."""
+    """Write random weights as the released code saves a MoCo v2 checkpoint: two encoders and the queue."""
     torch.manual_seed(0)
     weights = {f"module.encoder_q.{k}": v for k, v in create_backbone(backbone).state_dict().items()}
     weights |= {key.replace("encoder_q", "encoder_k"): value.clone() for key, value in weights.items()}
@@ -206,7 +206,7 @@ CONVERTERS = {"with proof": _with_proof, "renaming alone": _renaming_alone}
 
 
 def _memory(name: str) -> int:
-    """Returns bytes that the kernel counts for this process: VmRSS held now, VmHWM held at most."""
+    """Return bytes that the kernel counts for this process: VmRSS held now, VmHWM held at most."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(f"{name}:"):
             return 1024 * int(line.split()[1])
@@ -214,7 +214,7 @@ def _memory(name: str) -> int:
 
 
 def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:
-    """Runs one conversion and sends what it took once everything was imported, or why it failed."""
+    """Run one conversion and sends what it took once everything was imported, or why it failed."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # not the user's to mend
     import moco_plugin.conversion
     import moco_plugin.transfer.to_detectron2  # noqa: F401
@@ -229,7 +229,7 @@ def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:
 
 
 def convert(file: Path | None = None, backbone: str = "resnet50", rounds: int = 3) -> dict[str, Any]:
-    """Counts CPU seconds and peak memory of a conversion to detectron2 with its proof, and of renaming alone.
+    """Count CPU seconds and peak memory of a conversion to detectron2 with its proof, and of renaming alone.
 
     Each conversion runs in a process of its own, on one thread; what the imports took is left out. CPU seconds do
     not depend on what else the machine does, seconds of a clock would.

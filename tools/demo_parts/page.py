@@ -7,8 +7,6 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.tools.demo_parts.results import DETECTORS, DemoResults, read_results, run_folder
-
 from moco_plugin.config import PretrainConfig, load_config
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UserError
@@ -20,6 +18,7 @@ from moco_plugin.report.page import Page
 from moco_plugin.report.pairs import view_pairs
 from moco_plugin.report.tables import Comparison, comparison_table, headline, seed_table
 from moco_plugin.report.transfer_page import add_predictions
+from moco_plugin.tools.demo_parts.results import DETECTORS, DemoResults, read_results, run_folder
 
 SCENES = 3
 

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from moco_plugin.tools.demo_parts.images import get_fashion_mnist
-
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path, read_json
+from moco_plugin.tools.demo_parts.images import get_fashion_mnist
 
 CONTEXT = multiprocessing.get_context("spawn")
 DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
@@ -94,11 +93,11 @@ class Demo:
         self.commands: list[str] = []
 
     def tool(self, name: str, *arguments: str, makes: Path) -> None:
-        """Runs one of the console commands, unless what it makes is there."""
+        """Run one of the console commands, unless what it makes is there."""
         self.tools([Command(name, arguments, makes)])
 
     def tools(self, commands: Sequence[Command]) -> None:
-        """Runs console commands side by side, each with its share of the cores; those that are done are left out."""
+        """Run console commands side by side, each with its share of the cores; those that are done are left out."""
         threads = {"OMP_NUM_THREADS": str(max(1, _cores() // len(commands)))} if len(commands) > 1 else {}
         started = []
         for command in commands:
@@ -127,7 +126,7 @@ class Demo:
                 raise UserError(f"the demo stopped where {command.shown} failed; its message is above")
 
     def run(self, trials: int) -> Path:
-        """Runs all stages, each detector ``trials`` times from each initialisation; returns the report's path."""
+        """Run all stages, each detector ``trials`` times from each initialisation; returns the report's path."""
         start = time.monotonic()
         folder = self.folder
         mnist = self.images or get_fashion_mnist(folder / "data")

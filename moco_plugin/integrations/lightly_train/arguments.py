@@ -54,7 +54,7 @@ def recipe_of(method: str, wrapped_model: Any) -> PretrainConfig:
 
 
 def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
-    """Returns a subclass of one of LightlyTrain's argument classes with other defaults.
+    """Return a subclass of one of LightlyTrain's argument classes with other defaults.
 
     Args:
         base: The class.
@@ -110,7 +110,7 @@ class MoCoArgs(MethodArgs):
         return given
 
     def resolve_auto(self, scaling_info: Any, optimizer_args: OptimizerArgs, wrapped_model: Any) -> None:
-        """Replaces each "auto" by the recipe's value for this network and this number of images and epochs."""
+        """Replace each "auto" by the recipe's value for this network and this number of images and epochs."""
         recipe = recipe_of(self.method, wrapped_model)
         queue = queue_for(scaling_info.dataset_size) if "queue_size" in self.own else {}
         values = recipe.method_args | queue
@@ -124,7 +124,7 @@ class MoCoArgs(MethodArgs):
 
 @functools.cache
 def method_args(method: str) -> type[MoCoArgs]:
-    """Returns LightlyTrain's argument class for a method: the arguments of our class, defaults from its recipe."""
+    """Return LightlyTrain's argument class for a method: the arguments of our class, defaults from its recipe."""
     cls = method_class(method)
     own = arguments_of(cls)
     types: dict[str, Any] = {}
@@ -168,7 +168,7 @@ OPTIMIZERS: dict[OptimizerType, type[OptimizerArgs]] = {
 
 
 def optimizer_args(recipe: PretrainConfig) -> type[OptimizerArgs]:
-    """Returns LightlyTrain's argument class of a recipe's optimizer, with the recipe's values as defaults."""
+    """Return LightlyTrain's argument class of a recipe's optimizer, with the recipe's values as defaults."""
     base = OPTIMIZERS[OptimizerType(recipe.optimizer.name)]
     names = [name for name in ("lr", "momentum", "weight_decay") if name in base.model_fields]
     return with_defaults(base, **{name: getattr(recipe.optimizer, name) for name in names})
@@ -185,7 +185,7 @@ class MoCoV3OptimizerArgs(OptimizerArgs):
         return OptimizerType.LARS
 
     def resolve_auto(self, wrapped_model: Any) -> None:
-        """Turns this object, which LightlyTrain keeps, into the recipe's optimizer arguments."""
+        """Turn this object, which LightlyTrain keeps, into the recipe's optimizer arguments."""
         given = {key: value for key, value in self.model_dump().items() if value != "auto"}
         chosen = optimizer_args(recipe_of("moco_v3", wrapped_model))(**given)
         self.__class__ = chosen.__class__  # type: ignore[assignment]
@@ -198,7 +198,7 @@ def _blur(view: dict[str, Any]) -> dict[str, Any] | None:
 
 @functools.cache
 def transform_args(method: str) -> type[SimCLRTransformArgs]:
-    """Returns LightlyTrain's argument class for the views of a method, with the paper's values as defaults.
+    """Return LightlyTrain's argument class for the views of a method, with the paper's values as defaults.
 
     v3's views differ: ``view_2`` holds the blur and the solarization of the second.
     """

@@ -101,12 +101,12 @@ def start_as_in_paper(model: nn.Module, recipe: PretrainConfig) -> None:
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
-    """Returns the batch norm layers of a network by name."""
+    """Return the batch norm layers of a network by name."""
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
 
 
 def with_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
-    """Replaces layers of a network by copies of ``layers``, by name, that hold the weights of those replaced."""
+    """Replace layers of a network by copies of ``layers``, by name, that hold the weights of those replaced."""
     for name, layer in layers.items():
         layer = copy.deepcopy(layer)
         layer.load_state_dict(model.get_submodule(name).state_dict())
@@ -157,7 +157,7 @@ class MoCoMethod(Method):
         return type("MoCoTransform", (MoCoTransform,), {"method": cls.method_name})
 
     def setup(self, stage: str) -> None:
-        """Leaves batch norm over several processes to the method, and sends no buffers between them."""
+        """Leave batch norm over several processes to the method, and sends no buffers between them."""
         strategy: Any = self.trainer.strategy
         # LightlyTrain asks for SyncBN on GPUs, which would undo shuffled and split BN; Lightning has no public switch
         strategy._layer_sync = None
@@ -165,7 +165,7 @@ class MoCoMethod(Method):
             strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
 
     def on_train_start(self) -> None:
-        """Checks the batch, of whose size LightlyTrain has the last word, and warns of a queue larger than the set."""
+        """Check the batch, of whose size LightlyTrain has the last word, and warns of a queue larger than the set."""
         processes = self.trainer.world_size
         loader: Any = self.trainer.train_dataloader
         batch = getattr(loader, "batch_size", None)
@@ -184,7 +184,7 @@ class MoCoMethod(Method):
         return TrainingStepResult(loss=loss, log_dict=metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the network into the checkpoint with the layers it came with, to be read without moco_plugin."""
+        """Put the network into the checkpoint with the layers it came with, to be read without moco_plugin."""
         model = copy.deepcopy(self.embedding_model[0])
         with_layers(model, self.batch_norms)
         wrapped = model.wrapped_model
@@ -193,7 +193,7 @@ class MoCoMethod(Method):
             checkpoint["lightly_train"]["models"] = models
 
     def on_fit_end(self) -> None:
-        """Gives the network back as it came; LightlyTrain exports it next."""
+        """Give the network back as it came; LightlyTrain exports it next."""
         with_layers(self.embedding_model[0], self.batch_norms)
 
     def trainable_modules(self) -> TrainableModules:

@@ -25,7 +25,7 @@ def lightly_train_method(name: str) -> type[MoCoMethod]:
 
 
 def register() -> None:
-    """Adds METHODS to the one table that LightlyTrain looks methods up in; a second call changes nothing.
+    """Add METHODS to the one table that LightlyTrain looks methods up in; a second call changes nothing.
 
     Raises:
         UserError: LightlyTrain has no such table any more.
@@ -41,13 +41,13 @@ def register() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs LightlyTrain's own command line; returns the exit code.
+    """Run LightlyTrain's own command line; returns the exit code.
 
     Args:
         arguments: Such as ``["pretrain", "out=run", "data=photos", "model=timm/resnet50", "method=moco"]``.
 
     Raises:
-        UsageError: An argument that is no key=value.
+        UsageError: An argument that is not key=value.
     """
     from lightly_train._cli import cli
 

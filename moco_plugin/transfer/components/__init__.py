@@ -1,4 +1,4 @@
-"""What detectron2's registries, catalogs and default config get from us; importing this package registers it."""
+"""Components, data sets and config keys for detectron2; importing this package registers them."""
 
 from moco_plugin import compat
 

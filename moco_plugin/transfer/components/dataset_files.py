@@ -1,4 +1,4 @@
-"""Which files a data set needs, which of them are there, and where the others can be had."""
+"""The files of data sets: which are needed, which are missing, and where to get them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Files:
     Attributes:
         sort: What they are: "images", "annotations", "list" and so on.
         needed: How many; 0 if that cannot be known while their list is missing.
-        missing: Those that are not there, or are broken off.
+        missing: Those that are missing or truncated.
         state: What is wrong with these.
     """
 
@@ -72,17 +72,17 @@ class Files:
 
 
 def datasets_root() -> Path:
-    """Returns the folder that detectron2 looks for data sets in: $DETECTRON2_DATASETS, or ``datasets``."""
+    """Return the folder that detectron2 looks for data sets in: $DETECTRON2_DATASETS, or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
 def source(name: str) -> str:
-    """Returns where the files of a data set can be had, or an empty string."""
+    """Return where the files of a data set can be had, or an empty string."""
     return next((text for prefix, text in SOURCES.items() if name.startswith(prefix)), "")
 
 
 def find_files(name: str) -> list[Files]:
-    """Looks for the files of a data set: every image and label that its lists or annotations name.
+    """Look for the files of a data set: every image and label that its lists or annotations name.
 
     Args:
         name: A registered data set, or one of DensePose's.
@@ -100,7 +100,7 @@ def find_files(name: str) -> list[Files]:
 
 
 def _files(sort: str, paths: Iterable[str | Path]) -> Files:
-    """Looks for files, reading each folder once: data sets hold 100,000 of them."""
+    """Look for files, reading each folder once: data sets hold 100,000 of them."""
     folders: dict[str, set[str]] = {}
     missing = []
     count = 0
@@ -115,7 +115,7 @@ def _files(sort: str, paths: Iterable[str | Path]) -> Files:
 
 
 def _folder(sort: str, path: str | Path) -> Files:
-    """Looks for a folder whose files are not known."""
+    """Look for a folder whose files are not known."""
     return Files(sort, 0, () if os.path.isdir(path) else (Path(path),))
 
 
@@ -138,7 +138,7 @@ def _coco_files(metadata: Any, key: bytes, path: Callable[[str], str]) -> list[F
     pattern = re.compile(b'"' + key + rb'"\s*:\s*("(?:[^"\\]|\\.)*")')
     with open(annotations, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if not content[-64:].rstrip().endswith(b"}"):
-            return [Files("annotations", 1, (annotations,), "broken off")]
+            return [Files("annotations", 1, (annotations,), "truncated")]
         names = [json.loads(found) for found in pattern.findall(content)]
     return [_files("images", map(path, dict.fromkeys(names)))]
 
@@ -190,7 +190,7 @@ def _cityscapes(metadata: Any, *labels: str) -> list[Files]:
 
 
 def _below(root: Path, suffix: str) -> list[Path]:
-    """Returns the files in the folders of a folder, relative to it."""
+    """Return the files in the folders of a folder, relative to it."""
     return [path.relative_to(root) for path in root.glob(f"*/*{suffix}")]
 
 

@@ -15,7 +15,7 @@ from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
 
 
 def register_scenes(root: Path | None = None, name: str = "scenes") -> None:
-    """Registers ``{name}_{train,test}`` (COCO format) and ``{name}_voc_{train,test}`` (VOC format).
+    """Register ``{name}_{train,test}`` (COCO format) and ``{name}_voc_{train,test}`` (VOC format).
 
     Args:
         root: Folder that ``tools/make_scenes.py`` has made; by default ``scenes`` in :func:`datasets_root`.
@@ -55,7 +55,7 @@ def register_datasets() -> None:
 
 
 def require_dataset(name: str) -> None:
-    """Checks that a data set is registered, that all its files are there, and what it takes to read them.
+    """Check that a data set is registered, that all its files are there, and what it takes to read them.
 
     Raises:
         UsageError: No data set of that name is registered.

@@ -39,7 +39,7 @@ class DilatedC5(Backbone):
         self._shape = ShapeSpec(channels=out_channels, stride=shape.stride)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Turns N x 3 x H x W images into ``{"c5": N x 512 x H/16 x W/16}``."""
+        """Turn N x 3 x H x W images into ``{"c5": N x 512 x H/16 x W/16}``."""
         return {"c5": self.reduce(self.bottom_up(images)[self.in_feature])}
 
     def output_shape(self) -> dict[str, ShapeSpec]:
@@ -48,7 +48,7 @@ class DilatedC5(Backbone):
 
 @offer(BACKBONE_REGISTRY)
 def build_resnet_dilated_c5_backbone(cfg: Any, input_shape: ShapeSpec) -> DilatedC5:
-    """Builds the R50-dilated-C5 of MoCo v1, section 4.2: res5 with dilation 2 and stride 1, 512 channels.
+    """Build the R50-dilated-C5 of MoCo v1, section 4.2: res5 with dilation 2 and stride 1, 512 channels.
 
     The ResNet is that of ``MODEL.RESNETS``, of any width; ``RES5_DILATION`` has to be 2.
     """

@@ -90,7 +90,7 @@ class FCNHead(nn.Module):
     def forward(
         self, features: dict[str, Tensor], targets: Tensor | None = None
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
-        """Returns losses in training, scores else, as SemanticSegmentor expects.
+        """Return losses in training, scores else, as SemanticSegmentor expects.
 
         Args:
             features: Holds the feature map, N x C x h x w.
@@ -110,7 +110,7 @@ class FCNHead(nn.Module):
         return None, {"loss_sem_seg": self.loss_weight * loss / counted}
 
     def upsample(self, scores: Tensor) -> Tensor:
-        """Interpolates N x C x h x w scores at the features' centres to N x C x 16 h x 16 w at the pixels."""
+        """Interpolate N x C x h x w scores at the features' centres to N x C x 16 h x 16 w at the pixels."""
         size = [(length - 1) * self.stride + 1 for length in scores.shape[-2:]]
         scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=True)
         return F.pad(scores, (0, self.stride - 1, 0, self.stride - 1), mode="replicate")

@@ -20,7 +20,7 @@ NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 
 
 
 def add_moco_config(cfg: Any) -> None:
-    """Adds our config keys to a detectron2 config; detectron2's defaults get them on import."""
+    """Add our config keys to a detectron2 config; detectron2's defaults get them on import."""
     # blocks of res2 to res5; empty: as MODEL.RESNETS.DEPTH has them
     cfg.MODEL.RESNETS.setdefault("NUM_BLOCKS", [])
     # semantic segmentation: smallest and largest factor of a training image's size; empty: detectron2's own mapping
@@ -42,7 +42,7 @@ def make_stage(
     res5_dilation: int = 1,
     norm: str = "BN",
 ) -> list[CNNBlockBase]:
-    """Builds the blocks of one stage of a ResNet.
+    """Build the blocks of one stage of a ResNet.
 
     Args:
         index: 0 for res2, up to 3 for res5.
@@ -87,7 +87,7 @@ def make_resnet(
     norm: str = "BN",
     **options: Any,
 ) -> ResNet:
-    """Builds detectron2's ResNet with a 7 x 7 stem and four stages, under detectron2's parameter names.
+    """Build detectron2's ResNet with a 7 x 7 stem and four stages, under detectron2's parameter names.
 
     Args:
         in_channels: Channels of the images.
@@ -103,7 +103,7 @@ def make_resnet(
 
 
 def resnet_options(cfg: Any) -> dict[str, Any]:
-    """Reads :func:`make_stage`'s arguments from ``MODEL.RESNETS``.
+    """Read :func:`make_stage`'s arguments from ``MODEL.RESNETS``.
 
     ``STEM_OUT_CHANNELS`` and ``RES2_OUT_CHANNELS`` set the width; bottlenecks are ``NUM_GROUPS`` x
     ``WIDTH_PER_GROUP`` wide in res2; each stage doubles them. ``NUM_BLOCKS`` goes before ``DEPTH``.
@@ -131,7 +131,7 @@ def resnet_options(cfg: Any) -> dict[str, Any]:
 
 @offer(BACKBONE_REGISTRY)
 def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
-    """Builds a ResNet from ``MODEL.RESNETS``, without detectron2's limit of ResNet-18 and 34 to 64 channels."""
+    """Build a ResNet from ``MODEL.RESNETS``, without detectron2's limit of ResNet-18 and 34 to 64 channels."""
     if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
         raise UsageError("this backbone has no deformable convolutions; take build_resnet_backbone for them")
     return make_resnet(
@@ -144,7 +144,7 @@ def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
 
 @offer(BACKBONE_REGISTRY)
 def build_any_width_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN:
-    """Puts detectron2's FPN on that ResNet."""
+    """Put detectron2's FPN on that ResNet."""
     return FPN(
         bottom_up=build_any_width_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,
@@ -156,7 +156,7 @@ def build_any_width_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN
 
 
 def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
-    """Builds the ResNet that weights under detectron2's names belong to, and loads them.
+    """Build the ResNet that weights under detectron2's names belong to, and loads them.
 
     Depth, widths and groups are read from the shapes; the stride is taken to be in the 3 x 3 convolutions, as
     in torchvision's and timm's models.
@@ -195,7 +195,7 @@ def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
         counters = {name: torch.zeros((), dtype=torch.int64) for name in own}
         network.load_state_dict({**counters, **tensors}, assign=True)
     except KeyError as error:
-        raise UserError(f"these are no weights of detectron2's ResNet: {error} is missing") from error
+        raise UserError(f"these are not the weights of detectron2's ResNet: {error} is missing") from error
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"these weights do not make up one ResNet of detectron2: {reason}") from error

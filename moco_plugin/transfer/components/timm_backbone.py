@@ -26,7 +26,7 @@ PYRAMID = ("res2", "res3", "res4", "res5")  # strides 4 to 32
 
 
 def add_timm_config(cfg: Any) -> None:
-    """Adds ``MODEL.TIMM`` to a detectron2 config; detectron2's defaults get it on import."""
+    """Add ``MODEL.TIMM`` to a detectron2 config; detectron2's defaults get it on import."""
     cfg.MODEL.setdefault("TIMM", CfgNode())
     cfg.MODEL.TIMM.setdefault("NAME", "")  # as in timm.list_models()
     # arguments of moco_plugin.backbones.create_backbone and so of timm.create_model, what backbone_args is in
@@ -70,17 +70,17 @@ class TimmBackbone(Backbone):
         self._out_features = names
         self._out_feature_channels = {n: maps[n][2] for n in names}
         self._out_feature_strides = {n: maps[n][1] for n in names}
-        # whatever lies behind the last map would get no gradient, which DistributedDataParallel does not allow
+        # layers behind the last map would get no gradient, which DistributedDataParallel does not allow
         self._indices = cast(Any, model).prune_intermediate_layers([maps[n][0] for n in names], prune_norm=True)
         self.model = model
 
     @property
     def size_divisibility(self) -> int:
-        """The largest stride: images are padded to a multiple, else patches would be cut off or not fit."""
+        """The largest stride: images are padded to a multiple, else patches would not fit."""
         return max(self._out_feature_strides.values())
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns maps (N x C x H / stride x W / stride) of N x 3 x H x W images, by name."""
+        """Return maps (N x C x H / stride x W / stride) of N x 3 x H x W images, by name."""
         maps = cast(Any, self.model).forward_intermediates(
             images, indices=self._indices, norm=False, output_fmt="NCHW", intermediates_only=True
         )
@@ -88,13 +88,13 @@ class TimmBackbone(Backbone):
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Tells whether all maps of a timm network have one stride, as those of a plain ViT."""
+    """Tell whether all maps of a timm network have one stride, as those of a plain ViT."""
     info = cast(Any, model).feature_info
     return len({i["reduction"] for i in info}) == 1 and len(list(info)) > 1
 
 
 def _maps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
-    """Returns index, stride and channels of each map by its name."""
+    """Return index, stride and channels of each map by its name."""
     entries = list(enumerate(cast(Any, model).feature_info))
     maps: dict[str, tuple[int, int, int]] = {}
     number = -1
@@ -158,7 +158,7 @@ class SimplePyramid(Backbone):
         return self._size_divisibility
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Returns the levels (N x out_channels x H / stride x W / stride) of N x 3 x H x W images, by name."""
+        """Return the levels (N x out_channels x H / stride x W / stride) of N x 3 x H x W images, by name."""
         features = self.bottom_up(images)[self._in_feature]
         levels = [getattr(self, name)(features) for name in self._levels]
         if self.top_block is not None:
@@ -167,7 +167,7 @@ class SimplePyramid(Backbone):
 
 
 def _resample(channels: int, doublings: int, norm: Norm) -> tuple[list[nn.Module], int]:
-    """Returns the layers that make a map 2 ** doublings times as fine, and their channels."""
+    """Return the layers that make a map 2 ** doublings times as fine, and their channels."""
     layers: list[nn.Module] = [nn.MaxPool2d(2) for _ in range(-doublings)]
     for step in range(doublings):
         if step > 0:
@@ -178,7 +178,7 @@ def _resample(channels: int, doublings: int, norm: Norm) -> tuple[list[nn.Module
 
 
 def network_arguments(cfg: Any) -> dict[str, Any]:
-    """Returns ``MODEL.TIMM.ARGS`` as a dict.
+    """Return ``MODEL.TIMM.ARGS`` as a dict.
 
     Raises:
         UsageError: No pairs of KEY VALUE.
@@ -190,7 +190,7 @@ def network_arguments(cfg: Any) -> dict[str, Any]:
 
 
 def create_network(cfg: Any, channels: int) -> nn.Module:
-    """Creates the network of ``MODEL.TIMM``, for images of any size.
+    """Create the network of ``MODEL.TIMM``, for images of any size.
 
     ViTs resample their position embedding to the image; Swin's windows are padded.
 
@@ -217,7 +217,7 @@ def create_network(cfg: Any, channels: int) -> nn.Module:
 
 
 def freeze(model: nn.Module, freeze_at: int) -> None:
-    """Freezes the first parts of a timm network, their batch norms' statistics included.
+    """Freeze the first parts of a timm network, their batch norms' statistics included.
 
     Args:
         model: A network of timm's.
@@ -242,7 +242,7 @@ def freeze(model: nn.Module, freeze_at: int) -> None:
 
 
 def set_norm(model: nn.Module, norm: str) -> nn.Module:
-    """Returns a network with its batch norms as ``MODEL.TIMM.NORM`` wants them; other norms are left alone.
+    """Return a network with its batch norms as ``MODEL.TIMM.NORM`` wants them; other norms are left alone.
 
     Raises:
         UsageError: Neither BN, SyncBN nor FrozenBN.
@@ -257,7 +257,7 @@ def set_norm(model: nn.Module, norm: str) -> nn.Module:
 
 
 def _backbone(cfg: Any, input_shape: ShapeSpec, out_features: Sequence[str]) -> TimmBackbone:
-    """Builds the backbone, having seen it take an image of an uncommon shape and return the maps it promises."""
+    """Build the backbone, having seen it take an image of an uncommon shape and return the maps it promises."""
     model = create_network(cfg, input_shape.channels)
     backbone = TimmBackbone(model, () if is_plain(model) else out_features)
     _check_maps(backbone, cfg.MODEL.TIMM.NAME, input_shape.channels)
@@ -289,13 +289,13 @@ def _check_maps(backbone: TimmBackbone, name: str, channels: int) -> None:
 
 @offer(BACKBONE_REGISTRY)
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
-    """Builds the network of ``MODEL.TIMM``: ``res2`` to ``res5``, or the one map of a plain ViT (``res4``)."""
+    """Build the network of ``MODEL.TIMM``: ``res2`` to ``res5``, or the one map of a plain ViT (``res4``)."""
     return _backbone(cfg, input_shape, cfg.MODEL.TIMM.OUT_FEATURES)
 
 
 @offer(BACKBONE_REGISTRY)
 def build_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
-    """Puts detectron2's FPN on that network, or ViTDet's simple pyramid on a plain ViT: ``p2`` to ``p6``.
+    """Put detectron2's FPN on that network, or ViTDet's simple pyramid on a plain ViT: ``p2`` to ``p6``.
 
     ``MODEL.FPN.IN_FEATURES`` names the maps (all from stride 4 on if empty); from a plain ViT, levels of their strides are
     made. ``MODEL.FPN.NORM`` may be "LN" too, ViTDet's choice.

@@ -21,7 +21,7 @@ TRAIN_AUG = "train_aug"
 
 
 def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
-    """Registers ``{prefix}_train``, ``{prefix}_val`` and ``{prefix}_train_aug``.
+    """Register ``{prefix}_train``, ``{prefix}_val`` and ``{prefix}_train_aug``.
 
     Args:
         root: Folder that holds ``VOC2012`` and, for train_aug, ``benchmark_RELEASE`` as SBD's archive unpacks.
@@ -45,12 +45,12 @@ def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Reads a list of image names, one a line."""
+    """Read a list of image names, one a line."""
     return path.read_text().split()
 
 
 def semantic_ids(voc: Path, split: str, sbd: Path) -> list[str]:
-    """Returns the names of a split's images, sorted.
+    """Return the names of a split's images, sorted.
 
     ``train_aug`` is what VOC's train or SBD's train and val hold, without VOC's val: 10582 images. Without SBD's
     lists, SBD's images are those that have a file in ``SegmentationClassAug``.
@@ -69,13 +69,13 @@ def semantic_ids(voc: Path, split: str, sbd: Path) -> list[str]:
 
 
 def label_file(voc: Path, split: str, name: str, own: Iterable[str]) -> Path:
-    """Returns where an image's labels are: VOC's own for its train and val, else those of SBD."""
+    """Return where an image's labels are: VOC's own for its train and val, else those of SBD."""
     folder = "SegmentationClass" if split != TRAIN_AUG or name in own else AUGMENTED
     return voc / folder / f"{name}.png"
 
 
 def load_voc_semantic(voc: Path, split: str, sbd: Path) -> list[dict]:
-    """Returns a split's entries in detectron2's format, with ``sem_seg_file_name``.
+    """Return a split's entries in detectron2's format, with ``sem_seg_file_name``.
 
     Label images hold class numbers, 0 for background and 255 for what is ignored. Where SBD's are only there in
     Matlab's format, they are converted to ``SegmentationClassAug`` first, once.
@@ -100,7 +100,7 @@ def load_voc_semantic(voc: Path, split: str, sbd: Path) -> list[dict]:
 
 
 def _convert_sbd(sbd: Path, labels: list[Path]) -> None:
-    """Writes label images (PNG with VOC's palette) from SBD's ``cls/*.mat``."""
+    """Write label images (PNG with VOC's palette) from SBD's ``cls/*.mat``."""
     if not labels:
         return
     try:
@@ -122,6 +122,6 @@ def _convert_sbd(sbd: Path, labels: list[Path]) -> None:
         try:
             classes = loadmat(str(source))["GTcls"][0, 0]["Segmentation"].astype(np.uint8)
         except Exception as error:  # a broken file raises almost anything
-            raise UserError(f"{source} is no label file of SBD's ({error}); unpack its archive again") from error
+            raise UserError(f"{source} is not a label file of SBD's ({error}); unpack its archive again") from error
         with atomic_path(path) as temporary:
             write_palette_png(temporary, classes, palette)

@@ -1,4 +1,4 @@
-"""Turns masks into the polygons that COCO and Cityscapes store."""
+"""Polygons of masks, as COCO and Cityscapes store them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _follow(ends: dict[tuple[int, int], list[tuple[int, int]]]) -> np.ndarray:
-    """Takes one closed outline out of the pixel sides, given as start: ends."""
+    """Take one closed outline out of the pixel sides, given as start: ends."""
     first = point = next(iter(ends))
     corners: list[tuple[int, int]] = []
     step = (0, 0)
@@ -55,13 +55,13 @@ def _follow(ends: dict[tuple[int, int], list[tuple[int, int]]]) -> np.ndarray:
 
 
 def signed_area(polygon: np.ndarray) -> float:
-    """Returns the area that a polygon (M x 2, x and y) encloses, positive if its corners run clockwise as seen."""
+    """Return the area that a polygon (M x 2, x and y) encloses, positive if its corners run clockwise as seen."""
     x, y = polygon.T
     return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum()) / 2
 
 
 def pixel_centres(polygon: np.ndarray) -> np.ndarray:
-    """Moves the corners of an outline by :func:`mask_polygons` to the outermost pixels inside (x, y from 0).
+    """Move the corners of an outline by :func:`mask_polygons` to the outermost pixels inside (x, y from 0).
 
     Cityscapes' polygons run through pixels: drawn with their outline, they cover the mask.
     """

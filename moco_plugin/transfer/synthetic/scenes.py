@@ -1,4 +1,4 @@
-"""Composes small scenes of several objects with boxes and masks, in VOC and COCO format at once."""
+"""Small scenes of several objects with boxes and masks, in VOC and COCO format."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class SceneObject:
 
 
 def safe_class_name(name: str) -> str:
-    """Makes a class name a file name, as VOC's evaluation uses it: ``T-shirt/top`` to ``T-shirt-top``."""
+    """Make a class name a file name, as VOC's evaluation uses it: ``T-shirt/top`` to ``T-shirt-top``."""
     return re.sub(r"[^\w-]+", "-", name)
 
 
@@ -50,7 +50,7 @@ def compose_scene(
     order: Sequence[int] | None = None,
     canvas: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[SceneObject]]:
-    """Puts objects on a textured ground, with little overlap.
+    """Put objects on a textured ground, with little overlap.
 
     Args:
         images: N object images, uint8: grey on black (H x W), which are tinted, or photos with opacity
@@ -98,7 +98,7 @@ def compose_scene(
 
 
 def _resized(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Resizes an object image by ``scale``.
+    """Resize an object image by ``scale``.
 
     Returns:
         Grey levels (H x W x 1, 0 to 1) or colours (H x W x 3, 0 to 255), and opacity (H x W, 0 to 1).
@@ -122,7 +122,7 @@ def _resized(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def background(size: int, random: np.random.Generator, width: int | None = None) -> np.ndarray:
-    """Returns a coloured texture (float64, size x (width or size) x 3, 0 to 255): noise at four scales."""
+    """Return a coloured texture (float64, size x (width or size) x 3, 0 to 255): noise at four scales."""
     width = width or size
     canvas = np.broadcast_to(random.uniform(40, 200, size=3), (size, width, 3)).copy()
     for cells, strength in ((2, 60), (5, 40), (20, 25), (80, 12)):
@@ -145,7 +145,7 @@ def make_scenes(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Writes a detection data set of composed scenes, whole or not at all.
+    """Write a detection data set of composed scenes, whole or not at all.
 
     The folder is in VOC layout (``JPEGImages``, ``Annotations``, ``ImageSets``, ``SegmentationObject`` and
     ``SegmentationClass``) and has COCO files beside it (``annotations/instances_{train,test}.json``, masks as
@@ -268,7 +268,7 @@ class _Writer:
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
-    """Encodes a bool mask (H x W) as COCO's uncompressed RLE: run lengths column by column, ground first."""
+    """Encode a bool mask (H x W) as COCO's uncompressed RLE: run lengths column by column, ground first."""
     flat = mask.ravel(order="F")
     edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()

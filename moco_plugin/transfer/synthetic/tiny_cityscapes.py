@@ -1,4 +1,4 @@
-"""Writes scenes in the layout of Cityscapes: polygons, and the label images that are drawn from them."""
+"""Scenes in the layout of Cityscapes: polygons, and the label images drawn from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ EGO_VEHICLE, UNLABELED = ("ego vehicle", 1), 0
 def write_cityscapes(
     root: Path, split: str, city: str, scenes: Sequence[TinyScene], categories: Sequence[Mapping[str, Any]]
 ) -> None:
-    """Writes ``leftImg8bit/{split}/{city}`` and ``gtFine/{split}/{city}``.
+    """Write ``leftImg8bit/{split}/{city}`` and ``gtFine/{split}/{city}``.
 
     The last object of the first image is a group, which Cityscapes ignores in evaluation.
 
@@ -49,7 +49,7 @@ def write_cityscapes(
 
 
 def _objects(scene: TinyScene, things: Sequence[str], group: bool) -> list[dict[str, Any]]:
-    """Returns what is in a scene as Cityscapes has it, label and polygon, from back to front."""
+    """Return what is in a scene as Cityscapes has it, label and polygon, from back to front."""
     height, width = scene.shape
     objects = [
         {"label": name, "polygon": _rectangle(0, rows.start, width - 1, rows.stop - 1)}
@@ -70,7 +70,7 @@ def _rectangle(left: int, top: int, right: int, bottom: int) -> list[list[int]]:
 def _draw(
     objects: Sequence[Mapping[str, Any]], shape: tuple[int, int], categories: Sequence[Mapping[str, Any]]
 ) -> dict[str, Image.Image]:
-    """Draws polygons one over the other, as Cityscapes' own scripts do, in each of its encodings."""
+    """Draw polygons one over the other, as Cityscapes' own scripts do, in each of its encodings."""
     size = (shape[1], shape[0])
     ids = Image.new("L", size, UNLABELED)
     train_ids = Image.new("L", size, IGNORED)

@@ -1,4 +1,4 @@
-"""Writes scenes in the layouts of COCO 2017, with the keypoints of people, and of LVIS v0.5."""
+"""Scenes in the layouts of COCO 2017, with keypoints of people, and of LVIS v0.5."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SKELETON = [
 def write_coco(
     root: Path, split: str, scenes: Sequence[TinyScene], categories: Mapping[int, str], num_looks: int
 ) -> None:
-    """Writes the images of a split, ``instances_{split}.json`` and ``person_keypoints_{split}.json``.
+    """Write the images of a split, ``instances_{split}.json`` and ``person_keypoints_{split}.json``.
 
     Classes are given out in turn, but the first look of objects is always a person, so that there are enough
     of these. The last object of the first image is marked as a crowd, by its run lengths.
@@ -108,7 +108,7 @@ def write_coco(
 
 
 def write_lvis(path: Path, split: str, scenes: Sequence[TinyScene], categories: Sequence[Mapping[str, Any]]) -> None:
-    """Writes LVIS's annotations of a COCO split: every object has a class of its own among the 1230.
+    """Write LVIS's annotations of a COCO split: every object has a class of its own among the 1230.
 
     Args:
         path: ``lvis/lvis_v0.5_train.json`` or ``lvis/lvis_v0.5_val.json``.
@@ -173,7 +173,7 @@ def _annotation(number: int, image_id: int, category: int, obj: SceneObject) -> 
 
 
 def keypoints(obj: SceneObject) -> list[int]:
-    """Lays a standing figure into the box of an object.
+    """Lay a standing figure into the box of an object.
 
     Returns:
         x, y and visibility of each of the 17 keypoints: 2 where the object is, 1 (hidden) elsewhere.

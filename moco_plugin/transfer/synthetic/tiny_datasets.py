@@ -1,4 +1,4 @@
-"""Writes tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS and Cityscapes."""
+"""Tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS and Cityscapes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def make_tiny_datasets(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Path:
-    """Writes a folder for ``DETECTRON2_DATASETS``, whole or not at all.
+    """Write a folder for ``DETECTRON2_DATASETS``, whole or not at all.
 
     It holds ``VOC2007``, ``VOC2012``, ``benchmark_RELEASE`` (SBD), ``coco``, ``lvis`` (whose images are
     COCO's) and ``cityscapes``, in the layouts in which these are published. What is in a scene is composed of
@@ -151,7 +151,7 @@ def _write_voc2012(
     further: Sequence[TinyScene],
     tables: ClassTables,
 ) -> None:
-    """Writes VOC 2012 and SBD, which segments further images of VOC 2012, and some of its own train and val."""
+    """Write VOC 2012 and SBD, which segments further images of VOC 2012, and some of its own train and val."""
     train, val, more = (
         [f"{year}_{number:06d}" for number in range(1, len(scenes) + 1)]
         for year, scenes in ((2007, trained), (2008, tested), (2009, further))

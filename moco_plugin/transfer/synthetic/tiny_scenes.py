@@ -1,4 +1,4 @@
-"""Composes the scenes of the tiny data sets: every object has a number, from which its class follows."""
+"""The scenes of the tiny data sets, in which the number of an object gives its class."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TinyScene:
 
 
 def group_looks(images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray | None) -> Looks:
-    """Groups object images by their labels, or puts all in one group."""
+    """Group object images by their labels, or puts all in one group."""
     labels = np.zeros(len(images), np.int64) if labels is None else labels
     classes = np.unique(labels).tolist()
     count = max(number for number in (1, 2, 5, 10) if number <= len(classes))
@@ -54,7 +54,7 @@ def group_looks(images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray | 
 
 
 def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
-    """Reads photos of objects with transparent surroundings, PNG files in a folder for each kind of object.
+    """Read photos of objects with transparent surroundings, PNG files in a folder for each kind of object.
 
     Returns:
         The objects for training and others for testing.
@@ -88,7 +88,7 @@ def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
 
 
 def _read_photo(path: Path) -> np.ndarray | None:
-    """Returns a photo cut to what is opaque in it (RGBA, H x W x 4), or None if all or nothing is opaque."""
+    """Return a photo cut to what is opaque in it (RGBA, H x W x 4), or None if all or nothing is opaque."""
     try:
         with Image.open(path) as image:
             photo = image.convert("RGBA")
@@ -105,7 +105,7 @@ def _read_photo(path: Path) -> np.ndarray | None:
 def compose_split(
     looks: Looks, count: int, size: int, seed: Sequence[int], canvas_bands: Sequence[Sequence[int]] = ()
 ) -> list[TinyScene]:
-    """Composes the scenes of one split.
+    """Compose the scenes of one split.
 
     Object number n of the split has the look of group n modulo their number, so that classes given out in turn
     all occur: 20 of them in seven scenes.
@@ -143,6 +143,6 @@ def _bands(size: int, colours: Sequence[Sequence[int]], random: np.random.Genera
 
 
 def band_rows(size: int, count: int) -> list[slice]:
-    """Returns the rows of ``count`` horizontal bands of a scene ``size`` pixels high, top to bottom."""
+    """Return the rows of ``count`` horizontal bands of a scene ``size`` pixels high, top to bottom."""
     edges = np.linspace(0, size, count + 1).round().astype(int).tolist()
     return [slice(top, bottom) for top, bottom in itertools.pairwise(edges)]

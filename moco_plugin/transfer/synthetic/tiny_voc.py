@@ -1,4 +1,4 @@
-"""Writes scenes in the layouts of Pascal VOC 2007 and 2012 and of SBD."""
+"""Scenes in the layouts of Pascal VOC 2007 and 2012 and of SBD."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Split = tuple[Sequence[str], Sequence[TinyScene]]  # names of the images, and th
 def write_voc(
     root: Path, segmented: Mapping[str, Split], names: Sequence[str], boxes_only: Mapping[str, Split] | None = None
 ) -> None:
-    """Writes ``JPEGImages``, ``Annotations``, ``ImageSets``, ``SegmentationClass`` and ``SegmentationObject``.
+    """Write ``JPEGImages``, ``Annotations``, ``ImageSets``, ``SegmentationClass`` and ``SegmentationObject``.
 
     Args:
         root: The folder ``VOC2007`` or ``VOC2012``.
@@ -52,7 +52,7 @@ def write_voc(
 
 
 def label_maps(scene: TinyScene, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns class numbers from 1 and object numbers from 1 (uint8, H x W), 0 where no object is."""
+    """Return class numbers from 1 and object numbers from 1 (uint8, H x W), 0 where no object is."""
     classes, instances = np.zeros(scene.shape, np.uint8), np.zeros(scene.shape, np.uint8)
     for number, obj in enumerate(scene.objects, start=1):
         classes[obj.mask], instances[obj.mask] = obj.label % num_classes + 1, number
@@ -60,7 +60,7 @@ def label_maps(scene: TinyScene, num_classes: int) -> tuple[np.ndarray, np.ndarr
 
 
 def _edges(numbers: np.ndarray) -> np.ndarray:
-    """Returns where the next pixel to the right, or below, has another number, on both sides (bool, H x W)."""
+    """Return where the next pixel to the right, or below, has another number, on both sides (bool, H x W)."""
     edges = np.zeros(numbers.shape, bool)
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = numbers[here] != numbers[there]
@@ -70,7 +70,7 @@ def _edges(numbers: np.ndarray) -> np.ndarray:
 
 
 def write_sbd(root: Path, splits: Mapping[str, Split], names: Sequence[str]) -> None:
-    """Writes ``img``, ``cls``, ``inst`` and the lists of ``benchmark_RELEASE/dataset`` (Hariharan et al. 2011).
+    """Write ``img``, ``cls``, ``inst`` and the lists of ``benchmark_RELEASE/dataset`` (Hariharan et al. 2011).
 
     Raises:
         UserError: scipy, which writes Matlab's format, is not installed.
@@ -99,7 +99,7 @@ def write_sbd(root: Path, splits: Mapping[str, Split], names: Sequence[str]) -> 
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Returns the pixels of a mask that lie beside the rest (uint8, H x W)."""
+    """Return the pixels of a mask that are not connected to the rest (uint8, H x W)."""
     boundary: np.ndarray = _edges(mask) & mask
     return boundary.astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Writes files as Pascal VOC has them: annotations in XML, and label images with a palette."""
+"""Pascal VOC's files: annotations in XML, and label images with a palette."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOID = 255  # label of pixels that count for nothing
 def write_voc_annotation(
     path: Path, folder: str, shape: tuple[int, int], boxes: Sequence[tuple[str, tuple[int, int, int, int]]]
 ) -> None:
-    """Writes the boxes of an image as Pascal VOC does.
+    """Write the boxes of an image as Pascal VOC does.
 
     Args:
         path: The XML file, called as the image is.
@@ -38,7 +38,7 @@ def write_voc_annotation(
 
 
 def write_palette_png(path: Path, array: np.ndarray, palette: Sequence[int]) -> None:
-    """Writes numbers (uint8, H x W) as a picture whose colours ``palette`` gives, three to a number."""
+    """Write numbers (uint8, H x W) as a picture whose colours ``palette`` gives, three to a number."""
     picture = Image.fromarray(array).convert("P")
     picture.putpalette(list(palette))
     picture.save(path)
@@ -50,7 +50,7 @@ def _add_fields(node: ElementTree.Element, **fields: str | int) -> None:
 
 
 def voc_palette() -> list[int]:
-    """Returns VOC's 256 colours, three numbers each: the bits of a class number spread over red, green, blue."""
+    """Return VOC's 256 colours, three numbers each: the bits of a class number spread over red, green, blue."""
     colours = []
     for number in range(256):
         for channel in range(3):
