@@ -14,7 +14,7 @@ from moco_plugin.checkpoints.to_torchvision import TORCHVISION
 from moco_plugin.checkpoints.write import convert_to
 from moco_plugin.errors import UsageError, did_you_mean
 
-NAMES = ("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train")
+TARGETS = ("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train")
 
 
 def convert(
@@ -53,7 +53,7 @@ def convert(
         formats |= {format.name: format for format in FORMATS}
         networks["detectron2"] = detectron2_source
     if to not in formats:
-        raise UsageError(f"to is {to!r}; expected one of {', '.join(NAMES)}{did_you_mean(to, NAMES)}")
+        raise UsageError(f"to is {to!r}; expected one of {', '.join(TARGETS)}{did_you_mean(to, TARGETS)}")
     return convert_to(
         formats[to],
         source,

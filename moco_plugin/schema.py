@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.safe_yaml import MAX_DEPTH, parse_yaml, read_yaml_file
 
-Config = TypeVar("Config")
+Schema = TypeVar("Schema")
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
@@ -54,7 +54,7 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
         raise UsageError(f"config: {str(error).splitlines()[0]}") from error
 
 
-def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Config:
+def build_config(schema: type[Schema], file: Path | None, overrides: Any) -> Schema:
     """Build a config: the schema's defaults, then a YAML file, then overrides.
 
     Args:
@@ -69,7 +69,7 @@ def build_config(schema: type[Config], file: Path | None, overrides: Any) -> Con
     try:
         for layer in ([] if file is None else [read_yaml(file)]) + [overrides]:
             config = OmegaConf.merge(config, layer)
-        result: Config = OmegaConf.to_object(config)  # type: ignore[assignment]
+        result: Schema = OmegaConf.to_object(config)  # type: ignore[assignment]
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         key = getattr(error, "full_key", None) or ""
         if "MissingMandatory" in type(error).__name__:

@@ -15,7 +15,7 @@ from moco_plugin.tools.predict import main as predict
 from moco_plugin.tools.pretrain import main as pretrain
 from moco_plugin.tools.report import main as report
 from moco_plugin.tools.train_net import main as train_net
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.trainer import load_detector_config
 from moco_plugin.transfer.weights import load_weights
 from tests.conftest import TINY, TRAIN
 from tests.helpers import safety_cases
@@ -72,7 +72,7 @@ def test_detectron2_config(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
     child.write_text("_BASE_: self.yaml\n")
     for config in (path, child):
         try:
-            load_config(str(config), [])
+            load_detector_config(str(config), [])
         except UserError:  # the tools say the same
             arguments = ["--config-file", str(config), "OUTPUT_DIR", str(tmp_path / "run")]
             sentence(capsys, lambda a=arguments: train_net(a))  # type: ignore[misc]
@@ -96,7 +96,7 @@ def test_weights(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         path = tmp_path / f"weights{suffix}"
         path.write_bytes(safety_cases.pickle_cases(marker)[name])
         sentence(capsys, lambda p=path: convert([str(p), str(tmp_path / "out.pkl"), "--to", "detectron2"]))  # type: ignore[misc]
-        cfg = load_config("demo/scenes_R_18_FPN_quarter", [])
+        cfg = load_detector_config("demo/scenes_R_18_FPN_quarter", [])
         with pytest.raises(UserError):
             load_weights(Detector(), str(path), cfg=cfg)
     assert not marker.exists() and not (tmp_path / "out.pkl").exists()

@@ -63,9 +63,7 @@ def _copy(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         raise Mismatch(f"{name} holds {str(value.dtype).removeprefix('torch.')} numbers; expected {str(dtype)[6:]}")
     value = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if value.is_floating_point() and not value.sum().isfinite():
-        raise Mismatch(
-            f"{name} holds numbers that are not finite, so training diverged; use an earlier checkpoint"
-        )
+        raise Mismatch(f"{name} holds numbers that are not finite, so training diverged; use an earlier checkpoint")
     return value
 
 

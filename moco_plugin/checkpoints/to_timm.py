@@ -38,7 +38,9 @@ OURS = frozenset(
 )
 
 
-def arguments_of(architecture: str, arguments: Mapping[str, Any], backbone: nn.Module) -> tuple[str, dict[str, Any]]:
+def create_model_arguments(
+    architecture: str, arguments: Mapping[str, Any], backbone: nn.Module
+) -> tuple[str, dict[str, Any]]:
     """Return the name and the arguments with which timm.create_model makes a network like ``backbone``.
 
     Args:
@@ -155,7 +157,7 @@ def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
 
 def _target(checkpoint: Checkpoint, output: Path, to: str) -> Target:
     state = checkpoint.backbone.state_dict()
-    name, arguments = arguments_of(checkpoint.architecture, checkpoint.arguments, checkpoint.backbone)
+    name, arguments = create_model_arguments(checkpoint.architecture, checkpoint.arguments, checkpoint.backbone)
     network = timm_network(name, arguments, state)
     loading = {**arguments, "num_classes": 0, "checkpoint_path": str(output)}
     opens = f"timm.create_model('{name}', {keywords(loading)})"

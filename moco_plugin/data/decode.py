@@ -21,8 +21,10 @@ MAX_PIXELS = "MOCO_MAX_PIXELS"  # environment variable: most pixels of an image,
 with contextlib.suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()  # HEIC, where its plug-in is installed
 Image.init()
-FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ))
-SUFFIXES = tuple(sorted(suffix for suffix, name in Image.registered_extensions().items() if name in {*FORMATS, "MPO"}))
+PILLOW_FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ))
+SUFFIXES = tuple(
+    sorted(suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"})
+)
 
 
 class CannotDecode(Exception):
@@ -48,7 +50,7 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
     if limit:
         Image.MAX_IMAGE_PIXELS = int(limit) if limit.isdecimal() else None
     try:
-        with Image.open(source, formats=FORMATS) as image:
+        with Image.open(source, formats=PILLOW_FORMATS) as image:
             if image.mode.startswith(("I", "F")):
                 return Image.fromarray(_to_8_bits(image, name, value_range)).convert("RGB")
             ImageOps.exif_transpose(image, in_place=True)

@@ -22,7 +22,7 @@ from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol
 from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
 
-KEYS = (
+SETTINGS = (
     "data.image_size",
     "data.crop_ratio",
     "data.batch_size",
@@ -53,7 +53,7 @@ def evaluate_linear_fast(
         train: Labelled images: a folder, a list, shards or an idx file, as for ``ImageSet``.
         test: Labelled images to classify.
         lrs: Learning rates to try.
-        overrides: Settings among ``KEYS``, such as ``["schedule.epochs=50"]``.
+        overrides: Settings among ``SETTINGS``, such as ``["schedule.epochs=50"]``.
         encoder: "query" or "key", where the checkpoint has both.
         untrained: Measure random weights in the same network.
         out: JSON file to write.
@@ -133,9 +133,9 @@ def _config(
         raise UsageError(f"--lrs has {bad[0]:g}; expected learning rates above 0")
     config = load_protocol("linear", "moco_v1", overrides)
     for override in overrides:
-        if override.split("=")[0] not in KEYS:
+        if override.split("=")[0] not in SETTINGS:
             raise UsageError(
-                f"{override}: on cached features only {', '.join(KEYS)} and --lrs can be set; leave --fast out for more"
+                f"{override}: on cached features only {', '.join(SETTINGS)} and --lrs can be set; leave --fast out for more"
             )
     return config
 

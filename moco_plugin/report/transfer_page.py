@@ -17,7 +17,7 @@ from moco_plugin.report.page import Page, Picture
 from moco_plugin.report.transfer_table import read_transfers, run_name, transfer_table
 from moco_plugin.transfer.tasks import TASKS, Task
 
-Run = tuple[Path, dict[str, Any]]  # its folder and its results.json
+TransferRun = tuple[Path, dict[str, Any]]  # its folder and its results.json
 SIDE = 640  # pixels of a drawn prediction, at most
 SHOWN = 4  # images
 
@@ -66,7 +66,7 @@ def _plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
-def _add_task(page: Page, task: Task, runs: Sequence[Run]) -> str:
+def _add_task(page: Page, task: Task, runs: Sequence[TransferRun]) -> str:
     """Add a task's table, curves and pictures; return the table in plain text."""
     table = transfer_table(task, [result for _, result in runs])
     page.section(task.title)
@@ -83,7 +83,7 @@ def _add_task(page: Page, task: Task, runs: Sequence[Run]) -> str:
     return f"{task.title}\n{table.caption}\n\n{table.text()}"
 
 
-def _names(runs: Sequence[Run]) -> list[str]:
+def _names(runs: Sequence[TransferRun]) -> list[str]:
     """Return a name of each run, with its folder where two would be called the same."""
     names = [run_name(result) for _, result in runs]
     return [
@@ -112,7 +112,7 @@ def _read_log(path: Path) -> dict[int, float]:
     return losses
 
 
-def add_predictions(page: Page, runs: Mapping[str, Run], images: str, shown: int = SHOWN) -> bool:
+def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, shown: int = SHOWN) -> bool:
     """Add what ``transfer.examples`` has drawn: the truth of each image, then the predictions of each run.
 
     Args:
@@ -184,7 +184,7 @@ def _add_evaluations(page: Page, results: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(f"{heading}\n{table.text()}" for heading, table in tables)
 
 
-def _add_making(page: Page, runs: Sequence[Run]) -> None:
+def _add_making(page: Page, runs: Sequence[TransferRun]) -> None:
     page.section("What was trained")
     lines = {}
     for folder, result in runs:

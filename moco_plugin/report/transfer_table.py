@@ -11,14 +11,14 @@ from moco_plugin.report.evaluation_results import METHODS, NONE, find_results
 from moco_plugin.report.tables import Table
 from moco_plugin.transfer.tasks import TASKS, Task
 
-KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the results.json of a transfer run has
+RESULT_KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the results.json of a transfer run has
 
 
 def read_transfers(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and ``results.json`` of each transfer run with a finished trial, at any depth of a folder."""
     return [
         (path.parent, result)
-        for path, result in find_results(folder, "results.json", KEYS)
+        for path, result in find_results(folder, "results.json", RESULT_KEYS)
         if isinstance(result["task"], str) and result["task"] in TASKS
         if isinstance(result["trials"], list) and result["trials"]
     ]

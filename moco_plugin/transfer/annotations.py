@@ -11,7 +11,7 @@ from detectron2.data import MetadataCatalog
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
 
-MAX_BYTES = 256 << 20
+MAX_FILE_BYTES = 256 << 20
 """Size of the largest file checked; only the published files of COCO and LVIS are larger."""
 
 
@@ -23,7 +23,7 @@ def check_annotations(name: str) -> None:
     """
     metadata = MetadataCatalog.get(name)
     path = Path(getattr(metadata, "json_file", ""))
-    if not path.is_file() or path.stat().st_size > MAX_BYTES:
+    if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
         return
     content = read_json(path)
     parts = ("images", "annotations", "categories")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from moco_plugin.files import atomic_folder
 from moco_plugin.transfer.predict import class_names, open_visualizer, predict
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.trainer import load_detector_config
 
 COUNT = 4
 MIN_SCORE = 0.3  # of a drawn detection
@@ -28,7 +28,7 @@ def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
         UserError: The trial's files are not there, or OpenCV is not installed.
     """
     config = str(trial / "config.yaml")
-    cfg = load_config(config, [])
+    cfg = load_detector_config(config, [])
     entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:count]
     metadata = class_names(cfg)
     with atomic_folder(out) as temporary:

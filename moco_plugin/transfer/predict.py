@@ -20,11 +20,11 @@ from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path, check_output
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.device import fit_device
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.trainer import load_detector_config
 from moco_plugin.transfer.weights import load_weights
 
 MIN_SIDE = 640  # pixels; smaller images are drawn enlarged
-NAMES = 20  # of a picture's longest side to the height of class names, at least
+NAME_HEIGHT = 20  # of a picture's longest side to the height of class names, at least
 
 
 def predict(
@@ -61,7 +61,7 @@ def predict(
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is a score from 0 to 1, got {threshold}")
     pictures = _outputs(images, Path(out), overwrite)
-    cfg = load_config(config_file, list(overrides))
+    cfg = load_detector_config(config_file, list(overrides))
     cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     fit_device(cfg)
@@ -155,7 +155,7 @@ def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:
     side = max(image.shape[:2])
     visualizer = Visualizer(image, metadata, scale=max(1.0, MIN_SIDE / side))
     # in pixels of the image; detectron2 draws names of small objects at 0.6 of it
-    visualizer._default_font_size = max(visualizer._default_font_size, side / NAMES)
+    visualizer._default_font_size = max(visualizer._default_font_size, side / NAME_HEIGHT)
     return visualizer
 
 

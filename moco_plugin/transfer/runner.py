@@ -29,7 +29,7 @@ from moco_plugin.transfer.examples import MIN_SCORE, draw_examples
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
 from moco_plugin.transfer.scaling import scale_to_batch
 from moco_plugin.transfer.tasks import Task, find_task
-from moco_plugin.transfer.trainer import RESULTS, Machines, default_gpus, load_config, train
+from moco_plugin.transfer.trainer import RESULTS, Machines, default_gpus, load_detector_config, train
 
 CONTEXT = multiprocessing.get_context("spawn")
 OWN = ("OUTPUT_DIR", "SEED")  # config keys that the runner sets
@@ -79,8 +79,8 @@ def run_trials(
         raise UsageError(f"--trials is {trials}; expected 1 or more")
     _check_overrides(overrides)
     config = task.config(init)
-    scaled, sentence = scale_to_batch(load_config(config, []), images_per_batch, overrides)
-    cfg = load_config(config, [*scaled, *overrides])
+    scaled, sentence = scale_to_batch(load_detector_config(config, []), images_per_batch, overrides)
+    cfg = load_detector_config(config, [*scaled, *overrides])
     _check_batch(cfg, machines)
     datasets = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
     for name in datasets:

@@ -9,7 +9,7 @@ from detectron2.engine import DefaultTrainer
 
 from moco_plugin.errors import UsageError
 
-KEYS = ("IMS_PER_BATCH", "BASE_LR", "WARMUP_ITERS", "STEPS", "MAX_ITER", "CHECKPOINT_PERIOD")
+SCALED = ("IMS_PER_BATCH", "BASE_LR", "WARMUP_ITERS", "STEPS", "MAX_ITER", "CHECKPOINT_PERIOD")
 
 
 def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequence[str] = ()) -> tuple[list[str], str]:
@@ -54,7 +54,7 @@ def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequen
     scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
     if cfg.TEST.EVAL_PERIOD:  # 0 means never
         scaled.TEST.EVAL_PERIOD = max(1, scaled.TEST.EVAL_PERIOD)
-    pairs = [part for key in KEYS for part in (f"SOLVER.{key}", str(scaled.SOLVER[key]))]
+    pairs = [part for key in SCALED for part in (f"SOLVER.{key}", str(scaled.SOLVER[key]))]
     pairs += ["TEST.EVAL_PERIOD", str(scaled.TEST.EVAL_PERIOD)]
     values = ", ".join(
         f"{name} {cfg.SOLVER[key]} to {scaled.SOLVER[key]}"

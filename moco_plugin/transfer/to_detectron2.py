@@ -17,7 +17,7 @@ from moco_plugin.checkpoints.formats import Format, Target
 from moco_plugin.checkpoints.proof import Network, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.renaming import PLAIN_RESNET, detectron2_name, is_plain_resnet
-from moco_plugin.checkpoints.to_timm import arguments_of
+from moco_plugin.checkpoints.to_timm import create_model_arguments
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.resnet import resnet_for_weights
@@ -95,7 +95,7 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
 
 def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
     """Any other timm network is written for ``build_timm_backbone``, under timm's names below ``model.``."""
-    name, arguments = arguments_of(checkpoint.architecture, checkpoint.arguments, checkpoint.backbone)
+    name, arguments = create_model_arguments(checkpoint.architecture, checkpoint.arguments, checkpoint.backbone)
     arrays = {f"model.{key}": value.numpy() for key, value in checkpoint.backbone.state_dict().items()}
     network = timm_backbone_for_weights(name, arguments, arrays)
     kept = {key for key, _ in network.named_modules()}  # layers behind the last map are removed

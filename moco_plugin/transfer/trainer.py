@@ -38,7 +38,7 @@ from moco_plugin.transfer.weights import load_weights, read_file
 RESULTS = "results.json"
 
 
-def load_config(config_file: str, overrides: list[str]) -> CfgNode:
+def load_detector_config(config_file: str, overrides: list[str]) -> CfgNode:
     """Read a detectron2 config, without running code, and check everything that can be checked before work begins.
 
     Args:
@@ -254,7 +254,7 @@ def train(
         UserError: Data sets or weights that are missing or do not fit.
     """
     machines.check()
-    cfg = load_config(config, list(overrides))
+    cfg = load_detector_config(config, list(overrides))
     datasets = (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
     for name in datasets:
         require_dataset(name)

@@ -21,7 +21,7 @@ from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
 from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.transfer.components.resnet import make_resnet
 from moco_plugin.transfer.device import fit_device
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.trainer import load_detector_config
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
 from tests.helpers.checkpoints import official
 from tests.helpers.config_differences import (
@@ -56,7 +56,7 @@ def test_no_config_is_left_out() -> None:
 @pytest.mark.parametrize("experiment", BASELINES)
 def test_differences_to_detectron2s_baseline(experiment: str, initialisation: str) -> None:
     name, intended = BASELINES[experiment]
-    cfg = load_config(name_of(experiment, initialisation), [])
+    cfg = load_detector_config(name_of(experiment, initialisation), [])
     theirs = baseline(name)
     expected = dict(intended)
     if initialisation != "supervised":
@@ -73,13 +73,13 @@ def test_differences_to_detectron2s_baseline(experiment: str, initialisation: st
 @pytest.mark.parametrize("experiment", FCN)
 def test_differences_of_fcn_to_detectron2s_defaults(experiment: str) -> None:
     theirs = get_cfg()
-    ours = load_config(f"{experiment}_supervised", [])
+    ours = load_detector_config(f"{experiment}_supervised", [])
     assert differences(theirs, ours) == {**FULLY_CONVOLUTIONAL, **FCN_DIFFERENCES[experiment]}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_initialisations_differ_in_weights_and_input_alone(experiment: str) -> None:
-    random, supervised, moco = (load_config(name_of(experiment, i), []) for i in INITIALISATIONS)
+    random, supervised, moco = (load_detector_config(name_of(experiment, i), []) for i in INITIALISATIONS)
     assert supervised.MODEL.WEIGHTS == MSRA and random.MODEL.WEIGHTS == ""
     assert differences(random, moco) == {"MODEL.WEIGHTS": ("", moco.MODEL.WEIGHTS)}
     assert "tools/convert_to_d2.py" in moco.MODEL.WEIGHTS  # a sentence, until the user gives the file
@@ -151,7 +151,7 @@ def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("experiment", NETWORKS)
 def test_network_is_filled_and_all_of_it_is_tuned(experiment: str, resnet50: Path) -> None:
     """Build the whole network; then one step on two small images."""
-    cfg = load_config(f"{experiment}_moco", [*FEW, "MODEL.WEIGHTS", str(resnet50), "MODEL.DEVICE", "cpu"])
+    cfg = load_detector_config(f"{experiment}_moco", [*FEW, "MODEL.WEIGHTS", str(resnet50), "MODEL.DEVICE", "cpu"])
     fit_device(cfg)
     torch.manual_seed(0)
     model = build_model(cfg)
@@ -195,13 +195,13 @@ def test_network_is_filled_and_all_of_it_is_tuned(experiment: str, resnet50: Pat
 
 def test_networks_of_all_experiments_are_among_these() -> None:
     """Experiments that share a network differ in nothing that ``MODEL`` says."""
-    built = [load_config(f"{experiment}_moco", []).MODEL for experiment in NETWORKS]
+    built = [load_detector_config(f"{experiment}_moco", []).MODEL for experiment in NETWORKS]
     for experiment in EXPERIMENTS:
-        assert load_config(f"{experiment}_moco", []).MODEL in built, experiment
+        assert load_detector_config(f"{experiment}_moco", []).MODEL in built, experiment
 
 
 def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
-    cfg = load_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.DEVICE", "cpu"])
+    cfg = load_detector_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.DEVICE", "cpu"])
     fit_device(cfg)
     backbone = build_model(cfg).backbone
     assert backbone.output_shape()["c5"].stride == 16 and backbone.output_shape()["c5"].channels == 512
@@ -210,7 +210,9 @@ def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
     assert [block.conv2.dilation for block in backbone.bottom_up.res5] == [(2, 2)] * 3
     assert backbone(torch.zeros(1, 3, 64, 96))["c5"].shape == (1, 512, 4, 6)
     with pytest.raises(UserError, match="RES5_DILATION 2"):
-        build_model(load_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.RESNETS.RES5_DILATION", "1"]))
+        build_model(
+            load_detector_config("voc/pascal_voc_R_50_dilated_C5_24k_random", ["MODEL.RESNETS.RES5_DILATION", "1"])
+        )
 
 
 @pytest.mark.parametrize("depth", [18, 34])
@@ -229,7 +231,7 @@ def test_c4_of_two_layer_blocks(experiment: str, depth: int) -> None:
         "MODEL.WEIGHTS",
         "",
     ]
-    cfg = load_config(f"{experiment}_moco", [*FEW, *narrow])
+    cfg = load_detector_config(f"{experiment}_moco", [*FEW, *narrow])
     fit_device(cfg)
     model = build_model(cfg)
     res5 = model.roi_heads.res5
@@ -249,9 +251,9 @@ def test_c4_of_two_layer_blocks(experiment: str, depth: int) -> None:
 
 def test_res5_of_bottlenecks_is_detectron2s() -> None:
     options = ["MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.WEIGHTS", ""]
-    ours = build_model(load_config("voc/pascal_voc_R_50_C4_24k_moco", options)).roi_heads
+    ours = build_model(load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", options)).roi_heads
     theirs = build_model(
-        load_config("voc/pascal_voc_R_50_C4_24k_moco", [*options, "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"])
+        load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", [*options, "MODEL.ROI_HEADS.NAME", "Res5ROIHeads"])
     ).roi_heads
     state = theirs.state_dict()
     extra = {name: value for name, value in ours.state_dict().items() if name not in state}

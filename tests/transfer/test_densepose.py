@@ -9,7 +9,7 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.trainer import Trainer, load_config
+from moco_plugin.transfer.trainer import Trainer, load_detector_config
 from tests.helpers.config_differences import DENSEPOSE, FPN, INITIALISATIONS, MSRA, RECORDED, differences
 
 HEAD = "MODEL.ROI_DENSEPOSE_HEAD"
@@ -49,7 +49,7 @@ def test_densepose_without_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "densepose", None)
     for initialisation in INITIALISATIONS:
         with pytest.raises(UserError, match=r"wants detectron2's DensePose project.* run `pip install .*DensePose`"):
-            load_config(f"{DENSEPOSE}_{initialisation}", [])
+            load_detector_config(f"{DENSEPOSE}_{initialisation}", [])
 
 
 def test_densepose_with_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +65,9 @@ def test_densepose_with_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "Trainer", ProjectsTrainer, raising=False)
     monkeypatch.setitem(sys.modules, "densepose", project)
     monkeypatch.setitem(sys.modules, "densepose.engine", engine)
-    random, supervised, moco = (load_config(f"{DENSEPOSE}_{i}", ["OUTPUT_DIR", "out"]) for i in INITIALISATIONS)
+    random, supervised, moco = (
+        load_detector_config(f"{DENSEPOSE}_{i}", ["OUTPUT_DIR", "out"]) for i in INITIALISATIONS
+    )
     assert set(differences(random, moco)) == {"MODEL.WEIGHTS"} and supervised.MODEL.WEIGHTS == MSRA
     base = get_cfg()
     add_densepose_config(base)

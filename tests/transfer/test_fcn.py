@@ -16,7 +16,7 @@ from PIL import Image
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.fcn import FCNHead
 from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, read_labels, training_steps
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.trainer import load_detector_config
 
 IGNORE = 255
 NARROW = [
@@ -67,7 +67,7 @@ def test_scores_lie_where_their_features_are_centred() -> None:
 def test_features_are_centred_on_every_sixteenth_pixel() -> None:
     """What a feature depends on has its centre of mass there, as ``upsample`` takes it, not half a stride further."""
     torch.manual_seed(0)
-    model = build_model(load_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW]))
+    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW]))
     image = torch.rand(1, 3, 257, 257, requires_grad=True)
     features = model.eval().backbone(image)["res5"]
     assert features.shape[-2:] == (17, 17)
@@ -104,7 +104,7 @@ def test_wrong_feature_maps_are_refused() -> None:
 
 
 def test_scores_are_as_large_as_the_image() -> None:
-    model = build_model(load_config("voc/pascal_voc_2012_fcn_R_50_30k_random", NARROW)).eval()
+    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", NARROW)).eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((75, 50), (64, 97))]
     with torch.no_grad():
         results = model([{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images])
@@ -170,7 +170,7 @@ def test_scale_is_uniform_over_its_range(entry: dict[str, object]) -> None:
 
 
 def test_inference_takes_the_image_as_it_is(entry: dict[str, object]) -> None:
-    cfg = load_config("voc/pascal_voc_2012_fcn_R_50_30k_supervised", [])
+    cfg = load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_supervised", [])
     result = SemanticMapper(cfg, is_train=False)(entry)
     assert "sem_seg" not in result and result["image"].shape == (3, 40, 60)
     assert result["image"][:, 0, 0].tolist() == [40, 30, 20]  # BGR, as the supervised weights want
@@ -196,7 +196,7 @@ def test_labels_are_indices_never_colours(entry: dict[str, object], tmp_path: Pa
     ],
 )
 def test_settings_that_cannot_be_right(overrides: list[str], message: str) -> None:
-    cfg = load_config("cityscapes/cityscapes_fcn_R_50_90k_moco", overrides)
+    cfg = load_detector_config("cityscapes/cityscapes_fcn_R_50_90k_moco", overrides)
     with pytest.raises(UsageError, match=message):
         SemanticMapper(cfg, is_train=True)
 
@@ -216,7 +216,7 @@ def test_it_learns_where_things_are() -> None:
         "2",
     ]
     torch.manual_seed(0)
-    model = build_model(load_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW, *wider]))
+    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW, *wider]))
 
     def scenes(number: int, size: int = 129) -> list[dict[str, object]]:
         entries: list[dict[str, object]] = []

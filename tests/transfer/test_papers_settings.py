@@ -10,14 +10,14 @@ from yaml import safe_load
 
 from moco_plugin.config import configs_folder
 from moco_plugin.config import load_config as load_pretrain_config
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.trainer import load_detector_config
 from tests.helpers.papers import TEXT, short, thousands
 
 SETTINGS = TEXT[TEXT.index("## Fine-tuning settings") :]
 
 
 def config(name: str) -> CfgNode:
-    return load_config(f"{name}_moco", [])
+    return load_detector_config(f"{name}_moco", [])
 
 
 def drops(cfg: CfgNode) -> str:

@@ -16,7 +16,7 @@ from moco_plugin.tools.predict import main
 from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.predict import class_names, draw
-from moco_plugin.transfer.trainer import load_config
+from moco_plugin.transfer.trainer import load_detector_config
 from tests.helpers.predictions import perfect
 
 CONFIG = "demo/scenes_R_18_FPN_quarter"
@@ -26,7 +26,7 @@ CONFIG = "demo/scenes_R_18_FPN_quarter"
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A detector of the demo's, untrained, as training would write it."""
     path = tmp_path_factory.mktemp("weights") / "model_final.pth"
-    cfg = load_config(CONFIG, ["SEED", "1"])
+    cfg = load_detector_config(CONFIG, ["SEED", "1"])
     fit_device(cfg)
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, path)

@@ -23,7 +23,7 @@ from moco_plugin.training.run_folder import locked
 from moco_plugin.transfer import runner, trainer
 from moco_plugin.transfer.densepose import wants_densepose
 from moco_plugin.transfer.tasks import TASKS
-from moco_plugin.transfer.trainer import Machines, load_config
+from moco_plugin.transfer.trainer import Machines, load_detector_config
 from tests.helpers.checkpoints import official
 from tests.transfer.conftest import catalog_of
 
@@ -181,7 +181,7 @@ def test_tasks_are_what_their_configs_say() -> None:
             path = find_config(name, "detectron2")
             names.add(path)
             if "densepose" not in name:
-                cfg = load_config(name, [])
+                cfg = load_detector_config(name, [])
                 assert tuple(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))) == task.datasets
                 assert not wants_densepose(cfg)
             assert ("_moco" in name) == (init == "moco")
@@ -273,7 +273,7 @@ def test_folder_of_something_else_is_kept(
 
 def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainer, "default_gpus", lambda: 8)
-    cfg = load_config("voc/pascal_voc_R_50_C4_24k_moco", [])
+    cfg = load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", [])
     runner._check_batch(cfg, Machines(8, 2, 1, "tcp://host:1"))
     with pytest.raises(UsageError, match="16 images per batch cannot be spread evenly over 6 processes"):
         runner._check_batch(cfg, Machines(6))

@@ -24,7 +24,7 @@ from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.methods import arguments_of, method_class
 from moco_plugin.training.optimizers import LARS
 
-Config = TypeVar("Config", bound=PydanticConfig)
+ArgsClass = TypeVar("ArgsClass", bound=PydanticConfig)
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def recipe_of(method: str, wrapped_model: Any) -> PretrainConfig:
     return _recipe(recipe_for(method_class(method), model, is_trained(model)))
 
 
-def with_defaults(base: type[Config], **defaults: Any) -> type[Config]:
+def with_defaults(base: type[ArgsClass], **defaults: Any) -> type[ArgsClass]:
     """Return a subclass of one of LightlyTrain's argument classes with other defaults.
 
     Args:
