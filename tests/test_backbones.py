@@ -41,7 +41,7 @@ def test_any_timm_model_trains(name: str, arguments: dict[str, Any]) -> None:
     dim = check_features(backbone, name, 32)
     assert dim == feature_dim(backbone)
     model = MoCo(backbone, dim, dim=16, queue_size=16, batch_norm_groups=2)
-    assert model.encoder_q.head[0].in_features == dim  # type: ignore[index, union-attr]
+    assert model.encoder_q.head[0].in_features == dim
     first = next(p for p in model.encoder_q.parameters() if p.requires_grad and p.ndim == 4)
     loss, metrics = model(*torch.randn(2, 4, 3, 32, 32))
     loss.backward()
@@ -55,19 +55,19 @@ def test_wide_resnets_have_the_papers_size(width: int, millions: float) -> None:
         model = create_backbone("resnet50", width=width)
         features = model(torch.empty(1, 3, 64, 64))
     assert features.shape == (1, 2048 * width) and feature_dim(model) == 2048 * width
-    assert model.conv1.out_channels == 64 * width  # type: ignore[union-attr, operator]
+    assert model.conv1.out_channels == 64 * width
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
 def test_small_stem_keeps_the_resolution() -> None:
     model = create_backbone("resnet18", small_stem=True)
-    assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)  # type: ignore[operator]
+    assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
 
 
 def test_last_norm_of_a_block_starts_at_one_or_zero() -> None:
     for zero in (False, True):
         model = create_backbone("resnet18", zero_init_last=zero)
-        assert bool((model.layer1[0].bn2.weight == (0 if zero else 1)).all())  # type: ignore[index, union-attr]
+        assert bool((model.layer1[0].bn2.weight == (0 if zero else 1)).all())
 
 
 def v3_vit(**arguments: Any) -> Any:

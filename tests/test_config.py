@@ -119,7 +119,7 @@ def test_recipe_of_v3_follows_the_network(backbone: str, recipe: str, capsys: py
         ["pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"] if plain else []
     )
     if recipe == "moco_v3_vit_small":
-        assert "num_heads=12" in first and network.blocks[0].attn.num_heads == 12  # type: ignore[index,union-attr]
+        assert "num_heads=12" in first and network.blocks[0].attn.num_heads == 12
 
 
 def test_pretrained_vit_keeps_its_positions_and_heads() -> None:
@@ -224,4 +224,4 @@ def test_built_method_trains() -> None:
     method = build_method("moco", nn.Flatten(), 12, queue_size=16)
     loss, _ = method(torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
     loss.backward()
-    assert all(p.grad is not None for p in method.encoder_q.parameters())  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in method.encoder_q.parameters())

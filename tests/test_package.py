@@ -49,7 +49,8 @@ def test_every_tool_is_a_console_command(wheel: Path) -> None:
     (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
     commands = dict(line.split(" = ") for line in archive.read(name).decode().splitlines() if " = " in line)
     tools = [path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__"]
-    assert commands == {f"moco-{t.replace('_', '-')}": f"moco_plugin.tools.{t}:main" for t in tools}
+    names = {tool: tool.removesuffix("_cli").replace("_", "-") for tool in tools}
+    assert commands == {f"moco-{name}": f"moco_plugin.tools.{tool}:main" for tool, name in names.items()}
 
 
 def test_installed_package_finds_its_configs_by_name(wheel: Path, tmp_path: Path) -> None:

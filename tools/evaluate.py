@@ -127,18 +127,18 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         args.overrides = overrides
 
     arguments = vars(args)
-    what, fast = arguments.pop("what"), arguments.pop("fast", False)
+    protocol, fast = arguments.pop("what"), arguments.pop("fast", False)
     picture = arguments.pop("picture", None)
-    if fast and what == "linear":
-        what = "linear --fast"
+    if fast and protocol == "linear":
+        protocol = "linear --fast"
         for name in ("protocol", "accept_changed_images"):
             arguments.pop(name)
-    elif what == "linear":
+    elif protocol == "linear":
         arguments.pop("lrs")
 
     from moco_plugin import evaluation
 
-    if what == "retrieve":
+    if protocol == "retrieve":
         from moco_plugin.data.images import ImageSet
         from moco_plugin.report.neighbours_picture import check_picture, write_neighbours
 
@@ -156,7 +156,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "lowshot": evaluation.evaluate_lowshot,
         "omnibenchmark": evaluation.evaluate_omnibenchmark,
     }
-    functions[what](**arguments)
+    functions[protocol](**arguments)
     return 0
 
 

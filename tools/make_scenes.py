@@ -34,12 +34,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace scenes that are there already")
     args = parser.parse_args(argv)
 
-    *train, names = load_idx_images(args.train)
-    *test, _ = load_idx_images(args.test)
+    train, train_labels, names = load_idx_images(args.train)
+    test, test_labels, _ = load_idx_images(args.test)
     make_scenes(
         args.output,
-        (train[0], train[1]),
-        (test[0], test[1]),
+        (train, train_labels),
+        (test, test_labels),
         names,
         num_train=args.num_train,
         num_test=args.num_test,

@@ -173,7 +173,7 @@ def attacks(folder: Path) -> dict[str, str]:
     torch.save({"conv1.weight": torch.zeros(8, 3, 7, 7), **blocks}, attack("blocks", None, "or too many"))
     torch.save({f"a.{n}.conv1.weight": small for n in range(60_000)}, attack("many", None, "more than 50000 entries"))
     with torch.device("meta"):
-        wide = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=0).state_dict()  # type: ignore[arg-type]
+        wide = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=0).state_dict()
     shared = torch.zeros(max(v.numel() for v in wide.values()))
     tied = {n: shared[: v.numel()].view(v.shape) if v.is_floating_point() else torch.tensor(0) for n, v in wide.items()}
     torch.save(tied, attack("tied", None, "weights of their own for each layer"))

@@ -235,7 +235,7 @@ def test_whole_detectors_are_read_back(kind: str, tmp_path: Path) -> None:
     assert (checkpoint.layout, checkpoint.unused) == ("detectron2", [])
     assert "strides in 3x3 convolutions and RGB images" in checkpoint.notes[0]
     images = torch.randn(1, 3, 64, 64)
-    stages: Any = checkpoint.backbone.forward_intermediates(images, intermediates_only=True)  # type: ignore[operator]
+    stages: Any = checkpoint.backbone.forward_intermediates(images, intermediates_only=True)
     expected = trunk(images)
     if kind == "C4":
         expected["res5"] = model.roi_heads.res5[:1](expected["res4"])

@@ -18,7 +18,7 @@ from tests.conftest import TRAIN
 
 
 def steps(name: str) -> list[object]:
-    return list(build_views(name, 40).transforms[0].transforms)  # type: ignore[attr-defined]
+    return list(build_views(name, 40).transforms[0].transforms)
 
 
 def find(name: str, kind: type) -> object:
@@ -30,12 +30,12 @@ def find(name: str, kind: type) -> object:
 )
 def test_arguments_are_the_papers(name: str, probability: float, hue: float, blur: float) -> None:
     crop, jitter, grey = (find(name, v2.RandomResizedCrop), find(name, v2.RandomApply), find(name, v2.RandomGrayscale))
-    assert (crop.scale, crop.size) == ((0.2, 1.0), (40, 40))  # type: ignore[attr-defined]
-    assert jitter.p == probability  # type: ignore[attr-defined]
-    (colours,) = jitter.transforms  # type: ignore[attr-defined]
+    assert (crop.scale, crop.size) == ((0.2, 1.0), (40, 40))
+    assert jitter.p == probability
+    (colours,) = jitter.transforms
     assert (colours.brightness, colours.contrast, colours.saturation) == ((0.6, 1.4),) * 3
     assert colours.hue == (-hue, hue)
-    assert grey.p == 0.2  # type: ignore[attr-defined]
+    assert grey.p == 0.2
     first, arguments = view_arguments(name, 40)
     assert first == arguments
     assert (arguments["gaussian_blur"], arguments["sigmas"], arguments["hf_prob"]) == (blur, (0.1, 2), 0.5)
@@ -108,7 +108,7 @@ def test_batched_views_have_lightlys_distribution(name: str) -> None:
     size, count = 12, 1500
     y, x = np.mgrid[0:16, 0:16] * 15
     array = np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
-    view = build_views(name, size).transforms[1]  # type: ignore[attr-defined]
+    view = build_views(name, size).transforms[1]
     one_by_one = torch.stack([view(Image.fromarray(array)) for _ in range(count)]).float()
     path = batched.BatchedViews(view_arguments(name, size), grey_first=name == "moco_v1")
     at_once = path(torch.from_numpy(array).permute(2, 0, 1).expand(count, -1, -1, -1))[1].float()

@@ -221,7 +221,7 @@ def timm_train() -> Sample:
     }
     models = copy.deepcopy(query), copy.deepcopy(key)
     for model in models:
-        model.reset_classifier(0)  # type: ignore[operator]
+        model.reset_classifier(0)
     return Sample(save(content), "timm", *models, "mobilenetv3_small_050")
 
 

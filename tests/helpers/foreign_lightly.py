@@ -62,7 +62,7 @@ class LightlyMasked(pl.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = MaskedVisionTransformerTIMM(tiny_vit())  # type: ignore[arg-type]
+        self.backbone = MaskedVisionTransformerTIMM(tiny_vit())
         self.projection_head = nn.Linear(192, 8)
 
 
@@ -105,7 +105,7 @@ def lightly_generator() -> Sample:
 
 def lightly_masked() -> Sample:
     module = LightlyMasked().eval()
-    return Sample(by_trainer(module), "lightly", module.backbone.vit, architecture="vit_tiny")  # type: ignore[arg-type]
+    return Sample(by_trainer(module), "lightly", module.backbone.vit, architecture="vit_tiny")
 
 
 @contextmanager

@@ -155,7 +155,8 @@ def mutate_tensor(value: torch.Tensor, kind: int, dice: random.Random) -> torch.
 
 
 def _dicts(content: Any) -> list[dict[Any, Any]]:
-    found, waiting = [], [content]
+    found: list[dict[Any, Any]] = []
+    waiting = [content]
     while waiting:
         part = waiting.pop()
         if isinstance(part, dict) and len(found) < 50:

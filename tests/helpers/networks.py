@@ -70,13 +70,13 @@ def tiny_vit(name: str = "vit_tiny_patch16_224", **arguments: Any) -> nn.Module:
 def torchvision_resnet(block: str = "BasicBlock", layers: tuple[int, ...] = (1, 1, 1, 1), **arguments: Any) -> Any:
     kind: Any = getattr(torchvision.models.resnet, block)
     model = torchvision.models.ResNet(kind, list(layers), **arguments)
-    model.fc = nn.Identity()  # type: ignore[assignment]
+    model.fc = nn.Identity()
     return seen(model)
 
 
 def torchvision_vit() -> Any:
     model = torchvision.models.VisionTransformer(64, 16, 2, 3, 192, 768)
-    model.heads = nn.Identity()  # type: ignore[assignment]
+    model.heads = nn.Identity()
     nn.init.normal_(model.conv_proj.bias)
     return model.eval()
 

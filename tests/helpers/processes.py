@@ -43,7 +43,7 @@ def start_tool(
     """
     script = str(name if isinstance(name, Path) else TOOLS / f"{name}.py")
     output = f"{folder}/{next(_count)}"
-    started = []
+    started: list[BaseProcess] = []
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -50,7 +50,7 @@ def test_queue_contrast_of_a_long_queue_keeps_no_logits_and_any_may_change(
     q, k, queue = unit(4, 8).requires_grad_(), unit(4, 8), unit(20, 8)
     loss, _ = queue_contrast(q, k, queue, 0.2)
     if block < 20:
-        assert sum(t.numel() for t in loss.grad_fn.saved_tensors) == 4 * 8  # type: ignore[union-attr]
+        assert sum(t.numel() for t in loss.grad_fn.saved_tensors) == 4 * 8
     (before,) = torch.autograd.grad(loss.sum(), q, retain_graph=True)
     queue.zero_()
     (after,) = torch.autograd.grad(loss.sum(), q)
@@ -80,7 +80,7 @@ def test_split_batch_norm_normalises_each_group_by_itself() -> None:
     with torch.no_grad():
         layer.weight.uniform_(0.5, 2)
         layer.bias.normal_()
-    split = split_batch_norm(nn.Sequential(layer), 1)[0]  # type: ignore[index]
+    split = split_batch_norm(nn.Sequential(layer), 1)[0]
     set_groups(split, 4)
     assert isinstance(split, SplitBatchNorm)
     assert split.state_dict().keys() == layer.state_dict().keys()
@@ -92,8 +92,8 @@ def test_split_batch_norm_normalises_each_group_by_itself() -> None:
         torch.testing.assert_close(out, reference(part))
         mean.append(reference.running_mean)
         var.append(reference.running_var)
-    torch.testing.assert_close(split.running_mean, 0.1 * torch.stack(mean).mean(dim=0))  # type: ignore[arg-type]
-    torch.testing.assert_close(split.running_var, 0.9 + 0.1 * torch.stack(var).mean(dim=0))  # type: ignore[arg-type]
+    torch.testing.assert_close(split.running_mean, 0.1 * torch.stack(mean).mean(dim=0))
+    torch.testing.assert_close(split.running_var, 0.9 + 0.1 * torch.stack(var).mean(dim=0))
     layer.load_state_dict(split.state_dict())
     torch.testing.assert_close(split.eval()(x), layer.eval()(x))
 
@@ -159,8 +159,8 @@ def test_metrics() -> None:
     model = MoCo(nn.Flatten(), 12, dim=12, queue_size=64, momentum=1.0, mlp=False)
     assert not model.key_shuffle.shuffles  # nothing normalises over the batch
     for head in (model.encoder_q.head, model.encoder_k.head):
-        nn.init.eye_(head.weight)  # type: ignore[arg-type]
-        nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+        nn.init.eye_(head.weight)
+        nn.init.zeros_(head.bias)
     images = torch.randn(8, 3, 2, 2)
     loss, metrics = model(images, images)  # key equals query: nothing can beat it
     assert metrics["top1"] == metrics["top5"] == 100
@@ -199,7 +199,7 @@ def test_symmetric_loss_is_the_sum_of_both_directions() -> None:
 def test_recipes_have_their_papers_heads_and_temperatures() -> None:
     v1, v2 = MoCoV1(nn.Flatten(), 12), MoCo(nn.Flatten(), 12)
     assert isinstance(v1.encoder_q.head, nn.Linear) and v1.temperature == 0.07
-    assert [type(layer) for layer in v2.encoder_q.head] == [nn.Linear, nn.ReLU, nn.Linear]  # type: ignore[union-attr]
+    assert [type(layer) for layer in v2.encoder_q.head] == [nn.Linear, nn.ReLU, nn.Linear]
     assert v2.temperature == 0.2
     for model in (v1, v2):
         assert (len(model.queue), model.momentum, model.queue.keys.shape[1]) == (65536, 0.999, 128)
@@ -212,7 +212,7 @@ def test_recipes_have_their_papers_heads_and_temperatures() -> None:
 )
 def test_arguments_out_of_range(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MoCo(nn.Flatten(), 12, **arguments)  # type: ignore[arg-type]
+        MoCo(nn.Flatten(), 12, **arguments)
 
 
 def convolution(in_channels: int, channels: int, stride: int = 1) -> list[nn.Module]:

@@ -43,7 +43,7 @@ def _v1_trace(rank: int, folder: Path) -> None:
     images = trace_images(trace, config)
     mine = slice(rank * config["batch"], (rank + 1) * config["batch"])
     recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
-    shuffling.shared_permutation = lambda length, device: next(recorded)  # type: ignore[attr-defined]
+    shuffling.shared_permutation = lambda length, device: next(recorded)
     model = MoCo(
         tiny_backbone(),
         32,

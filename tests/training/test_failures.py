@@ -211,4 +211,4 @@ def signal_loaders_and(process: BaseProcess, number: int) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert children, "no loader process"
     for pid in [*map(int, children), process.pid]:
-        os.kill(pid, number)  # type: ignore[arg-type]
+        os.kill(pid, number)

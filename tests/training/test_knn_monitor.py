@@ -35,8 +35,8 @@ def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> Non
         return knn_top1(*sets[0], *sets[1], k=100, temperature=0.1)
 
     measured = json.loads((tmp_path / "run" / "result.json").read_text())["knn_top1"]
-    assert measured == pytest.approx(top1(module.method.encoder_q))  # type: ignore[arg-type]
-    assert measured != pytest.approx(top1(module.method.backbone))  # type: ignore[arg-type]
+    assert measured == pytest.approx(top1(module.method.encoder_q))
+    assert measured != pytest.approx(top1(module.method.backbone))
 
 
 def test_unknown_features_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
