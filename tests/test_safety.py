@@ -75,9 +75,9 @@ def test_detectron2_config(name: str, tmp_path: Path, capsys: pytest.CaptureFixt
             load_detector_config(str(config), [])
         except UserError:  # the tools say the same
             arguments = ["--config-file", str(config), "OUTPUT_DIR", str(tmp_path / "run")]
-            sentence(capsys, lambda a=arguments: train_net(a))  # type: ignore[misc]
+            sentence(capsys, lambda a=arguments: train_net(a))
             weights = ["--weights", str(path), "--out", str(tmp_path / "out"), str(path)]
-            sentence(capsys, lambda c=config, w=weights: predict(["--config-file", str(c), *w]))  # type: ignore[misc]
+            sentence(capsys, lambda c=config, w=weights: predict(["--config-file", str(c), *w]))
         else:
             assert name in VALID
     assert not marker.exists() and not (tmp_path / "run").exists()
@@ -95,7 +95,7 @@ def test_weights(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     for suffix in (".pkl", ".pth"):
         path = tmp_path / f"weights{suffix}"
         path.write_bytes(safety_cases.pickle_cases(marker)[name])
-        sentence(capsys, lambda p=path: convert([str(p), str(tmp_path / "out.pkl"), "--to", "detectron2"]))  # type: ignore[misc]
+        sentence(capsys, lambda p=path: convert([str(p), str(tmp_path / "out.pkl"), "--to", "detectron2"]))
         cfg = load_detector_config("demo/scenes_R_18_FPN_quarter", [])
         with pytest.raises(UserError):
             load_weights(Detector(), str(path), cfg=cfg)
