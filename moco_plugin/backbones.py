@@ -21,6 +21,7 @@ def create_backbone(
     image_size: int | None = None,
     width: int = 1,
     small_stem: bool = False,
+    conv_stem: bool = False,
     sincos_position: bool = False,
     frozen_patch_projection: bool = False,
     **arguments: Any,
@@ -36,6 +37,7 @@ def create_backbone(
         width: Factor on all channels of a ResNet, stem included: 2 and 4 make v1's R50w2x and R50w4x.
         small_stem: Start a ResNet with a 3x3 convolution of stride 1 and no max-pool, for images such as CIFAR's.
         sincos_position: Fixed 2-d sine-cosine position embedding of a ViT (v3).
+        conv_stem: Embed a ViT's patches by v3's stack of convolutions (``vit_conv_small`` and ``_base``, appendix of v3).
         frozen_patch_projection: A ViT's random patch projection is not trained (v3, section 5).
         **arguments: Further arguments of timm.create_model, such as ``channels``, ``pretrained`` or, for v3's
             ViTs, ``weight_init="moco"``.
@@ -55,6 +57,8 @@ def create_backbone(
         arguments["channels"] = tuple(width * c for c in arguments.get("channels", (64, 128, 256, 512)))
     # what only some families take; ours to leave out where a model does not
     optional = {"zero_init_last": arguments.pop("zero_init_last", False)}
+    if conv_stem:
+        arguments["embed_layer"] = ConvStem
     if image_size is not None and "img_size" not in arguments:
         optional["img_size"] = image_size
     if frozen_patch_projection and "weight_init" in arguments:  # without patches a better sentence follows
@@ -99,6 +103,19 @@ def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> n
             raise
         reason = str(error).splitlines()[0]
         raise UserError(f"timm's pre-trained weights of {name} cannot be had ({reason})") from error
+
+
+class ConvStem(PatchEmbed):
+    """MoCo v3's stem for ViTs: four 3x3 convolutions of stride 2, then one 1x1 (Xiao et al., arXiv 2106.14881)."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        channels, dim = cast(int, self.proj.in_channels), cast(int, self.proj.out_channels)
+        layers: list[nn.Module] = []
+        for width in (dim // 8, dim // 4, dim // 2, dim):
+            layers += [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+            channels = width
+        self.proj = nn.Sequential(*layers, nn.Conv2d(channels, dim, 1))  # type: ignore[assignment]
 
 
 def _start(convolution: nn.Conv2d) -> nn.Conv2d:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ def convert(
     *,
     encoder: str = "query",
     architecture: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Convert a checkpoint, and print what it was and how exactly the result computes the same.
@@ -36,6 +38,8 @@ def convert(
             (``build_timm_backbone`` for all), "timm", "torchvision" or "lightly-train".
         encoder: "query" or "key", where the checkpoint has both.
         architecture: timm's name of the backbone, where the weights do not tell it.
+        arguments: Of ``create_backbone``, for ``architecture``, such as ``{"num_heads": 12}``.
+        prefix: What stands before the names of the encoder, for files of several networks in which none is known.
         overwrite: Replace what is there.
 
     Returns:
@@ -60,6 +64,8 @@ def convert(
         output,
         encoder=encoder,
         architecture=architecture,
+        arguments=arguments,
+        prefix=prefix,
         overwrite=overwrite,
         network_of=networks,
     )

@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from moco_plugin.errors import command
+from moco_plugin.errors import UsageError, command
+from moco_plugin.safe_yaml import parse_yaml
 
 EXAMPLES = """examples:
   %(prog)s inspect moco_v2_200ep_pretrain.pth.tar
@@ -17,7 +19,18 @@ EXAMPLES = """examples:
   %(prog)s runs/photos/checkpoints/last.ckpt photos --to timm        # timm.create_model('local-dir:photos', pretrained=True)
   %(prog)s runs/photos/checkpoints/last.ckpt photos.safetensors --to timm
   %(prog)s vit-s-300ep.pth.tar vit_s.pth --to torchvision --encoder key
-  %(prog)s moco_v2_200ep.pkl photos.pth --to lightly-train"""
+  %(prog)s moco_v2_200ep.pkl photos.pth --to lightly-train
+  %(prog)s vit_s_linear.pth vit_s.pkl --to detectron2 --architecture vit_small_patch16_224 num_heads=12"""
+
+
+def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
+    """Return KEY=VALUE pairs as arguments, with values as YAML has them."""
+    for pair in pairs:
+        if "=" not in pair:
+            raise UsageError(f"--architecture takes a name and KEY=VALUE, got {pair!r}")
+    return {
+        key: parse_yaml(value, f"--architecture {key}") for key, _, value in (pair.partition("=") for pair in pairs)
+    }
 
 
 @command
@@ -29,9 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s inspect FILE [--encoder ...] [--architecture NAME]\n"
+        usage="%(prog)s inspect FILE [--encoder ...] [--architecture NAME [KEY=VALUE ...]] [--prefix PREFIX]\n"
         "       %(prog)s FILE OUTPUT --to {detectron2,detectron2-timm,timm,torchvision,lightly-train}\n"
-        "                  [--encoder {query,key}] [--architecture NAME] [--overwrite]",
+        "                  [--encoder {query,key}] [--architecture NAME [KEY=VALUE ...]]\n"
+        "                  [--prefix PREFIX] [--overwrite]",
     )
     parser.add_argument("file", metavar="FILE", help="a checkpoint; its layout is found by its content")
     if not inspecting:
@@ -53,20 +67,39 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--encoder", choices=("query", "key"), default="query", help="where there are two (default: %(default)s)"
     )
     parser.add_argument(
-        "--architecture", metavar="NAME", help="timm's name of the backbone, where the weights do not say it"
+        "--architecture",
+        nargs="+",
+        metavar=("NAME", "KEY=VALUE"),
+        help="timm's name of the backbone, where the weights do not tell it, and arguments of timm.create_model",
+    )
+    parser.add_argument(
+        "--prefix", help="what stands before the encoder's names, for files of several networks in which none is known"
     )
     args = parser.parse_args(arguments[inspecting:])
+    architecture, *pairs = args.architecture or [None]
+    network = parse_arguments(pairs)
 
     if inspecting:
         from moco_plugin.checkpoints.describe import describe
         from moco_plugin.checkpoints.read import read_checkpoint
 
-        print("\n".join(describe(read_checkpoint(args.file, args.encoder, args.architecture))))
+        print(
+            "\n".join(
+                describe(read_checkpoint(args.file, args.encoder, architecture, arguments=network, prefix=args.prefix))
+            )
+        )
         return 0
     from moco_plugin.conversion import convert
 
     convert(
-        args.file, args.output, args.to, encoder=args.encoder, architecture=args.architecture, overwrite=args.overwrite
+        args.file,
+        args.output,
+        args.to,
+        encoder=args.encoder,
+        architecture=architecture,
+        arguments=network,
+        prefix=args.prefix,
+        overwrite=args.overwrite,
     )
     return 0
 

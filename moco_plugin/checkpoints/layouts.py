@@ -18,6 +18,7 @@ from moco_plugin.checkpoints.metadata import (
     of_official_moco,
     of_official_moco_v3,
     of_ours,
+    of_solo_learn,
     of_timm,
 )
 from moco_plugin.errors import UserError
@@ -35,7 +36,8 @@ class Layout:
         key: What stands before those of its momentum encoder; empty where the framework has none.
         others: Known to belong to no backbone: heads, queues, losses.
         mark: A name that must occur, where ``query`` alone does not tell.
-        vit_small_heads: Attention heads of a ViT of width 384, which shapes do not tell.
+        vit_small_heads: Attention heads of a ViT of width 384, which shapes do not tell; None: not known, timm's 6 are
+            assumed and a note says so.
         small_stem_padding: Of the 3x3 stem for small images, which shapes do not tell.
         about: Collects what files of the layout say about themselves.
         framework: Whose networks hold weights under the encoder's names: "torchvision", "timm" or "detectron2".
@@ -50,7 +52,7 @@ class Layout:
     key: str = ""
     others: str = ""
     mark: str = ""
-    vit_small_heads: int = 6
+    vit_small_heads: int | None = None
     small_stem_padding: int = 1
     about: Callable[[File, Hints, Mapping[str, Tensor]], None] = nothing
     framework: str = "torchvision"
@@ -63,6 +65,7 @@ class Layout:
 WHERE = r"(?:(?:state_dict|model|model_state_dict)\.)?(?:module\.)?"
 _MOMENTUM = r"\S*(?:teacher|encoder_k|momentum|ema_|target|key_)\S*wrapped_model\."
 _WRAPPED = r"\S*?wrapped_model\.(?:_model|_features)\."
+_PART = r"(?:net\.|module\.|backbone\.|encoder\.)?"
 _MM_PARTS = r"backbone|neck|head|encoder_[qk]|momentum_encoder|(?:target|online)_net|predictor|data_preprocessor"
 
 LAYOUTS: tuple[Layout, ...] = (
@@ -84,6 +87,34 @@ LAYOUTS: tuple[Layout, ...] = (
         head="state_dict.method.encoder_{}.head.",
     ),
     Layout(
+        "DenseCL", r"encoder_q\.0\.", r"encoder_k\.0\.", others=r"encoder_[qk]\.|queue2?(?:_ptr)?$", mark=r"queue2$"
+    ),
+    Layout(
+        "PixPro",
+        r"encoder\.",
+        r"encoder_k\.",
+        others=r"(?:projector|projector_k|value_transform|classifier|linear)\b",
+        mark=r"projector_k\.|value_transform\.",
+    ),
+    Layout("BYOL", rf"online_encoder\.{_PART}", rf"target_encoder\.{_PART}", others=r"(?:online|target)_\w+\."),
+    Layout("VICRegL", r"backbone\.", others=r"(?:maps_projector|projector|classifier)\.", mark=r"maps_projector\."),
+    Layout("Barlow Twins", r"backbone\.", others=r"(?:projector|bn)\.", mark=r"bn\.running_mean$"),
+    Layout("VICReg", r"backbone\.", others=r"projector\.", mark=r"model\.(?:module\.)?projector\."),
+    Layout(
+        "SwAV",
+        r"(?=conv1\.weight$|padding\.)",
+        others=r"(?:projection_head|prototypes)\.",
+        mark=r"prototypes\.|projection_head\.",
+    ),
+    Layout("SimSiam", r"encoder\.", others=r"(?:encoder\.fc|predictor)\.", mark=r"encoder\.fc\.\d"),
+    Layout(
+        "MAE",
+        r"(?=cls_token$)",
+        others=r"decoder_\w+|mask_token$",
+        mark=r"decoder_(?:embed|blocks)\.",
+        vit_small_heads=6,
+    ),
+    Layout(
         "MMSelfSup/MMPreTrain",
         r"backbone\.|encoder_q\.0\.",
         r"momentum_encoder\.(?:module\.)?0\.",
@@ -99,6 +130,7 @@ LAYOUTS: tuple[Layout, ...] = (
         others=rf"(?:{_MM_PARTS})\.|queue",
         mark=r"(?:encoder_[qk]|target_net|online_net)\.(?:module\.)?0\.(?:conv1|layer|patch_embed|cls_token)"
         r"|neck\.|data_preprocessor\.|head\.(?:fc|layers)\.",
+        vit_small_heads=6,
         about=of_mmpretrain,
     ),
     Layout(
@@ -132,6 +164,7 @@ LAYOUTS: tuple[Layout, ...] = (
         others=r"(?:momentum_)?(?:projector|classifier|predictor|head|prototypes)\b|\w*queue|knn|loss",
         mark=r"(?:momentum_)?(?:projector|classifier)\.",
         small_stem_padding=2,
+        about=of_solo_learn,
     ),
     Layout(
         "lightly",
@@ -151,6 +184,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "DINO",
         r"student\.(?:module\.)?backbone\.",
         r"teacher\.(?:module\.)?backbone\.",
+        vit_small_heads=6,
         others=r"(?:student|teacher)\.(?:module\.)?head\.|dino_loss|ibot_loss",
     ),
     Layout(
@@ -164,7 +198,7 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "timm",
-        r"state_dict\.(?:module\.)?",
+        r"(?:state_dict|model)\.(?:module\.)?",
         r"(?:state_dict_ema|model_ema)\.(?:module\.)?",
         mark=r"(?:state_dict_ema|model_ema)\.",
         about=of_timm,
@@ -221,7 +255,7 @@ def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None
     if len(prefixes) > 1:
         raise UserError(
             f"several networks are in the file, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
-            "layout tells which is the trained one"
+            "layout tells which is the trained one; name one with --prefix"
         )
     return Found(PLAIN, prefixes[0], None) if prefixes else None
 

@@ -38,6 +38,7 @@ NO_WEIGHTS = frozenset(
         "scaler",
         "amp",
         "amp_scaler",
+        "best_acc1",
         "callbacks",
         "loops",
         "hyper_parameters",

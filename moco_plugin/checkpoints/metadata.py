@@ -17,6 +17,8 @@ from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
 
 IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
+V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # what the authors' code calls them
+VIT_SMALL_HEADS_OF_V3 = 12
 LARGEST_IMAGE = 4096  # pixels; some networks' tables grow with the fourth power
 LARGEST_ARGUMENT = 65536
 # Arguments of timm.create_model that fetch or load something, or that the reader sets itself.
@@ -162,11 +164,27 @@ def of_official_moco_v3(file: File, found: Hints, names: Mapping[str, Tensor]) -
     found.method = "moco_v3"
 
 
+def of_solo_learn(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+    """Tell MoCo v3, whose ViT-S has 12 heads in solo-learn as in the authors' code."""
+    if str(_text(found.method)).replace("_", "").lower() == "mocov3":
+        found.heads = VIT_SMALL_HEADS_OF_V3 if _width(names) == 384 else None
+
+
+def _width(names: Mapping[str, Tensor]) -> int | None:
+    """Return the width of a ViT."""
+    return next((value.shape[-1] for name, value in names.items() if name.endswith("cls_token") and value.ndim), None)
+
+
 def of_timm(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
     """Collect the architecture that timm's train.py or a pickled module names, unless a converter or folder does."""
-    if not file.metadata and not file.config:
-        found.architecture = claimed_architecture(file)
-        _of_module(file.content.get("module"), found)
+    if file.metadata or file.config:
+        return
+    if "best_acc1" in file.content and _text(file.content.get("arch")) in V3_VITS:  # the authors' linear classifier
+        found.method = "moco_v3"
+        found.heads = VIT_SMALL_HEADS_OF_V3 if _width(names) == 384 else None
+        return
+    found.architecture = claimed_architecture(file)
+    _of_module(file.content.get("module"), found)
 
 
 def _of_module(module: Any, found: Hints) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,20 @@ from torch import Tensor, nn
 from moco_plugin.errors import UserError
 
 MOST_BLOCKS = 512  # in one network; ResNet-152 has 50
+# Attributes of modules that change no features in eval mode.
+_OF_TRAINING = frozenset(
+    (
+        "training",
+        "momentum",
+        "inplace",
+        "drop_rate",
+        "grad_checkpointing",
+        "fused_attn",
+        "num_classes",
+        "track_running_stats",
+        "weight_init_mode",
+    )
+)
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -74,6 +88,34 @@ def _shape(value: Tensor) -> str:
 def _list(names: Iterable[str]) -> str:
     names = [name[:120] for name in names]
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def wiring_differences(one: nn.Module, other: nn.Module) -> list[tuple[str, Any, Any]]:
+    """Return what two networks compute differently with the same weights: heads, strides, epsilons, activations, pooling.
+
+    Returns:
+        Name of the layer and its attribute, and the value in both; what only training uses (dropout) is left out.
+    """
+    first, second = _wiring(one), _wiring(other)
+    names = sorted(first.keys() | second.keys(), key=lambda name: (not name.endswith("num_heads"), name))
+    return [(name, a, b) for name in names if (a := first.get(name)) != (b := second.get(name))]
+
+
+def _wiring(network: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, module in network.named_modules():
+        kind = type(module).__name__
+        found[f"{name} layer".strip()] = "Identity" if kind in ("Dropout", "DropPath", "PatchDropout") else kind
+        if kind in ("Dropout", "DropPath", "PatchDropout"):
+            continue
+        for key, value in vars(module).items():
+            if (
+                isinstance(value, (bool, int, float, str, tuple))
+                and not key.startswith("_")
+                and key not in _OF_TRAINING
+            ):
+                found[f"{name}.{key}".strip(".")] = value
+    return found
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:

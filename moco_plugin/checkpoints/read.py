@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from moco_plugin.files import sha256
 
 __all__ = ["Checkpoint", "load_file", "read_checkpoint"]
 
+# Buffers that a network computes by itself, and what is masked in pre-training alone.
+HARMLESS = re.compile(r"num_batches_tracked$|relative_position_index$|attn_mask$|mask_token$|rope|inv_freq")
 KNOWN = (
     "a checkpoint of this project, the released MoCo code, lightly, LightlyTrain, solo-learn, MMSelfSup, MMPreTrain or "
     "VISSL, or weights in the names of timm, torchvision or detectron2"
@@ -85,7 +88,14 @@ class _Network:
     backbone: nn.Module
 
 
-def read_checkpoint(path: str | Path, encoder: str = "query", architecture: str | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path,
+    encoder: str = "query",
+    architecture: str | None = None,
+    *,
+    arguments: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
+) -> Checkpoint:
     """Read a checkpoint of any known layout.
 
     Args:
@@ -93,6 +103,8 @@ def read_checkpoint(path: str | Path, encoder: str = "query", architecture: str 
         encoder: "query", the encoder that is trained, or "key", its momentum encoder.
         architecture: timm's name of the backbone, for files that do not tell it. ResNets and ViTs are known by their
             shapes, and some layouts name theirs.
+        arguments: Of ``create_backbone``, for ``architecture``, such as ``{"num_heads": 12}``.
+        prefix: What stands before the names of the encoder, for files of several networks in which none is known.
 
     Raises:
         UserError: Not a checkpoint, unsafe, of no known layout, or with weights missing.
@@ -103,7 +115,7 @@ def read_checkpoint(path: str | Path, encoder: str = "query", architecture: str 
         raise UsageError(f"unknown architecture {architecture!r}: timm has no model of that name{hint}")
     file = load(resolve(path))
     try:
-        return _read(file, encoder, architecture)
+        return _read(file, encoder, architecture, dict(arguments or {}), prefix)
     except UserError as error:
         if str(file.path) in str(error):
             raise
@@ -113,8 +125,14 @@ def read_checkpoint(path: str | Path, encoder: str = "query", architecture: str 
         raise UserError(f"{file.path} does not hold the weights of a network ({reason})") from error
 
 
-def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
+def _read(
+    file: File, encoder: str, architecture: str | None, arguments: dict[str, Any], prefix: str | None
+) -> Checkpoint:
     tensors = named_tensors(file)
+    if prefix is not None:
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        if not tensors:
+            raise UserError(f"{file.path} has no tensor whose name starts with {prefix!r}")
 
     def first_name() -> str | None:
         name = architecture or claimed_architecture(file)
@@ -125,18 +143,23 @@ def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
         keys = ", ".join(str(key)[:60] for key in list(file.content)[:4])
         raise UserError(f"{file.path} is of no known layout (its first keys: {keys}); expected {KNOWN}")
     layout = found.layout.name
-    prefix = found.query if encoder == "query" else found.key
-    if prefix is None:
+    before = found.query if encoder == "query" else found.key
+    if before is None:
         raise UserError(f"{file.path} ({layout}) holds one encoder only; leave out --encoder key")
     about = hints(file, found.layout.about, tensors)
-    full = encoder_names(tensors, found, prefix)
+    full = encoder_names(tensors, found, before)
     renamed = timm_names({name: tensors[full[name]] for name in full})
     state = {renamed[name]: tensors[full[name]] for name in full}
-    network, used = _network(file, found, about, state, architecture)
+    network, used = _network(file, found, about, state, architecture, arguments)
     head_names = [name for name in state if name not in used and HEADS.match(name)]
     unused = unused_names(
-        tensors, found, prefix, (full[n] for n in full if renamed[n] in used or renamed[n] in head_names)
+        tensors, found, before, (full[n] for n in full if renamed[n] in used or renamed[n] in head_names)
     )
+    if inner := [name for name in unused if name in set(full.values()) and not HARMLESS.search(name)]:
+        raise UserError(
+            f"{len(inner)} tensors of the encoder were not read, {inner[0][:80]} first, so the network would compute "
+            "something else; give --architecture with timm's name of the network, and its arguments"
+        )
     framework = found.layout.framework
     if found.layout is PLAIN:
         layout = _whose_names(file, network, full, architecture)
@@ -166,12 +189,17 @@ def _read(file: File, encoder: str, architecture: str | None) -> Checkpoint:
 
 
 def _network(
-    file: File, found: Found, about: Hints, state: Mapping[str, Tensor], architecture: str | None
+    file: File,
+    found: Found,
+    about: Hints,
+    state: Mapping[str, Tensor],
+    architecture: str | None,
+    arguments: dict[str, Any],
 ) -> tuple[_Network, set[str]]:
     """Return the backbone and the names of the weights in it."""
     size = file.weights.stat().st_size
     if architecture is not None:
-        about.architecture, about.arguments = architecture, {}
+        about.architecture, about.arguments = architecture, arguments
     mismatch: Mismatch | None = None
     if about.architecture is not None and timm.is_model(about.architecture):
         try:
@@ -232,10 +260,15 @@ def _resnet(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network
 
 
 def _vit(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network:
-    projection = state.get("patch_embed.proj.weight")
-    small = projection is not None and projection.ndim == 4 and projection.shape[0] == 384
+    small = "pos_embed" in state and state["pos_embed"].shape[-1:] == (384,)
     heads = about.heads or (found.layout.vit_small_heads if small else None)
-    return _Network(*vit.vit_from_state(state, heads))
+    network = _Network(*vit.vit_from_state(vit.fold_class_position(state), heads))
+    if small and heads is None:
+        about.notes.append(
+            "taken to have 6 attention heads, as timm's vit_small, which the file does not tell; MoCo v3's ViT-S has 12: "
+            "--architecture vit_small_patch16_224 num_heads=12"
+        )
+    return network
 
 
 def _check_size(state: Mapping[str, Tensor], size: int) -> None:

@@ -81,6 +81,7 @@ def _sequential(first_stage: int) -> Rename:
     return rename
 
 
+_CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
 # By a name that only this way of naming has.
 FOREIGN: tuple[tuple[str, Rename], ...] = (
     ("res2.0.conv1.weight", _DETECTRON2),
@@ -94,11 +95,15 @@ FOREIGN: tuple[tuple[str, Rename], ...] = (
 
 def timm_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Return timm's name for each name of an encoder's state dict; its own where it is not foreign."""
+    if "cls_token" in state and any(
+        _CHUNK.match(name) for name in state
+    ):  # DINOv2's blocks in chunks, each padded with identities
+        return {name: _CHUNK.sub(r"blocks.\1.", name).replace("register_tokens", "reg_token") for name in state}
     prefix = "vit." if any(name.startswith("vit.") for name in state) else ""  # lightly's MaskedVisionTransformerTIMM
     for mark, rename in FOREIGN:
         if prefix + mark in state:
             return {name: rename(name.removeprefix(prefix)) for name in state}
-    return {name: name.removeprefix(prefix) for name in state}
+    return {name: name.removeprefix(prefix).replace("register_tokens", "reg_token") for name in state}
 
 
 def detectron2_name(name: str) -> str:

@@ -10,6 +10,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
+from moco_plugin.backbones import create_backbone
 from moco_plugin.checkpoints.networks import Mismatch, count_blocks, fit
 
 # timm's sizes: width to name, depth and heads
@@ -41,13 +42,12 @@ def vit_from_state(
         Mismatch: The weights are not a plain ViT's, or some are missing or left over.
     """
     kind = "a plain ViT"
-    if any(name.startswith("patch_embed.proj.0.") for name in state):
-        raise Mismatch(
-            "the patches are embedded by a stack of convolutions (vit_conv_small and its like), which is not read; "
-            "take a ViT with one patch projection"
-        )
     depth = count_blocks(state, "blocks.")
-    projection, position = state.get("patch_embed.proj.weight"), state.get("pos_embed")
+    stem = state.get("patch_embed.proj.0.weight")  # v3's stack of convolutions
+    projection, position = (
+        state.get("patch_embed.proj.weight", state.get("patch_embed.proj.12.weight")),
+        state.get("pos_embed"),
+    )
     hidden = state.get("blocks.0.mlp.fc1.weight")
     if projection is None or position is None or hidden is None or not depth:
         raise Mismatch(
@@ -56,6 +56,8 @@ def vit_from_state(
     if projection.ndim != 4 or position.ndim != 3 or hidden.ndim != 2 or 0 in (*projection.shape, *position.shape):
         raise Mismatch(f"the weights are not those of {kind}: patch_embed.proj, pos_embed or mlp.fc1 has another shape")
     dim, channels, patch, other = projection.shape
+    if stem is not None and stem.ndim == 4:
+        channels, patch, other = stem.shape[1], 16, 16
     grid, embeds_class = _grid(position.shape[1], state)
     if patch != other or not grid:
         raise Mismatch(f"{kind} has square patches and images; found {patch} x {other} and {position.shape[1]} places")
@@ -70,6 +72,7 @@ def vit_from_state(
     if not timm.is_model(name):
         name, usual_depth, usual_heads = f"vit_{size or 'base'}_patch16_224", 0, 0
         arguments |= {"embed_dim": dim, "patch_size": patch}
+    arguments |= {"conv_stem": True} if stem is not None else {}
     arguments |= {"depth": depth} if depth != usual_depth else {}
     arguments |= {"num_heads": heads} if heads != usual_heads else {}
     arguments |= {"mlp_ratio": hidden.shape[0] / dim} if hidden.shape[0] != 4 * dim else {}
@@ -86,11 +89,26 @@ def vit_from_state(
     arguments |= {"reg_tokens": state["reg_token"].shape[1]} if _is_register(state) else {}
 
     def untrained() -> VisionTransformer:
-        network = timm.create_model(name, num_classes=0, **arguments)
+        network = create_backbone(name, **arguments)
         assert isinstance(network, VisionTransformer)
         return network.eval()
 
     return name, arguments, untrained, fit(untrained, state, kind)
+
+
+def fold_class_position(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return a ViT's weights in which the class token has its place added, if registers have none.
+
+    DINOv2 adds places before it puts registers between class token and patches; timm has no such network, and computes
+    the same from the sum.
+    """
+    position, token = state.get("pos_embed"), state.get("cls_token")
+    if position is None or token is None or not _is_register(state) or position.ndim != 3 or token.ndim != 3:
+        return state
+    places = position.shape[1] - 1
+    if places < 1 or math.isqrt(places) ** 2 != places:
+        return state
+    return {**state, "cls_token": token + position[:, :1], "pos_embed": position[:, 1:]}
 
 
 def _is_register(state: Mapping[str, Tensor]) -> bool:

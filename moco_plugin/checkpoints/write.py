@@ -27,6 +27,8 @@ def convert_to(
     *,
     encoder: str = "query",
     architecture: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    prefix: str | None = None,
     overwrite: bool = False,
     network_of: Mapping[str, Callable[[Checkpoint], Network]] | None = None,
 ) -> dict[str, Any]:
@@ -41,6 +43,8 @@ def convert_to(
         output: The file or folder (without suffix) to write.
         encoder: "query" or "key", where the checkpoint has both.
         architecture: timm's name of the backbone, where the weights do not tell it.
+        arguments: Of ``create_backbone``, for ``architecture``.
+        prefix: What stands before the names of the encoder, for files of several networks in which none is known.
         overwrite: Replace what is there.
         network_of: By framework, the function that builds its own network for a checkpoint in its names.
 
@@ -53,7 +57,11 @@ def convert_to(
     """
     output = Path(output).expanduser()
     format.check(output, overwrite)
-    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, encoder, architecture)
+    checkpoint = (
+        source
+        if isinstance(source, Checkpoint)
+        else read_checkpoint(source, encoder, architecture, arguments=arguments, prefix=prefix)
+    )
     print("\n".join(describe(checkpoint)))
     target = format.target(checkpoint, output)
     original = _own_network(checkpoint, target.network.framework, network_of or {})

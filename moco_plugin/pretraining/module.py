@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
+from moco_plugin.checkpoints.networks import wiring_differences
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.config import PretrainConfig, config_dict
 from moco_plugin.data.batched_views import BatchedViews
@@ -126,6 +127,11 @@ def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:
             f"weights={config.weights} holds a {checkpoint.architecture}, which does not fit backbone={config.backbone} "
             "with these backbone_args; choose the same architecture"
         ) from error
+    for name, theirs, ours in wiring_differences(checkpoint.backbone, backbone)[:1]:
+        raise UsageError(
+            f"weights={config.weights} has {name} {theirs} and backbone={config.backbone} has {ours}, so the same weights "
+            f"would compute something else; choose the same network, such as backbone_args.{name.split('.')[-1]}={theirs}"
+        )
 
 
 def views_name(config: PretrainConfig) -> str:

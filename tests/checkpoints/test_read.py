@@ -263,9 +263,9 @@ def test_detectron2_files_of_another_kind_are_refused(tmp_path: Path) -> None:
 
 def test_unused_tensors_are_listed(tmp_path: Path) -> None:
     file = official("resnet18", channels=(8, 8, 8, 8))
-    file["state_dict"] |= {"module.encoder_q.gate.weight": torch.zeros(1), "module.mystery": torch.zeros(1)}
+    file["state_dict"] |= {"module.gate.weight": torch.zeros(1), "module.mystery": torch.zeros(1)}
     torch.save(file, tmp_path / "moco.pth")
-    unused = ["state_dict.module.encoder_q.gate.weight", "state_dict.module.mystery"]
+    unused = ["state_dict.module.gate.weight", "state_dict.module.mystery"]
     assert read_checkpoint(tmp_path / "moco.pth").unused == unused
     lines = describe(read_checkpoint(tmp_path / "moco.pth"))
     assert "unused        2 tensors, neither read nor known to be heads or queues:" in lines
@@ -273,6 +273,13 @@ def test_unused_tensors_are_listed(tmp_path: Path) -> None:
     file["state_dict"]["module.encoder_q.layer1.0.se.weight"] = torch.zeros(1)  # the network would compute otherwise
     torch.save(file, tmp_path / "moco.pth")
     with pytest.raises(UserError, match=r"unknown keys: layer1\.0\.se\.weight"):
+        read_checkpoint(tmp_path / "moco.pth")
+    del file["state_dict"]["module.encoder_q.layer1.0.se.weight"]
+    file["state_dict"]["module.encoder_q.gate.weight"] = torch.zeros(1)  # a layer that no plain ResNet has
+    torch.save(file, tmp_path / "moco.pth")
+    with pytest.raises(
+        UserError, match=r"1 tensors of the encoder were not read, .*gate\.weight first.*--architecture"
+    ):
         read_checkpoint(tmp_path / "moco.pth")
 
 
@@ -312,7 +319,10 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
         "diverged": (diverged, r"layer3\.0\.conv1\.weight holds numbers that are not finite"),
         "integers": (integers, r"conv1\.weight holds int8 numbers; expected float32"),
         "sparse": (sparse, r"not those of a plain ResNet"),
-        "convolutions": (prefixed("module.base_encoder.", convolutions), "a stack of convolutions"),
+        "convolutions": (
+            prefixed("module.base_encoder.", convolutions),
+            "Missing keys: one of patch_embed.proj.weight",
+        ),
         "two": ({"a": narrow_resnet().state_dict(), "b": narrow_resnet().state_dict()}, "several networks.*'a.', 'b.'"),
         "unnamed": (unnamed, "'convnext_of_tomorrow', which timm does not have"),
         "huge": (huge, "argument depth as 1e.07; expected at most 512"),

@@ -28,6 +28,7 @@ from tests.helpers.foreign_lightly import (
     lightly_train_timm,
     lightly_train_torchvision,
 )
+from tests.helpers.foreign_methods import METHOD_SAMPLES
 from tests.helpers.networks import (
     Sample,
     head,
@@ -279,4 +280,5 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "timm_safetensors": timm_safetensors,
     "timm_folder": timm_folder,
     "detectron2_pickle": detectron2_pickle,
+    **METHOD_SAMPLES,
 }

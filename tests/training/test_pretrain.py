@@ -18,6 +18,7 @@ from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.tools.pretrain import main
 from moco_plugin.training.callbacks import TimeLimit
 from tests.conftest import TINY, TRAIN
+from tests.helpers.foreign import official_v3_vit
 from tests.helpers.processes import Tool
 
 
@@ -109,6 +110,16 @@ def test_stopped_run_ends_as_one_never_interrupted(processes: int, tool: Tool, t
     assert f"resuming from {stopped}/checkpoints/last.ckpt, step 5" in finished.stdout
     same_run(stopped, whole)
     assert list((stopped / "checkpoints").iterdir()) == [stopped / "checkpoints" / "last.ckpt"]
+
+
+def test_weights_of_another_wiring_are_refused(tool: Tool, tmp_path: Path) -> None:
+    """v3's ViT-S has 12 heads and timm's 6; all shapes are equal."""
+    official_v3_vit().write(tmp_path / "v3.pth.tar")
+    arguments = ["method=moco_v3", "backbone=vit_small_patch16_224", "backbone_args.depth=2", "data.image_size=64"]
+    arguments += [f"data.root={TRAIN}[0:32]", f"weights={tmp_path}/v3.pth.tar", f"out={tmp_path}/run"]
+    refused = tool("pretrain", *arguments, "backbone_args.num_heads=6", code=2)
+    assert "blocks.0.attn.num_heads 12 and backbone=vit_small_patch16_224 has 6" in refused.stderr
+    assert "backbone_args.num_heads=12" in refused.stderr and not (tmp_path / "run").exists()
 
 
 def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tool: Tool, tmp_path: Path) -> None:

@@ -1,0 +1,49 @@
+"""What shapes do not tell: heads, prefixes, strides, activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from moco_plugin.checkpoints.networks import wiring_differences
+from moco_plugin.checkpoints.read import read_checkpoint
+from moco_plugin.errors import UserError
+from tests.helpers.networks import TINY_VIT, features, narrow_resnet, other, prefixed, tiny_vit
+
+
+def test_heads_that_no_file_tells_are_assumed_and_given(tmp_path: Path) -> None:
+    model = tiny_vit("vit_small_patch16_224", num_heads=12)
+    torch.save(model.state_dict(), tmp_path / "vit.pth")
+    assumed = read_checkpoint(tmp_path / "vit.pth")
+    assert "6 attention heads" in assumed.notes[0] and "num_heads=12" in assumed.notes[0]
+    given = read_checkpoint(
+        tmp_path / "vit.pth", architecture="vit_small_patch16_224", arguments={"num_heads": 12, **TINY_VIT}
+    )
+    torch.testing.assert_close(features(given.backbone), features(model))
+    assert given.notes == []
+
+
+def test_prefix_of_one_of_several_networks(tmp_path: Path) -> None:
+    one, two = narrow_resnet(), other(narrow_resnet())
+    torch.save({**prefixed("left.", one.state_dict()), **prefixed("right.", two.state_dict())}, tmp_path / "two.pth")
+    with pytest.raises(UserError, match=r"several networks are in the file, under 'left\.', 'right\.'.*--prefix"):
+        read_checkpoint(tmp_path / "two.pth")
+    torch.testing.assert_close(features(read_checkpoint(tmp_path / "two.pth", prefix="right.").backbone), features(two))
+    with pytest.raises(UserError, match="no tensor whose name starts with 'middle'"):
+        read_checkpoint(tmp_path / "two.pth", prefix="middle")
+
+
+def test_wiring_is_compared_where_shapes_do_not_tell() -> None:
+    six, twelve = (timm.create_model("vit_small_patch16_224", depth=1, num_heads=heads) for heads in (6, 12))
+    assert wiring_differences(six, twelve)[0] == ("blocks.0.attn.num_heads", 6, 12)
+    resnets = [
+        timm.create_model("resnet18", **a)
+        for a in ({}, {"act_layer": "gelu"}, {"drop_rate": 0.5}, {"output_stride": 8})
+    ]
+    plain = resnets[0]
+    assert wiring_differences(plain, resnets[1])[0][1:] == ("ReLU", "GELU")
+    assert wiring_differences(plain, resnets[2]) == []
+    assert any("stride" in name for name, _, _ in wiring_differences(plain, resnets[3]))
