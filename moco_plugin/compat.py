@@ -7,7 +7,9 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Sequence
 from functools import wraps
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -27,12 +29,15 @@ def _in1d(values: Any, wanted: Any) -> numpy.ndarray:
 NUMPY: dict[str, Any] = {"bool": bool, "int": int, "float": float, "str": str, "in1d": _in1d}
 # what needs which of them: detectron2 0.6, lvis 0.5.3, cityscapesscripts 2.3.0
 NUMPY_OF = {"detectron2": ("bool", "int", "float", "str"), "lvis": ("float",), "cityscapesscripts": ("in1d",)}
-# a line of detectron2 0.6 for each shim that it needs; its main branch, which calls itself 0.6 too, has none of them
+# a line of detectron2 for each shim that it needs; its main branch calls itself 0.6 too
 SIGNS = {
     "PIL.Image.LINEAR": ("data/transforms/transform.py", r"\bImage\.LINEAR\b"),
     "numpy": ("structures/masks.py", r"\bnp\.bool\b"),
     "detectron2._C": ("layers/deform_conv.py", r"^from detectron2 import _C"),
+    "cityscapesApi": ("evaluation/cityscapes_evaluation.py", r"\bdeeplearning\.projects\.cityscapesApi\b"),
 }
+# where detectron2's main branch imports cityscapesScripts from; no index has a package of that name
+CITYSCAPES_API = "deeplearning.projects.cityscapesApi"
 MATCHES = "matches.json"
 
 
@@ -95,7 +100,30 @@ def before_import() -> list[str]:
     if "detectron2._C" not in sys.modules and not has_operators(package) and _needs(package, "detectron2._C"):
         sys.modules["detectron2._C"] = _operators_stand_in()
         supplied.append("detectron2._C")
+    known = "deeplearning" in sys.modules or any(isinstance(finder, _CityscapesFinder) for finder in sys.meta_path)
+    if not known and _needs(package, "cityscapesApi") and importlib.util.find_spec("deeplearning") is None:
+        sys.meta_path.insert(0, _CityscapesFinder())
+        supplied.append(CITYSCAPES_API)
     return supplied
+
+
+class _CityscapesFinder(MetaPathFinder, Loader):
+    """Finds the modules of cityscapesScripts under the name by which detectron2's main branch imports them."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        ours = f"{CITYSCAPES_API}.".startswith(f"{fullname}.") or fullname.startswith(
+            f"{CITYSCAPES_API}.cityscapesscripts"
+        )
+        return ModuleSpec(fullname, self, is_package=True) if ours else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        name = spec.name.removeprefix(f"{CITYSCAPES_API}.")
+        return None if name == spec.name else importlib.import_module(name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: a module of cityscapesScripts has run under its own name."""
 
 
 def _supply_numpy(package: str) -> list[str]:

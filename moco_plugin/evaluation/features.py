@@ -67,13 +67,14 @@ def _stream(
     loader = DataLoader(dataset, batch_size, num_workers=loader_processes(workers), collate_fn=keep_whole)
     corrupt = CorruptImages(len(numbers))
     mode = backbone.training
+    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
     backbone.eval()
     batches = tqdm(loader, desc=progress, disable=progress is None, leave=False)
     for part, (batch, labels, places, names) in zip(numbers.split(batch_size), batches, strict=True):
         corrupt.add(names)
         if batch is not None:
             with torch.no_grad():
-                features = backbone(normalize(batch.to(device), view.mean, view.std)).float()
+                features = backbone(normalize(batch.to(device), view.mean, view.std).to(dtype)).float()
             yield (F.normalize(features, dim=1) if normalized else features).cpu(), labels, part[places]
     backbone.train(mode)
 

@@ -93,7 +93,9 @@ class PretrainModule(pl.LightningModule):
         if self.batched_views is not None:
             views = self.batched_views(views)
         data = self.config.data
-        return [normalize(v, data.mean, data.std).contiguous(memory_format=self.layout) for v in views], corrupt
+        return [
+            normalize(v, data.mean, data.std).to(self.dtype).contiguous(memory_format=self.layout) for v in views
+        ], corrupt
 
     def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:
         """One step of the method; its metrics are logged."""

@@ -21,8 +21,9 @@ from moco_plugin.files import atomic_path, write_json
 from moco_plugin.methods import Method
 from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
 from moco_plugin.pretraining.monitor import CorruptImageWatch, KNNMonitor, Throughput
-from moco_plugin.training.fit import Run, check_trainer_arguments
+from moco_plugin.training.fit import Run
 from moco_plugin.training.run_folder import Identity
+from moco_plugin.training.trainer_arguments import check_trainer_arguments
 
 FILES = ("result.json", "checkpoints", "tensorboard", "metrics.csv", "config.yaml")
 

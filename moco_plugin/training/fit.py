@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import os
 import signal
@@ -17,16 +16,16 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from moco_plugin.data.loading import ended_with
-from moco_plugin.errors import Stopped, UsageError, UserError, did_you_mean
+from moco_plugin.errors import Stopped, UserError
 from moco_plugin.training.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
 from moco_plugin.training.logs import CSVLog, check_folder
 from moco_plugin.training.run_folder import Identity, SavedRun, locked, remove_files, remove_stale
+from moco_plugin.training.trainer_arguments import build_trainer
 
 QUIET = (
     "does not have many workers",
@@ -153,14 +152,13 @@ class Run:
         for message in QUIET:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         saver = Saver(self.last, self.save_every, self.log, self.identity)
-        callbacks = [TQDMProgressBar(), *self.callbacks, self.guard, saver]
+        callbacks = [*self.callbacks, self.guard, saver]
         given = dict(self.trainer)
         if limit := given.pop("max_time", None):
             callbacks.insert(0, TimeLimit(limit))
-        defaults = {
+        defaults: dict[str, Any] = {
             "max_epochs": -1 if self.steps else self.epochs,
             "max_steps": self.steps or -1,
-            "logger": [self.log, *self.loggers],
             "plugins": [AtomicCheckpoints()],
             "callbacks": callbacks,
             "log_every_n_steps": self.log_every,
@@ -168,7 +166,7 @@ class Run:
             "enable_model_summary": False,
             "use_distributed_sampler": False,
         }
-        trainer = pl.Trainer(**{**defaults, **given})
+        trainer = build_trainer(given, defaults, [self.log, *self.loggers], self.folder)
         if isinstance(trainer.strategy, DDPStrategy):
             # set here, since only the Trainer knows whether there are several processes
             trainer.strategy._timeout = timedelta(seconds=self.timeout)
@@ -235,26 +233,6 @@ class _EpochRestart(pl.Callback):
         batch = loops["epoch_loop.batch_progress"]
         batch["current"].update(dict.fromkeys(batch["current"], 0))
         batch["is_last_batch"] = False
-
-
-def check_trainer_arguments(given: Mapping[str, Any]) -> None:
-    """Check the ``trainer.KEY=VALUE`` of a config.
-
-    Raises:
-        UsageError: A key is not an argument of Lightning's Trainer, or a value cannot train.
-    """
-    parameters = inspect.signature(pl.Trainer).parameters
-    for key in given:
-        if key not in parameters:
-            raise UsageError(
-                f"unknown key trainer.{key}; it is not an argument of Lightning's Trainer{did_you_mean(key, parameters)}"
-            )
-    precision = str(given.get("precision", "32-true"))
-    if precision in ("16", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16"):
-        raise UsageError(
-            f"trainer.precision={precision} keeps the weights in 16 bits, which round small updates away (the key "
-            "encoder's among them); choose 16-mixed, bf16-mixed or 32-true"
-        )
 
 
 def _known_failure(error: RuntimeError, processes: int, timeout: float) -> str:

@@ -112,6 +112,15 @@ def test_stopped_run_ends_as_one_never_interrupted(processes: int, tool: Tool, t
     assert list((stopped / "checkpoints").iterdir()) == [stopped / "checkpoints" / "last.ckpt"]
 
 
+def test_trainer_arguments_that_name_objects(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    arguments = ["trainer.precision=64-true", "trainer.enable_progress_bar=false", "trainer.logger=csv"]
+    arguments += ["trainer.callbacks=[LearningRateMonitor]", "trainer.profiler=simple"]
+    shown = tool("pretrain", *TINY, f"out={out}", *arguments, "trainer.max_epochs=1").stdout
+    assert "Epoch 0" not in shown and (out / "metrics.csv").is_file() and (out / "lightning_logs").is_dir()
+    assert all(value.dtype == torch.float64 for value in weights(out).values() if value.is_floating_point())
+
+
 def test_weights_of_another_wiring_are_refused(tool: Tool, tmp_path: Path) -> None:
     """v3's ViT-S has 12 heads and timm's 6; all shapes are equal."""
     official_v3_vit().write(tmp_path / "v3.pth.tar")
@@ -218,6 +227,13 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         (["data.batch_size=20"], "choose a batch of 16 or 24"),
         (["data.batch_size=128", "method_args.queue_size=256"], "holds 64 images; choose a smaller batch"),
         (["trainer.devces=1"], "unknown key trainer.devces"),
+        (["trainer.enable_checkpointing=false"], "a run is resumed from its checkpoint"),
+        (["trainer.strategy=fsdp"], "trainer.strategy=fsdp; expected auto, ddp"),
+        (["trainer.logger=wandbb"], "did you mean 'wandb'?"),
+        (["trainer.callbacks=[RichProgresBar]"], "Lightning has no 'RichProgresBar'; did you mean 'RichProgressBar'"),
+        (["trainer.profiler=simpel"], "trainer.profiler=simpel; expected simple, advanced"),
+        (["trainer.plugins=x"], "trainer.plugins=x cannot be combined"),
+        (["trainer.accelerator=nosuch"], "trainer: "),
         (["data.root=/nowhere"], "/nowhere: found nothing, expected a folder of images"),
         (["data.root=/proc/version"], "/proc/version: found a file"),
         (["knn.train=/proc/version"], "/proc/version: found a file"),

@@ -1,0 +1,124 @@
+"""Arguments of Lightning's Trainer as a config gives them: names for objects, and what a run cannot do."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning import callbacks, loggers
+from pytorch_lightning.loggers import Logger
+
+from moco_plugin.errors import UsageError, did_you_mean
+
+LOGGERS = {
+    "tensorboard": "TensorBoardLogger",
+    "csv": "CSVLogger",
+    "wandb": "WandbLogger",
+    "mlflow": "MLFlowLogger",
+    "comet": "CometLogger",
+    "neptune": "NeptuneLogger",
+}
+PROFILERS = ("simple", "advanced", "pytorch", "xla")
+STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "single_device")
+PRECISIONS_OF_16_BITS = ("16", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
+
+
+def check_trainer_arguments(given: Mapping[str, Any]) -> None:
+    """Check the ``trainer.KEY=VALUE`` of a config.
+
+    Raises:
+        UsageError: A key is not an argument of Lightning's Trainer, or a value cannot train.
+    """
+    parameters = inspect.signature(pl.Trainer).parameters
+    for key, value in given.items():
+        if key not in parameters:
+            raise UsageError(
+                f"unknown key trainer.{key}; it is not an argument of Lightning's Trainer{did_you_mean(key, parameters)}"
+            )
+        if key in ("plugins", "barebones", "use_distributed_sampler") and value:
+            raise UsageError(f"trainer.{key}={value} cannot be combined with the run's own; leave it out")
+    if str(given.get("precision")) in PRECISIONS_OF_16_BITS:
+        raise UsageError(
+            f"trainer.precision={given['precision']} keeps the weights in 16 bits, which round small updates away (the key "
+            "encoder's among them); choose 16-mixed, bf16-mixed or 32-true"
+        )
+    if given.get("enable_checkpointing", True) is False:
+        raise UsageError("trainer.enable_checkpointing=false: a run is resumed from its checkpoint; leave it out")
+    _choose("strategy", given.get("strategy"), STRATEGIES)
+    _choose("profiler", given.get("profiler"), PROFILERS)
+    _loggers(given.get("logger"), None)
+    _callbacks(given.get("callbacks"))
+
+
+def _choose(key: str, value: Any, known: Sequence[str]) -> None:
+    if value is not None and value not in known and not str(value).startswith("ddp_find_unused"):
+        raise UsageError(f"trainer.{key}={value}; expected {', '.join(known)}{did_you_mean(str(value), known)}")
+
+
+def build_trainer(
+    given: Mapping[str, Any], defaults: dict[str, Any], own_loggers: list[Logger], folder: Path
+) -> pl.Trainer:
+    """Build a Trainer from a run's defaults and a config's arguments, which win.
+
+    Args:
+        given: Arguments that ``check_trainer_arguments`` accepts.
+        defaults: Of the run; its callbacks come before those given.
+        own_loggers: Of the run: the CSV log first, which stays whatever logger is given.
+        folder: Of the run.
+
+    Raises:
+        UsageError: Lightning refuses a value, or a logger's package is not installed.
+    """
+    given = dict(given)
+    found = [*defaults.pop("callbacks"), *_callbacks(given.pop("callbacks", None))]
+    if given.get("enable_progress_bar", True) and not any(isinstance(c, callbacks.ProgressBar) for c in found):
+        found.insert(0, callbacks.TQDMProgressBar())
+    logger = given.pop("logger", None)
+    chosen = own_loggers if logger in (None, True) else [own_loggers[0], *_loggers(logger, folder)]
+    try:
+        return pl.Trainer(**{**defaults, **given, "callbacks": found, "logger": chosen})
+    except (ValueError, TypeError, RuntimeError, ImportError) as error:
+        # MisconfigurationException is an Exception that Lightning defines twice
+        raise UsageError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:
+        if type(error).__name__ != "MisconfigurationException":
+            raise
+        raise UsageError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+
+
+def _loggers(value: Any, folder: Path | None) -> list[Logger]:
+    """Return Lightning's loggers of these names; with no folder, only check the names."""
+    names = [] if value in (None, True, False) else [value] if isinstance(value, str) else list(value)
+    for name in names:
+        _choose("logger", name, tuple(LOGGERS))
+    if folder is None:
+        return []
+    found: list[Logger] = []
+    for name in names:
+        where = "save_path" if name == "neptune" else "offline_directory" if name == "comet" else "save_dir"
+        try:
+            found.append(
+                getattr(loggers, LOGGERS[name])(**({} if name in ("neptune", "comet") else {where: str(folder)}))
+            )
+        except (ImportError, ModuleNotFoundError) as error:
+            raise UsageError(f"trainer.logger={name} needs its package, which is not installed ({error})") from error
+    return found
+
+
+def _callbacks(value: Any) -> list[pl.Callback]:
+    """Return Lightning's callbacks of these names, without arguments."""
+    known = [name for name, kind in vars(callbacks).items() if isinstance(kind, type) and issubclass(kind, pl.Callback)]
+    found: list[pl.Callback] = []
+    for name in [] if value is None else [value] if isinstance(value, str) else list(value):
+        if name not in known:
+            raise UsageError(f"trainer.callbacks: Lightning has no {name!r}{did_you_mean(str(name), known)}")
+        try:
+            found.append(getattr(callbacks, name)())
+        except (TypeError, ImportError, ModuleNotFoundError) as error:
+            raise UsageError(
+                f"trainer.callbacks={name}: {error}; only callbacks without arguments can be named"
+            ) from error
+    return found
