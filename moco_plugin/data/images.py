@@ -13,7 +13,7 @@ from PIL import Image
 
 from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
-from moco_plugin.data.listing import image_files, read_list
+from moco_plugin.data.listing import folder_labels, image_files, read_list
 from moco_plugin.data.shards import TarShards, is_shards
 from moco_plugin.errors import UserError
 
@@ -67,11 +67,7 @@ class ImageSet:
         self.paths = files[part]
         if not self.paths:
             raise UserError(f"{spec} selects no image; {path} holds {len(files)}")
-        parents = [p.relative_to(path).parts[0] if p.parent != path else "" for p in self.paths]
-        if all(parents) and len(set(parents)) > 1:
-            self.classes = tuple(sorted(set(parents)))
-            number = {name: i for i, name in enumerate(self.classes)}
-            self.labels = np.array([number[name] for name in parents], dtype=np.int64)
+        self.labels, self.classes = folder_labels(path, self.paths)
 
     def __len__(self) -> int:
         if self.shards is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import sys
@@ -17,6 +18,20 @@ from moco_plugin.errors import UserError
 
 LONGEST_LINE = 4096  # characters
 HIDDEN = ("__MACOSX", "lost+found")  # and names that start with a dot
+CONTAINERS = {  # what people keep images in that is not read
+    ".parquet": "a Parquet file",
+    ".arrow": "an Arrow file",
+    ".lmdb": "an LMDB database",
+    ".mdb": "an LMDB database",
+    ".h5": "an HDF5 file",
+    ".hdf5": "an HDF5 file",
+    ".zip": "a zip archive",
+    ".tfrecord": "a TFRecord file",
+    ".rec": "a RecordIO file",
+}
+UNPACK = "unpack its images into a folder, or into tar shards (moco-make-shards)"
+SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+KAGGLE_SOLUTION = "LOC_val_solution.csv"  # of ImageNet's validation set at Kaggle: ImageId,"n01440764 x y x y ..."
 _ENDS_AS_IMAGE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", re.IGNORECASE)
 
 
@@ -29,6 +44,8 @@ def image_files(folder: Path) -> list[Path]:
         UserError: There is no such folder, it cannot be read, or it has no image.
     """
     if not folder.is_dir():
+        if kind := CONTAINERS.get(folder.suffix.lower()):
+            raise UserError(f"{folder} is {kind}, which is not read; {UNPACK}")
         found = "a file" if folder.exists() else "nothing"
         raise UserError(
             f"{folder}: found {found}, expected a folder of images, a .txt list of them, tar shards "
@@ -44,13 +61,55 @@ def image_files(folder: Path) -> list[Path]:
         else:
             others[path.suffix.lower() or "no suffix"] += 1
     if not files:
-        raise UserError(f"{folder} holds no image at any depth; expected files such as .jpg, .png, .tif or .webp")
+        packed = next((kind for suffix, kind in CONTAINERS.items() if suffix in others), "")
+        raise UserError(
+            f"{folder} holds no image at any depth; "
+            + (
+                f"it holds {packed}, which is not read: {UNPACK}"
+                if packed
+                else "expected files such as .jpg, .png or .tif"
+            )
+        )
     if others and os.environ.get("RANK", "0") == "0":
         kinds = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
         )
         print(f"{folder}: {len(files)} images; left out {others.total()} other files ({kinds})", file=sys.stderr)
     return sorted(files)
+
+
+def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
+    """Return the labels and classes of a folder's images: its subfolders, or Kaggle's list for ImageNet's flat val.
+
+    A folder of splits (``train``, ``val``) is reported on stderr, since all of them would be used.
+    """
+    parents = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
+    if not any(parents):
+        solution = next(
+            (p / KAGGLE_SOLUTION for p in (folder, *folder.parents[:4]) if (p / KAGGLE_SOLUTION).is_file()), None
+        )
+        parents = _kaggle_labels(solution, files) if solution else parents
+    if not all(parents) or len(set(parents)) < 2:
+        return None, None
+    classes = tuple(sorted(set(parents)))
+    if set(name.lower() for name in classes) <= SPLITS and os.environ.get("RANK", "0") == "0":
+        first = next(name for name in classes if name.lower().startswith("train") or name == classes[-1])
+        print(
+            f"{folder} holds the splits {', '.join(classes)}, and all of them are used, with their names as classes; "
+            f"give {folder / first} for one of them",
+            file=sys.stderr,
+        )
+    number = {name: i for i, name in enumerate(classes)}
+    return np.array([number[name] for name in parents], dtype=np.int64), classes
+
+
+def _kaggle_labels(solution: Path, files: list[Path]) -> list[str]:
+    try:
+        rows = csv.reader(solution.read_text(encoding="utf-8").splitlines())
+        labels = {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return [""] * len(files)
+    return [labels.get(path.stem, "") for path in files]
 
 
 def _walk(folder: Path) -> Iterator[Path]:

@@ -20,10 +20,12 @@ from fsspec.core import url_to_fs
 from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path
+from moco_plugin.safe_yaml import parse_json
 
 INDEX_FORMAT = 2
 INDEX_SUFFIX = ".index.json"  # of the index beside a shard
 PAUSES = (0.5, 1.0, 2.0)  # seconds before a read that failed is tried again
+MOST_JSON = 1 << 20  # bytes of a sample's .json member
 SCAN_BLOCK = 4 << 20  # bytes that a scan fetches at once
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
 _Result = TypeVar("_Result")
@@ -225,6 +227,10 @@ def scan_shard(url: str, size: int) -> ShardIndex:
                         text = archive.extractfile(member)
                         label = text.read(256).decode(errors="replace").strip() if text else ""
                         labels[member.name.removesuffix(".cls")] = label
+                    elif file.endswith(".json") and member.size < MOST_JSON:
+                        text = archive.extractfile(member)
+                        if (label := _json_label(text.read() if text else b"")) is not None:
+                            labels.setdefault(member.name.removesuffix(".json"), label)
                 end = archive.offset
         except tarfile.TarError as error:
             raise UserError(broken % error) from error
@@ -246,6 +252,20 @@ def scan_shard(url: str, size: int) -> ShardIndex:
         np.array([offset for _, offset, _ in images], np.int64),
         np.array([length for _, _, length in images], np.int64),
     )
+
+
+def _json_label(text: bytes) -> str | None:
+    """Return the label that a sample's JSON has under ``label``, ``cls`` or ``class``."""
+    try:
+        value = parse_json(text, "a .json member")
+    except UserError:
+        return None
+    found = (
+        next((value[key] for key in ("label", "cls", "class") if key in value), None)
+        if isinstance(value, dict)
+        else None
+    )
+    return str(found) if isinstance(found, (int, str)) else None
 
 
 def _stem(name: str) -> str:

@@ -122,3 +122,27 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
     page = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n"
     with pytest.raises(CannotDecode):
         decode(io.BytesIO(page), "a.jpg")
+
+
+def test_splits_and_kaggles_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
+    for name in ("train/n1/a.JPEG", "train/n2/b.JPEG", "val/v_1.JPEG", "val/v_2.JPEG"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 6)).save(root / name)
+    assert len(ImageSet(str(root))) == 4
+    assert f"holds the splits train, val, and all of them are used, with their names as classes; give {root}/train" in (
+        capsys.readouterr().err
+    )
+    assert ImageSet(str(root / "val")).labels is None
+    rows = "ImageId,PredictionString\nv_2,n1 85 1 499 272\nv_1,n2 1 2 3 4 n2 5 6 7 8\n"
+    (tmp_path / "LOC_val_solution.csv").write_text(rows)
+    val = ImageSet(str(root / "val"))
+    assert val.classes == ("n1", "n2") == ImageSet(str(root / "train")).classes
+    assert val.labels is not None and val.labels.tolist() == [1, 0]
+
+
+def test_containers_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    for spec in (tmp_path, tmp_path / "a.parquet"):
+        with pytest.raises(UserError, match="a Parquet file, which is not read.*moco-make-shards"):
+            ImageSet(str(spec))

@@ -323,7 +323,7 @@ def test_names_with_dots_are_webdatasets(photos: Path, tmp_path: Path) -> None:
         "img.v1.001.cls": b"5",
         "b/0.PNG": image,
         "b/0.mask.png": image,  # the same sample's second image
-        "b/0.cls": b"3",
+        "b/0.json": b'{"label": 3, "caption": "x"}',
         "b/._0.png": b"",
     }
     images = ImageSet(str(write_tar(tmp_path / "dots.tar", members)))
