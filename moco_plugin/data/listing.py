@@ -85,22 +85,25 @@ def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, t
     """
     parents = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
     if not any(parents):
-        solution = next(
-            (p / KAGGLE_SOLUTION for p in (folder, *folder.parents[:4]) if (p / KAGGLE_SOLUTION).is_file()), None
-        )
-        parents = _kaggle_labels(solution, files) if solution else parents
+        lists = [parent / KAGGLE_SOLUTION for parent in (folder, *folder.parents[:4])]
+        parents = next((_kaggle_labels(path, files) for path in lists if path.is_file()), parents)
+    _report_splits(files)
     if not all(parents) or len(set(parents)) < 2:
         return None, None
     classes = tuple(sorted(set(parents)))
-    if set(name.lower() for name in classes) <= SPLITS and os.environ.get("RANK", "0") == "0":
-        first = next(name for name in classes if name.lower().startswith("train") or name == classes[-1])
-        print(
-            f"{folder} holds the splits {', '.join(classes)}, and all of them are used, with their names as classes; "
-            f"give {folder / first} for one of them",
-            file=sys.stderr,
-        )
     number = {name: i for i, name in enumerate(classes)}
     return np.array([number[name] for name in parents], dtype=np.int64), classes
+
+
+def _report_splits(files: list[Path]) -> None:
+    common = Path(os.path.commonpath([path.parent for path in files]))
+    names = sorted({path.relative_to(common).parts[0] for path in files if path.parent != common})
+    if len(names) > 1 and {name.lower() for name in names} <= SPLITS and os.environ.get("RANK", "0") == "0":
+        first = next(name for name in names if name.lower().startswith("train") or name == names[-1])
+        print(
+            f"{common} holds the splits {', '.join(names)}, and the images of all are used; give {common / first} for one",
+            file=sys.stderr,
+        )
 
 
 def _kaggle_labels(solution: Path, files: list[Path]) -> list[str]:

@@ -229,8 +229,9 @@ def scan_shard(url: str, size: int) -> ShardIndex:
                         labels[member.name.removesuffix(".cls")] = label
                     elif file.endswith(".json") and member.size < MOST_JSON:
                         text = archive.extractfile(member)
-                        if (label := _json_label(text.read() if text else b"")) is not None:
-                            labels.setdefault(member.name.removesuffix(".json"), label)
+                        told = _json_label(text.read() if text else b"")
+                        if told is not None:
+                            labels.setdefault(member.name.removesuffix(".json"), told)
                 end = archive.offset
         except tarfile.TarError as error:
             raise UserError(broken % error) from error
@@ -260,11 +261,9 @@ def _json_label(text: bytes) -> str | None:
         value = parse_json(text, "a .json member")
     except UserError:
         return None
-    found = (
-        next((value[key] for key in ("label", "cls", "class") if key in value), None)
-        if isinstance(value, dict)
-        else None
-    )
+    if not isinstance(value, dict):
+        return None
+    found = next((value[key] for key in ("label", "cls", "class") if key in value), None)
     return str(found) if isinstance(found, (int, str)) else None
 
 
