@@ -100,6 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         default="imagenet",
         help="imagenet or inaturalist under configs/evaluate/finetune, or a YAML file (default %(default)s)",
     )
+    parsers["omnibenchmark"].add_argument(
+        "--protocol",
+        choices=("v1", "v2"),
+        default="v2",
+        help="v2 chooses L2 weights on val; v1 as the benchmark's code, by the test score (default: %(default)s)",
+    )
     parsers["lowshot"].add_argument(
         "--shares", type=float, nargs="+", default=[0.01, 0.1], help="of the labels (default 0.01 0.1)"
     )

@@ -182,6 +182,7 @@ def fit_l2_weights(
     l2_weights: Sequence[float],
     *,
     iterations: int = 200,
+    squared: bool = True,
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> LinearClassifiers:
@@ -196,6 +197,7 @@ def fit_l2_weights(
         classes: C.
         l2_weights: Each above 0.
         iterations: Of L-BFGS, at most.
+        squared: Penalise half the squared weights; else their norm.
         device: Where to compute.
         progress: Label of a progress bar; None shows none.
     """
@@ -218,7 +220,8 @@ def fit_l2_weights(
 
         def loss(l2: float = l2, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
             optimizer.zero_grad()
-            total = 0.5 * l2 * weight.square().sum()
+            squares = weight.square().sum()
+            total = l2 * (0.5 * squares if squared else (squares + 1e-12).sqrt())
             total.backward()
             for rows, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
                 part = F.cross_entropy(model.logits(rows)[0], truth.to(device), reduction="sum") / len(features)

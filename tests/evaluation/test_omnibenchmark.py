@@ -114,10 +114,48 @@ def test_broken_realms(tiny_run: Path, root: Path, tmp_path: Path, capsys: pytes
     test.write_text("\n")
     fails(f"{test} lists no image")
     test.unlink()
-    fails(f"{root}/bird has no list of test images; expected a file test or test.txt or bird.test or bird.test.txt")
+    fails(f"{root}/bird has no list of test images; expected a file test, test.txt, test/record.txt")
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main(arguments(tiny_run, empty)) == 1
     assert f"{empty} holds none of the realms; expected folders activity, aircraft" in capsys.readouterr().err
     assert main(arguments(tiny_run, tmp_path / "nowhere")) == 1
     assert "no such folder; expected the realms' folders in it" in capsys.readouterr().err
+
+
+def relaid(root: Path, target: Path, layout: str) -> Path:
+    """The realms of ``root`` in a published layout: V2's, or V1's with its download tool's lists."""
+    for realm in ("bird", "car"):
+        for split in ("train", "val", "test"):
+            (old,) = [p for p in (root / realm / split, root / realm / f"{realm}.{split}.txt") if p.is_file()]
+            folder = target / realm / (f"{split}" if layout == "v2" else f"{realm}.{split}")
+            (folder / "images").mkdir(parents=True)
+            lines = []
+            for line in old.read_text().splitlines():
+                path, label = line.split()
+                name = Path(path).name
+                (folder / "images" / name).write_bytes((root / realm / "images" / name).read_bytes())
+                label = "0" if split == "test" and layout == "v2" and realm == "car" else label
+                lines.append(f"{f'{split}/images/' if layout == 'v2' else ''}{name} {label}\n")
+            file = target / realm / f"{split}.txt" if layout == "v2" else folder / "record.txt"
+            file.write_text("".join(lines))
+    return target
+
+
+@pytest.mark.parametrize("layout", ["v1", "v2"])
+def test_published_layouts(
+    layout: str, tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = relaid(root, tmp_path / layout, layout)
+    assert main(arguments(tiny_run, root, "--protocol", layout, "--out", str(tmp_path / "a.json"))) == 0
+    plain = json.loads((tmp_path / "a.json").read_text())["realms"]
+    capsys.readouterr()
+    assert main(arguments(tiny_run, target, "--protocol", layout, "--out", str(tmp_path / "b.json"))) == 0
+    shown = capsys.readouterr().out
+    found = json.loads((tmp_path / "b.json").read_text())["realms"]
+    assert found["bird"] == plain["bird"]
+    if layout == "v2":  # the hidden test of car
+        assert "as the hidden test has; measured on val" in shown and found["car"]["test_images"] == 20
+        assert "chooses by test (--protocol v1)" in shown
+    else:
+        assert found["car"] == plain["car"] and "hidden test" not in shown
