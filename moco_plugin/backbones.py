@@ -196,6 +196,12 @@ def check_features(backbone: nn.Module, name: str, image_size: int) -> int:
             features = backbone(torch.zeros(2, 3, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
+        first = next((layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), None)
+        if first is not None and first.in_channels != 3:
+            raise UsageError(
+                f"backbone {name} takes images of {first.in_channels} channels, and images are read as RGB; set "
+                "backbone_args.in_chans to 3, or leave it out"
+            ) from error
         raise UsageError(
             f"backbone {name} does not take images of {image_size} x {image_size} ({reason}); "
             "choose another data.image_size or backbone"

@@ -197,6 +197,11 @@ LAYOUTS: tuple[Layout, ...] = (
         head="",
     ),
     Layout(
+        "Hugging Face",
+        r"(?:vit\.|resnet\.)?(?=embeddings\.cls_token$|embedder\.embedder\.convolution\.weight$)",
+        others=r"(?:vit\.|resnet\.)?pooler\.|decoder\.",
+    ),
+    Layout(
         "timm",
         r"(?:state_dict|model)\.(?:module\.)?",
         r"(?:state_dict_ema|model_ema)\.(?:module\.)?",

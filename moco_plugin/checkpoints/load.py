@@ -66,6 +66,7 @@ class File:
         content: What it holds.
         metadata: What this project's converters said of it.
         config: ``config.json`` of a folder.
+        size: Bytes of all files of weights.
     """
 
     path: Path
@@ -73,6 +74,10 @@ class File:
     content: dict[Any, Any]
     metadata: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        self.size = self.size or self.weights.stat().st_size
 
 
 def load(path: str | Path) -> File:
@@ -86,6 +91,8 @@ def load(path: str | Path) -> File:
         return _load_folder(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint")
+    if path.name.endswith(".safetensors.index.json"):
+        return _load_shards(path)
     with _refusing(path):
         if _is_safetensors(path):
             tensors, header = _load_safetensors(path)
@@ -165,8 +172,25 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
 
 
+def _load_shards(index: Path) -> File:
+    """Read the safetensors files that a ``model.safetensors.index.json`` lists; they are beside it."""
+    with _refusing(index):
+        if index.stat().st_size > MOST_HEADER:
+            raise BrokenPickle("it is too large")
+        places = _json_dict(index.read_text()).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise BrokenPickle("it has no weight_map")
+        tensors: dict[str, Tensor] = {}
+        for name in sorted(set(places.values())):
+            if Path(name).name != name:
+                raise BrokenPickle(f"it names a file of another folder, {name[:60]!r}")
+            tensors |= _load_safetensors(index.parent / name)[0]
+    return File(index, index, {"state_dict": tensors}, size=sum(value.nbytes for value in tensors.values()))
+
+
 def _load_folder(folder: Path) -> File:
-    weights = next((folder / name for name in FOLDER[1] if (folder / name).is_file()), None)
+    index = folder / f"{FOLDER[1][0]}.index.json"
+    weights = index if index.is_file() else next((folder / n for n in FOLDER[1] if (folder / n).is_file()), None)
     config = folder / FOLDER[0]
     if weights is None or not config.is_file():
         raise UserError(

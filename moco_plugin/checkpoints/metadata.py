@@ -78,7 +78,9 @@ def hints(file: File, about: Callable[[File, Hints, Mapping[str, Tensor]], None]
     about(file, found, names)
     if file.metadata:
         _of_converters(file.metadata, found)
-    if file.config:
+    if "model_type" in file.config:
+        _of_hugging_face(file.config, found)
+    elif file.config:
         _of_timm_folder(file.config, found)
     return found
 
@@ -194,6 +196,17 @@ def _of_module(module: Any, found: Hints) -> None:
         arguments = lookup(module, "_model_args")
         found.architecture = name
         found.arguments = safe_arguments("the file", arguments if isinstance(arguments, dict) else {})
+
+
+def _of_hugging_face(config: dict[str, Any], found: Hints) -> None:
+    """Collect what transformers' ViTs and ResNets say of themselves; the names of their tensors tell the rest."""
+    heads, act = config.get("num_attention_heads"), config.get("hidden_act", "gelu")
+    found.heads = heads if isinstance(heads, int) and 0 < heads <= LARGEST_IMAGE else None
+    if act not in ("gelu", "relu"):
+        raise UserError(f"config.json names the activation {str(act)[:20]!r}; expected gelu, or relu for a ResNet")
+    epsilon = config.get("layer_norm_eps")
+    if isinstance(epsilon, float) and epsilon != 1e-6:
+        found.notes.append(f"computed with timm's layer norm epsilon 1e-06; the file's is {epsilon:g}")
 
 
 def _of_timm_folder(config: dict[str, Any], found: Hints) -> None:

@@ -20,7 +20,7 @@ from moco_plugin.checkpoints.load import File, load, load_file, named_tensors
 from moco_plugin.checkpoints.metadata import IMAGENET_VIEW, Hints, claimed_architecture, hints
 from moco_plugin.checkpoints.networks import Mismatch, fit
 from moco_plugin.checkpoints.released import resolve
-from moco_plugin.checkpoints.renaming import timm_names
+from moco_plugin.checkpoints.renaming import merged, timm_names
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import sha256
@@ -30,8 +30,9 @@ __all__ = ["Checkpoint", "load_file", "read_checkpoint"]
 # Buffers that a network computes by itself, and what is masked in pre-training alone.
 HARMLESS = re.compile(r"num_batches_tracked$|relative_position_index$|attn_mask$|mask_token$|rope|inv_freq")
 KNOWN = (
-    "a checkpoint of this project, the released MoCo code, lightly, LightlyTrain, solo-learn, MMSelfSup, MMPreTrain or "
-    "VISSL, or weights in the names of timm, torchvision or detectron2"
+    "a checkpoint of this project, the released MoCo code, lightly, LightlyTrain, solo-learn, MMSelfSup, MMPreTrain, "
+    "VISSL, DenseCL, PixPro, BYOL, VICReg, VICRegL, Barlow Twins, SwAV, SimSiam, DINO or MAE, or weights in the names of "
+    "timm, torchvision, Hugging Face or detectron2"
 )
 
 
@@ -128,7 +129,7 @@ def read_checkpoint(
 def _read(
     file: File, encoder: str, architecture: str | None, arguments: dict[str, Any], prefix: str | None
 ) -> Checkpoint:
-    tensors = named_tensors(file)
+    tensors = merged(named_tensors(file))
     if prefix is not None:
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
         if not tensors:
@@ -197,7 +198,7 @@ def _network(
     arguments: dict[str, Any],
 ) -> tuple[_Network, set[str]]:
     """Return the backbone and the names of the weights in it."""
-    size = file.weights.stat().st_size
+    size = file.size
     if architecture is not None:
         about.architecture, about.arguments = architecture, arguments
     mismatch: Mismatch | None = None

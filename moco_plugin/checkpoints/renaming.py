@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 Rename = Callable[[str], str]
@@ -43,6 +44,44 @@ _DETECTRON2 = _replace(
     (r"\bshortcut\.(?=weight|bias)", "downsample.0."),
     (r"^stem\.", ""),
 )
+# transformers' ResNets; its ViTs have queries, keys and values apart and are put together by ``merged``
+_HUGGING_FACE_RESNET = _replace(
+    (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
+    (r"^(?:resnet\.)?encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
+    (r"\.layer\.(\d)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+)
+_HUGGING_FACE_VIT = _replace(
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.mask_token$", "mask_token"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.attention\.qkv\.", ".attn.qkv."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"^layernorm\.", "norm."),
+)
+_QUERY = re.compile(r"(.*\.attention\.attention\.)query\.(weight|bias)$")
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict in which transformers' queries, keys and values are one tensor, ``qkv``, as in timm."""
+    found = dict(state)
+    for name in state:
+        if match := _QUERY.match(name):
+            parts = [f"{match[1]}{part}.{match[2]}" for part in ("query", "key", "value")]
+            if all(part in found for part in parts):
+                found[f"{match[1]}qkv.{match[2]}"] = torch.cat([found.pop(part) for part in parts])
+    return found
+
+
 _SHORTCUT = _replace((r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample."))  # lightly's own ResNet
 _MMPRETRAIN_VIT = _replace(
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
@@ -89,6 +128,9 @@ FOREIGN: tuple[tuple[str, Rename], ...] = (
     ("layer2.0.shortcut.0.weight", _SHORTCUT),
     ("patch_embed.projection.weight", _MMPRETRAIN_VIT),
     ("encoder.pos_embedding", _torchvision_vit),
+    ("embeddings.patch_embeddings.projection.weight", _HUGGING_FACE_VIT),
+    ("embedder.embedder.convolution.weight", _HUGGING_FACE_RESNET),
+    ("resnet.embedder.embedder.convolution.weight", _HUGGING_FACE_RESNET),
     *((f"{number}.0.conv1.weight", _sequential(number)) for number in (2, 3, 4)),
 )
 

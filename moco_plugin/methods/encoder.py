@@ -20,6 +20,9 @@ class Encoder(nn.Module):
         backbone: Maps images to N x D features.
         head: Maps features to N x C vectors.
         normalized: Scale the vectors to unit length.
+
+    Raises:
+        ValueError: In forward, the backbone returns maps, tokens, a dict, or features of another width.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module, normalized: bool) -> None:
@@ -27,9 +30,14 @@ class Encoder(nn.Module):
         self.backbone = backbone
         self.head = head
         self.normalized = normalized
+        self.width = next(layer.in_features for layer in head.modules() if isinstance(layer, nn.Linear))
 
     def forward(self, images: Tensor) -> Tensor:
-        projected = self.head(self.backbone(images))
+        features = self.backbone(images)
+        if not isinstance(features, Tensor) or features.ndim != 2 or features.shape[1] != self.width:
+            found = tuple(features.shape) if isinstance(features, Tensor) else f"a {type(features).__name__}"
+            raise ValueError(f"the backbone returned {found}; expected N x feature_dim features, N x {self.width}")
+        projected = self.head(features)
         return F.normalize(projected, dim=1) if self.normalized else cast(Tensor, projected)
 
 

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
-from tests.helpers.networks import Sample, head, narrow_resnet, other, prefixed, save, seen, tiny_vit
+from tests.helpers.networks import (
+    Sample,
+    head,
+    narrow_resnet,
+    other,
+    prefixed,
+    save,
+    seen,
+    tiny_vit,
+    torchvision_resnet,
+)
+
+KINDS = {"conv": "convolution", "bn": "normalization"}  # transformers' names in ResNets
 
 
 def densecl() -> Sample:
@@ -188,6 +204,57 @@ def model_and_ema() -> Sample:
     return Sample(save(content), "timm", query, key)
 
 
+def hugging_face_vit() -> Sample:
+    """The folder that transformers' save_pretrained writes, in two shards."""
+    model = tiny_vit("vit_tiny_patch16_224")
+    state: dict[str, Tensor] = {}
+    for name, value in model.state_dict().items():
+        name = re.sub(r"^blocks\.(\d+)\.", r"encoder.layer.\1.", name)
+        for ours, theirs in (
+            ("attn.proj", "attention.output.dense"),
+            ("mlp.fc1", "intermediate.dense"),
+            ("mlp.fc2", "output.dense"),
+            ("norm1", "layernorm_before"),
+            ("norm2", "layernorm_after"),
+            ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
+            ("cls_token", "embeddings.cls_token"),
+            ("pos_embed", "embeddings.position_embeddings"),
+        ):
+            name = name.replace(ours, theirs)
+        name = re.sub(r"^norm\.", "layernorm.", name)
+        if "attn.qkv" in name:
+            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
+                state[f"vit.{name.replace('attn.qkv', f'attention.attention.{part}')}"] = piece.clone()
+        else:
+            state[f"vit.{name}"] = value
+    state |= head("classifier.", 192)
+
+    def write(path: Path) -> None:
+        path.mkdir()
+        names = sorted(state)
+        parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+        for file, held in parts.items():
+            safetensors.torch.save_file({name: state[name].contiguous() for name in held}, path / file)
+        places = {name: file for file, held in parts.items() for name in held}
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        (path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 3}))
+
+    return Sample(write, "Hugging Face", model, architecture="vit_tiny_patch16_224")
+
+
+def hugging_face_resnet() -> Sample:
+    model = torchvision_resnet()
+    state = {}
+    for name, value in model.state_dict().items():
+        name = re.sub(r"^(conv1|bn1)\.", lambda m: f"embedder.embedder.{KINDS[m[1][:-1]]}.", name)
+        name = re.sub(r"^layer(\d)\.(\d)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", name)
+        name = re.sub(r"\.(conv|bn)(\d)\.", lambda m: f".layer.{int(m[2]) - 1}.{KINDS[m[1]]}.", name)
+        name = name.replace("downsample.0", "shortcut.convolution").replace("downsample.1", "shortcut.normalization")
+        state[f"resnet.{name}"] = value
+    state |= head("classifier.1.", 512)
+    return Sample(save(state), "Hugging Face", model)
+
+
 METHOD_SAMPLES = {
     function.__name__: function
     for function in (
@@ -206,5 +273,7 @@ METHOD_SAMPLES = {
         solo_learn_v3,
         dinov2_registers,
         model_and_ema,
+        hugging_face_vit,
+        hugging_face_resnet,
     )
 }
