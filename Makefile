@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt tools/install_detectron2.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 		{ rm -rf .venv; echo "error: $(PYTHON) cannot make virtual environments; on Debian, apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel torch torchvision
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[detectron2,lightly-train,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[detectron2,lightly-train,onnx,dev]'
 	$(BIN)/python tools/install_detectron2.py
 	@touch $@
 

@@ -9,12 +9,13 @@ from typing import Any
 
 from moco_plugin.checkpoints.proof import Network
 from moco_plugin.checkpoints.read import Checkpoint
+from moco_plugin.checkpoints.to_onnx import ONNX
 from moco_plugin.checkpoints.to_timm import LIGHTLY_TRAIN, TIMM
 from moco_plugin.checkpoints.to_torchvision import TORCHVISION
 from moco_plugin.checkpoints.write import convert_to
 from moco_plugin.errors import UsageError, did_you_mean
 
-TARGETS = ("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train")
+TARGETS = ("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train", "onnx")
 
 
 def convert(
@@ -33,9 +34,9 @@ def convert(
     Args:
         source: A checkpoint of any layout that ``read_checkpoint`` knows: a path, a released one's name, or as read.
         output: The file or folder to write: detectron2 ``.pkl``; timm ``.pth``, ``.pt``, ``.safetensors`` or a folder;
-            torchvision ``.pth``, ``.pt`` or ``.safetensors``; lightly-train ``.pth`` or ``.pt``.
+            torchvision ``.pth``, ``.pt`` or ``.safetensors``; lightly-train ``.pth`` or ``.pt``; onnx ``.onnx``.
         to: "detectron2" (its own ResNet, or ``build_timm_backbone`` for other networks), "detectron2-timm"
-            (``build_timm_backbone`` for all), "timm", "torchvision" or "lightly-train".
+            (``build_timm_backbone`` for all), "timm", "torchvision", "lightly-train" or "onnx".
         encoder: "query" or "key", where the checkpoint has both.
         architecture: timm's name of the backbone, where the weights do not tell it.
         arguments: Of ``create_backbone``, for ``architecture``, such as ``{"num_heads": 12}``.
@@ -50,7 +51,7 @@ def convert(
         UserError: The source cannot be read, the target has no such network, or its features differ.
     """
     networks: dict[str, Callable[[Checkpoint], Network]] = {}
-    formats = {format.name: format for format in (TIMM, TORCHVISION, LIGHTLY_TRAIN)}
+    formats = {format.name: format for format in (TIMM, TORCHVISION, LIGHTLY_TRAIN, ONNX)}
     if to.startswith("detectron2") or find_spec("detectron2") is not None:  # an optional dependency
         from moco_plugin.transfer.to_detectron2 import FORMATS, detectron2_source
 

@@ -33,12 +33,17 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         with full_disk_is_an_error(path):
             yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp gives 0600
+        _open_to_others(temporary)  # mkstemp gives 0600
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _open_to_others(file: Path) -> None:
+    """Give a file the mode that the umask gives new files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    file.chmod(0o666 & ~umask)
 
 
 @contextmanager
@@ -68,6 +73,9 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
         temporary.chmod(folder.parent.stat().st_mode & 0o777)  # mkdtemp gives 0700
         with full_disk_is_an_error(folder):
             yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _open_to_others(file)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)

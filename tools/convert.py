@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Convert any checkpoint to detectron2, timm, torchvision or LightlyTrain, and prove that it computes the same.
+"""Convert any checkpoint to detectron2, timm, torchvision, LightlyTrain or ONNX, and prove that it computes the same.
 
 `inspect` says what a checkpoint is."""
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s inspect FILE [--encoder ...] [--architecture NAME [KEY=VALUE ...]] [--prefix PREFIX]\n"
-        "       %(prog)s FILE OUTPUT --to {detectron2,detectron2-timm,timm,torchvision,lightly-train}\n"
+        "       %(prog)s FILE OUTPUT --to {detectron2,detectron2-timm,timm,torchvision,lightly-train,onnx}\n"
         "                  [--encoder {query,key}] [--architecture NAME [KEY=VALUE ...]]\n"
         "                  [--prefix PREFIX] [--overwrite]",
     )
@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             "output",
             metavar="OUTPUT",
             help="detectron2: .pkl; timm: .pth, .safetensors or a folder; torchvision: .pth or .safetensors; "
-            "lightly-train: .pth",
+            "lightly-train: .pth; onnx: .onnx",
         )
         parser.add_argument(
             "--to",
             required=True,
-            choices=("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train"),
+            choices=("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train", "onnx"),
             help="whose file to write; detectron2: for its own ResNet, or for build_timm_backbone where the network is "
             "another; detectron2-timm: for build_timm_backbone always",
         )

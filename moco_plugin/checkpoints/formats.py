@@ -28,8 +28,13 @@ def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor
     A torch file stays a state dict that any ``load_state_dict`` takes: the metadata is where PyTorch keeps a state
     dict's own, in ``state_dict._metadata["moco_plugin"]``. In safetensors it is the header's ``moco_plugin``, as JSON.
     """
-    # a tensor that is a part of a larger one would take all of it along
-    state = {n: v if v.nbytes == v.untyped_storage().nbytes() else v.clone() for n, v in state.items()}
+    # a tensor that is a part of a larger one would take all of it along, and safetensors writes no shared ones
+    seen: set[int] = set()
+    for name, value in state.items():
+        storage = value.untyped_storage()
+        if value.nbytes != storage.nbytes() or storage.data_ptr() in seen:
+            state = {**state, name: value.clone()}
+        seen.add(storage.data_ptr())
     if path.suffix == ".safetensors":
         header = {"format": "pt", "moco_plugin": json.dumps(metadata)}
         safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path, header)

@@ -240,7 +240,7 @@ def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> tuple[_Netwo
         for n, value in state.items()
         if n in expected or (n.partition(".")[0] in roots and not n.startswith(classifiers))
     }
-    _check_size(own, size)
+    _check_size(own, size, tied=True)
     return _Network(name, arguments, untrained, fit(untrained, own, name)), set(own)
 
 
@@ -272,9 +272,16 @@ def _vit(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network:
     return network
 
 
-def _check_size(state: Mapping[str, Tensor], size: int) -> None:
-    """Weights that share memory could make a network that is larger than the file."""
-    total = sum(value.nbytes for value in state.values())
+def _check_size(state: Mapping[str, Tensor], size: int, tied: bool = False) -> None:
+    """Raise UserError for weights that share memory, which could make a network that is larger than the file.
+
+    Args:
+        state: The weights.
+        size: Bytes of the file.
+        tied: Count tensors that are one and the same once: layers of a known network may be tied.
+    """
+    own = {(v.data_ptr(), v.shape) if tied else name: v.nbytes for name, v in state.items()}
+    total = sum(own.values())
     if total > size:
         raise UserError(
             f"its weights claim {total} bytes in a file of {size}; expected weights of their own for each layer"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,30 @@ def test_torchvision_network_shares_its_weights() -> None:
     backbone = timm.create_model("resnet18", num_classes=0)
     network = torchvision_network(backbone, to_torchvision(backbone))
     assert network.get_parameter("conv1.weight").data_ptr() == backbone.get_parameter("conv1.weight").data_ptr()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
+def test_onnx_gives_the_features_for_any_batch(name: str, tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    source = checkpoint(name, **NETWORKS[name])
+    source.view = replace(source.view, image_size=64)
+    told = convert(source, tmp_path / "model.onnx", "onnx")
+    assert told["opset"] == 18 and told["images"] == ["batch", 3, 64, 64]
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    assert json.loads(session.get_modelmeta().custom_metadata_map["moco_plugin"])["source_sha256"] == "5d2e"
+    for count in (1, 5):
+        images = torch.randn(count, 3, 64, 64)
+        (found,) = session.run(None, {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), source.backbone(images), rtol=1e-3, atol=1e-4)
+    with pytest.raises(UsageError, match=r"does not end in .onnx"):
+        convert(source, tmp_path / "model.pth", "onnx")
+
+
+def test_networks_with_tied_weights_are_written(tmp_path: Path) -> None:
+    model = timm.create_model("coat_tiny", num_classes=0).eval()
+    torch.save(model.state_dict(), tmp_path / "coat.pth")
+    os.umask(umask := os.umask(0o022))
+    convert(read_checkpoint(tmp_path / "coat.pth", architecture="coat_tiny"), tmp_path / "coat", "timm")
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "coat").iterdir()}
+    assert modes == {"config.json": 0o666 & ~umask, "model.safetensors": 0o666 & ~umask}
+    assert_equal(timm.create_model(f"local-dir:{tmp_path / 'coat'}", pretrained=True).state_dict(), model)
