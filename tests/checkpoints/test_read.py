@@ -189,14 +189,6 @@ def test_reading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
     assert torch.equal(torch.rand(1), expected)
 
 
-def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
-    model = narrow_resnet()
-    torch.save(model.half().state_dict(), tmp_path / "half.pth")
-    state = read_checkpoint(tmp_path / "half.pth").backbone.state_dict()
-    assert state["conv1.weight"].dtype == torch.float32
-    assert torch.equal(state["conv1.weight"].half(), model.state_dict()["conv1.weight"])
-
-
 def detector(config: str, *overrides: Any) -> Any:
     import moco_plugin.transfer  # isort: skip  # makes what detectron2 lacks, and registers the backbones
     from detectron2.config import get_cfg

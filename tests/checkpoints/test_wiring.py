@@ -47,3 +47,11 @@ def test_wiring_is_compared_where_shapes_do_not_tell() -> None:
     assert wiring_differences(plain, resnets[1])[0][1:] == ("ReLU", "GELU")
     assert wiring_differences(plain, resnets[2]) == []
     assert any("stride" in name for name, _, _ in wiring_differences(plain, resnets[3]))
+
+
+def test_half_precision_is_read_as_float32(tmp_path: Path) -> None:
+    model = narrow_resnet()
+    torch.save(model.half().state_dict(), tmp_path / "half.pth")
+    state = read_checkpoint(tmp_path / "half.pth").backbone.state_dict()
+    assert state["conv1.weight"].dtype == torch.float32
+    assert torch.equal(state["conv1.weight"].half(), model.state_dict()["conv1.weight"])

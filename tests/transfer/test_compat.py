@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import re
 import sys
@@ -18,11 +19,13 @@ from moco_plugin.errors import UserError
 from moco_plugin.transfer.device import fit_device
 
 TRANSFORM, MASKS, DEFORM = "data/transforms/transform.py", "structures/masks.py", "layers/deform_conv.py"
-OLD = {TRANSFORM: "x = Image.LINEAR\n", MASKS: "y = np.bool\n", DEFORM: "from detectron2 import _C\n"}
+CITYSCAPES = "evaluation/cityscapes_evaluation.py"
+OLD = {TRANSFORM: "x = Image.LINEAR\n", MASKS: "y = np.bool\n", DEFORM: "from detectron2 import _C\n", CITYSCAPES: ""}
 NEW = {
     TRANSFORM: "x = Image.BILINEAR\n",
     MASKS: "y = bool\nz = np.bool_\n",
     DEFORM: "try:\n    from detectron2 import _C\nexcept ImportError:\n    pass\n",
+    CITYSCAPES: "import cityscapesscripts\n",
 }
 
 
@@ -52,6 +55,19 @@ def test_supplies_what_is_missing_once(package: Path) -> None:
     with pytest.raises(AttributeError, match=r"without its C\+\+ operators and has no 'nms_rotated'"):
         sys.modules["detectron2._C"].nms_rotated  # noqa: B018
     assert compat.before_import() == []
+
+
+def test_cityscapes_under_the_name_that_detectron2s_main_branch_imports(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripts = pytest.importorskip("cityscapesscripts.helpers.labels")
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, compat._CityscapesFinder)])
+    write(
+        package,
+        {**NEW, CITYSCAPES: "from deeplearning.projects.cityscapesApi.cityscapesscripts.helpers import labels\n"},
+    )
+    assert compat.before_import() == [compat.CITYSCAPES_API] and compat.before_import() == []
+    assert importlib.import_module(f"{compat.CITYSCAPES_API}.cityscapesscripts.helpers.labels") is scripts
 
 
 def test_newer_detectron2_needs_nothing(package: Path) -> None:
