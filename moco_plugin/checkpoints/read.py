@@ -151,7 +151,12 @@ def _read(
     full = encoder_names(tensors, found, before)
     renamed = timm_names({name: tensors[full[name]] for name in full})
     state = {renamed[name]: tensors[full[name]] for name in full}
-    network, used = _network(file, found, about, state, architecture, arguments)
+    try:
+        network, used = _network(file, found, about, state, architecture, arguments)
+    except Mismatch as error:
+        if architecture is not None or found.layout.names_backbone or "--architecture" in str(error):
+            raise
+        raise Mismatch(f"{error}; if it is another network, give --architecture with timm's name of it") from error
     head_names = [name for name in state if name not in used and HEADS.match(name)]
     unused = unused_names(
         tensors, found, before, (full[n] for n in full if renamed[n] in used or renamed[n] in head_names)

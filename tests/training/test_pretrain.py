@@ -9,11 +9,13 @@ import signal
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from moco_plugin.config import load_config
+from moco_plugin.data.images import ImageSet
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.tools.pretrain import main
 from moco_plugin.training.callbacks import TimeLimit
@@ -119,6 +121,40 @@ def test_trainer_arguments_that_name_objects(tool: Tool, tmp_path: Path) -> None
     shown = tool("pretrain", *TINY, f"out={out}", *arguments, "trainer.max_epochs=1").stdout
     assert "Epoch 0" not in shown and (out / "metrics.csv").is_file() and (out / "lightning_logs").is_dir()
     assert all(value.dtype == torch.float64 for value in weights(out).values() if value.is_floating_point())
+
+
+def test_deep_images_train_as_the_same_in_8_bits(tool: Tool, tmp_path: Path) -> None:
+    """PNG folders, loader processes on, through pre-training and evaluation."""
+    images, results = ImageSet(TRAIN), []
+    for depth in (8, 16):
+        folder = tmp_path / f"photos_{depth}"
+        for index in range(32):
+            values = np.asarray(images.load(index).convert("L"))
+            values = values if depth == 8 else values.astype(np.uint16) * 257
+            path = folder / f"class_{index % 2}" / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+        arguments = [text for text in TINY if not text.startswith(("data.root", "data.batched", "data.workers", "knn"))]
+        out = tmp_path / f"run_{depth}"
+        tool("pretrain", *arguments, f"data.root={folder}", "data.workers=2", f"out={out}", "trainer.max_epochs=1")
+        result = tmp_path / f"{depth}.json"
+        tool(
+            "evaluate",
+            "knn",
+            "--weights",
+            out / "checkpoints" / "last.ckpt",
+            "--train",
+            folder,
+            "--test",
+            folder,
+            "--k",
+            "3",
+            "--out",
+            result,
+        )
+        results.append((weights(out), json.loads(result.read_text())["top1"]))
+    (first, top1), (second, other) = results
+    assert all(torch.equal(first[name], second[name]) for name in first) and top1 == other
 
 
 def test_weights_of_another_wiring_are_refused(tool: Tool, tmp_path: Path) -> None:
