@@ -213,7 +213,7 @@ LAYOUTS: tuple[Layout, ...] = (
 # A network's own names, in which one of several frameworks saves it.
 PLAIN = Layout("timm", "", about=of_timm, framework="timm")
 # Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
-_ANCHOR = re.compile(r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?|conv_proj|0)\.weight$")
+_ANCHOR = re.compile(r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?(?:\.0)?|conv_proj|0)\.weight$")
 _BLOCK = re.compile(r"(?<![^.])(?:layer\d|layers\.\d|blocks\.\d|encoder\.layers|\d+\.\d)")
 # Classifiers, projection heads and what only pre-training needs, within an encoder.
 HEADS = re.compile(r"(?:fc|head|heads|linear|classifier|pre_logits|projector|mlp_head)\.|mask_token$")

@@ -147,12 +147,16 @@ def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
     except UserError:
         if not output.suffix:
             raise
-    # a wider or smaller stem, which timm's names cannot say
+    # a stem of another kind or width, which timm's names cannot say
     state = checkpoint.backbone.state_dict()
     network = checkpoint.untrained()
     network.load_state_dict(state, assign=True)
     opens = f"moco_plugin.checkpoints.read.read_checkpoint('{output}').backbone"
-    return Target(Network("timm", network, stages_of(network)), state, {"target": "timm"}, opens)
+    details: dict[str, Any] = {"target": "timm"}
+    if timm.is_model(checkpoint.architecture):  # for our reader, which takes create_backbone's arguments
+        arguments = {key: list(v) if isinstance(v, tuple) else v for key, v in checkpoint.arguments.items()}
+        details |= {"timm_name": checkpoint.architecture, "timm_arguments": arguments}
+    return Target(Network("timm", network, stages_of(network)), state, details, opens)
 
 
 def _target(checkpoint: Checkpoint, output: Path, to: str) -> Target:

@@ -147,6 +147,22 @@ def test_wider_networks_that_timm_has_no_name_for(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["wide.safetensors"]
 
 
+def test_convolutional_stem_and_heads_are_read_back(tmp_path: Path) -> None:
+    """Neither is told by shapes alone, and timm has no such network."""
+    source = checkpoint("vit_small_patch16_224", conv_stem=True, depth=1, num_heads=12, img_size=64)
+    convert(source, tmp_path / "a.safetensors", "timm")
+    back = read_checkpoint(tmp_path / "a.safetensors")
+    images = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(back.backbone(images), source.backbone(images))
+    plain = read_checkpoint_of(source.backbone, tmp_path)
+    assert plain.arguments["conv_stem"] and "6 attention heads" in plain.notes[0]
+
+
+def read_checkpoint_of(network: nn.Module, folder: Path) -> Checkpoint:
+    torch.save(network.state_dict(), folder / "plain.pth")
+    return read_checkpoint(folder / "plain.pth")
+
+
 @pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d", "wide_resnet50_2"])
 def test_resnets_known_by_their_shapes_have_a_name_in_timm(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
