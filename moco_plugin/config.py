@@ -21,6 +21,9 @@ SMALL_SET = 100_000
 """Images below which ``queue_for`` takes a shorter queue and a smaller momentum."""
 
 
+TRAINER = ("accelerator", "devices", "num_nodes", "precision", "strategy", "max_time", "accumulate_grad_batches")
+
+
 @dataclass
 class DataConfig:
     """The images and the views that are made of them."""
@@ -247,6 +250,14 @@ def queue_warning(method: Any, images: int) -> str:
     )
 
 
+def open_keys() -> list[str]:
+    """Return the full keys of what methods take, and of the Trainer's arguments that people ask for."""
+    from moco_plugin.methods import METHODS, arguments_of, method_class
+
+    arguments = dict.fromkeys(name for method in METHODS.names() for name in arguments_of(method_class(method)))
+    return [*(f"method_args.{name}" for name in arguments), *(f"trainer.{name}" for name in TRAINER)]
+
+
 def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -> PretrainConfig:
     """Build a pre-training config: defaults, then a YAML file, then ``key=value`` overrides.
 
@@ -259,7 +270,7 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     recipe = default_recipe(overrides) if name is None else name
     file = None if recipe is None else find_config(recipe, "pretrain")
-    config = build_config(PretrainConfig, file, parse_overrides(overrides))
+    config = build_config(PretrainConfig, file, parse_overrides(overrides), open_keys)
     check_positive(
         config,
         "data.image_size",

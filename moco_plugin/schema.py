@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -54,13 +54,16 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
         raise UsageError(f"config: {str(error).splitlines()[0]}") from error
 
 
-def build_config(schema: type[Schema], file: Path | None, overrides: Any) -> Schema:
+def build_config(
+    schema: type[Schema], file: Path | None, overrides: Any, open_keys: Callable[[], Iterable[str]] = list
+) -> Schema:
     """Build a config: the schema's defaults, then a YAML file, then overrides.
 
     Args:
         schema: The dataclass.
         file: The YAML file, or None.
         overrides: What ``parse_overrides`` returns.
+        open_keys: Returns full keys of sections without a schema, for suggestions.
 
     Raises:
         UsageError: An unknown key, a value of the wrong type, or a key that has none.
@@ -78,12 +81,38 @@ def build_config(schema: type[Schema], file: Path | None, overrides: Any) -> Sch
         leaf = key.removeprefix(prefix)
         if leaf and leaf.split(".")[0] not in valid:
             where = f"under {prefix[:-1]}" if prefix else "at the top"
+            if meant := same_leaf(schema, leaf, open_keys()):
+                value = OmegaConf.select(overrides, key) if OmegaConf.is_config(overrides) else None
+                given = "" if value is None or OmegaConf.is_config(value) else f"={value}"
+                raise UsageError(
+                    f"unknown config key {key!r}; did you mean {' or '.join(f'{name}{given}' for name in meant)}?"
+                ) from error
             raise UsageError(
                 f"unknown config key {key!r}; valid {where} are {', '.join(valid)}{did_you_mean(leaf, valid)}"
             ) from error
         reason = str(error).splitlines()[0]
         raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error
     return result
+
+
+def same_leaf(schema: Any, name: str, open_keys: Iterable[str] = ()) -> list[str]:
+    """Return the full keys of a config that end in ``name``.
+
+    Args:
+        schema: The dataclass.
+        name: Such as ``batch_size``, for ``data.batch_size``.
+        open_keys: Further full keys, of sections without a schema.
+    """
+    return [key for key in (*_leaves(schema(), ""), *open_keys) if key.rpartition(".")[2] == name]
+
+
+def _leaves(section: Any, prefix: str) -> list[str]:
+    found = []
+    for field in fields(section):
+        value = getattr(section, field.name)
+        inner = _leaves(value, f"{prefix}{field.name}.") if is_dataclass(value) else [f"{prefix}{field.name}"]
+        found += inner
+    return found
 
 
 def check_positive(config: Any, *keys: str) -> None:

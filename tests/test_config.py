@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,21 @@ SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yam
 def rate(name: str, epoch: float) -> float:
     config = load_config(name, ["data.root=x"])
     return scaled_lr(config) * lr_schedule(config.schedule)(epoch / config.schedule.epochs)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("batch_size=64", "data.batch_size=64?"),
+        ("epochs=10", "schedule.epochs=10?"),
+        ("lr=0.1", "optimizer.lr=0.1?"),
+        ("temperature=0.1", "method_args.temperature=0.1"),
+        ("devices=2", "trainer.devices=2?"),
+    ],
+)
+def test_leaves_are_answered_by_their_full_keys(typed: str, meant: str) -> None:
+    with pytest.raises(UsageError, match=rf"unknown config key .*did you mean .*{re.escape(meant)}"):
+        load_config("moco_v2_resnet50_200ep", ["data.root=x", typed])
 
 
 @pytest.mark.parametrize(

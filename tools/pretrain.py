@@ -7,7 +7,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moco_plugin.errors import command
+from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """examples:
   %(prog)s method=moco backbone=resnet50 data.root=photos out=runs/photos
@@ -33,9 +33,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("--print-config", action="store_true", help="print the whole config, with defaults, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
-    args = parser.parse_intermixed_args(argv)
+    args, unknown = parser.parse_known_intermixed_args(argv)
 
-    from moco_plugin.config import config_dict, default_recipe, describe_recipe, load_config
+    from moco_plugin.config import PretrainConfig, config_dict, default_recipe, describe_recipe, load_config, open_keys
+    from moco_plugin.schema import same_leaf
+
+    for option in unknown:
+        name = option.lstrip("-").partition("=")[0].replace("-", "_")
+        meant = same_leaf(PretrainConfig, name, open_keys()) if option.startswith("-") else []
+        hint = f"; did you mean {' or '.join(f'{key}=VALUE' for key in meant)}?" if meant else ""
+        raise UsageError(f"unrecognized argument {option}{hint}")
 
     recipe = None if args.config else default_recipe(args.overrides)
     config = load_config(args.config or recipe, args.overrides)
