@@ -37,8 +37,6 @@ class DataConfig:
     """Augmentation: moco_v1, moco_v2, moco_v3, or auto for the method's own."""
     view_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of lightly's transform that differ from the paper's."""
-    batched_views: bool = False
-    """Make the views of a whole batch at once, on the training device (images of one size only)."""
     batch_size: int = 256
     """Images a step over all processes."""
     workers: int = -1
@@ -49,6 +47,17 @@ class DataConfig:
     """Evaluation resizes the short side to image_size / crop_ratio, then crops the centre."""
     value_range: list[float] | None = None
     """Of images of more than 8 bits, the values that become black and white; null: by bit depth, 0 to 1 for floats."""
+
+
+@dataclass
+class ViewsConfig:
+    """How views are made; what they are is in ``data``."""
+
+    engine: str = "fast"
+    """fast (OpenCV, in loader processes), reference (Pillow, as the released code does) or device (loader processes
+    decode, crop and resize; the training device does the rest)."""
+    jpeg_scaling: bool = False
+    """Let the JPEG decoder halve images as long as every crop stays as large as its view; for large photos."""
 
 
 @dataclass
@@ -113,6 +122,7 @@ class PretrainConfig:
     weights: str | None = None
     """Checkpoint whose backbone training starts from."""
     data: DataConfig = field(default_factory=DataConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     knn: KNNConfig = field(default_factory=KNNConfig)

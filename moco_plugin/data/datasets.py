@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from random import Random
+from typing import Any, TypeVar
 
-import torch
+import numpy as np
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.data.order import seeded
+from moco_plugin.data.views.device import pack
+from moco_plugin.data.views.plan import ViewPlan
 from moco_plugin.errors import UsageError, UserError
+
+T = TypeVar("T")
 
 MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
 
@@ -37,59 +40,75 @@ class CorruptImages:
             )
 
 
-def first_whole(images: ImageSet, candidates: Iterable[int]) -> tuple[Image.Image, int, str]:
+def first_whole(load: Callable[[int], tuple[T | None, str]], candidates: Iterable[int]) -> tuple[T, int, str]:
     """Return the first image that can be decoded, its number, and "" or the name of the first that cannot be.
+
+    Args:
+        load: Returns an image by its number, or None and its name.
+        candidates: Numbers of images.
 
     Raises:
         UserError: None of the candidates can be.
     """
     corrupt, count = "", 0
     for index in candidates:
-        image, name = images.try_load(index)
+        image, name = load(index)
         if image is not None:
             return image, index, corrupt
         corrupt, count = corrupt or name, count + 1
-    raise UserError(f"none of the {count} images of {images.spec} can be decoded")
+    raise UserError(f"none of the {count} images can be decoded, {corrupt} among them")
 
 
-class TrainImages(Dataset[tuple[Any, str]]):
-    """Images for pre-training: (what ``transform`` makes of an image, "" or the name of a corrupt one).
+class TrainImages(Dataset[tuple[Any, Any, str]]):
+    """Images for pre-training: (views, their plans, "" or the name of a corrupt image); see ``Views``.
 
-    Asked for by position (see EpochOrder), which also seeds the transform. In the place of a corrupt image
-    comes the next one, so that batches keep their size.
+    Asked for by position (see EpochOrder), which also seeds the views. In the place of a corrupt image comes the next
+    one, so that batches keep their size.
+
+    Args:
+        images: The set.
+        views: Makes two views of an array, H x W or H x W x C, and a source of random numbers.
+        seed: The run's.
+        shrink: As for ``decode_array``.
     """
 
-    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any], seed: int) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
+    def __init__(
+        self,
+        images: ImageSet,
+        views: Callable[[np.ndarray, Random], tuple[Any, Any]],
+        seed: int,
+        shrink: Callable[[int, int], int] | None = None,
+    ) -> None:
+        self.images, self.views, self.seed, self.shrink = images, views, seed, shrink
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitem__(self, position: int) -> tuple[Any, str]:
+    def __getitem__(self, position: int) -> tuple[Any, Any, str]:
         candidates = ((position + offset) % len(self) for offset in range(len(self)))
-        image, _, corrupt = first_whole(self.images, candidates)
-        with seeded(self.seed, position):
-            return self.transform(image), corrupt
+        image, _, corrupt = first_whole(lambda index: self.images.try_load_array(index, self.shrink), candidates)
+        return *self.views(image, Random(f"{self.seed} {position}")), corrupt
 
 
-class RawImages(Dataset[tuple[Tensor, str]]):
-    """Images of one size as uint8 tensors (1 x H x W), for views that are made a batch at a time."""
+def collate_views(items: list[tuple[list[np.ndarray], list[ViewPlan], str]]) -> tuple[Any, Any, list[str]]:
+    """Return a batch: per view a uint8 tensor N x H x W x C and the packed plans; and the names of corrupt images.
 
-    def __init__(self, images: ImageSet) -> None:
-        if images.array is None:
-            raise UsageError(
-                f"data.batched_views needs images of one size, as in idx files, and {images.spec} is none; "
-                "set data.batched_views=false"
-            )
-        self.array = torch.from_numpy(images.array.copy())
+    Grey images beside others get three channels.
+    """
+    views, plans, corrupt = zip(*items, strict=True)
+    batches = []
+    for arrays in zip(*views, strict=True):
+        channels = max(1 if array.ndim == 2 else array.shape[2] for array in arrays)
+        batches.append([_with_channels(array, channels) for array in arrays])
+    return (
+        [default_collate(arrays) for arrays in batches],
+        [pack(of_view) for of_view in zip(*plans, strict=True)],
+        list(corrupt),
+    )
 
-    def __len__(self) -> int:
-        return len(self.array)
 
-    def __getitem__(self, position: int) -> tuple[Tensor, str]:
-        return self.array[position % len(self)][None], ""
+def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    return array if array.ndim == 3 else np.repeat(array[..., None], channels, axis=2)
 
 
 class LabelledImages(Dataset[tuple[Any, int, str]]):

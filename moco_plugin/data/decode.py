@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
+import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
@@ -17,6 +20,13 @@ from moco_plugin.errors import UserError
 # Formats of Pillow's that run other programs, or that Pillow recognizes and cannot decode.
 _NOT_READ = {"EPS", "PDF", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
 MAX_PIXELS = "MOCO_MAX_PIXELS"  # environment variable: most pixels of an image, in place of Pillow's limit
+_JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
+_JPEG_DIVISORS = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 
 with contextlib.suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()  # HEIC, where its plug-in is installed
@@ -46,9 +56,7 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
         CannotDecode: The file is broken, of no known format, or larger than Pillow's limit.
         UserError: The file is not there or cannot be read, or its values are outside of the range.
     """
-    limit = os.environ.get(MAX_PIXELS)
-    if limit:
-        Image.MAX_IMAGE_PIXELS = int(limit) if limit.isdecimal() else None
+    _pixel_limit()
     try:
         with Image.open(source, formats=PILLOW_FORMATS) as image:
             if image.mode.startswith(("I", "F")):
@@ -65,6 +73,61 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
         raise UserError(f"{name} cannot be read ({error.strerror}); check the path and its permissions") from error
     except Exception as error:  # decoders raise almost anything
         raise CannotDecode("") from error
+
+
+def decode_array(
+    source: Path | bytes,
+    name: str,
+    value_range: Sequence[float] | None = None,
+    shrink: Callable[[int, int], int] | None = None,
+) -> np.ndarray:
+    """Decode an image file like ``decode``, JPEG files by OpenCV, in half the time.
+
+    Args:
+        source: The file, or what it holds.
+        name: What messages call it.
+        value_range: As for ``decode``.
+        shrink: Takes the two sides of a JPEG image and returns 1, 2, 4 or 8, what the decoder divides them by.
+
+    Returns:
+        uint8, H x W x 3, or H x W for a grey JPEG image.
+
+    Raises:
+        CannotDecode: As ``decode``.
+        UserError: As ``decode``.
+    """
+    try:
+        data = source if isinstance(source, bytes) else source.read_bytes()
+    except OSError:
+        data = b""  # ``decode`` says why
+    width, height, channels = _jpeg_header(data)
+    small = width * height <= (_pixel_limit() or 0)  # Pillow says what is wrong with others
+    whole = data.endswith(b"\xff\xd9")  # OpenCV may decode a part of a truncated file
+    if channels in _JPEG_CHANNELS and small and whole:
+        flags = _JPEG_CHANNELS[channels] | _JPEG_DIVISORS[shrink(width, height) if shrink else 1]
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+        if array is not None:
+            return array
+    return np.array(decode(io.BytesIO(source) if isinstance(source, bytes) else source, name, value_range))
+
+
+def _pixel_limit() -> int | None:
+    """Give Pillow the limit of the environment, if there is one; return what holds now."""
+    if limit := os.environ.get(MAX_PIXELS):
+        Image.MAX_IMAGE_PIXELS = int(limit) if limit.isdecimal() else None
+    return Image.MAX_IMAGE_PIXELS
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, int]:
+    """Return width, height (as stored) and channels of a JPEG image; zeros for other files."""
+    place = 2
+    while data.startswith(b"\xff\xd8") and place + 10 <= len(data) and data[place] == 0xFF:
+        marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not tables
+            height, width = struct.unpack(">HH", data[place + 5 : place + 9])
+            return width, height, data[place + 9]
+        place += 2 + length
+    return 0, 0, 0
 
 
 def _to_8_bits(image: Image.Image, name: str, value_range: Sequence[float] | None) -> np.ndarray:

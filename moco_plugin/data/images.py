@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from moco_plugin.data.decode import CannotDecode, decode
+from moco_plugin.data.decode import CannotDecode, decode, decode_array
 from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
 from moco_plugin.data.listing import folder_labels, image_files, read_list
 from moco_plugin.data.shards import TarShards, is_shards
@@ -107,5 +107,17 @@ class ImageSet:
         source = self.paths[index] if self.shards is None else io.BytesIO(self.shards.read(index))
         try:
             return decode(source, self.name(index), self.value_range), ""
+        except CannotDecode as error:
+            return None, f"{self.name(index)} ({error})" if str(error) else self.name(index)
+
+    def try_load_array(
+        self, index: int, shrink: Callable[[int, int], int] | None = None
+    ) -> tuple[np.ndarray | None, str]:
+        """Return an image as ``decode_array`` does, or None and the name of what cannot be decoded."""
+        if self.array is not None:
+            return self.array[index].copy(), ""
+        source = self.paths[index] if self.shards is None else self.shards.read(index)
+        try:
+            return decode_array(source, self.name(index), self.value_range, shrink), ""
         except CannotDecode as error:
             return None, f"{self.name(index)} ({error})" if str(error) else self.name(index)

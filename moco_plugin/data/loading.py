@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import cv2
+import torch
 from torch.utils.data import DataLoader
 
 
@@ -25,7 +27,8 @@ def training_loader_options(workers: int) -> dict[str, Any]:
     return {
         "num_workers": workers,
         "persistent_workers": workers > 0,
-        "worker_init_fn": _ignore_signals if workers else None,
+        "worker_init_fn": _begin_worker if workers else None,
+        "pin_memory": torch.cuda.is_available(),
     }
 
 
@@ -40,8 +43,9 @@ def ended_with(*loaders: DataLoader[Any] | None) -> Iterator[None]:
                 iterator._shutdown_workers()
 
 
-def _ignore_signals(worker: int) -> None:
-    """Leave signals to the training process: Ctrl-C and job schedulers send them to all processes at once."""
+def _begin_worker(worker: int) -> None:
+    """Decode on one thread, as torch does in loader processes, and leave signals to the training process: Ctrl-C and job schedulers send them to all processes at once."""
+    cv2.setNumThreads(0)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -55,7 +55,7 @@ class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, str]:
         candidates = (self.indices[(position + offset) % len(self)] for offset in range(len(self)))
-        image, index, corrupt = first_whole(self.images, candidates)
+        image, index, corrupt = first_whole(self.images.try_load, candidates)
         with seeded(self.seed, position):
             return self.transform(image), int(self.labels[index]), corrupt
 

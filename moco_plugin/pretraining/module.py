@@ -12,10 +12,9 @@ from moco_plugin.backbones import breaks_channels_last, check_features, create_b
 from moco_plugin.checkpoints.networks import wiring_differences
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.config import PretrainConfig, config_dict
-from moco_plugin.data.batched_views import BatchedViews
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
-from moco_plugin.data.views import view_arguments
+from moco_plugin.data.views.device import finish
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import build_method, method_class
 from moco_plugin.training.optimizers import build_optimizer
@@ -38,8 +37,7 @@ def scaled_lr(config: PretrainConfig) -> float:
 class PretrainModule(pl.LightningModule):
     """Trains a method on batches of views.
 
-    A batch is ``(views, corrupt)``: two uint8 tensors N x 3 x H x W, or, where the views are made here, one
-    tensor of uint8 images; and the names of corrupt images ("" for the others).
+    A batch is what ``collate_views`` returns.
 
     Args:
         config: The run.
@@ -65,11 +63,6 @@ class PretrainModule(pl.LightningModule):
             for network in self.method.compiled():
                 network.compile()
         self.schedule = lr_schedule(config.schedule)
-        self.batched_views: BatchedViews | None = None
-        if config.data.batched_views:
-            name = views_name(config)
-            arguments = view_arguments(name, config.data.image_size, **config.data.view_args)
-            self.batched_views = BatchedViews(arguments, grey_first=name == "moco_v1")
 
     def fit_layout(self, device: torch.device) -> str:
         """Leave the channels-last layout where torch cannot train it on a device; return a sentence that says so."""
@@ -88,14 +81,12 @@ class PretrainModule(pl.LightningModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make the views (if not made yet) and normalises them, on the training device."""
-        views, corrupt = batch
-        if self.batched_views is not None:
-            views = self.batched_views(views)
+        """Make what is left to make of the views, and normalize them, on the training device."""
+        views, plans, corrupt = batch
         data = self.config.data
-        return [
-            normalize(v, data.mean, data.std).to(self.dtype).contiguous(memory_format=self.layout) for v in views
-        ], corrupt
+        views = finish(views, plans, data.image_size)
+        views = [normalize(view.permute(0, 3, 1, 2), data.mean, data.std) for view in views]
+        return [view.to(self.dtype).contiguous(memory_format=self.layout) for view in views], corrupt
 
     def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:
         """One step of the method; its metrics are logged."""

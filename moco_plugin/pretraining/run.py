@@ -11,11 +11,11 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
 from moco_plugin.config import PretrainConfig, config_dict, queue_warning
-from moco_plugin.data.datasets import RawImages, TrainImages
+from moco_plugin.data.datasets import TrainImages, collate_views
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import training_loader_options
 from moco_plugin.data.order import EpochOrder
-from moco_plugin.data.views import build_views
+from moco_plugin.data.views import Views
 from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_path, write_json
 from moco_plugin.methods import Method
@@ -102,19 +102,21 @@ def train_loader(config: PretrainConfig, images: ImageSet, rank: int = 0, proces
         raise UsageError(
             f"data.batch_size is {data.batch_size} and {data.root} holds {len(images)} images; choose a smaller batch"
         )
-    dataset: Any
-    if data.batched_views:
-        dataset = RawImages(images)
-    else:
-        transform = build_views(views_name(config), data.image_size, **data.view_args)
-        dataset = TrainImages(images, transform, config.seed)
+    views = build_views(config, images)
     return DataLoader(
-        dataset,
+        TrainImages(images, views, config.seed, views.shrink if config.views.jpeg_scaling else None),
         data.batch_size // processes,
         sampler=EpochOrder(len(images), config.seed, data.batch_size, rank, processes),
+        collate_fn=collate_views,
         drop_last=True,
-        **training_loader_options(0 if data.batched_views else data.workers),
+        **training_loader_options(0 if views.whole else data.workers),
     )
+
+
+def build_views(config: PretrainConfig, images: ImageSet) -> Views:
+    """Return what makes the views of an image set."""
+    data, whole = config.data, images.array is not None
+    return Views(views_name(config), data.image_size, config.views.engine, whole, **data.view_args)
 
 
 def check_batch(batch: int, method: Method, processes: int, key: str = "data.batch_size") -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import io
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
 from moco_plugin.data import decode as module
-from moco_plugin.data.decode import CannotDecode, decode
+from moco_plugin.data.decode import CannotDecode, decode, decode_array
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.listing import image_files
 from moco_plugin.errors import UserError
 
+PHOTO = load_sample_images().images[0]
 RAMP = np.tile(np.arange(205, dtype=np.uint8), (3, 1))  # mean 102
 DEEP = {
     "16.png": RAMP.astype(np.uint16) * 257,
@@ -115,6 +118,39 @@ def test_missing_large_and_broken_are_told_apart(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(module.Image, "open", broken)
     assert images.try_load(0) == (None, str(path))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"exif": 6}, {"exif": 7}])
+def test_jpeg_arrays_are_pillows(mode: str, options: dict[str, Any], tmp_path: Path) -> None:
+    if orientation := options.get("exif"):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        options = {"exif": exif}
+    path = tmp_path / "a.jpg"
+    Image.fromarray(PHOTO).resize((90, 61)).convert(mode).save(path, **options)
+    expected = np.asarray(decode(path, "a"))
+    for source in (path, path.read_bytes()):
+        array = decode_array(source, "a")
+        assert array.ndim == (2 if mode == "L" else 3) and array.shape[:2] == expected.shape[:2]
+        assert np.array_equal(array if mode != "L" else np.repeat(array[..., None], 3, axis=2), expected)
+
+
+def test_jpeg_arrays_of_other_sizes_and_broken_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jpg"
+    Image.fromarray(PHOTO).save(path)
+    assert decode_array(path, "a", shrink=lambda width, height: 4).shape == (107, 160, 3)
+    data = path.read_bytes()
+    assert np.array_equal(decode_array(data + b"trailer", "a"), decode_array(data, "a"))
+    for broken in (data[:-1], data[: len(data) // 2], data[:3], b"", b"\xff\xd8\xff\xc0"):
+        with pytest.raises(CannotDecode):
+            decode_array(broken, "a")
+    with pytest.raises(UserError, match=r"none.jpg cannot be read \(No such file"):
+        decode_array(tmp_path / "none.jpg", "none.jpg")
+    monkeypatch.setenv(module.MAX_PIXELS, "1000")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    with pytest.raises(CannotDecode, match="more than 2,000 pixels"):
+        decode_array(path, "a")
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:

@@ -135,8 +135,8 @@ def test_corrupt_image_is_named_and_replaced_in_training_left_out_in_evaluation(
     save_images(tmp_path, "0.png", "1.png", "2.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:40])
     images = ImageSet(str(tmp_path))
-    train = TrainImages(images, lambda image: image.getpixel((0, 0))[0], seed=0)
-    assert [train[i] for i in range(3)] == [(0, ""), (2, str(tmp_path / "1.png")), (2, "")]
+    train = TrainImages(images, lambda image, _: (int(image[0, 0, 0]), None), seed=0)
+    assert [(train[i][0], train[i][2]) for i in range(3)] == [(0, ""), (2, str(tmp_path / "1.png")), (2, "")]
     assert LabelledImages(images, lambda image: image)[1] == (None, -1, str(tmp_path / "1.png"))
 
 

@@ -213,12 +213,12 @@ def test_batches_do_not_depend_on_the_place_or_the_number_of_workers(
     def batches(root: str, workers: int) -> list[torch.Tensor]:
         images = ImageSet(root)
         images.load(0)  # a connection that is open when the loader processes start
-        train = TrainImages(images, lambda image: torch.from_numpy(np.array(image)), seed=3)
+        train = TrainImages(images, lambda image, _: (torch.from_numpy(image), 0), seed=3)
         found = []
         for epoch in range(2):
             order = EpochOrder(len(images), 3, batch_size=4)
             order.set_epoch(epoch)
-            found += [batch for batch, _ in DataLoader(train, 4, sampler=order, num_workers=workers)]
+            found += [batch for batch, _, _ in DataLoader(train, 4, sampler=order, num_workers=workers)]
             assert images.load(1) == ImageSet(str(photos)).load(1)  # and still works after them
         return found
 
@@ -271,7 +271,8 @@ def test_corrupt_image_in_a_shard_is_named(photos: Path, tmp_path: Path) -> None
     images = ImageSet(str(path))
     name = f"{path} member train/{'long' * 40}/01.png"
     assert images.load(1) is None and LabelledImages(images, lambda image: image)[1] == (None, -1, name)
-    assert TrainImages(images, lambda image: image, seed=0)[1] == (images.load(2), name)
+    image, _, corrupt = TrainImages(images, lambda image, _: (image, None), seed=0)[1]
+    assert np.array_equal(image, np.asarray(images.load(2))) and corrupt == name
 
 
 def test_shards_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "data.image_size=32",
             "method_args.queue_size=64",
             "method_args.temperature=0.1",
-            "data.batched_views=true",
+            "views.engine=device",
             "data.crop_ratio=1.0",
             f"data.root={folder}/data/train-images-idx3-ubyte",
         ],

@@ -92,7 +92,7 @@ def test_stopped_run_ends_as_one_never_interrupted(processes: int, tool: Tool, t
         *TINY,
         "save_every=3",
         "schedule.interval=step",
-        "data.batched_views=false",
+        "views.engine=fast",
         "data.workers=0",
         "trainer.accelerator=cpu",
         f"trainer.devices={processes}",
@@ -134,7 +134,7 @@ def test_deep_images_train_as_the_same_in_8_bits(tool: Tool, tmp_path: Path) -> 
             path = folder / f"class_{index % 2}" / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(values).save(path)
-        arguments = [text for text in TINY if not text.startswith(("data.root", "data.batched", "data.workers", "knn"))]
+        arguments = [text for text in TINY if not text.startswith(("data.root", "views.engine", "data.workers", "knn"))]
         out = tmp_path / f"run_{depth}"
         tool("pretrain", *arguments, f"data.root={folder}", "data.workers=2", f"out={out}", "trainer.max_epochs=1")
         result = tmp_path / f"{depth}.json"
@@ -305,7 +305,7 @@ def test_two_processes_train_what_one_does(tool: Tool, tmp_path: Path) -> None:
     arguments = [
         *TINY,
         "backbone_args.norm_layer=groupnorm1",
-        "data.batched_views=false",
+        "views.engine=fast",
         "data.workers=0",
         "schedule.epochs=1",
         "knn.train=null",

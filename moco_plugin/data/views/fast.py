@@ -1,0 +1,93 @@
+"""Views by OpenCV and torch on uint8 arrays, one image at a time, for loader processes."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from moco_plugin.data.views.plan import Step, ViewPlan
+
+LUMA = (0.299, 0.587, 0.114)
+# Pillow truncates where OpenCV rounds; less than a half, so that whole numbers stay.
+TRUNCATE = -0.499
+
+
+def crop(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.ndarray:
+    """Cut out and resize, antialiased as Pillow does.
+
+    Args:
+        image: H x W or H x W x C, uint8.
+        box: Left, top, width and height.
+        size: Side of the result in pixels.
+
+    Returns:
+        ``size`` x ``size``, or ``size`` x ``size`` x C, uint8.
+    """
+    left, top, width, height = box
+    cut = image[top : top + height, left : left + width]
+    if width <= size and height <= size:
+        return cv2.resize(cut, (size, size))
+    # 1 x C x H x W in channels-last layout, which torch resizes without unpacking
+    batch = torch.from_numpy(np.ascontiguousarray(cut)).view(1, height, width, -1).permute(0, 3, 1, 2)
+    resized = F.interpolate(batch, (size, size), mode="bilinear", antialias=True)
+    return resized.permute(0, 2, 3, 1).contiguous().view(size, size, *image.shape[2:]).numpy()
+
+
+def turn(view: np.ndarray, plan: ViewPlan) -> np.ndarray:
+    """Flip and rotate as the plan says."""
+    if plan.flip or plan.vertical_flip:
+        view = cv2.flip(view, -1 if plan.flip and plan.vertical_flip else 1 if plan.flip else 0)
+    return np.array(Image.fromarray(view).rotate(plan.rotation)) if plan.rotation else view
+
+
+def make_view(image: np.ndarray, plan: ViewPlan, size: int) -> np.ndarray:
+    """Return one view, ``size`` x ``size`` x 3, of an image, H x W or H x W x 3; both uint8."""
+    view = turn(crop(image, plan.box, size), plan)
+    for step in plan.steps:
+        view = _apply(view, step) if step else view
+    return view if view.ndim == 3 else cv2.cvtColor(view, cv2.COLOR_GRAY2RGB)
+
+
+def _apply(view: np.ndarray, step: Step) -> np.ndarray:
+    """Apply one operation to a view of three channels, or of one that stands for three equal ones."""
+    name, factor = step
+    if name == "brightness":
+        return _affine(view, factor, 0.0)
+    if name == "contrast":
+        red, green, blue, _ = cv2.mean(view)
+        mean = red if view.ndim == 2 else LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+        return _affine(view, factor, (1 - factor) * int(mean + 0.5))
+    if name == "blur":
+        side = 2 * math.ceil(2 * factor) + 1
+        return cv2.GaussianBlur(view, (side, side), factor, borderType=cv2.BORDER_REPLICATE)
+    if name == "solarize":
+        return cv2.min(view, cv2.bitwise_not(view))
+    if view.ndim == 2:  # a grey view has no colour to change
+        return view
+    if name == "grey":
+        return cv2.cvtColor(view, cv2.COLOR_RGB2GRAY)
+    if name == "saturation":
+        red, green, blue = ((1 - factor) * weight for weight in LUMA)
+        rows = [
+            [red + factor, green, blue, TRUNCATE],
+            [red, green + factor, blue, TRUNCATE],
+            [red, green, blue + factor, TRUNCATE],
+        ]
+        return cv2.transform(view, np.array(rows))
+    hsv = cv2.cvtColor(view, cv2.COLOR_RGB2HSV_FULL)
+    turn = np.tile(np.array([int(factor * 255) % 256, 0, 0], np.uint8), view.shape[1])
+    rows_of_hsv = hsv.reshape(len(hsv), -1)
+    np.add(rows_of_hsv, turn, out=rows_of_hsv)  # modulo 256
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+
+
+def _affine(view: np.ndarray, factor: float, shift: float) -> np.ndarray:
+    shift += TRUNCATE
+    if view.ndim == 2:
+        return cv2.transform(view, np.array([[factor, shift]]))
+    return cv2.transform(view, np.array([[factor, 0, 0, shift], [0, factor, 0, shift], [0, 0, factor, shift]]))
