@@ -44,7 +44,10 @@ def ended_with(*loaders: DataLoader[Any] | None) -> Iterator[None]:
 
 
 def _begin_worker(worker: int) -> None:
-    """Decode on one thread, as torch does in loader processes, and leave signals to the training process: Ctrl-C and job schedulers send them to all processes at once."""
+    """Decode on one thread, as torch computes there; leave signals to the training process.
+
+    Ctrl-C and job schedulers send them to all processes at once.
+    """
     cv2.setNumThreads(0)
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"):
         if hasattr(signal, name):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUEUE_BLOCK = 8192  # keys scored at a time: N x 8192 floats live at once, not N x K
+QUEUE_BLOCK = 1024  # keys scored at a time: N x 1024 floats live at once, not N x K
+LARGEST_LOGIT = 40.0  # sums of exp of more could overflow in float32
 
 
 class _QueueContrast(torch.autograd.Function):
@@ -21,24 +22,26 @@ class _QueueContrast(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        positive = (q * k).sum(dim=1) / temperature  # N
-        highest = positive.clone()  # N, the largest logit so far
-        total = torch.ones_like(positive)  # N, sum of exp(logit - highest)
-        mean_key = k.clone()  # N x C, sum of exp(logit - highest) * key
-        position = torch.zeros_like(positive, dtype=torch.int64)  # N, negatives as good as the positive or better
+        scaled = q / temperature
+        positive = (scaled * k).sum(dim=1, keepdim=True)  # N x 1
+        # unit vectors have logits of 1/T at most: only a small T needs the largest logit subtracted
+        shift = None if 1 / temperature <= LARGEST_LOGIT else _largest(scaled, queue, positive)  # N x 1
+        total = (positive if shift is None else positive - shift).exp()  # N x 1, sum of exp(logit - shift)
+        mean_key = total * k  # N x C, sum of exp(logit - shift) * key
+        position = torch.zeros(
+            len(q), dtype=torch.int64, device=q.device
+        )  # negatives as good as the positive or better
+        scores = scaled.new_empty(len(q) * min(QUEUE_BLOCK, len(queue)))
         for keys in queue.split(QUEUE_BLOCK):
-            logits = q @ keys.T / temperature  # N x block
-            position += (logits >= positive[:, None]).sum(dim=1)
-            new_highest = torch.maximum(highest, logits.amax(dim=1))
-            scale = (highest - new_highest).exp()
-            weights = (logits - new_highest[:, None]).exp_()
-            total = total * scale + weights.sum(dim=1)
-            mean_key = mean_key * scale[:, None] + weights @ keys
-            highest = new_highest
-        loss = highest + total.log() - positive  # N
-        ctx.save_for_backward((mean_key / total[:, None] - k) / temperature)
+            logits = torch.mm(scaled, keys.T, out=scores[: len(q) * len(keys)].view(len(q), len(keys)))
+            position += (logits >= positive).sum(dim=1)
+            weights = (logits if shift is None else logits.sub_(shift)).exp_()
+            total += weights.sum(dim=1, keepdim=True)
+            mean_key.addmm_(weights, keys)
+        loss = total.log() - positive if shift is None else total.log() + shift - positive
+        ctx.save_for_backward((mean_key / total - k) / temperature)
         ctx.mark_non_differentiable(position)
-        return loss, position
+        return loss[:, 0], position
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
@@ -46,11 +49,19 @@ class _QueueContrast(torch.autograd.Function):
         return grads[0][:, None] * grad_q, None, None, None
 
 
+def _largest(scaled: Tensor, queue: Tensor, positive: Tensor) -> Tensor:
+    """Return the largest logit of each query, N x 1."""
+    for keys in queue.split(QUEUE_BLOCK):
+        positive = torch.maximum(positive, (scaled @ keys.T).amax(dim=1, keepdim=True))
+    return positive
+
+
 def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """InfoNCE of queries against their positive keys and a queue of negatives (v1, equation 1).
 
-    A queue longer than QUEUE_BLOCK is scored block by block, with the same result to round-off. Computed in
-    float32 whatever the precision around it.
+    A queue longer than ``QUEUE_BLOCK`` is scored block by block, with the same result to round-off; a shorter one with
+    the operations of the released code, whose recorded runs amplify round-off. Computed in float32 whatever the
+    precision around it, float64 in float64.
 
     Args:
         q: Queries of unit length, N x C.
@@ -63,7 +74,8 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
         count against it, so that a collapsed network does not look perfect).
     """
     with torch.autocast(q.device.type, enabled=False):
-        q, k, queue = q.float(), k.detach().float(), queue.float()
+        precision = torch.promote_types(q.dtype, torch.float32)
+        q, k, queue = (vectors.to(precision) for vectors in (q, k.detach(), queue))
         if len(queue) > QUEUE_BLOCK:
             return _QueueContrast.apply(q, k, queue, temperature)  # type: ignore[no-any-return]
         positive = torch.einsum("nc,nc->n", q, k)[:, None]  # N x 1

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.profiler import ProfilerActivity, profile
 
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method, contrast
@@ -25,21 +26,45 @@ def convnet() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+@pytest.mark.parametrize("temperature", [0.01, 0.07, 0.2])
 @pytest.mark.parametrize("block", [1, 3, 50, 1000])
-def test_queue_contrast_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+def test_queue_contrast_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, block: int, temperature: float) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr(contrast, "QUEUE_BLOCK", block)
     q, k, queue = unit(6, 8).requires_grad_(), unit(6, 8), unit(50, 8)
-    logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue.T], dim=1) / 0.07
+    logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue.T], dim=1) / temperature
     expected = F.cross_entropy(logits, torch.zeros(6, dtype=torch.int64), reduction="none")
     weight = torch.rand(6)
     (expected_grad,) = torch.autograd.grad((expected * weight).sum(), q)
 
-    loss, rank = queue_contrast(q, k, queue, 0.07)
+    loss, rank = queue_contrast(q, k, queue, temperature)
     (grad,) = torch.autograd.grad((loss * weight).sum(), q)
     torch.testing.assert_close(loss, expected)
-    torch.testing.assert_close(grad, expected_grad)
+    torch.testing.assert_close(grad * temperature, expected_grad * temperature, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(rank, (logits[:, 1:] > logits[:, :1]).sum(dim=1))
+
+
+@pytest.mark.parametrize("temperature", [0.01, 0.2])
+def test_gradient_of_blocks_is_exact(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    monkeypatch.setattr(contrast, "QUEUE_BLOCK", 4)
+    q, k, queue = (unit(rows, 6).double() for rows in (3, 3, 10))
+    assert torch.autograd.gradcheck(lambda q: queue_contrast(q, k, queue, temperature)[0], q.requires_grad_())
+
+
+def test_long_queues_need_an_eighth_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At K 65536 the loss agrees to 1e-5, and no tensor is larger than an eighth of the N x K logits."""
+    torch.manual_seed(0)
+    q, k, queue = unit(16, 32).requires_grad_(), unit(16, 32), unit(65536, 32)
+    logits = torch.cat([(q * k).sum(dim=1, keepdim=True), q @ queue.T], dim=1) / 0.2
+    expected = F.cross_entropy(logits, torch.zeros(16, dtype=torch.int64))
+    (expected_grad,) = torch.autograd.grad(expected, q)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        loss, _ = queue_contrast(q, k, queue, 0.2)
+        (grad,) = torch.autograd.grad(loss.mean(), q)
+    assert float((loss.mean() - expected).detach().abs() / expected.detach()) < 1e-5
+    assert float((grad - expected_grad).norm() / expected_grad.norm()) < 1e-5
+    largest = max(event.self_cpu_memory_usage for event in recorded.events())
+    assert largest <= 16 * 65536 * 4 / 8
 
 
 @pytest.mark.parametrize("block", [5, 1000])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from moco_plugin.methods import MoCo, MoCoV3
+from moco_plugin.methods import MoCo, MoCoV3, contrast
 from moco_plugin.methods.encoder import momentum_at
 from moco_plugin.training.optimizers import lars
 from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
@@ -20,8 +20,10 @@ def train_step(model: MoCo, optimizer: torch.optim.Optimizer, views: torch.Tenso
     return float(loss.detach())
 
 
+@pytest.mark.parametrize("block", [16, 1024])
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_moco_v2_one_process(shuffled: bool) -> None:
+def test_moco_v2_one_process(shuffled: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contrast, "QUEUE_BLOCK", block)  # K is 64: in blocks as longer queues, and at once
     trace, config = load_trace("moco_v2_1rank")
     images = trace_images(trace, config)
     # one group over the whole batch is plain batch norm, its keys in another order

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_plugin.methods import MoCo, MoCoV3, distributed, shuffling
+from moco_plugin.methods import MoCo, MoCoV3, contrast, distributed, shuffling
 from tests.helpers import processes  # noqa: F401, what the processes are forked from
 from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
@@ -38,9 +38,10 @@ def two_processes(body: Callable[[int, Path], None], folder: Path) -> None:
     torch.multiprocessing.start_processes(_enter, (port, body, str(folder)), nprocs=2, start_method="forkserver")
 
 
-def _v1_trace(rank: int, folder: Path) -> None:
+def _v1_losses(rank: int, dtype: torch.dtype, steps: int | None = None) -> tuple[MoCo, list[float], list[float]]:
+    """Repeat the recorded run; return the model, its losses and the recorded ones."""
     trace, config = load_trace("moco_v1_2rank")
-    images = trace_images(trace, config)
+    images = trace_images(trace, config).to(dtype)
     mine = slice(rank * config["batch"], (rank + 1) * config["batch"])
     recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
     shuffling.shared_permutation = lambda length, device: next(recorded)
@@ -55,17 +56,39 @@ def _v1_trace(rank: int, folder: Path) -> None:
         batch_norm="shuffle",
     )
     model.load_state_dict(from_official(trace, "init/"))
-    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    ddp = DistributedDataParallel(model.to(dtype), broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
-    for step in range(config["steps"]):
+    losses = []
+    for step in range(steps or config["steps"]):
         loss, _ = ddp(images[step, 0, mine], images[step, 1, mine])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert float(loss.detach()) == pytest.approx(trace["loss"][step, rank], rel=1e-4), step
+        losses.append(float(loss.detach()))
         assert int(model.queue.pointer) == trace["queue_ptr"][step]
+    return model, losses, trace["loss"][: len(losses), rank].tolist()
+
+
+def _v1_trace(rank: int, folder: Path) -> None:
+    model, losses, recorded = _v1_losses(rank, torch.float32)
+    assert losses == pytest.approx(recorded, rel=1e-4)
     if rank == 0:
-        assert_final(model, trace)
+        assert_final(model, load_trace("moco_v1_2rank")[0])
+
+
+def _v1_trace_in_blocks(rank: int, folder: Path) -> None:
+    # float32 round-off grows by 1000 a step in this run: from step 3 on, float64 is 3e-3 off what was recorded
+    _, exact, _ = _v1_losses(rank, torch.float64)
+    contrast.QUEUE_BLOCK = 24
+    _, blocks, _ = _v1_losses(rank, torch.float64)
+    assert blocks == pytest.approx(exact, rel=1e-9)
+    _, losses, recorded = _v1_losses(rank, torch.float32, steps=3)
+    assert losses == pytest.approx(recorded, rel=1e-4)
+
+
+def test_moco_v1_trace_of_two_processes_in_blocks(tmp_path: Path) -> None:
+    """A queue of several blocks: equal to the released formulation in float64, all steps; float32 while it can be."""
+    two_processes(_v1_trace_in_blocks, tmp_path)
 
 
 def test_moco_v1_trace_of_two_processes(tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def case(name: str, photos: Path, shards: Path, encoder: Path) -> Case:
     workers = next(option for option in options if option.isdigit())
     data, processes = shards if "shards" in options else photos, 2 if "processes" in options else 1
     more = [f"data.workers={workers}", f"trainer.devices={processes}"]
+    more += [f"views.engine={option}" for option in options if option in ("device", "reference")]
     if "accumulate" in options:
         more += ["trainer.accumulate_grad_batches=2", "save_every=2"]
     if kind in ("moco", "v3"):
@@ -128,6 +129,8 @@ CASES = [
     "moco-1-photos",
     "moco-2-photos",
     "moco-1-shards",
+    "moco-1-photos-device",
+    "moco-1-photos-reference",
     "moco-2-photos-accumulate",
     "moco-1-photos-processes",
     "v3-1-photos",
