@@ -21,6 +21,7 @@ class Method(nn.Module):
             ``plain_vit`` (without trained weights) and ``layer_norm`` (all others).
         queue_size: Keys that the method holds, or None. A batch may enqueue at most as many.
         keys_per_image: Keys that each image of a batch enqueues.
+        even_batches: Whoever trains it has batches of one size on all processes, so that they need not be exchanged.
     """
 
     title: ClassVar[str]
@@ -28,6 +29,7 @@ class Method(nn.Module):
     recipe: ClassVar[str | dict[str, str]]
     queue_size: int | None = None
     keys_per_image: int = 1
+    even_batches: bool = False
 
     @property
     def backbone(self) -> nn.Module:

@@ -8,7 +8,7 @@ several).
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,58 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def has_batch_norm(module: nn.Module) -> bool:
     """Tell whether any layer normalises over the batch."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
+
+
+def _in_parts(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalize contiguous groups of the batch apart; return them, and their means and variances, groups x C."""
+    means, variances = torch.zeros(2, groups, input.shape[1], device=input.device)
+    parts = [
+        # with momentum 1 the buffers come back as this group's own statistics
+        F.batch_norm(part, mean, variance, weight, bias, True, 1.0, eps)
+        for part, mean, variance in zip(input.tensor_split(groups), means, variances, strict=True)
+    ]
+    return torch.cat(parts), means, variances
+
+
+class _GroupedBatchNorm(torch.autograd.Function):
+    """``_in_parts`` with the same kernels, which write into one output instead of parts to be copied."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        output = torch.empty_like(input)
+        # as running statistics with momentum 1, and as saved for backward
+        means, variances, saved_means, saved_deviations = torch.zeros(4, groups, input.shape[1], device=input.device)
+        for group, (part, place) in enumerate(
+            zip(input.tensor_split(groups), output.tensor_split(groups), strict=True)
+        ):
+            statistics = {"save_mean": saved_means[group], "save_invstd": saved_deviations[group]}
+            torch.ops.aten.native_batch_norm.out(
+                part, weight, bias, means[group], variances[group], True, 1.0, eps, out=place, **statistics
+            )
+        ctx.save_for_backward(input, weight, saved_means, saved_deviations)
+        ctx.groups, ctx.eps = groups, eps
+        ctx.mark_non_differentiable(means, variances)
+        return output, means, variances
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+        input, weight, means, deviations = ctx.saved_tensors
+        grad, affine = torch.empty_like(input), weight is not None
+        output_grad = torch.empty_like(input).copy_(grads[0]) if grads[0].stride() != input.stride() else grads[0]
+        parts = (tensor.tensor_split(ctx.groups) for tensor in (input, output_grad, grad))
+        grad_weight, grad_bias = torch.zeros(2, input.shape[1], device=input.device) if affine else (None, None)
+        for group, (part, part_grad, place) in enumerate(zip(*parts, strict=True)):
+            saved = (None, None, means[group], deviations[group], True, ctx.eps, [True, affine, affine])
+            part_of = torch.ops.aten.native_batch_norm_backward(part_grad, part, weight, *saved)
+            place.copy_(part_of[0])
+            if affine:
+                grad_weight += part_of[1]
+                grad_bias += part_of[2]
+        return grad, grad_weight, grad_bias, None, None
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -41,19 +93,14 @@ class SplitBatchNorm(_BatchNorm):
         groups = min(self.groups, len(input) // 2)
         if groups <= 1 or not self.training:
             return cast(Tensor, self.act(self.drop(super().forward(input))))
-        parts, means, variances = [], [], []
-        for part in input.tensor_split(groups):
-            mean, variance = (torch.zeros(self.num_features, device=input.device) for _ in range(2))
-            # with momentum 1 the buffers come back as this group's own statistics
-            parts.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, 1.0, self.eps))
-            means.append(mean)
-            variances.append(variance)
+        normalize = _in_parts if torch.compiler.is_compiling() else _GroupedBatchNorm.apply
+        output, means, variances = normalize(input, self.weight, self.bias, groups, self.eps)
         if self.running_mean is not None and self.running_var is not None:
             self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
             rate = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
-            self.running_mean.lerp_(torch.stack(means).mean(dim=0), rate)
-            self.running_var.lerp_(torch.stack(variances).mean(dim=0), rate)
-        return cast(Tensor, self.act(self.drop(torch.cat(parts))))
+            self.running_mean.lerp_(means.mean(dim=0), rate)
+            self.running_var.lerp_(variances.mean(dim=0), rate)
+        return cast(Tensor, self.act(self.drop(output)))
 
 
 def _drop_and_activation(layer: nn.Module) -> tuple[nn.Module, nn.Module]:

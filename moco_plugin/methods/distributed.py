@@ -19,10 +19,15 @@ def process_number() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def batch_sizes(batch: Tensor) -> list[int]:
-    """Return the number of rows that ``batch`` has on each process; a last batch may be uneven."""
-    if world_size() == 1:
-        return [len(batch)]
+def batch_sizes(batch: Tensor, even: bool = False) -> list[int]:
+    """Return the number of rows that ``batch`` has on each process.
+
+    Args:
+        batch: Rows of this process.
+        even: All processes have the same number; otherwise they tell each other.
+    """
+    if even or world_size() == 1:
+        return [len(batch)] * world_size()
     sizes = batch.new_zeros(world_size(), dtype=torch.int64)
     sizes[process_number()] = len(batch)
     dist.all_reduce(sizes)

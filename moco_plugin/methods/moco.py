@@ -84,7 +84,7 @@ class MoCo(Method):
             (1 when spread over the whole sphere, 0 when collapsed), and ``queue_filled``, the share of the
             queue that came from images.
         """
-        sizes = self.key_shuffle.start(im_q, self.encoder_q, self.encoder_k)
+        sizes = self.key_shuffle.start(im_q, self.even_batches, self.encoder_q, self.encoder_k)
 
         q = self.encoder_q(im_q)  # queries: N x C
         if self.training and update_key_encoder:

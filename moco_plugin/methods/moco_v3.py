@@ -90,7 +90,7 @@ class MoCoV3(Method):
         if self.training and update_key_encoder:
             m = momentum_at(self.momentum, self.momentum_schedule, progress)
             update_momentum(self.encoder_q, self.encoder_k, m)
-        sizes = batch_sizes(x1)
+        sizes = batch_sizes(x1, self.even_batches)
         with torch.no_grad():  # keys of all processes
             k1, k2 = (all_gather(F.normalize(self.encoder_k(x), dim=1), sizes) for x in (x1, x2))
         first = sum(sizes[: process_number()])  # where this process's keys begin

@@ -41,9 +41,9 @@ class KeyShuffle:
             return 1
         return self.number if self.mode == "split" else max(1, self.number // processes)
 
-    def start(self, images: Tensor, *encoders: nn.Module) -> list[int]:
-        """Set the groups of the encoders' batch norm; return the batch size of each process."""
-        sizes = batch_sizes(images)
+    def start(self, images: Tensor, even: bool, *encoders: nn.Module) -> list[int]:
+        """Set the groups of the encoders' batch norm; return the batch size of each process, see ``batch_sizes``."""
+        sizes = batch_sizes(images, even)
         for encoder in encoders:
             set_groups(encoder, self.groups(len(sizes)))
         return sizes

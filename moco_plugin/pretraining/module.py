@@ -57,6 +57,7 @@ class PretrainModule(pl.LightningModule):
         if config.weights:
             start_from(backbone, config)
         self.method = build_method(config.method, backbone, dim, **config.method_args)
+        self.method.even_batches = True  # the loader drops a last smaller batch
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(memory_format=self.layout)
         if config.compile:

@@ -123,6 +123,19 @@ def test_split_batch_norm_normalises_each_group_by_itself() -> None:
     torch.testing.assert_close(split.eval()(x), layer.eval()(x))
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("shape", [(10, 6), (10, 6, 4, 4)])
+def test_split_batch_norm_has_the_gradients_of_its_parts(shape: tuple[int, ...], affine: bool) -> None:
+    split = SplitBatchNorm(nn.BatchNorm2d(6, affine=affine), 4)
+    for layout in (torch.contiguous_format, torch.channels_last if len(shape) == 4 else torch.contiguous_format):
+        x = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
+        towards = torch.randn(shape)
+        inputs = [x, *split.parameters()]
+        found = torch.autograd.grad(split(x), inputs, towards)
+        parts = [F.batch_norm(part, None, None, split.weight, split.bias, True) for part in x.tensor_split(4)]
+        torch.testing.assert_close(found, torch.autograd.grad(torch.cat(parts), inputs, towards))
+
+
 @pytest.mark.parametrize("convert", [lambda layer: split_batch_norm(layer, 1), sync_batch_norm])
 def test_converted_batch_norm_keeps_timm_activation(convert: Callable[[nn.Module], nn.Module]) -> None:
     from timm.layers import BatchNormAct2d
