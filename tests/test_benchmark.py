@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.helpers.processes import Tool
 
@@ -15,9 +16,28 @@ def test_step_is_timed_beside_its_peers(tool: Tool, tmp_path: Path) -> None:
     sizes = ["--image-size", "32", "--batch-size", "8", "--queue-size", "64", "--rounds", "2"]
     printed = tool("benchmark", "step", *sizes, "--out", out).stdout
     results = json.loads(out.read_text())["results"]
-    assert list(results) == ["no contrast", "moco", "lightly"] and all(name in printed for name in results)
-    assert results["no contrast"]["ratio"] == 1.0
-    assert all(row["milliseconds"] > 0 and row["ratio"] > 0 for row in results.values())
+    assert list(results) == ["bare encoders", "plain batch norm", "groups", "lightly"]
+    assert results["bare encoders"]["ratio"] == 1.0 and all(name in printed for name in results)
+    assert all(row["cpu_milliseconds"] > 0 and row["ratio"] > 0 for row in results.values())
+
+
+def test_views_and_contrast_are_timed_beside_their_peers(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    tool("benchmark", "views", "--image-size", "32", "--images", "2", "--rounds", "1", "--out", out)
+    results = json.loads(out.read_text())["results"]
+    assert {"released", "lightly", "LightlyTrain", "reference", "fast", "device (loader)"} < results.keys()
+    tool("benchmark", "contrast", "--batch-size", "4", "--queue-size", "2048", "--rounds", "1", "--out", out)
+    assert list(json.loads(out.read_text())["results"]) == ["released", "ours", "two products"]
+
+
+@pytest.mark.parametrize("engine", ["fast", "device"])
+def test_load_names_the_part_that_limits_a_run(tool: Tool, tmp_path: Path, engine: str) -> None:
+    for number in range(4):
+        Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.jpg")
+    settings = [f"data.root={tmp_path}", "data.batch_size=4", "data.image_size=32", f"views.engine={engine}"]
+    small = ["backbone=resnet18", "method_args.queue_size=8", "method_args.batch_norm_groups=1"]
+    printed = tool("benchmark", "load", "method=moco", *settings, *small, "--batches", "1").stdout
+    assert all(part in printed for part in ("read", "decode", "views", "step", "limits this run", "change: "))
 
 
 def test_a_process_sends_its_own_images_at_most_once(tool: Tool, tmp_path: Path) -> None:

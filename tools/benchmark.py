@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ from pathlib import Path
 from moco_plugin.errors import command
 
 EXAMPLES = """examples:
+  %(prog)s views
+  %(prog)s load --config runs/photos/config.yaml
+  %(prog)s contrast
   %(prog)s step
   %(prog)s step --backbone resnet50 --image-size 224 --device cuda
   %(prog)s traffic --processes 2 4 8
@@ -25,13 +29,28 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
     what = parser.add_subparsers(dest="what", required=True)
-    step = what.add_parser("step", help="a training step of MoCo v2, against the same encoders with no contrast")
+    step = what.add_parser("step", help="a training step of MoCo v2, against its encoders alone and lightly's")
     step.add_argument("--backbone", default="resnet18", help="a timm model (default %(default)s)")
     step.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     step.add_argument("--batch-size", type=int, default=64, help="default %(default)s")
     step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
+    views = what.add_parser("views", help="two views of JPEG files on one core, beside other pipelines")
+    views.add_argument("--root", help="images, as data.root (default: cuts of scikit-learn's two photographs)")
+    views.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
+    views.add_argument("--images", type=int, default=32, help="images a call, at most (default %(default)s)")
+    views.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    contrast = what.add_parser("contrast", help="contrast with a queue, against the released formulation")
+    contrast.add_argument("--batch-size", type=int, default=256, help="N (default %(default)s)")
+    contrast.add_argument("--dim", type=int, default=128, help="C (default %(default)s)")
+    contrast.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
+    contrast.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    contrast.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
+    load = what.add_parser("load", help="which part of a run of one's own is the slowest, and what to change")
+    load.add_argument("--config", help="a config file or the name of a shipped one")
+    load.add_argument("--batches", type=int, default=4, help="batches of each part (default %(default)s)")
+    load.add_argument("overrides", nargs="*", metavar="key=value", help="as for tools/pretrain.py")
     traffic = what.add_parser(
         "traffic", help="bytes that a process sends to shuffle keys, against gathering all images"
     )
@@ -45,18 +64,19 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     convert.add_argument("--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)")
     convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")
     convert.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    for measurement in (step, traffic, convert):
+    for measurement in (views, load, contrast, step, traffic, convert):
         measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
 
     from moco_plugin.files import write_json
-    from moco_plugin.tools.benchmarks import measure
 
-    result = getattr(measure, what_to_measure)(**args)
+    result = importlib.import_module(f"moco_plugin.tools.benchmarks.{what_to_measure}").measure(**args)
     for name, row in result["results"].items():
-        print(f"{name:>14}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
-    print(json.dumps({key: value for key, value in result.items() if key != "results"}))
+        print(f"{name:>16}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
+    for sentence in result.get("advice", ()):
+        print(sentence)
+    print(json.dumps({key: value for key, value in result.items() if key not in ("results", "advice")}))
     if out:
         write_json(out, result)
     return 0

@@ -13,6 +13,7 @@ from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """example:
   %(prog)s photos shards/photos
+  %(prog)s photos shards/photos --short-side 320
   %(prog)s 'imagenet/train.txt[0:100000]' shards/part --images-per-shard 2000
 
 then train with data.root=shards, or data.root='https://host/shards/photos-{0000..0099}.tar'"""
@@ -20,13 +21,19 @@ then train with data.root=shards, or data.root='https://host/shards/photos-{0000
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and packs the images."""
+    """Parse the command line and pack the images."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", help="folder or .txt list of images, with an optional [start:stop]")
     parser.add_argument("output", help="folder and first part of the names: shards/photos for shards/photos-0000.tar")
     parser.add_argument("--images-per-shard", type=int, default=10000, help="images a shard (default: %(default)s)")
+    parser.add_argument(
+        "--short-side",
+        type=int,
+        metavar="PIXELS",
+        help="shrink larger images to this short side, as JPEG of quality 90 (320 is enough for 224-pixel views)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are there already")
     args = parser.parse_args(argv)
 
@@ -39,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         images.labels,
         images.classes,
         images_per_shard=args.images_per_shard,
+        short_side=args.short_side,
         overwrite=args.overwrite,
     )
     first, last = (shard.stem.rpartition("-")[2] for shard in (shards[0], shards[-1]))

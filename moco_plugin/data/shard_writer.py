@@ -12,11 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.decode import SUFFIXES, CannotDecode, decode
 from moco_plugin.data.shard_index import INDEX_SUFFIX, scan_shard
 from moco_plugin.errors import UsageError, UserError
+
+QUALITY = 90  # of JPEG files that are encoded once more
 
 
 def make_shards(
@@ -26,10 +29,11 @@ def make_shards(
     classes: Sequence[str] | None = None,
     *,
     images_per_shard: int = 10000,
+    short_side: int | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Pack image files, byte for byte, into ``OUTPUT-0000.tar`` and so on, all or none, with their indexes.
+    """Pack image files, byte for byte or shrunk, into ``OUTPUT-0000.tar`` and so on, all or none, with their indexes.
 
     The same files give the same bytes.
 
@@ -39,6 +43,8 @@ def make_shards(
         labels: One number an image; it becomes a ``.cls`` member.
         classes: Names of the labels; they go into the indexes.
         images_per_shard: Images in each shard but the last.
+        short_side: Encode images whose short side is longer once more, shrunk to it, as JPEG of quality ``QUALITY``;
+            None keeps the files as they are.
         overwrite: Replace shards of that name.
         progress: Show a progress bar.
 
@@ -52,6 +58,8 @@ def make_shards(
     output = Path(output).expanduser()
     if images_per_shard < 1:
         raise UsageError(f"expected at least one image a shard, got {images_per_shard}")
+    if short_side is not None and short_side < 1:
+        raise UsageError(f"the short side is {short_side}; expected 1 pixel or more")
     pattern = re.compile(re.escape(output.name) + r"-\d+\.tar(" + re.escape(INDEX_SUFFIX) + ")?")
     old = [file for file in output.parent.glob("*") if pattern.fullmatch(file.name)]
     if old and not overwrite:
@@ -75,6 +83,7 @@ def make_shards(
                     None if labels is None else labels[part],
                     names,
                     [f"{key:0{key_digits}d}" for key in range(len(paths))[part]],
+                    short_side,
                     bar,
                 )
             for file in old:
@@ -87,7 +96,13 @@ def make_shards(
 
 
 def _pack(
-    shard: Path, paths: Sequence[Path], labels: np.ndarray | None, classes: list[str] | None, keys: list[str], bar: Any
+    shard: Path,
+    paths: Sequence[Path],
+    labels: np.ndarray | None,
+    classes: list[str] | None,
+    keys: list[str],
+    short_side: int | None,
+    bar: Any,
 ) -> None:
     """Write one shard and its index."""
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
@@ -100,12 +115,30 @@ def _pack(
                 raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
             if labels is not None:
                 _add(archive, f"{key}.cls", str(labels[number]).encode())
-            _add(archive, key + path.suffix.lower(), data)
+            suffix = path.suffix.lower()
+            if short_side is not None:
+                data, suffix = _shrink(data, suffix, path, short_side)
+            _add(archive, key + suffix, data)
             bar.update()
     index = scan_shard(str(shard), shard.stat().st_size)
     if labels is not None and classes is not None:
         index = replace(index, labels=labels, classes=classes)
     shard.with_name(shard.name + INDEX_SUFFIX).write_text(index.dump())
+
+
+def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:
+    """Return an image file no larger than needed, and its suffix; one that cannot be decoded is kept as it is."""
+    try:
+        image = decode(io.BytesIO(data), str(path))
+    except CannotDecode:
+        return data, suffix
+    if min(image.size) <= short_side:
+        return data, suffix
+    scale = short_side / min(image.size)
+    size = round(image.width * scale), round(image.height * scale)
+    encoded = io.BytesIO()
+    image.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=QUALITY)
+    return encoded.getvalue(), ".jpg"
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -34,13 +34,13 @@ class PackedPlans(NamedTuple):
 
 def pack(plans: Sequence[ViewPlan]) -> PackedPlans:
     """Return plans as arrays; their rotations and vertical flips are left out, which loader processes carry out."""
-    steps = [[(_NUMBERS[step[0]], step[1]) if step else (-1, 0.0) for step in plan.steps] for plan in plans]
-    table = np.array(steps, np.float32).reshape(len(plans), len(steps[0]), 2)
+    steps = [step or ("", 0.0) for plan in plans for step in plan.steps]
+    shape = len(plans), len(plans[0].steps)
     return PackedPlans(
         np.array([plan.box for plan in plans], np.float32),
         np.array([plan.flip for plan in plans]),
-        table[..., 0].astype(np.int8),
-        table[..., 1],
+        np.array([_NUMBERS[name] for name, _ in steps], np.int8).reshape(shape),
+        np.array([factor for _, factor in steps], np.float32).reshape(shape),
     )
 
 
@@ -191,4 +191,4 @@ OPERATIONS: list[Callable[[Tensor, Tensor], Tensor]] = [
     blur,
     solarize,
 ]
-_NUMBERS = {function.__name__.removeprefix("adjust_"): number for number, function in enumerate(OPERATIONS)}
+_NUMBERS = {"": -1} | {function.__name__.removeprefix("adjust_"): number for number, function in enumerate(OPERATIONS)}

@@ -1,0 +1,80 @@
+"""A training step of MoCo v2 beside its two encoders alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightly.loss import NTXentLoss
+from lightly.models.utils import update_momentum
+
+from moco_plugin.backbones import check_features, create_backbone
+from moco_plugin.errors import UsageError
+from moco_plugin.methods import MoCo
+from moco_plugin.tools.benchmarks.timing import at_least, compare, ratios
+
+BATCH_NORM = {"bare encoders": "plain", "plain batch norm": "plain", "groups": "auto", "lightly": "plain"}
+
+
+def measure(
+    backbone: str = "resnet18",
+    image_size: int = 64,
+    batch_size: int = 64,
+    queue_size: int = 65536,
+    rounds: int = 30,
+    device: str = "cpu",
+) -> dict[str, Any]:
+    """Time steps: two encoders with their heads alone, MoCo v2 with plain and with grouped batch norm, lightly's example.
+
+    The encoders alone compute a loss without negatives, its gradient and the optimizer's step; plain batch norm, nothing
+    shuffled, no momentum update. lightly's example adds its momentum update, its loss and its memory bank.
+    """
+    at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
+    at_least(batch_size, queue_size=queue_size)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda; this machine has no usable CUDA device, so give --device cpu")
+
+    def contestant(name: str) -> Callable[[], None]:
+        torch.manual_seed(0)
+        network = create_backbone(backbone, image_size=image_size)
+        dim = check_features(network, backbone, image_size)
+        ours = name in ("plain batch norm", "groups")
+        model = MoCo(network, dim, queue_size=queue_size if ours else batch_size, batch_norm=BATCH_NORM[name])
+        model.to(device).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+        ntxent = NTXentLoss(temperature=0.2, memory_bank_size=(queue_size, 128)).to(device)
+
+        def loss() -> Any:
+            if ours:
+                return model(*views)[0]
+            if name == "lightly":
+                update_momentum(model.encoder_q, model.encoder_k, m=0.999)
+            q = model.encoder_q(views[0])
+            with torch.no_grad():
+                k = model.encoder_k(views[1])
+            return ntxent(q, k) if name == "lightly" else -(q * k).sum(dim=1).mean()
+
+        def run() -> None:
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+
+        return run
+
+    shape = (batch_size, 3, image_size, image_size)
+    views = [torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last) for _ in range(2)]
+    seconds = compare({name: contestant(name) for name in BATCH_NORM}, rounds, device)
+    settings = {
+        "backbone": backbone,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "queue_size": queue_size,
+        "rounds": rounds,
+        "device": device,
+    }
+    return {
+        "settings": settings,
+        "threads": torch.get_num_threads(),
+        "results": ratios(seconds, "bare encoders", device),
+    }
