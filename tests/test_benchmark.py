@@ -30,6 +30,14 @@ def test_views_and_contrast_are_timed_beside_their_peers(tool: Tool, tmp_path: P
     assert list(json.loads(out.read_text())["results"]) == ["released", "ours", "two products"]
 
 
+def test_cost_model_names_the_limit(tool: Tool) -> None:
+    slow_network = ["--gpus", "1", "64", "--gigabytes-per-second", "0.01"]
+    printed = tool("benchmark", "cost", "--backbone", "resnet50", *slow_network).stdout.splitlines()
+    assert '"gigaflops": 8.2' in printed[-1] and '"megaparameters": 23.5' in printed[-1]
+    assert "limit loading" in tool("benchmark", "cost", "--cores", "1").stdout.splitlines()[0]
+    assert "limit traffic" in printed[1]
+
+
 @pytest.mark.parametrize("engine", ["fast", "device"])
 def test_load_names_the_part_that_limits_a_run(tool: Tool, tmp_path: Path, engine: str) -> None:
     for number in range(4):

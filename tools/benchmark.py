@@ -51,6 +51,17 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     load.add_argument("--config", help="a config file or the name of a shipped one")
     load.add_argument("--batches", type=int, default=4, help="batches of each part (default %(default)s)")
     load.add_argument("overrides", nargs="*", metavar="key=value", help="as for tools/pretrain.py")
+    cost = what.add_parser("cost", help="images a second that a cost model predicts for numbers of GPUs, and the limit")
+    cost.add_argument("--backbone", default="resnet50", help="a timm model (default %(default)s)")
+    cost.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
+    cost.add_argument("--batch-size", type=int, default=32, help="images of each GPU (default %(default)s)")
+    cost.add_argument("--queue-size", type=int, default=65536, help="K; 0 for v3 (default %(default)s)")
+    cost.add_argument("--symmetric", action="store_true", help="both views are query and key, as in v3")
+    cost.add_argument("--gpus", type=int, nargs="+", default=[1, 8, 64, 256, 1024], help="default 1 8 64 256 1024")
+    cost.add_argument("--teraflops", type=float, default=100.0, help="that a GPU sustains (default %(default)s)")
+    cost.add_argument("--cores", type=int, default=8, help="for each GPU's loader processes (default %(default)s)")
+    cost.add_argument("--engine", choices=["fast", "device", "reference"], default="fast", help="default %(default)s")
+    cost.add_argument("--gigabytes-per-second", type=float, default=10.0, help="between GPUs (default %(default)s)")
     traffic = what.add_parser(
         "traffic", help="bytes that a process sends to shuffle keys, against gathering all images"
     )
@@ -64,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     convert.add_argument("--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)")
     convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")
     convert.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    for measurement in (views, load, contrast, step, traffic, convert):
+    for measurement in (views, load, contrast, step, cost, traffic, convert):
         measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
@@ -73,7 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     result = importlib.import_module(f"moco_plugin.tools.benchmarks.{what_to_measure}").measure(**args)
     for name, row in result["results"].items():
-        print(f"{name:>16}  " + "  ".join(f"{key} {value:g}" for key, value in row.items()))
+        values = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
+        print(f"{name:>16}  " + "  ".join(values))
     for sentence in result.get("advice", ()):
         print(sentence)
     print(json.dumps({key: value for key, value in result.items() if key not in ("results", "advice")}))
