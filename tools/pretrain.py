@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """examples:
-  %(prog)s method=moco backbone=resnet50 data.root=photos out=runs/photos
+  %(prog)s method=moco data.root=photos out=runs/photos
+  %(prog)s method=moco backbone=resnet50 data.image_size=224 data.root=photos out=runs/photos
   %(prog)s --config moco_v2_resnet50_200ep data.root=imagenet/train knn.train=imagenet/train knn.test=imagenet/val
   %(prog)s --print-config --config moco_v1_resnet50_200ep data.root=imagenet/train
 
@@ -19,7 +20,7 @@ The same command resumes an interrupted run."""
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and trains."""
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -52,13 +53,20 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
         print(f"# {line}\n" * bool(line) + yaml.safe_dump(config_dict(config), sort_keys=False), end="")
         return 0
+    import torch
     from pytorch_lightning.utilities import rank_zero_only
 
+    from moco_plugin.data.images import ImageSet
     from moco_plugin.pretraining.run import pretrain
+    from moco_plugin.pretraining.sizing import fit_recipe
 
     if line:
         rank_zero_only(print)(line)
-    pretrain(config, args.overwrite, args.accept_changed_images)
+    images = ImageSet(config.data.root, config.data.value_range)
+    if not args.config:
+        for line in fit_recipe(config, args.overrides, len(images), not torch.cuda.is_available()):
+            rank_zero_only(print)(line)
+    pretrain(config, args.overwrite, args.accept_changed_images, images)
     return 0
 
 

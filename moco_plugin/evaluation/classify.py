@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch.utils.data import DataLoader, Subset
 
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
@@ -22,6 +23,7 @@ from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, training_crop, weights_digest
 from moco_plugin.evaluation.fast import draw_labels
 from moco_plugin.evaluation.features import keep_whole
+from moco_plugin.evaluation.knn import baseline
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
@@ -146,7 +148,8 @@ class Classification:
             metrics = self._fit(subject, train, test, out)
             if metrics is None:
                 return {}
-            print(f"{self.task}, {self.protocol}: top-1 {metrics['top1']:.2f}%")
+            compared = baseline(torch.as_tensor(test.labels))
+            print(f"{self.task}, {self.protocol}: top-1 {metrics['top1']:.2f}% ({compared})")
             settings = asdict(config)
             result = record(
                 self.task,

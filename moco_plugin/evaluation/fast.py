@@ -17,6 +17,7 @@ from torch import Tensor
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet
+from moco_plugin.evaluation.knn import baseline
 from moco_plugin.evaluation.probe import class_balanced, fit_learning_rates, hold_out
 from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol
 from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
@@ -166,8 +167,8 @@ def _probe(
         one = fit_and_score(features, queries, class_count(train), lrs, config, subject.device)
         measured.append({"share": share, **one})
         print(
-            f"linear, on cached features of {one['train_images']} images: top-1 {one['top1']:.2f}% "
-            f"(lr {one['lr']:g} of {len(lrs)})"
+            f"linear, on cached features of {one['train_images']} images of {len(known.labels[kept].unique())} classes: "
+            f"top-1 {one['top1']:.2f}% (lr {one['lr']:g} of {len(lrs)}; {baseline(queries.labels)})"
         )
     settings = {
         "lrs": list(lrs),

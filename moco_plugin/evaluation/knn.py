@@ -65,3 +65,17 @@ def knn_top1(
 ) -> float:
     """Return the accuracy for one k; see knn_accuracy."""
     return knn_accuracy(train_features, train_labels, test_features, test_labels, [k], temperature)[k]
+
+
+def capped_k(k: int, labels: Tensor) -> int:
+    """Return k, or half of the mean number of images of a class if that is less.
+
+    More neighbours than a class has images vote for the largest class, whatever the features are.
+    """
+    return max(1, min(k, len(labels) // (2 * len(labels.unique()))))
+
+
+def baseline(labels: Tensor) -> str:
+    """Describe what accuracies are compared with: chance, and the answer that is always the largest class."""
+    counts = labels.unique(return_counts=True)[1]
+    return f"chance {100 / len(counts):.1f}%, largest class {100 * int(counts.max()) / len(labels):.1f}%"

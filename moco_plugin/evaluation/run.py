@@ -19,7 +19,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
-from moco_plugin.evaluation.knn import knn_accuracy
+from moco_plugin.evaluation.knn import baseline, capped_k, knn_accuracy
 from moco_plugin.evaluation.neighbours import check_neighbours
 from moco_plugin.evaluation.retrieval import Neighbours, retrieval
 from moco_plugin.files import check_output, write_json
@@ -146,7 +146,7 @@ def evaluate_knn(
         weights: A checkpoint of any layout that ``read_checkpoint`` knows.
         train: Labelled images that vote: a folder, a list, shards or an idx file, as for ``ImageSet``.
         test: Labelled images to classify.
-        k: Numbers of neighbours.
+        k: Numbers of neighbours; for small sets they are lowered, see ``capped_k``.
         temperature: Votes weigh exp(similarity / temperature).
         encoder: "query" or "key", where the checkpoint has both.
         untrained: Measure random weights in the same network.
@@ -167,12 +167,15 @@ def evaluate_knn(
     if temperature <= 0:
         raise UsageError(f"--temperature is {temperature}; expected a value above 0")
     subject, bank, queries = _features(weights, train, test, k, encoder, untrained, image_size, batch_size, workers)
+    ks = list(dict.fromkeys(capped_k(number, bank.labels) for number in k))
+    if ks != list(k):
+        print(f"k {', '.join(map(str, k))} lowered to {', '.join(map(str, ks))}, half of a class's images")
     top1 = knn_accuracy(
         bank.features,
         bank.labels,
         queries.features,
         queries.labels,
-        k,
+        ks,
         temperature,
         same=train == test,
         device=subject.device,
@@ -182,15 +185,15 @@ def evaluate_knn(
     for number, value in top1.items():
         print(
             f"kNN top-1 {value:.2f}% (k {number}, T {temperature}, {sizes['train_images']} train, "
-            f"{sizes['test_images']} test images)"
+            f"{sizes['test_images']} test images; {baseline(queries.labels)})"
         )
     result = record(
         "knn",
         subject,
         train,
         test,
-        top1=top1[k[0]],
-        k=k[0],
+        top1=top1[ks[0]],
+        k=ks[0],
         top1_by_k={str(n): v for n, v in top1.items()},
         temperature=temperature,
         **sizes,

@@ -21,6 +21,7 @@ class Method(nn.Module):
             ``plain_vit`` (without trained weights) and ``layer_norm`` (all others).
         queue_size: Keys that the method holds, or None. A batch may enqueue at most as many.
         keys_per_image: Keys that each image of a batch enqueues.
+        queries_per_image: Views of each image that pass the query encoder.
         even_batches: Whoever trains it has batches of one size on all processes, so that they need not be exchanged.
     """
 
@@ -29,6 +30,7 @@ class Method(nn.Module):
     recipe: ClassVar[str | dict[str, str]]
     queue_size: int | None = None
     keys_per_image: int = 1
+    queries_per_image: int = 1
     even_batches: bool = False
 
     @property

@@ -71,7 +71,7 @@ class MoCo(Method):
         self.temperature = temperature
         self.symmetric = symmetric
         self.queue_size = queue_size
-        self.keys_per_image = 2 if symmetric else 1
+        self.keys_per_image = self.queries_per_image = 2 if symmetric else 1
 
     def forward(
         self, im_q: Tensor, im_k: Tensor, progress: float = 0.0, update_key_encoder: bool = True

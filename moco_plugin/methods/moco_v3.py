@@ -37,6 +37,7 @@ class MoCoV3(Method):
             "auto" is "sync" on CUDA.
     """
 
+    queries_per_image = 2
     title = "MoCo v3"
     views = "moco_v3"
     recipe: ClassVar[dict[str, str]] = {

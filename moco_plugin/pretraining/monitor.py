@@ -14,26 +14,47 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import extract_features
-from moco_plugin.evaluation.knn import knn_top1
+from moco_plugin.evaluation.knn import baseline, capped_k, knn_top1
 from moco_plugin.training.callbacks import mid_epoch
+
+TIMED, WARM_UP = 12, 2  # batches that the expected time is taken from, and the first of them that are left out
 
 
 class Throughput(pl.Callback):
-    """Logs ``images_per_second`` over all processes since the last logged step, without the time of monitoring."""
+    """Logs ``images_per_second`` over all processes since the last logged step, without the time of monitoring.
+
+    After its first steps it says how long the rest takes.
+    """
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
         self.steps, self.start = 0, 0.0
+        self.first: list[float] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.steps, self.start = 0, time.perf_counter()
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         self.steps += 1
+        if len(self.first) < TIMED:
+            self.first.append(time.perf_counter())
+            if len(self.first) == TIMED and trainer.is_global_zero:
+                step = (self.first[-1] - self.first[WARM_UP]) / (TIMED - 1 - WARM_UP)
+                steps = int(pl_module.total_steps) - trainer.global_step  # type: ignore[arg-type]
+                batches = steps * trainer.accumulate_grad_batches
+                print(f"\nabout {_duration(step * batches)} to go, {step:.2g} s a batch", flush=True)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
             pl_module.log("images_per_second", rate, prog_bar=True)
             self.steps, self.start = 0, time.perf_counter()
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as text, in the unit that suits them."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
 
 
 class CorruptImageWatch(pl.Callback):
@@ -56,7 +77,7 @@ class KNNMonitor(pl.Callback):
     def __init__(self, config: PretrainConfig) -> None:
         knn, data = config.knn, config.data
         self.knn = knn
-        self.train, self.test = ImageSet(str(knn.train)), ImageSet(str(knn.test))
+        self.train, self.test = (ImageSet(str(root), data.value_range) for root in (knn.train, knn.test))
         check_labels(self.train, self.test)
         if knn.features not in ("backbone", "encoder"):
             raise UsageError(f"knn.features is {knn.features!r}; expected backbone or encoder")
@@ -70,13 +91,14 @@ class KNNMonitor(pl.Callback):
             sets: list[torch.Tensor] = []
             for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
                 sets += extract_features(network, images, self.view, device=pl_module.device, progress=name)
-            top1 = knn_top1(
-                sets[0], sets[1], sets[2], sets[3], k=min(self.knn.k, len(sets[0])), temperature=self.knn.temperature
-            )
+            k = capped_k(self.knn.k, sets[1])
+            top1 = knn_top1(sets[0], sets[1], sets[2], sets[3], k=k, temperature=self.knn.temperature)
             trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
             for logger in trainer.loggers:
                 logger.log_metrics({"knn_top1": top1}, step=trainer.global_step)
-            print(f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}%", flush=True)
+            print(
+                f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}% (k {k}; {baseline(sets[3])})", flush=True
+            )
         trainer.strategy.barrier()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

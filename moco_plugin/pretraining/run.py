@@ -21,6 +21,7 @@ from moco_plugin.files import atomic_path, write_json
 from moco_plugin.methods import Method
 from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
 from moco_plugin.pretraining.monitor import CorruptImageWatch, KNNMonitor, Throughput
+from moco_plugin.pretraining.sizing import check_memory
 from moco_plugin.training.fit import Run
 from moco_plugin.training.run_folder import Identity
 from moco_plugin.training.trainer_arguments import check_trainer_arguments
@@ -28,7 +29,9 @@ from moco_plugin.training.trainer_arguments import check_trainer_arguments
 FILES = ("result.json", "checkpoints", "tensorboard", "metrics.csv", "config.yaml")
 
 
-def pretrain(config: PretrainConfig, overwrite: bool = False, accept_changed_images: bool = False) -> Path:
+def pretrain(
+    config: PretrainConfig, overwrite: bool = False, accept_changed_images: bool = False, images: ImageSet | None = None
+) -> Path:
     """Train as the config says, or resume the run that its ``out`` folder holds.
 
     The folder gets ``config.yaml``, ``metrics.csv``, ``tensorboard/``, ``checkpoints/last.ckpt`` and, when all
@@ -38,6 +41,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, accept_changed_ima
         config: The run.
         overwrite: Remove the run that ``out`` holds.
         accept_changed_images: Resume although the image set changed, from the start of the interrupted epoch.
+        images: Those of ``config.data.root``, if they were listed already.
 
     Returns:
         Path of the last checkpoint.
@@ -48,7 +52,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, accept_changed_ima
     out = Path(config.out).expanduser()
     _check_folder(out)
     check_trainer_arguments(config.trainer)
-    images = ImageSet(config.data.root, config.data.value_range)
+    images = images or ImageSet(config.data.root, config.data.value_range)
     run = Run(
         folder=out,
         files=FILES,
@@ -75,6 +79,10 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, accept_changed_ima
         if (sentence := module.fit_layout(trainer.strategy.root_device)) and trainer.is_global_zero:
             print(sentence)
         check_batch(config.data.batch_size, module.method, trainer.world_size)
+        if trainer.is_global_zero:
+            local = getattr(trainer, "num_devices", 1)
+            device = trainer.strategy.root_device
+            print(check_memory(module.method, config.data.image_size, config.data.batch_size, device, local))
         return train_loader(config, images, trainer.global_rank, trainer.world_size), None
 
     def begin(trainer: pl.Trainer, total_steps: int) -> str:

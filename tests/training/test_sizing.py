@@ -1,0 +1,70 @@
+"""Recipes that fit small sets and CPUs, and the memory of a step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from moco_plugin.backbones import create_backbone
+from moco_plugin.config import load_config
+from moco_plugin.errors import UsageError
+from moco_plugin.methods import MoCo
+from moco_plugin.pretraining import sizing
+from moco_plugin.pretraining.sizing import check_memory, fit_recipe, step_memory
+from tests.helpers.processes import Tool
+
+
+def test_small_sets_take_the_authors_small_queue() -> None:
+    config = load_config(None, ["method=moco", "data.root=x"])
+    (line,) = fit_recipe(config, ["method=moco", "data.root=x"], 1000, cpu=False)
+    assert (config.method_args["queue_size"], config.method_args["momentum"]) == (1000, 0.99)
+    assert "for 1000 images" in line and "method_args.queue_size=1000" in line
+    config = load_config(None, ["method=moco", "data.root=x"])
+    assert fit_recipe(config, [], 100_000, cpu=False) == [] and config.method_args["queue_size"] == 65536
+
+
+def test_cpu_runs_are_small_and_what_is_named_stays() -> None:
+    given = ["method=moco", "data.root=x", "data.image_size=160", "method_args.queue_size=512"]
+    config = load_config(None, given)
+    lines = fit_recipe(config, given, 800, cpu=True)
+    assert (config.backbone, config.data.image_size, config.data.batch_size) == ("resnet18", 160, 64)
+    assert config.schedule.epochs == 42 and config.method_args["queue_size"] == 512  # 42 x 12 steps
+    assert "for a CPU: backbone=resnet18 data.batch_size=64 schedule.epochs=42" in lines[0]
+    assert "momentum=0.99" in lines[1] and "queue_size" not in lines[1]
+
+
+def test_a_batch_is_no_larger_than_the_set() -> None:
+    config = load_config(None, ["method=moco_v3", "data.root=x"])
+    fit_recipe(config, [], 90, cpu=False)
+    assert config.data.batch_size == 88
+
+
+def test_memory_grows_with_the_batch_and_changes_nothing() -> None:
+    model = MoCo(create_backbone("resnet18", image_size=64), 512, queue_size=64)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    small, large = step_memory(model, 64, 16), step_memory(model, 64, 64)
+    assert 2 * small < large < 4 * small
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_does_not_fit_is_refused_with_the_batch_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, cpu = MoCo(create_backbone("resnet18", image_size=64), 512, queue_size=64), torch.device("cpu")
+    monkeypatch.setattr(sizing, "available_memory", lambda device: 10**9)
+    assert "of the 1.0 GB that are free" in check_memory(model, 64, 64, cpu, 1)
+    with pytest.raises(UsageError, match=r"of the 1.0 GB that are free; choose data.batch_size=\d+") as refused:
+        check_memory(model, 64, 1024, cpu, 1)
+    fits = int(str(refused.value).split("data.batch_size=")[1].split(",")[0])
+    assert fits % 16 == 0 and step_memory(model, 64, fits) <= 0.9e9 < step_memory(model, 64, fits + 128)
+
+
+def test_first_command(tool: Tool, tmp_path: Path) -> None:
+    for number in range(20):
+        Image.new("RGB", (40, 30), (10 * number, 99, 50)).save(tmp_path / f"{number}.jpg")
+    arguments = ["method=moco", f"data.root={tmp_path}", "trainer.accelerator=cpu", f"out={tmp_path / 'run'}"]
+    shown = tool("pretrain", *arguments, "data.image_size=32", "schedule.epochs=13").stdout
+    assert "for a CPU: backbone=resnet18 data.batch_size=16;" in shown
+    assert "method_args.queue_size=20 method_args.momentum=0.99" in shown
+    assert "a step takes about" in shown and "to go, " in shown and "warning" not in shown
