@@ -100,7 +100,8 @@ class KNNConfig:
     train: str | None = None
     """Labelled images whose features vote; same forms as data.root."""
     test: str | None = None
-    k: int = 200
+    k: int | None = None
+    """Neighbours that vote; null: 200, or half of a class's images if that is less."""
     temperature: float = 0.1
     features: str = "backbone"
     """What is compared: the backbone's features, or the outputs of the query encoder, head included ("encoder")."""

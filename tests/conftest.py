@@ -36,6 +36,7 @@ TINY = [
     "trainer.log_every_n_steps=1",
     f"knn.train={TRAIN}[0:100]",
     f"knn.test={TEST}[0:50]",
+    "knn.k=100",
 ]
 
 

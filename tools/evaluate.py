@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         sub.add_argument("--out", help="also write the result to this JSON file")
         sub.add_argument("--overwrite", action="store_true", help="replace what is there of an earlier run")
 
-    parsers["knn"].add_argument("--k", type=int, nargs="+", default=[200], help="neighbours (default 200)")
+    parsers["knn"].add_argument("--k", type=int, nargs="+", help="neighbours (default 200, less for small sets)")
     parsers["knn"].add_argument(
         "--temperature", type=float, default=0.1, help="votes weigh exp(sim / T) (default %(default)s)"
     )

@@ -19,7 +19,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
-from moco_plugin.evaluation.knn import baseline, capped_k, knn_accuracy
+from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
 from moco_plugin.evaluation.neighbours import check_neighbours
 from moco_plugin.evaluation.retrieval import Neighbours, retrieval
 from moco_plugin.files import check_output, write_json
@@ -130,7 +130,7 @@ def evaluate_knn(
     train: str,
     test: str,
     *,
-    k: Sequence[int] = (200,),
+    k: Sequence[int] | None = None,
     temperature: float = 0.1,
     encoder: str = "query",
     untrained: bool = False,
@@ -146,7 +146,7 @@ def evaluate_knn(
         weights: A checkpoint of any layout that ``read_checkpoint`` knows.
         train: Labelled images that vote: a folder, a list, shards or an idx file, as for ``ImageSet``.
         test: Labelled images to classify.
-        k: Numbers of neighbours; for small sets they are lowered, see ``capped_k``.
+        k: Numbers of neighbours; None takes ``default_k``.
         temperature: Votes weigh exp(similarity / temperature).
         encoder: "query" or "key", where the checkpoint has both.
         untrained: Measure random weights in the same network.
@@ -166,10 +166,10 @@ def evaluate_knn(
         check_output(out, overwrite)
     if temperature <= 0:
         raise UsageError(f"--temperature is {temperature}; expected a value above 0")
-    subject, bank, queries = _features(weights, train, test, k, encoder, untrained, image_size, batch_size, workers)
-    ks = list(dict.fromkeys(capped_k(number, bank.labels) for number in k))
-    if ks != list(k):
-        print(f"k {', '.join(map(str, k))} lowered to {', '.join(map(str, ks))}, half of a class's images")
+    subject, bank, queries = _features(
+        weights, train, test, k or (1,), encoder, untrained, image_size, batch_size, workers
+    )
+    ks = k or [default_k(bank.labels)]
     top1 = knn_accuracy(
         bank.features,
         bank.labels,

@@ -14,7 +14,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import extract_features
-from moco_plugin.evaluation.knn import baseline, capped_k, knn_top1
+from moco_plugin.evaluation.knn import baseline, default_k, knn_top1
 from moco_plugin.training.callbacks import mid_epoch
 
 TIMED, WARM_UP = 12, 2  # batches that the expected time is taken from, and the first of them that are left out
@@ -91,7 +91,7 @@ class KNNMonitor(pl.Callback):
             sets: list[torch.Tensor] = []
             for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
                 sets += extract_features(network, images, self.view, device=pl_module.device, progress=name)
-            k = capped_k(self.knn.k, sets[1])
+            k = default_k(sets[1]) if self.knn.k is None else min(self.knn.k, len(sets[0]))
             top1 = knn_top1(sets[0], sets[1], sets[2], sets[3], k=k, temperature=self.knn.temperature)
             trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
             for logger in trainer.loggers:

@@ -21,7 +21,7 @@ from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import neighbours
 from moco_plugin.evaluation.feature_file import FeatureFile
 from moco_plugin.evaluation.features import IN_MEMORY
-from moco_plugin.evaluation.knn import knn_accuracy, knn_top1
+from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy, knn_top1
 from moco_plugin.evaluation.neighbours import TEST_BLOCK, TRAIN_BLOCK, nearest
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
@@ -153,7 +153,7 @@ def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_
     shown = tool("evaluate", *arguments).stdout
     result = json.loads((tmp_path / "knn.json").read_text())
     monitored = json.loads((tiny_run / "result.json").read_text())["knn_top1"]
-    assert result["top1"] == result["top1_by_k"][str(result["k"])] == pytest.approx(monitored)
+    assert result["top1"] == result["top1_by_k"]["100"] == pytest.approx(monitored)
     assert result["k"] == 100 and 0 < result["top1_by_k"]["10"] < 100
     assert len(result["weights_sha256"]) == 64 and result["versions"]["torch"] == torch.__version__
     assert f"kNN top-1 {monitored:.2f}%" in shown
@@ -190,3 +190,11 @@ def test_evaluation_from_python_gives_what_the_tool_writes(tiny_run: Path, tmp_p
     )
     assert json.loads((tmp_path / "knn.json").read_text()) == found
     assert {"evaluate_linear", "evaluate_finetune", "pretrain", "MoCoV1"} <= set(dir(moco_plugin))
+
+
+def test_default_k_is_below_the_images_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
+    """200 neighbours of 578 images vote for the largest class."""
+    labels = torch.arange(8).repeat_interleave(72)
+    assert default_k(labels) == 36 and default_k(torch.arange(10).repeat(1000)) == 200
+    assert default_k(torch.tensor([0, 1])) == 1
+    assert baseline(torch.tensor([0, 0, 0, 1])) == "chance 50.0%, largest class 75.0%"

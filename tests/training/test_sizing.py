@@ -46,7 +46,7 @@ def test_memory_grows_with_the_batch_and_changes_nothing() -> None:
     model = MoCo(create_backbone("resnet18", image_size=64), 512, queue_size=64)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     small, large = step_memory(model, 64, 16), step_memory(model, 64, 64)
-    assert 2 * small < large < 4 * small
+    assert 1.3 * small < large < 4 * small
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
