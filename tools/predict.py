@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from moco_plugin.errors import command
 
 EXAMPLES = """examples:
+  %(prog)s --weights runs/detector/trial_1/model_final.pth --out pictures --json found.json photos
   %(prog)s --config-file voc/pascal_voc_R_50_C4_24k_moco --weights runs/voc/model_final.pth \\
       --out pictures photos/street.jpg photos/garden.jpg
   %(prog)s --config-file demo/scenes_R_18_FPN_quarter --weights runs/scenes/model_final.pth \\
@@ -23,7 +24,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="what the weights were trained with")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="what the weights were trained with (default: what the model file says)"
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the detections, in COCO's form")
     parser.add_argument("--weights", required=True, metavar="FILE", help="such as runs/voc/model_final.pth")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go")
     parser.add_argument(
@@ -42,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         args.weights,
         args.images,
         args.out,
+        results=args.json,
         threshold=args.threshold,
         overrides=args.opts,
         overwrite=args.overwrite,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Run a transfer experiment of the papers: several trials, with mean and standard deviation beside the papers'."""
+"""Train detectors: a transfer experiment of the papers beside their numbers, or one on your own data."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ EXAMPLES = """examples:
   %(prog)s --task voc_c4 --weights moco_v2_200ep --trials 5 --gpus 8
   %(prog)s --task coco_fpn_1x --weights runs/photos/checkpoints/last.ckpt --images-per-batch 4
   %(prog)s --task voc_c4 --init random --out runs/voc_c4_random SOLVER.CHECKPOINT_PERIOD 1000
+  %(prog)s --train-json train.json --train-images photos --weights runs/photos/checkpoints/last.ckpt
+  %(prog)s --train-folder yolo --weights runs/photos/checkpoints/last.ckpt --compare --out runs/comparison
 
 The same command resumes an interrupted experiment and keeps finished trials. tools/report.py gathers the results."""
 
@@ -28,6 +30,20 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("--list", action="store_true", help="show the tasks, and do nothing")
     parser.add_argument("--task", help="which experiment; --list shows them")
+    own = parser.add_argument_group("own data, in place of --task")
+    own.add_argument("--train-json", dest="train", metavar="FILE", help="a COCO file")
+    own.add_argument("--train-folder", dest="train", metavar="FOLDER", help="a VOC or YOLO folder")
+    own.add_argument("--train-images", metavar="FOLDER", help="images of the COCO file (default: the file's folder)")
+    own.add_argument("--test-json", dest="test", metavar="FILE", help="default: a fifth of the training images")
+    own.add_argument("--test-folder", dest="test", metavar="FOLDER", help="a VOC or YOLO folder")
+    own.add_argument("--test-images", metavar="FOLDER", help="images of the test file")
+    own.add_argument("--model", default="fpn", help="fpn, c4, retinanet or timm:NAME (default: %(default)s)")
+    own.add_argument(
+        "--compare", action="store_true", help="random, supervised, MoCo's and continued weights, one table"
+    )
+    own.add_argument("--supervised", metavar="FILE", help="ImageNet weights to compare with (default: timm's, fetched)")
+    own.add_argument("--continued", metavar="W", help="MoCo pre-training that started from supervised weights")
+    own.add_argument("--seed", type=int, default=0, help="chooses the held-out images (default: %(default)s)")
     parser.add_argument(
         "--weights",
         metavar="W",
@@ -41,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument(
         "--trials",
         type=int,
-        default=5,
-        help="default: %(default)s, as the paper for VOC, LVIS and semantic segmentation",
+        help="default: 5, as the paper for VOC, LVIS and semantic segmentation; own data 1, or 3 with --compare",
     )
     parser.add_argument(
         "--images-per-batch",
@@ -67,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if args.list:
         print(list_tasks())
         return 0
+    if args.train:
+        return _own_data(args)
     if not args.task:
-        raise UsageError("which task? pass --task NAME; --list shows them")
+        raise UsageError("which task? pass --task NAME (--list shows them), or own data as --train-json FILE")
     task = find_task(args.task)
     init = args.init or "moco"
     task.config(init)
@@ -83,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         init,
         args.weights,
         out,
-        trials=args.trials,
+        trials=5 if args.trials is None else args.trials,
         machines=Machines(gpus, args.num_machines, args.machine_rank, args.dist_url),
         images_per_batch=args.images_per_batch,
         overrides=args.overrides,
@@ -92,6 +109,42 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if not args.machine_rank:
         table = transfer_table(task, [result])
         print(f"\n{task.title}\n{table.caption}\n\n{table.text()}\n\nwritten: {out / 'results.json'}")
+    return 0
+
+
+def _own_data(args: argparse.Namespace) -> int:
+    from moco_plugin.report.comparison import comparison_table, write_comparison
+    from moco_plugin.transfer.own_data.run import train_on_own_data
+    from moco_plugin.transfer.trainer import Machines, default_gpus
+
+    if args.task:
+        raise UsageError(f"--task {args.task} and own data exclude each other; leave one out")
+    gpus = default_gpus() if args.gpus is None else args.gpus
+    out = args.out or Path("runs/detector")
+    recipe, results = train_on_own_data(
+        args.train,
+        args.train_images,
+        args.test,
+        args.test_images,
+        model=args.model,
+        weights=args.weights,
+        init=args.init,
+        compare=args.compare,
+        supervised=args.supervised,
+        continued=args.continued,
+        out=out,
+        trials=args.trials or (3 if args.compare else 1),
+        seed=args.seed,
+        machines=Machines(gpus, args.num_machines, args.machine_rank, args.dist_url),
+        overrides=args.overrides,
+        overwrite=args.overwrite,
+    )
+    if not args.machine_rank:
+        print(f"\n{comparison_table(recipe.task, results).text()}\n")
+        if args.compare:
+            print(f"written: {write_comparison(out, recipe, results)}")
+        else:
+            print(f"the detector: {out / results[0]['trials'][0]['folder'] / 'model_final.pth'}")
     return 0
 
 

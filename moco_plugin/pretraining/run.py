@@ -63,6 +63,7 @@ def pretrain(
         steps=config.schedule.steps,
         save_every=config.save_every,
         timeout=config.timeout,
+        log_every=max(1, min(10, len(images) // config.data.batch_size)),
         loggers=[TensorBoardLogger(out, name="tensorboard", version="")],
         overwrite=overwrite,
         accept_changed_images=accept_changed_images,

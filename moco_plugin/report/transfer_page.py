@@ -72,7 +72,7 @@ def _add_task(page: Page, task: Task, runs: Sequence[TransferRun]) -> str:
     page.section(task.title)
     page.add("table", table)
     names = _names(runs)
-    curves = {name: _loss(*run) for name, run in zip(names, runs, strict=True)}
+    curves = {name: training_loss(*run) for name, run in zip(names, runs, strict=True)}
     if curves := {name: curve for name, curve in curves.items() if curve[0]}:
         alt = "Line chart: the training loss of " + ", ".join(
             f"{name} goes from {losses[0]:.2f} to {losses[-1]:.2f}" for name, (_, losses) in curves.items()
@@ -92,7 +92,7 @@ def _names(runs: Sequence[TransferRun]) -> list[str]:
     ]
 
 
-def _loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]:
+def training_loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]:
     """Return the iterations that all trials have logged, and the mean loss of the trials there."""
     logs = [log for trial in result["trials"] if (log := _read_log(folder / trial["folder"] / "metrics.json"))]
     steps = sorted(set.intersection(*map(set, logs))) if logs else []

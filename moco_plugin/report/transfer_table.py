@@ -62,7 +62,7 @@ def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
             name = run_name(result) if published is None else published.name
             if text := changes(result):
                 changed.append(f"[{len(changed) + 1}] {text}")
-            rows.append((name, "here", *_measured(task, result), f"[{len(changed)}]" if text else ""))
+            rows.append((name, "here", *measured(task, result), f"[{len(changed)}]" if text else ""))
     columns = ("initialisation", "from", *(metric.name for metric in task.metrics), "trials", "changed")
     sentences = ["In percent; here: mean ± sample standard deviation over trials.", task.note]
     if changed:
@@ -110,7 +110,7 @@ def changes(result: Mapping[str, Any]) -> str:
     return ", ".join([f"{batch} images per batch"] * bool(batch) + pairs)
 
 
-def _measured(task: Task, result: Mapping[str, Any]) -> tuple[str, ...]:
+def measured(task: Task, result: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the cells of a run's metrics and of its number of trials."""
     cells = []
     for metric in task.metrics:

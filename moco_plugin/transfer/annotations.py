@@ -29,7 +29,6 @@ def check_annotations(name: str) -> None:
     parts = ("images", "annotations", "categories")
     if not isinstance(content, dict) or not all(_dicts(content.get(part)) for part in parts):
         raise UserError(f"{path} is not a COCO file; expected lists of {', '.join(parts)}")
-    sizes = {image["id"]: image for image in content["images"] if isinstance(image.get("id"), (int, str))}
     categories = [c for c in content["categories"] if isinstance(c.get("id"), int)]
     found = [str(c.get("name")) for c in sorted(categories, key=lambda c: int(c["id"]))]
     expected = list(getattr(metadata, "thing_classes", found))
@@ -39,11 +38,22 @@ def check_annotations(name: str) -> None:
             f"{path} has other classes than data set {name!r}: {len(found)} and {len(expected)}, they differ in "
             f"{', '.join(odd[:3])}; register the file under a name of its own"
         )
-    ids = {category["id"] for category in categories}
+    if problem := check_content(content):
+        raise UserError(f"{path}: {problem}; correct the file")
+
+
+def check_content(content: dict[str, Any]) -> str:
+    """Return the first annotation that is invalid, and why; an empty string if all are valid.
+
+    Args:
+        content: That of a COCO file: lists of dicts.
+    """
+    sizes = {image["id"]: image for image in content["images"] if isinstance(image.get("id"), (int, str))}
+    ids = {category["id"] for category in content["categories"] if isinstance(category.get("id"), int)}
     for place, annotation in enumerate(content["annotations"]):
         if problem := _problem(annotation, sizes, ids):
-            total = len(content["annotations"])
-            raise UserError(f"{path}: annotation {place + 1} of {total} {problem}; correct the file")
+            return f"annotation {place + 1} of {len(content['annotations'])} {problem}"
+    return ""
 
 
 def _dicts(value: Any) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +12,30 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
+from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from PIL import Image
 from tqdm import tqdm
 
 from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.files import atomic_path, check_output
+from moco_plugin.files import atomic_path, check_output, write_json
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.trainer import load_detector_config
-from moco_plugin.transfer.weights import load_weights
+from moco_plugin.transfer.weights import load_weights, read_file
 
 MIN_SIDE = 640  # pixels; smaller images are drawn enlarged
 NAME_HEIGHT = 20  # of a picture's longest side to the height of class names, at least
 
 
 def predict(
-    config_file: str,
+    config_file: str | None,
     weights: str,
     images: Sequence[str | Path],
     out: str | Path,
     *,
+    results: str | Path | None = None,
     threshold: float = 0.5,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
@@ -41,10 +44,12 @@ def predict(
     """Draw the predictions for images into PNG files, ``{name of the image}.png``.
 
     Args:
-        config_file: The config that the weights were trained with; a path, or a name below ``configs/detectron2``.
+        config_file: The config that the weights were trained with; a path, or a name below ``configs/detectron2``. None
+            for the one that the model file holds.
         weights: What training has written, such as ``model_final.pth``.
         images: Image files, or folders of them.
         out: Folder for the pictures.
+        results: JSON file for the detections in COCO's form, ``image_id`` being the image's name; or None.
         threshold: Smallest score (0 to 1) of what is drawn.
         overrides: ``KEY VALUE`` pairs for the config.
         overwrite: Replace pictures that are there already.
@@ -61,23 +66,43 @@ def predict(
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is a score from 0 to 1, got {threshold}")
     pictures = _outputs(images, Path(out), overwrite)
-    cfg = load_detector_config(config_file, list(overrides))
+    if results is not None:
+        check_output(Path(results), overwrite)
+    described: dict[str, Any] = (read_file(weights).get("moco_plugin") if weights else None) or {}
+    if config_file is None:
+        if not isinstance(described.get("config"), str):
+            raise UsageError(
+                f"{weights} does not hold its config; give the one that it was trained with as --config-file"
+            )
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "config.yaml")
+            file.write_text(described["config"])
+            cfg = load_detector_config(str(file), list(overrides))
+    else:
+        cfg = load_detector_config(config_file, list(overrides))
     cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     fit_device(cfg)
     predictor = DefaultPredictor(cfg)
     _load_whole(predictor.model, weights, cfg)
-    metadata = class_names(cfg)
-    broken = []
+    metadata = class_names(cfg, described.get("classes") or {})
+    broken, found = [], []
     for source, picture in tqdm(pictures.items(), desc="images", unit="image", disable=not progress):
         try:
             image = np.asarray(decode(source, str(source)))
         except CannotDecode:
             broken.append(source)
             continue
-        drawn = draw(image, predictor(image[:, :, ::-1]), metadata)
+        prediction = predictor(image[:, :, ::-1])
+        drawn = draw(image, prediction, metadata)
+        if results is not None and "instances" in prediction:
+            rows = instances_to_coco_json(prediction["instances"].to("cpu"), source.name)
+            ids = described.get("category_ids") or range(len(metadata.get("thing_classes", ())))
+            found += [{**row, "category_id": ids[row["category_id"]]} for row in rows]
         with atomic_path(picture) as temporary:
             Image.fromarray(drawn).save(temporary)
+    if results is not None:
+        write_json(Path(results), found)
     if broken:
         raise UserError(
             f"{len(broken)} of {len(pictures)} images cannot be decoded, {broken[0]} first; the others were drawn"
@@ -112,13 +137,17 @@ def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
         )
 
 
-def class_names(cfg: CfgNode) -> Metadata:
+def class_names(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Metadata:
     """Return what is known of the classes of a config's first test set; it need not be on disk.
+
+    Args:
+        cfg: The config.
+        stored: ``thing_classes`` or ``stuff_classes`` that the model file holds, which go first.
 
     Where the names are only known from files that are absent, or do not fit the model, classes are numbered.
     """
-    known: dict[str, Any] = {}
-    if cfg.DATASETS.TEST:
+    known: dict[str, Any] = dict(stored or {})
+    if cfg.DATASETS.TEST and not known:
         name = cfg.DATASETS.TEST[0]
         if not {"thing_classes", "stuff_classes"} & set(MetadataCatalog.get(name).as_dict()):
             try:

@@ -14,7 +14,7 @@ import detectron2.utils.comm as comm
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, default_setup, launch
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
@@ -115,6 +115,26 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
     ]
 
 
+class _Description:
+    """What a model file says of itself: its config, and the names of its classes."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+
+    def state_dict(self) -> dict[str, Any]:
+        metadata = MetadataCatalog.get(
+            self.cfg.DATASETS.TEST[0] if self.cfg.DATASETS.TEST else self.cfg.DATASETS.TRAIN[0]
+        )
+        names = {
+            key: list(getattr(metadata, key)) for key in ("thing_classes", "stuff_classes") if hasattr(metadata, key)
+        }
+        ids = getattr(metadata, "thing_dataset_id_to_contiguous_id", {})
+        return {"config": self.cfg.dump(), "classes": names, "category_ids": list(ids)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass  # a resumed run has its own
+
+
 class Trainer(DefaultTrainer):
     """detectron2's trainer; checks that the backbone is loaded, and leaves a ``results.json``.
 
@@ -126,6 +146,7 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode, allow_partial: bool = False) -> None:
         self.allow_partial = allow_partial
         super().__init__(cfg)
+        self.checkpointer.add_checkpointable("moco_plugin", _Description(cfg))
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Continue the run in ``OUTPUT_DIR`` if asked to and possible, else loads ``MODEL.WEIGHTS``."""
@@ -298,6 +319,8 @@ def train(
 def _run(cfg: CfgNode, args: SimpleNamespace) -> None:
     """Train and evaluate, or only evaluate, in each process that detectron2 launches."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        require_dataset(name)  # registers what is named by its file, in this process too
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)

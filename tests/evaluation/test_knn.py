@@ -192,7 +192,7 @@ def test_evaluation_from_python_gives_what_the_tool_writes(tiny_run: Path, tmp_p
     assert {"evaluate_linear", "evaluate_finetune", "pretrain", "MoCoV1"} <= set(dir(moco_plugin))
 
 
-def test_default_k_is_below_the_images_of_a_class(capsys: pytest.CaptureFixture[str]) -> None:
+def test_default_k_is_below_the_images_of_a_class() -> None:
     """200 neighbours of 578 images vote for the largest class."""
     labels = torch.arange(8).repeat_interleave(72)
     assert default_k(labels) == 36 and default_k(torch.arange(10).repeat(1000)) == 200

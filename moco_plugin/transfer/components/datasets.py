@@ -6,12 +6,14 @@ import importlib.util
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_voc_instances
+from detectron2.data.datasets import load_coco_json, load_voc_instances, register_coco_instances
 
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import read_json
 from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_root, find_files, source
 from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
+
+FILE_PREFIX = "coco:"  # a data set of this name is the COCO file whose path follows
 
 
 def register_scenes(root: Path | None = None, name: str = "scenes") -> None:
@@ -61,6 +63,8 @@ def require_dataset(name: str) -> None:
         UsageError: No data set of that name is registered.
         UserError: A file or a package is missing.
     """
+    if name.startswith(FILE_PREFIX) and name not in DatasetCatalog.list():
+        register_coco_instances(name, {}, name.removeprefix(FILE_PREFIX), "")
     if name not in DatasetCatalog.list():
         raise UsageError(f"data set {name!r} is not registered{did_you_mean(name, DatasetCatalog.list())}")
     for package in PACKAGES.get(getattr(MetadataCatalog.get(name), "evaluator_type", ""), ()):

@@ -1,0 +1,80 @@
+"""The comparison of detectors on own data: one table, a sentence on what it says, and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from moco_plugin.report.curves import line_chart
+from moco_plugin.report.page import Page
+from moco_plugin.report.tables import Table, spread
+from moco_plugin.report.transfer_page import add_predictions, training_loss
+from moco_plugin.report.transfer_table import measured
+from moco_plugin.transfer.own_data.recipe import Recipe
+from moco_plugin.transfer.tasks import Metric, Task
+
+TITLES = {
+    "random": "random weights",
+    "supervised": "supervised (ImageNet)",
+    "moco": "MoCo on your images",
+    "continued": "MoCo, continued from supervised",
+}
+FEW_IMAGES = 50  # test images below which a difference says little
+
+
+def comparison_table(task: Task, results: Sequence[dict[str, Any]]) -> Table:
+    """Return a row for each initialisation: mean ± sample standard deviation over trials, in percent."""
+    rows = [(TITLES[result["name"]], *measured(task, result)) for result in results]
+    caption = "In percent: mean ± sample standard deviation over trials."
+    return Table(("initialisation", *(metric.name for metric in task.metrics), "trials"), rows, caption)
+
+
+def conclusion(metric: Metric, results: Sequence[dict[str, Any]], test_images: int) -> str:
+    """Say which initialisation is the best, and whether MoCo's pre-training pays over each of the others."""
+    values = {
+        result["name"]: [trial["metrics"].get(metric.path) or 0.0 for trial in result["trials"]] for result in results
+    }
+    means = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+    ours = max((name for name in means if name in ("moco", "continued")), key=lambda name: means[name])
+    sentences = []
+    if max(means.values()) == 0:
+        sentences.append(f"No start reaches any {metric.name}: train longer, or check the annotations.")
+    for name in ("random", "supervised"):
+        if name not in means or max(means.values()) == 0:
+            continue
+        difference = means[ours] - means[name]
+        noise = max(spread(values[ours]) or 0.0, spread(values[name]) or 0.0)
+        verdict = (
+            "pays" if difference > noise else "does not pay" if difference < -noise else "makes no clear difference"
+        )
+        sentences.append(
+            f"{TITLES[ours]} against {TITLES[name]}: {verdict} ({metric.name} {means[ours]:.1f} against "
+            f"{means[name]:.1f}; trials differ by {noise:.1f})."
+        )
+    if test_images < FEW_IMAGES:
+        sentences.append(f"There are only {test_images} test images: small differences mean little.")
+    if min(map(len, values.values())) < 2:
+        sentences.append("One trial shows no spread: repeat with --trials 3.")
+    return " ".join(sentences)
+
+
+def write_comparison(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]]) -> Path:
+    """Write the page of a comparison into its folder; return its path."""
+    task, test_images = recipe.task, recipe.data.test_images
+    page = Page("Does pre-training pay?", conclusion(task.metrics[0], results, test_images))
+    page.section("Results")
+    page.add("table", comparison_table(task, results))
+    runs = {TITLES[result["name"]]: (out / result["name"], result) for result in results}
+    curves = {name: curve for name, run in runs.items() if (curve := training_loss(*run))[0]}
+    if curves:
+        alt = "Line chart: the training loss of " + ", ".join(curves)
+        page.add(
+            "charts", [line_chart(curves, "training loss", alt)], "The sum of all losses, the mean over the trials."
+        )
+    add_predictions(page, runs, "The first test images")
+    page.section("How it was made")
+    page.add("text", " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in recipe.sentences))
+    path = out / "comparison.html"
+    page.save(path)
+    return path

@@ -1,0 +1,1 @@
+"""Detection on own data: any usual format in, a trained detector and an honest comparison out."""

@@ -1,0 +1,197 @@
+"""Own detection data made ready for detectron2: checked, split, and written as COCO files."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+from tqdm import tqdm
+
+from moco_plugin.errors import UserError
+from moco_plugin.files import write_json
+from moco_plugin.transfer.annotations import check_content
+from moco_plugin.transfer.components.datasets import FILE_PREFIX
+from moco_plugin.transfer.own_data.formats import read_detection_data
+
+TEST_SHARE = 0.2  # of the images, where there is no test set
+SHOWN = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A training and a test set as COCO files.
+
+    Attributes:
+        train: The file to train on.
+        test: The file to test on.
+        images: Number of training images.
+        test_images: Number of test images.
+        classes: Names, in the order of the model's outputs.
+        masks: Whether all objects have masks.
+        notes: Sentences on what was assumed or left out.
+    """
+
+    train: Path
+    test: Path
+    images: int
+    test_images: int
+    classes: tuple[str, ...]
+    masks: bool
+    notes: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Names of the data sets for detectron2; ``require_dataset`` registers them in any process."""
+        return f"{FILE_PREFIX}{self.train}", f"{FILE_PREFIX}{self.test}"
+
+
+def prepare(
+    out: Path,
+    train: Path,
+    train_images: Path | None = None,
+    test: Path | None = None,
+    test_images: Path | None = None,
+    seed: int = 0,
+) -> OwnData:
+    """Check detection data and write ``train.json`` and ``test.json`` into a folder.
+
+    Args:
+        out: The folder.
+        train: As for ``read_detection_data``.
+        train_images: Folder of the images of a COCO file.
+        test: Data to test on; None holds out ``TEST_SHARE`` of the training images.
+        test_images: Folder of its images.
+        seed: Chooses the held-out images.
+
+    Raises:
+        UserError: The data are invalid.
+    """
+    content, notes = _clean(read_detection_data(train, train_images), train)
+    if test is None:
+        content, held_out = _split(content, train, seed)
+        notes.append(
+            f"test set: {len(held_out['images'])} of the {len(content['images']) + len(held_out['images'])} images, "
+            f"held out by seed {seed}"
+        )
+    else:
+        held_out, more = _clean(read_detection_data(test, test_images), test)
+        notes += more
+        _check_categories(content, held_out, train, test)
+        held_out["categories"] = content["categories"]
+    objects = [row for part in (content, held_out) for row in part["annotations"] if not row.get("iscrowd")]
+    if not any(not row.get("iscrowd") for row in content["annotations"]):
+        raise UserError(f"{train} has no object to train on; expected annotations with boxes")
+    masks = all(row.get("segmentation") for row in objects)
+    if not masks and any(row.get("segmentation") for row in objects):
+        lacking = sum(not row.get("segmentation") for row in objects)
+        notes.append(f"{lacking} of {len(objects)} objects have no mask, so boxes alone are trained")
+    if any("keypoints" in row for row in objects):
+        notes.append("keypoints are not trained")
+    write_json(out / "train.json", content)
+    write_json(out / "test.json", held_out)
+    classes = tuple(row["name"] for row in sorted(content["categories"], key=lambda row: int(row["id"])))
+    train_file, test_file = ((out / name).resolve() for name in ("train.json", "test.json"))
+    counts = len(content["images"]), len(held_out["images"])
+    return OwnData(train_file, test_file, *counts, classes, masks, tuple(notes))
+
+
+def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[str]]:
+    """Return data without what cannot be trained on, and sentences that count it."""
+    notes = []
+    twice = [str(number) for number, count in Counter(str(row["id"]) for row in content["images"]).items() if count > 1]
+    if twice:
+        raise UserError(f"{source} has several images of the id {twice[0]}; expected one each")
+    missing: list[str] = []
+    images: dict[Any, dict[str, Any]] = {}
+    for row in tqdm(content["images"], desc=f"images of {source.name}", file=sys.stderr):
+        path = Path(row["file_name"])
+        try:
+            with Image.open(path) as image:
+                size = ImageOps.exif_transpose(image).size if image.getexif() else image.size
+        except FileNotFoundError:
+            missing.append(path.name)
+            continue
+        except Exception as error:  # decoders raise almost anything
+            raise UserError(f"image {path} of {source} cannot be decoded; repair or remove it") from error
+        stated = (row.get("width", size[0]), row.get("height", size[1]))
+        if stated != size:
+            raise UserError(
+                f"{source} says that {path.name} has {stated[0]} x {stated[1]} pixels; it has {size[0]} x {size[1]}"
+            )
+        images[row["id"]] = {**row, "width": size[0], "height": size[1]}
+    if len(images) < 2:
+        raise UserError(
+            f"{source} lists {len(content['images'])} images, of which {len(missing)} are not there"
+            f"{f' ({missing[0]})' if missing else ''}; expected 2 or more, so check the folder of images"
+        )
+    if missing:
+        notes.append(f"left out {len(missing)} of {len(content['images'])} images that are not there: {_few(missing)}")
+    listed = [images.get(row["id"], row) for row in content["images"]]
+    if problem := check_content({**content, "images": listed}):
+        raise UserError(f"{source}: {problem}; correct the file")
+    numbers = {key: number for number, key in enumerate(images, start=1)}
+    kept: list[dict[str, Any]] = []
+    outside = Counter[str]()
+    for row in content["annotations"]:
+        if row["image_id"] not in images:
+            continue
+        shown = images[row["image_id"]]
+        left, top, width, height = row["bbox"]
+        right, bottom = min(left + width, shown["width"]), min(top + height, shown["height"])
+        left, top = max(left, 0.0), max(top, 0.0)
+        if right - left < 1 or bottom - top < 1:
+            outside[Path(shown["file_name"]).name] += 1
+            continue
+        box = [left, top, right - left, bottom - top]
+        area = row.get("area", box[2] * box[3])
+        kept.append({**row, "id": len(kept) + 1, "image_id": numbers[row["image_id"]], "bbox": box, "area": area})
+        kept[-1].setdefault("iscrowd", 0)
+    if outside:
+        notes.append(
+            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {_few(list(outside))}"
+        )
+    used = {row["category_id"] for row in kept}
+    unused = [row["name"] for row in content["categories"] if row["id"] not in used]
+    if unused:
+        notes.append(
+            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {_few(unused)}"
+        )
+    rows = [{**row, "id": numbers[key]} for key, row in images.items()]
+    return {"images": rows, "annotations": kept, "categories": content["categories"]}, notes
+
+
+def _split(content: dict[str, Any], source: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    names = sorted(content["images"], key=lambda row: str(row["file_name"]))
+    count = max(1, round(TEST_SHARE * len(names)))
+    chosen = {row["id"] for row in random.Random(seed).sample(names, count)}
+
+    def part(inside: bool) -> dict[str, Any]:
+        return {
+            "images": [row for row in content["images"] if (row["id"] in chosen) == inside],
+            "annotations": [row for row in content["annotations"] if (row["image_id"] in chosen) == inside],
+            "categories": content["categories"],
+        }
+
+    return part(False), part(True)
+
+
+def _check_categories(train: dict[str, Any], test: dict[str, Any], source: Path, other: Path) -> None:
+    """Give the test set's annotations the training set's category ids, by name."""
+    numbers = {row["name"]: row["id"] for row in train["categories"]}
+    names = {row["id"]: row["name"] for row in test["categories"]}
+    used = {names[row["category_id"]] for row in test["annotations"]}
+    if unknown := sorted(used - numbers.keys()):
+        raise UserError(
+            f"{other} has {len(unknown)} classes that {source} has not: {_few(unknown)}; expected those of the training set"
+        )
+    for row in test["annotations"]:
+        row["category_id"] = numbers[names[row["category_id"]]]
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
