@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test-fast test lint clean
+.PHONY: help setup demo test-fast test lint docs clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -16,7 +16,7 @@ $(INSTALLED): pyproject.toml constraints.txt tools/install_detectron2.py
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv || \
 		{ rm -rf .venv; echo "error: $(PYTHON) cannot make virtual environments; on Debian, apt-get install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -q -c constraints.txt setuptools wheel torch torchvision
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[detectron2,lightly-train,onnx,dev]'
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e '.[detectron2,lightly-train,onnx,docs,dev]'
 	$(BIN)/python tools/install_detectron2.py
 	@touch $@
 
@@ -33,6 +33,9 @@ lint: $(INSTALLED)  ## run ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## build the documentation into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -185,7 +185,16 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     tool("pretrain", "method=moco", f"data.root={photos}", *small, f"out={tmp_path / 'run'}")
     weights, out = tmp_path / "run/checkpoints/last.ckpt", tmp_path / "out"
     data = ["--train-json", coco(tmp_path / "train.json", photos), "--train-images", photos]
-    short = ["SOLVER.MAX_ITER", "2", "SOLVER.STEPS", "(1,)", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64"]
+    short = [
+        "SOLVER.MAX_ITER",
+        "2",
+        "SOLVER.STEPS",
+        "(1,)",
+        "INPUT.MIN_SIZE_TRAIN",
+        "(64,)",
+        "INPUT.MIN_SIZE_TEST",
+        "64",
+    ]
     short += ["TEST.PRECISE_BN.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0"]
     command = [*data, "--weights", weights, "--compare", "--supervised", weights, "--trials", "1", "--out", out]
     shown = tool("transfer", *command, *short).stdout
