@@ -16,7 +16,7 @@ from moco_plugin.safe_yaml import parse_yaml
 EXAMPLES = """examples:
   %(prog)s inspect moco_v2_200ep_pretrain.pth.tar
   %(prog)s moco_v2_200ep_pretrain.pth.tar moco_v2_200ep.pkl --to detectron2
-  %(prog)s runs/photos/checkpoints/last.ckpt photos --to timm        # timm.create_model('local-dir:photos', pretrained=True)
+  %(prog)s runs/photos/checkpoints/last.ckpt photos-timm --to timm  # a folder for timm.create_model('local-dir:photos-timm')
   %(prog)s runs/photos/checkpoints/last.ckpt photos.safetensors --to timm
   %(prog)s vit-s-300ep.pth.tar vit_s.pth --to torchvision --encoder key
   %(prog)s moco_v2_200ep.pkl photos.pth --to lightly-train

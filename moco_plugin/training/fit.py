@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -31,6 +32,8 @@ QUIET = (
     "does not have many workers",
     "in eval mode at the start of",  # a frozen network is
     "dataloader is not resumable",  # its sampler is
+    "LeafSpec",  # Lightning's and torch's to agree on
+    "broadcast_buffers",
 )
 
 
@@ -149,6 +152,7 @@ class Run:
         return self._result(trainer, total_steps)
 
     def _trainer(self) -> pl.Trainer:
+        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # devices, tips
         for message in QUIET:
             warnings.filterwarnings("ignore", message=f".*{message}.*")
         saver = Saver(self.last, self.save_every, self.log, self.identity)

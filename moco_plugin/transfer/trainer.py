@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -319,6 +320,8 @@ def train(
 def _run(cfg: CfgNode, args: SimpleNamespace) -> None:
     """Train and evaluate, or only evaluate, in each process that detectron2 launches."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
+    for message in ("torch.meshgrid", "torch.jit.script", "NumPy array is not writable"):  # detectron2's to mend
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_dataset(name)  # registers what is named by its file, in this process too
     default_setup(cfg, args)
