@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Gather the results in a folder into the papers' tables, with ours beside theirs, and a page with curves and pictures."""
+"""Write the page of a pre-training run, or gather results into the papers' tables and a page."""
 
 from __future__ import annotations
 
@@ -12,15 +12,17 @@ from moco_plugin.errors import UsageError, command
 from moco_plugin.files import check_output
 
 EXAMPLES = """examples:
+  %(prog)s runs/photos
   %(prog)s runs/transfer
   %(prog)s runs --out results.html
 
-Found at any depth: runs of tools/transfer.py, and JSON files that tools/evaluate.py --out wrote."""
+A folder that holds one pre-training run gets that run's page. Else, found at any depth: runs of tools/transfer.py, and
+JSON files that tools/evaluate.py --out wrote."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line, prints the tables and writes the page."""
+    """Parse the command line, print the tables and write the page."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise UsageError(f"--out {out} does not end in .html, as a page does")
 
     check_output(out, args.overwrite)
+    from moco_plugin.report.pretraining_page import is_pretraining, write_pretraining_page
     from moco_plugin.report.transfer_page import write_report
 
-    print(write_report(args.folder, out))
+    print(write_pretraining_page(args.folder, out) if is_pretraining(args.folder) else write_report(args.folder, out))
     print(f"\nthe page, with curves and pictures: {out.resolve()}")
     return 0
 

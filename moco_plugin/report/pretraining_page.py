@@ -1,0 +1,86 @@
+"""The page of one pre-training run: what was trained, its curves with what they should do, and pairs of views."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from moco_plugin.config import load_config
+from moco_plugin.errors import UserError
+from moco_plugin.files import read_json
+from moco_plugin.report.curves import line_chart, read_curve
+from moco_plugin.report.page import Page, Picture
+from moco_plugin.report.pairs import view_pairs
+
+CURVES = {
+    "loss": ("contrastive loss", "rises while the queue fills with keys of images, then falls slowly"),
+    "top1": ("top-1 among the K + 1 keys, %", "near 100 within a few hundred steps: pairs leak through batch norm"),
+    "feature_std": ("spread of the features", "1 on the whole sphere, towards 0 in a collapse"),
+    "queue_filled": ("share of the queue from images", "reaches 1 after K / batch steps"),
+    "knn_top1": ("kNN accuracy, %", "measured with labels that training never sees"),
+    "images_per_second": ("images a second", "tools/benchmark.py load names what limits it"),
+}
+FEW_STEPS = 200  # below which a run says nothing about what a network can learn
+COLLAPSED = 0.05
+
+
+def is_pretraining(folder: Path) -> bool:
+    """Tell whether a folder holds a pre-training run."""
+    return (folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()
+
+
+def write_pretraining_page(folder: Path, html: Path) -> str:
+    """Write the page of a run; return its summary in plain text.
+
+    Args:
+        folder: With ``config.yaml`` and ``metrics.csv``.
+        html: The page.
+
+    Raises:
+        UserError: The log has no rows, or the run's images are not there.
+    """
+    config = load_config(folder / "config.yaml")
+    curves = {}
+    for column in CURVES:
+        try:
+            curves[column] = read_curve(folder / "metrics.csv", column)
+        except UserError:
+            continue  # this run does not measure it
+    if "loss" not in curves:
+        raise UserError(f"{folder / 'metrics.csv'} has no loss yet; wait for the first logged step")
+    steps = curves["loss"][0][-1] + 1
+    finished = (folder / "result.json").is_file()
+    if finished:
+        steps = int(read_json(folder / "result.json").get("steps", steps))
+    summary = (
+        f"{config.method}, {config.backbone}, {config.data.image_size} pixels, batch {config.data.batch_size}: "
+        f"{steps} steps{'' if finished else ' so far'}"
+    )
+    warnings = []
+    if steps < FEW_STEPS:
+        warnings.append(f"A run of {steps} steps: its numbers mean nothing, and no conclusion can be drawn from them.")
+    if "feature_std" in curves and curves["feature_std"][1][-1] < COLLAPSED:
+        warnings.append("The spread of the features is near 0: the network has collapsed.")
+    page = Page(f"Pre-training in {folder.name}", " ".join([*warnings, f"{summary}."]))
+    page.section("Curves")
+    queue = config.method_args.get("queue_size")
+    charts: list[Picture] = []
+    for column, (title, _) in CURVES.items():
+        if column not in curves:
+            continue
+        values = curves[column][1]
+        alt = f"Line chart: {title} goes from {values[0]:.3g} to {values[-1]:.3g} in {steps} steps"
+        reference = {
+            "loss": (math.log(1 + queue), "guessing") if queue else None,
+            "feature_std": (1.0, "whole sphere"),
+        }.get(column)
+        charts.append(line_chart({"": curves[column]}, title, alt, noisy=len(values) > 20, reference=reference))
+    healthy = "; ".join(f"{CURVES[column][0]}: {CURVES[column][1]}" for column in curves)
+    page.add("charts", charts, f"Over training steps. {healthy}.")
+    page.section("Pairs of views")
+    page.add("cards", view_pairs(config), "Images and the two views that training tells from all others.")
+    page.section("Settings")
+    page.add("code", (folder / "config.yaml").read_text())
+    page.save(html)
+    last = ", ".join(f"{CURVES[column][0]} {curve[1][-1]:.3g}" for column, curve in curves.items())
+    return "\n".join([*warnings, summary, last])
