@@ -129,13 +129,20 @@ class LabelledImages(Dataset[tuple[Any, int, str]]):
 
 
 def check_labels(train: ImageSet, test: ImageSet) -> None:
-    """Raise UsageError unless both sets have labels of the same classes."""
+    """Raise UsageError unless both sets have labels, and the test set no other classes; number its labels alike."""
     for images in (train, test):
         if images.labels is None:
             raise UsageError(
                 f"{images.spec} has no labels; expected a folder of one subfolder a class, a list of "
                 "paths and labels, shards with .cls members, or a labels idx file"
             )
+    if train.classes and test.classes and set(test.classes) < set(train.classes):
+        places = {name: number for number, name in enumerate(train.classes)}
+        numbers = np.array([places[name] for name in test.classes], dtype=np.int64)
+        print(
+            f"{test.spec} has {len(test.classes)} of the {len(train.classes)} classes of {train.spec}", file=sys.stderr
+        )
+        test.labels, test.classes = numbers[test.labels], train.classes
     if train.classes != test.classes:
         odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
         raise UsageError(f"{train.spec} and {test.spec} differ in classes: {', '.join(odd[:5])} in one only")

@@ -23,9 +23,9 @@ class ImageSet:
 
     A folder's images are all image files below it in sorted order, without hidden files and folders. Its labels are
     the first level of subfolders, if every image is in one. An idx file's labels are beside it. A list is a ``.txt``
-    file of one image a line, ``path`` or ``path label``, relative to the list's folder; blank lines and those that
-    start with ``#`` are skipped. Tar shards: see TarShards. The classes of lists and shards are those of the whole
-    set, also when a part is taken.
+    file of one image a line, ``path`` or ``path label``, or a ``.csv`` file of ``path,label`` rows, relative to the
+    list's folder; blank lines and those that start with ``#`` are skipped. Tar shards: see TarShards. The classes of
+    lists and shards are those of the whole set, also when a part is taken.
 
     Args:
         spec: A folder, a list, tar shards or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]`` at the end
@@ -55,7 +55,7 @@ class ImageSet:
         if path.is_file() and is_idx(path):
             self.array, self.labels, self.classes = load_idx_images(spec)
             return
-        if path.is_file() and path.suffix.lower() == ".txt":
+        if path.is_file() and path.suffix.lower() in (".txt", ".csv"):
             self.paths, self.labels, self.classes = read_list(path)
             count = len(self.paths)
             self.paths = self.paths[part]

@@ -141,8 +141,12 @@ def _walk(folder: Path) -> Iterator[Path]:
 def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...] | None]:
     """Return the paths of a list, and the labels and classes if its lines have them.
 
+    Args:
+        path: A ``.txt`` file of ``path`` or ``path label`` lines, or a ``.csv`` file of ``path`` or ``path,label`` rows,
+            whose first row may name the columns.
+
     Raises:
-        UserError: A line is neither ``path`` nor ``path label``, or files of the list are missing.
+        UserError: A line is neither, or files of the list are missing.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
@@ -157,7 +161,15 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
             continue
         if len(line) > LONGEST_LINE or "\0" in line:
             raise UserError(f"{path}, line {number}: not a path ({line[:40]!r}...); expected 'path' or 'path label'")
-        entry, label = _entry(line, path.parent, files)
+        if path.suffix.lower() == ".csv":
+            cells = next(csv.reader([line]))
+            if number == 1 and path.parent / cells[0] not in files and Path(cells[0]).suffix.lower() not in SUFFIXES:
+                continue  # names of columns
+            if len(cells) > 2:
+                raise UserError(f"{path}, line {number}: {len(cells)} cells; expected path, or path and label")
+            entry, label = cells[0].strip(), cells[1].strip() if len(cells) == 2 else ""
+        else:
+            entry, label = _entry(line, path.parent, files)
         if paths and bool(label) != bool(labels):
             has, first = ("a", "none") if label else ("no", "one")
             raise UserError(

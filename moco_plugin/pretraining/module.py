@@ -6,6 +6,8 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import VisionTransformer
 from torch import Tensor
 
 from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
@@ -115,17 +117,33 @@ def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:
     """
     checkpoint = read_checkpoint(str(config.weights))
     try:
-        backbone.load_state_dict(checkpoint.backbone.state_dict())
+        backbone.load_state_dict(_resampled(checkpoint.backbone.state_dict(), backbone))
     except RuntimeError as error:
         raise UsageError(
             f"weights={config.weights} holds a {checkpoint.architecture}, which does not fit backbone={config.backbone} "
             "with these backbone_args; choose the same architecture"
         ) from error
-    for name, theirs, ours in wiring_differences(checkpoint.backbone, backbone)[:1]:
+    differences = wiring_differences(checkpoint.backbone, backbone)
+    sized = ("img_size", "grid_size", "num_patches")  # of the images, see _resampled
+    for name, theirs, ours in [row for row in differences if row[0].split(".")[-1] not in sized][:1]:
         raise UsageError(
             f"weights={config.weights} has {name} {theirs} and backbone={config.backbone} has {ours}, so the same weights "
             f"would compute something else; choose the same network, such as backbone_args.{name.split('.')[-1]}={theirs}"
         )
+
+
+def _resampled(weights: dict[str, Tensor], backbone: torch.nn.Module) -> dict[str, Tensor]:
+    """Return weights with a ViT's position embedding resampled, where its images have another size."""
+    ours = backbone.state_dict().get("pos_embed")
+    theirs = weights.get("pos_embed")
+    if not isinstance(backbone, VisionTransformer) or ours is None or theirs is None or ours.shape == theirs.shape:
+        return weights
+    if ours.shape[-1] != theirs.shape[-1]:
+        return weights
+    prefix = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
+    grid = backbone.patch_embed.grid_size
+    print(f"weights: the position embedding is resampled to {grid[0]} x {grid[1]} patches")
+    return {**weights, "pos_embed": resample_abs_pos_embed(theirs, list(grid), num_prefix_tokens=prefix)}
 
 
 def views_name(config: PretrainConfig) -> str:

@@ -160,3 +160,24 @@ def test_labels_must_match(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="flat has no labels"):
         check_labels(sets["one"], sets["flat"])
     check_labels(ImageSet(TRAIN), ImageSet(TEST))
+
+
+def test_csv_lists(tmp_path: Path) -> None:
+    save_images(tmp_path, "a, b.png", "1.png", "2.png")
+    (tmp_path / "list.csv").write_text('path,label\n"a, b.png",hot dog\n1.png,cat\n2.png,cat\n')
+    images = ImageSet(str(tmp_path / "list.csv"))
+    assert images.classes == ("cat", "hot dog") and images.labels is not None and images.labels.tolist() == [1, 0, 0]
+    (tmp_path / "list.csv").write_text("1.png\n2.png\n")
+    assert len(ImageSet(str(tmp_path / "list.csv"))) == 2
+    (tmp_path / "list.csv").write_text("1.png,cat,3\n")
+    with pytest.raises(UserError, match="line 1: 3 cells; expected path, or path and label"):
+        ImageSet(str(tmp_path / "list.csv"))
+
+
+def test_test_sets_with_fewer_classes(tmp_path: Path) -> None:
+    for folder in ("train/cat", "train/dog", "train/owl", "test/owl", "test/dog"):
+        (tmp_path / folder).mkdir(parents=True)
+        save_images(tmp_path / folder, "1.png")
+    train, test = ImageSet(str(tmp_path / "train")), ImageSet(str(tmp_path / "test"))
+    check_labels(train, test)
+    assert test.labels is not None and test.labels.tolist() == [1, 2] and test.classes == train.classes

@@ -68,3 +68,14 @@ def test_first_command(tool: Tool, tmp_path: Path) -> None:
     assert "for a CPU: backbone=resnet18 data.batch_size=16;" in shown
     assert "method_args.queue_size=20 method_args.momentum=0.99" in shown
     assert "a step takes about" in shown and "to go, " in shown and "warning" not in shown
+
+
+def test_weights_of_a_vit_fit_images_of_another_size(tool: Tool, tmp_path: Path) -> None:
+    for number in range(16):
+        Image.new("RGB", (40, 30), (10 * number, 99, 50)).save(tmp_path / f"{number}.jpg")
+    common = ["method=moco", f"data.root={tmp_path}", "backbone=test_vit", "data.batch_size=16", "schedule.steps=1"]
+    common += ["schedule.interval=step", "trainer.accelerator=cpu", "backbone_args.dynamic_img_size=false"]
+    tool("pretrain", *common, "data.image_size=32", f"out={tmp_path / 'small'}")
+    weights = f"weights={tmp_path / 'small/checkpoints/last.ckpt'}"
+    shown = tool("pretrain", *common, "data.image_size=64", weights, f"out={tmp_path / 'large'}").stdout
+    assert "the position embedding is resampled to 4 x 4 patches" in shown
