@@ -304,12 +304,14 @@ def test_a_signal_ends_the_trial_too(name: str, tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(runner, "CONTEXT", multiprocessing.get_context("fork"))
     monkeypatch.setattr(runner, "_trial", trial)
+    inherited = signal.signal(number, signal.SIG_DFL)  # nohup ignores one of them
     before = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         runner._train("", [], Machines())
     assert stopped.value.exit_code == 128 + number and signal.getsignal(number) == before
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
+    signal.signal(number, inherited)
 
 
 def test_a_trial_runs_in_a_process_of_its_own(capfd: pytest.CaptureFixture[str]) -> None:
