@@ -64,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         rank_zero_only(print)(line)
     images = ImageSet(config.data.root, config.data.value_range)
     if not args.config:
-        for line in fit_recipe(config, args.overrides, len(images), not torch.cuda.is_available()):
+        cpu = config.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
+        for line in fit_recipe(config, args.overrides, len(images), cpu):
             rank_zero_only(print)(line)
     pretrain(config, args.overwrite, args.accept_changed_images, images)
     return 0

@@ -65,7 +65,8 @@ def fit_recipe(config: PretrainConfig, overrides: Sequence[str], images: int, cp
         lines.append(f"for {why}: {' '.join(sizes)}; name a key to override it, or a recipe by --config")
     if images < SMALL_SET and "queue_size" in config.method_args:
         values = queue_for(images)
-        values["queue_size"] = max(config.data.batch_size, min(values["queue_size"], images))
+        keys = config.data.batch_size * (2 if config.method_args.get("symmetric") else 1)  # of a batch
+        values["queue_size"] = max(keys, min(values["queue_size"], images))
         if queue := choose({f"method_args.{name}": value for name, value in values.items()}):
             lines.append(
                 f"for {images} images, below {SMALL_SET:,}: {' '.join(queue)}, as in the authors' CIFAR-10 demo"

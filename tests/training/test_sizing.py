@@ -36,6 +36,12 @@ def test_cpu_runs_are_small_and_what_is_named_stays() -> None:
     assert "momentum=0.99" in lines[1] and "queue_size" not in lines[1]
 
 
+def test_a_queue_holds_the_keys_of_a_symmetric_batch() -> None:
+    config = load_config(None, ["method=moco", "data.root=x", "method_args.symmetric=true"])
+    fit_recipe(config, [], 60, cpu=True)
+    assert (config.data.batch_size, config.method_args["queue_size"]) == (56, 112)
+
+
 def test_a_batch_is_no_larger_than_the_set() -> None:
     config = load_config(None, ["method=moco_v3", "data.root=x"])
     fit_recipe(config, [], 90, cpu=False)
