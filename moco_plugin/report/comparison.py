@@ -44,14 +44,16 @@ def conclusion(metric: Metric, results: Sequence[dict[str, Any]], test_images: i
         if name not in means or max(means.values()) == 0:
             continue
         difference = means[ours] - means[name]
-        noise = max(spread(values[ours]) or 0.0, spread(values[name]) or 0.0)
-        verdict = (
-            "pays" if difference > noise else "does not pay" if difference < -noise else "makes no clear difference"
-        )
-        sentences.append(
-            f"{TITLES[ours]} against {TITLES[name]}: {verdict} ({metric.name} {means[ours]:.1f} against "
-            f"{means[name]:.1f}; trials differ by {noise:.1f})."
-        )
+        numbers = f"{metric.name} {means[ours]:.1f} against {means[name]:.1f}"
+        spreads = [spread(values[start]) for start in (ours, name)]
+        if None in spreads:
+            verdict = "ahead" if difference > 0 else "behind" if difference < 0 else "equal"
+            sentences.append(f"{TITLES[ours]} against {TITLES[name]}: {verdict} in one trial ({numbers}).")
+            continue
+        noise = max(number or 0.0 for number in spreads)
+        clear = "pays" if difference > 0 else "does not pay"
+        verdict = clear if abs(difference) > noise else "makes no clear difference"
+        sentences.append(f"{TITLES[ours]} against {TITLES[name]}: {verdict} ({numbers}; trials differ by {noise:.1f}).")
     if test_images < FEW_IMAGES:
         sentences.append(f"There are only {test_images} test images: small differences mean little.")
     if min(map(len, values.values())) < 2:
