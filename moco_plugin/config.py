@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SMALL_SET = 100_000
 """Images below which ``queue_for`` takes a shorter queue and a smaller momentum."""
 
-
 TRAINER = ("accelerator", "devices", "num_nodes", "precision", "strategy", "max_time", "accumulate_grad_batches")
+"""Arguments of the Trainer that ``open_keys`` suggests."""
 
 
 @dataclass

@@ -6,7 +6,7 @@ import hashlib
 import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -16,6 +16,8 @@ from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
 from moco_plugin.data.listing import folder_labels, image_files, read_list
 from moco_plugin.data.shards import TarShards, is_shards
 from moco_plugin.errors import UserError
+
+T = TypeVar("T")
 
 
 class ImageSet:
@@ -104,11 +106,11 @@ class ImageSet:
         """Return an image in RGB, or None and the name of what cannot be decoded."""
         if self.array is not None:
             return Image.fromarray(self.array[index]).convert("RGB"), ""
-        source = self.paths[index] if self.shards is None else io.BytesIO(self.shards.read(index))
-        try:
-            return decode(source, self.name(index), self.value_range), ""
-        except CannotDecode as error:
-            return None, f"{self.name(index)} ({error})" if str(error) else self.name(index)
+
+        def whole(source: Path | bytes, name: str) -> Image.Image:
+            return decode(io.BytesIO(source) if isinstance(source, bytes) else source, name, self.value_range)
+
+        return self._try(whole, index)
 
     def try_load_array(
         self, index: int, shrink: Callable[[int, int], int] | None = None
@@ -116,8 +118,11 @@ class ImageSet:
         """Return an image as ``decode_array`` does, or None and the name of what cannot be decoded."""
         if self.array is not None:
             return self.array[index].copy(), ""
+        return self._try(lambda source, name: decode_array(source, name, self.value_range, shrink), index)
+
+    def _try(self, decoder: Callable[[Path | bytes, str], T], index: int) -> tuple[T | None, str]:
         source = self.paths[index] if self.shards is None else self.shards.read(index)
         try:
-            return decode_array(source, self.name(index), self.value_range, shrink), ""
+            return decoder(source, self.name(index)), ""
         except CannotDecode as error:
             return None, f"{self.name(index)} ({error})" if str(error) else self.name(index)

@@ -28,9 +28,8 @@ class _QueueContrast(torch.autograd.Function):
         shift = None if 1 / temperature <= LARGEST_LOGIT else _largest(scaled, queue, positive)  # N x 1
         total = (positive if shift is None else positive - shift).exp()  # N x 1, sum of exp(logit - shift)
         mean_key = total * k  # N x C, sum of exp(logit - shift) * key
-        position = torch.zeros(
-            len(q), dtype=torch.int64, device=q.device
-        )  # negatives as good as the positive or better
+        # negatives as good as the positive or better, N
+        position = torch.zeros(len(q), dtype=torch.int64, device=q.device)
         scores = scaled.new_empty(len(q) * min(QUEUE_BLOCK, len(queue)))
         for keys in queue.split(QUEUE_BLOCK):
             logits = torch.mm(scaled, keys.T, out=scores[: len(q) * len(keys)].view(len(q), len(keys)))

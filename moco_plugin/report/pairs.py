@@ -27,10 +27,10 @@ def view_pairs(config: PretrainConfig, count: int = 12) -> list[list[Picture]]:
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
     cards = []
     for number, index in enumerate(chosen, start=1):
-        image = images.load(index)
         array, _ = images.try_load_array(index)
-        if image is None or array is None:
+        if array is None:
             continue
+        image = Image.fromarray(array).convert("RGB")
         arrays, plans, _ = collate_views([(*views(array, Random(f"{config.seed} {index}")), "")])
         first, second = (Image.fromarray(view[0].numpy()) for view in finish(arrays, plans, config.data.image_size))
         parts = (("image", image), ("view 1", first), ("view 2", second))

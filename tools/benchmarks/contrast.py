@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moco_plugin.errors import UsageError
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.metrics import batch_metrics
-from moco_plugin.tools.benchmarks.timing import at_least, compare, ratios
+from moco_plugin.tools.benchmarks.timing import at_least, check_device, compare, ratios
 
 
 def _released(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -32,8 +31,7 @@ def measure(
 ) -> dict[str, Any]:
     """Time the contrast, its gradient, top-1 and top-5; and the two matrix products that no formulation can avoid."""
     at_least(1, batch_size=batch_size, dim=dim, queue_size=queue_size, rounds=rounds)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is cuda; this machine has no usable CUDA device, so give --device cpu")
+    check_device(device)
     q, k, queue = (
         F.normalize(torch.randn(rows, dim, device=device), dim=1) for rows in (batch_size, batch_size, queue_size)
     )

@@ -10,9 +10,8 @@ from lightly.loss import NTXentLoss
 from lightly.models.utils import update_momentum
 
 from moco_plugin.backbones import check_features, create_backbone
-from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo
-from moco_plugin.tools.benchmarks.timing import at_least, compare, ratios
+from moco_plugin.tools.benchmarks.timing import at_least, check_device, compare, ratios
 
 BATCH_NORM = {"bare encoders": "plain", "plain batch norm": "plain", "groups": "auto", "lightly": "plain"}
 
@@ -32,8 +31,7 @@ def measure(
     """
     at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
     at_least(batch_size, queue_size=queue_size)
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is cuda; this machine has no usable CUDA device, so give --device cpu")
+    check_device(device)
 
     def contestant(name: str) -> Callable[[], None]:
         torch.manual_seed(0)

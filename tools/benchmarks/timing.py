@@ -20,6 +20,12 @@ def at_least(least: int, **values: int) -> None:
             raise UsageError(f"{name} is {value}; expected {least} or more")
 
 
+def check_device(device: str) -> None:
+    """Raise UsageError if the device is "cuda" and this machine has none."""
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda; this machine has no usable CUDA device, so give --device cpu")
+
+
 def compare(
     contestants: dict[str, Callable[[], object]], rounds: int, device: str = "cpu"
 ) -> dict[str, list[tuple[float, float]]]:
