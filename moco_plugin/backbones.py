@@ -26,7 +26,7 @@ def create_backbone(
     frozen_patch_projection: bool = False,
     **arguments: Any,
 ) -> nn.Module:
-    """Create a timm model that maps N x 3 x H x W images to N x ``feature_dim(model)`` features.
+    """Create a timm model that maps N x C x H x W images to N x ``feature_dim(model)`` features.
 
     Residual networks start with gamma 1 in the last batch norm of each block, as torchvision's do and v1 and
     v2 were trained; timm's own default of 0, which v3 has, is ``zero_init_last=True``.
@@ -39,8 +39,8 @@ def create_backbone(
         sincos_position: Fixed 2-d sine-cosine position embedding of a ViT (v3).
         conv_stem: Embed a ViT's patches by v3's stack of convolutions (``vit_conv_small`` and ``_base``, appendix of v3).
         frozen_patch_projection: A ViT's random patch projection is not trained (v3, section 5).
-        **arguments: Further arguments of timm.create_model, such as ``channels``, ``pretrained`` or, for v3's
-            ViTs, ``weight_init="moco"``.
+        **arguments: Further arguments of timm.create_model, such as ``in_chans`` (C, 3 unless given), ``channels``,
+            ``pretrained`` or, for v3's ViTs, ``weight_init="moco"``.
 
     Raises:
         UsageError: Unknown name (the nearest are offered) or arguments that the model does not take.
@@ -128,7 +128,7 @@ def widen_stem(model: Any, channels: int) -> None:
     """Give a ResNet with a 7x7 stem ``channels`` channels there (timm fixes them at 64)."""
     if not isinstance(model.conv1, nn.Conv2d):
         raise UsageError("backbone_args.width is for ResNets with a 7x7 stem; leave it out")
-    model.conv1 = _start(nn.Conv2d(3, channels, 7, stride=2, padding=3, bias=False))
+    model.conv1 = _start(nn.Conv2d(model.conv1.in_channels, channels, 7, stride=2, padding=3, bias=False))
     model.bn1 = type(model.bn1)(channels)
     model.feature_info[0]["num_chs"] = channels
     first = model.layer1[0]
@@ -142,8 +142,8 @@ def widen_stem(model: Any, channels: int) -> None:
 
 
 def _shrink_stem(model: Any) -> None:
-    if isinstance(model.conv1, nn.Conv2d):
-        model.conv1 = _start(nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False))
+    if isinstance(stem := model.conv1, nn.Conv2d):
+        model.conv1 = _start(nn.Conv2d(stem.in_channels, stem.out_channels, 3, padding=1, bias=False))
     else:  # three 3x3 convolutions
         model.conv1[0].stride = (1, 1)
     model.maxpool = nn.Identity()
@@ -183,7 +183,7 @@ def feature_dim(backbone: nn.Module) -> int:
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
-def check_features(backbone: nn.Module, name: str, image_size: int) -> int:
+def check_features(backbone: nn.Module, name: str, image_size: int, channels: int = 3) -> int:
     """Return the width of the features, found by showing the model two images.
 
     Raises:
@@ -193,14 +193,14 @@ def check_features(backbone: nn.Module, name: str, image_size: int) -> int:
     backbone.eval()
     try:
         with torch.no_grad():
-            features = backbone(torch.zeros(2, 3, image_size, image_size))
+            features = backbone(torch.zeros(2, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
         first = next((layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), None)
-        if first is not None and first.in_channels != 3:
+        if first is not None and first.in_channels != channels:
             raise UsageError(
-                f"backbone {name} takes images of {first.in_channels} channels, and images are read as RGB; set "
-                "backbone_args.in_chans to 3, or leave it out"
+                f"backbone {name} takes images of {first.in_channels} channels, expected {channels}; "
+                f"set backbone_args.in_chans={channels}"
             ) from error
         raise UsageError(
             f"backbone {name} does not take images of {image_size} x {image_size} ({reason}); "

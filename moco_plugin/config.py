@@ -42,11 +42,13 @@ class DataConfig:
     workers: int = -1
     """Loader processes on each training process; -1 takes the available cores, at most 16."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
+    """Of each channel, of values from 0 to 1; measured where backbone_args.in_chans is not 3, unless given."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
     crop_ratio: float = 0.875
     """Evaluation resizes the short side to image_size / crop_ratio, then crops the centre."""
     value_range: list[float] | None = None
-    """Of images of more than 8 bits, the values that become black and white; null: by bit depth, 0 to 1 for floats."""
+    """Of images of more than 8 bits, the values that become black and white, or two values a channel; null: by bit
+    depth, 0 to 1 for floats."""
 
 
 @dataclass
@@ -297,9 +299,29 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
         "knn.temperature",
     )
     value_range = config.data.value_range
-    if value_range is not None and not (len(value_range) == 2 and value_range[0] < value_range[1]):
-        raise UsageError(f"data.value_range is {list(value_range)}; expected two numbers, the smaller first")
+    channels = image_channels(config)
+    if value_range is not None and (
+        len(value_range) not in (2, 2 * channels)
+        or any(low >= high for low, high in zip(value_range[::2], value_range[1::2], strict=True))
+    ):
+        raise UsageError(
+            f"data.value_range is {list(value_range)}; expected two numbers, the smaller first, or two for each channel"
+        )
+    sizes = {len(config.data.mean), len(config.data.std)}
+    if sizes not in ({channels}, {3}):  # the default's three give way to what is measured
+        raise UsageError(
+            f"data.mean has {len(config.data.mean)} numbers and data.std {len(config.data.std)}; expected {channels}, "
+            "one a channel"
+        )
     return config
+
+
+def image_channels(config: PretrainConfig) -> int:
+    """Return the channels of a run's images: ``backbone_args.in_chans``, 3 unless given."""
+    channels = config.backbone_args.get("in_chans", 3)
+    if not isinstance(channels, int) or channels < 1:
+        raise UsageError(f"backbone_args.in_chans is {channels!r}; expected the number of the images' channels")
+    return channels
 
 
 def config_dict(config: PretrainConfig) -> dict[str, Any]:

@@ -150,9 +150,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
         if picture:
             check_picture(picture, args.overwrite)
-        _, neighbours = evaluation.evaluate_retrieval(**arguments)
+        result, neighbours = evaluation.evaluate_retrieval(**arguments)
         if picture:
-            write_neighbours(picture, ImageSet(args.train), ImageSet(args.test), neighbours)
+            train_set, test_set = (
+                ImageSet(spec, result["value_range"], result["channels"]) for spec in (args.train, args.test)
+            )
+            write_neighbours(picture, train_set, test_set, neighbours)
         return 0
     functions: dict[str, Callable[..., Any]] = {
         "knn": evaluation.evaluate_knn,

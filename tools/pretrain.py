@@ -56,13 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     import torch
     from pytorch_lightning.utilities import rank_zero_only
 
-    from moco_plugin.data.images import ImageSet
-    from moco_plugin.pretraining.run import pretrain
+    from moco_plugin.pretraining.run import open_images, pretrain
     from moco_plugin.pretraining.sizing import fit_recipe
 
     if line:
         rank_zero_only(print)(line)
-    images = ImageSet(config.data.root, config.data.value_range)
+    images = open_images(config)
     if not args.config:
         cpu = config.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
         for line in fit_recipe(config, args.overrides, len(images), cpu):

@@ -80,11 +80,13 @@ class Format:
         name: What ``--to`` calls it.
         suffixes: What its files may end in; "" is a folder.
         target: Builds the target for a checkpoint and an output path.
+        any_channels: It can say that images have other than three channels.
     """
 
     name: str
     suffixes: tuple[str, ...]
     target: Callable[[Checkpoint, Path], Target]
+    any_channels: bool = False
 
     def check(self, output: Path, overwrite: bool) -> None:
         """Raise UsageError if the output's ending is another one, or something is there that is to be kept."""

@@ -76,12 +76,12 @@ def hints(file: File, about: Callable[[File, Hints, Mapping[str, Tensor]], None]
     """
     found = Hints(epoch=_epoch(file.content), method=_method(file.content))
     about(file, found, names)
-    if file.metadata:
-        _of_converters(file.metadata, found)
     if "model_type" in file.config:
         _of_hugging_face(file.config, found)
     elif file.config:
         _of_timm_folder(file.config, found)
+    if file.metadata:  # says more than a folder's config
+        _of_converters(file.metadata, found)
     return found
 
 
@@ -282,10 +282,13 @@ def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0, value_r
 def _view(image_size: Any, crop_ratio: Any, mean: Any, std: Any, value_range: Any = None) -> View:
     view = View(int(image_size), float(crop_ratio), [float(v) for v in mean], [float(v) for v in std])
     if value_range is not None:
-        low, high = (float(value) for value in value_range)
-        if not -math.inf < low < high < math.inf:
-            raise ValueError(f"a range of values from {low:g} to {high:g}")
-        view.value_range = [low, high]
+        bounds = [float(value) for value in value_range]
+        if len(bounds) not in (2, 2 * view.channels):
+            raise ValueError(f"a range of {len(bounds)} values")
+        for low, high in zip(bounds[::2], bounds[1::2], strict=True):
+            if not -math.inf < low < high < math.inf:
+                raise ValueError(f"a range of values from {low:g} to {high:g}")
+        view.value_range = bounds
     if not 0 < view.image_size <= LARGEST_IMAGE or not 0 < view.crop_ratio <= 1:
         raise ValueError(f"images of {view.image_size} pixels, a centre crop of {view.crop_ratio:g}")
     if (

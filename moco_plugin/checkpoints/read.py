@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +173,10 @@ def _read(
     side = getattr(getattr(network.backbone, "patch_embed", None), "img_size", None)
     if isinstance(side, tuple) and side[0] == side[1]:
         about.view.image_size = side[0]
+    channels = next((m.in_channels for m in network.backbone.modules() if isinstance(m, nn.Conv2d)), 3)
+    if channels != about.view.channels:
+        about.view = replace(about.view, mean=[0.5] * channels, std=[0.25] * channels)
+        about.notes.append(f"mean 0.5 and std 0.25 are taken for its {channels} channels, which the file does not tell")
     return Checkpoint(
         file.path,
         layout,

@@ -117,4 +117,4 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
     )
 
 
-ONNX = Format("onnx", (".onnx",), _target)
+ONNX = Format("onnx", (".onnx",), _target, any_channels=True)

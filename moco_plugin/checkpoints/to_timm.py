@@ -100,7 +100,7 @@ def timm_config(name: str, arguments: Mapping[str, Any], network: Any, view: Vie
         "model_args": dict(arguments),
         "pretrained_cfg": {
             "num_classes": 0,
-            "input_size": [3, view.image_size, view.image_size],
+            "input_size": [view.channels, view.image_size, view.image_size],
             "fixed_input_size": bool(known.get("fixed_input_size", False)),
             "interpolation": "bilinear",
             "crop_pct": view.crop_ratio,
@@ -182,6 +182,6 @@ def _target(checkpoint: Checkpoint, output: Path, to: str) -> Target:
     return target
 
 
-TIMM = Format("timm", (".pth", ".pt", ".safetensors", ""), _timm_target)
+TIMM = Format("timm", (".pth", ".pt", ".safetensors", ""), _timm_target, any_channels=True)
 # LightlyTrain starts from timm's state dict, which is also what it exports
-LIGHTLY_TRAIN = Format("lightly-train", (".pth", ".pt"), partial(_target, to="lightly-train"))
+LIGHTLY_TRAIN = Format("lightly-train", (".pth", ".pt"), partial(_target, to="lightly-train"), any_channels=True)

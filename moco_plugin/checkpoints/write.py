@@ -63,6 +63,11 @@ def convert_to(
         else read_checkpoint(source, encoder, architecture, arguments=arguments, prefix=prefix)
     )
     print("\n".join(describe(checkpoint)))
+    if checkpoint.view.channels != 3 and not format.any_channels:
+        raise UserError(
+            f"{output} was not written: {format.name} reads RGB images, and this network takes images of "
+            f"{checkpoint.view.channels} channels; timm and onnx files can hold it"
+        )
     target = format.target(checkpoint, output)
     original = _own_network(checkpoint, target.network.framework, network_of or {})
     if target.source_stages:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from moco_plugin.data.images import ImageSet
@@ -114,7 +115,7 @@ def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
 class LabelledImages(Dataset[tuple[Any, int, str]]):
     """Images for evaluation: (image or None if corrupt, label or -1, name of a corrupt image or "")."""
 
-    def __init__(self, images: ImageSet, transform: Callable[[Image.Image], Any]) -> None:
+    def __init__(self, images: ImageSet, transform: Callable[[Image.Image | Tensor], Any]) -> None:
         self.images = images
         self.transform = transform
 

@@ -7,19 +7,29 @@ import importlib
 import io
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from moco_plugin.data.bands import (
+    MAX_PIXELS,
+    CannotDecode,
+    decode_bands,
+    is_bands,
+    is_tiff,
+    to_8_bits,
+    too_large,
+    usual_range,
+    with_channels,
+)
 from moco_plugin.errors import UserError
 
 # Formats of Pillow's that run other programs, or that Pillow recognizes and cannot decode.
 _NOT_READ = {"EPS", "PDF", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
-MAX_PIXELS = "MOCO_MAX_PIXELS"  # environment variable: most pixels of an image, in place of Pillow's limit
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _JPEG_DIVISORS = {
     1: 0,
@@ -33,12 +43,11 @@ with contextlib.suppress(ImportError):
 Image.init()
 PILLOW_FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ))
 SUFFIXES = tuple(
-    sorted(suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"})
+    sorted(
+        {suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"}}
+        | {".npy"}
+    )
 )
-
-
-class CannotDecode(Exception):
-    """An image file that is broken, of no known format or too large; the text says why where that helps."""
 
 
 def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | None = None) -> Image.Image:
@@ -54,25 +63,39 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
 
     Raises:
         CannotDecode: The file is broken, of no known format, or larger than Pillow's limit.
-        UserError: The file is not there or cannot be read, or its values are outside of the range.
+        UserError: The file is not there or cannot be read, its values are outside of the range, or it has other than
+            three channels.
     """
-    _pixel_limit()
+    with _decoding(name) as limit:
+        try:
+            with Image.open(source, formats=PILLOW_FORMATS) as image:
+                if image.mode.startswith(("I", "F")):
+                    return Image.fromarray(_deep_grey(image, name, value_range)).convert("RGB")
+                ImageOps.exif_transpose(image, in_place=True)
+                return image.convert("RGB")
+        except UnidentifiedImageError:
+            data = source.read_bytes() if isinstance(source, Path) else _whole(source)
+            return Image.fromarray(decode_bands(data, name, 3, value_range, limit))
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[int | None]:
+    """Turn what decoders raise into CannotDecode or UserError; yield the most pixels of an image."""
     try:
-        with Image.open(source, formats=PILLOW_FORMATS) as image:
-            if image.mode.startswith(("I", "F")):
-                return Image.fromarray(_to_8_bits(image, name, value_range)).convert("RGB")
-            ImageOps.exif_transpose(image, in_place=True)
-            return image.convert("RGB")
-    except UserError:
+        yield _pixel_limit()
+    except (UserError, CannotDecode):
         raise
     except Image.DecompressionBombError as error:
-        raise CannotDecode(
-            f"more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels; {MAX_PIXELS}=N in the environment raises the limit"
-        ) from error
+        raise CannotDecode(too_large(2 * (Image.MAX_IMAGE_PIXELS or 0))) from error
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise UserError(f"{name} cannot be read ({error.strerror}); check the path and its permissions") from error
     except Exception as error:  # decoders raise almost anything
         raise CannotDecode("") from error
+
+
+def _whole(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
 
 
 def decode_array(
@@ -80,6 +103,7 @@ def decode_array(
     name: str,
     value_range: Sequence[float] | None = None,
     shrink: Callable[[int, int], int] | None = None,
+    channels: int = 3,
 ) -> np.ndarray:
     """Decode an image file like ``decode``, JPEG files by OpenCV, in half the time.
 
@@ -88,9 +112,10 @@ def decode_array(
         name: What messages call it.
         value_range: As for ``decode``.
         shrink: Takes the two sides of a JPEG image and returns 1, 2, 4 or 8, what the decoder divides them by.
+        channels: 3 for RGB. With 1, images are turned grey; with others, files must have as many.
 
     Returns:
-        uint8, H x W x 3, or H x W for a grey JPEG image.
+        uint8, H x W x ``channels``; H x W for one channel, and for a grey JPEG image.
 
     Raises:
         CannotDecode: As ``decode``.
@@ -100,14 +125,20 @@ def decode_array(
         data = source if isinstance(source, bytes) else source.read_bytes()
     except OSError:
         data = b""  # ``decode`` says why
-    width, height, channels = _jpeg_header(data)
+    width, height, stored = _jpeg_header(data)
     small = width * height <= (_pixel_limit() or 0)  # Pillow says what is wrong with others
     whole = data.endswith(b"\xff\xd9")  # OpenCV may decode a part of a truncated file
-    if channels in _JPEG_CHANNELS and small and whole:
-        flags = _JPEG_CHANNELS[channels] | _JPEG_DIVISORS[shrink(width, height) if shrink else 1]
+    if stored in _JPEG_CHANNELS and (channels == 3 or stored == channels) and small and whole:
+        flags = _JPEG_CHANNELS[stored] | _JPEG_DIVISORS[shrink(width, height) if shrink else 1]
         array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
         if array is not None:
             return array
+    if channels != 3:
+        with _decoding(name) as limit:
+            data = data or (source if isinstance(source, bytes) else source.read_bytes())
+            if is_bands(data) and (channels != 1 or not is_tiff(data)):
+                return decode_bands(data, name, channels, value_range, limit)
+            return _decode_channels(io.BytesIO(data), name, channels, value_range)
     return np.array(decode(io.BytesIO(source) if isinstance(source, bytes) else source, name, value_range))
 
 
@@ -130,24 +161,23 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int]:
     return 0, 0, 0
 
 
-def _to_8_bits(image: Image.Image, name: str, value_range: Sequence[float] | None) -> np.ndarray:
+def _decode_channels(file: IO[bytes], name: str, channels: int, value_range: Sequence[float] | None) -> np.ndarray:
+    """Decode by Pillow: grey for one channel; else the file must have as many."""
+    with Image.open(file, formats=PILLOW_FORMATS) as image:
+        if image.mode.startswith(("I", "F")) and channels == 1:
+            return _deep_grey(image, name, value_range)
+        ImageOps.exif_transpose(image, in_place=True)
+        if channels == 1:
+            return np.array(image.convert("L"))
+        array = np.array(image.convert("RGBA") if image.mode == "P" and channels == 4 else image)
+        return with_channels(array, name, channels)
+
+
+def _deep_grey(image: Image.Image, name: str, value_range: Sequence[float] | None) -> np.ndarray:
     """Return the values of a grey image of integers (I...) or floats (F), H x W, as uint8."""
     ImageOps.exif_transpose(image, in_place=True)
     values = np.asarray(image)
-    low, high = float(values.min()), float(values.max())
-    if value_range is not None:
-        first, last = value_range
-    elif image.mode == "F":
-        first, last = 0.0, 1.0
-    elif image.mode != "I" or image.format in ("PNG", "PPM") or high < 1 << 16:
-        first, last = 0.0, 65535.0
-    else:
-        first, last = 0.0, float(np.iinfo(np.int32).max)
-    if not (np.isfinite(low) and np.isfinite(high)) or (value_range is None and not first <= low <= high <= last):
-        raise UserError(
-            f"{name} has values from {low:g} to {high:g} (Pillow's mode {image.mode}); expected {first:g} to {last:g}, "
-            "so give the range, such as data.value_range=[0,4095]"
-        )
-    scaled = (values.astype(np.float64) - first) * (255 / (last - first))
-    image_8: np.ndarray = np.rint(scaled.clip(0, 255)).astype(np.uint8)
-    return image_8
+    usual = usual_range(values)
+    if image.mode == "I" and image.format not in ("PNG", "PPM") and values.max() >= 1 << 16:
+        usual = 0.0, float(np.iinfo(np.int32).max)
+    return to_8_bits(values, name, value_range, usual)

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from moco_plugin.data.decode import CannotDecode, decode, decode_array
+from moco_plugin.data.bands import CannotDecode
+from moco_plugin.data.decode import decode, decode_array
 from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
 from moco_plugin.data.listing import folder_labels, image_files, read_list
 from moco_plugin.data.shards import TarShards, is_shards
@@ -33,6 +36,7 @@ class ImageSet:
         spec: A folder, a list, tar shards or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]`` at the end
             takes a part.
         value_range: Of images of more than 8 bits, the values that become 0 and 255; see ``decode``.
+        channels: 3 for RGB; with 1, images are turned grey, with others, files must have as many.
 
     Attributes:
         labels: int64, N, or None.
@@ -41,9 +45,9 @@ class ImageSet:
         paths: The image files, where each is one, else empty.
     """
 
-    def __init__(self, spec: str, value_range: Sequence[float] | None = None) -> None:
+    def __init__(self, spec: str, value_range: Sequence[float] | None = None, channels: int = 3) -> None:
         self.spec = spec
-        self.value_range = value_range
+        self.value_range, self.channels = value_range, channels
         self.array: np.ndarray | None = None
         self.paths: list[Path] = []
         self.labels: np.ndarray | None = None
@@ -94,16 +98,24 @@ class ImageSet:
             digest.update(self.labels.tobytes())
         return {"count": len(self), "digest": digest.hexdigest()}
 
-    def load(self, index: int) -> Image.Image | None:
-        """Return an image in RGB, or None if it cannot be decoded.
+    def load(self, index: int) -> Image.Image | Tensor | None:
+        """Return an image as ``try_load`` does, or None if it cannot be decoded.
 
         Raises:
-            UserError: Its file cannot be read, or has values outside of its range.
+            UserError: Its file cannot be read, or has values outside of its range or other channels.
         """
         return self.try_load(index)[0]
 
-    def try_load(self, index: int) -> tuple[Image.Image | None, str]:
-        """Return an image in RGB, or None and the name of what cannot be decoded."""
+    def try_load(self, index: int) -> tuple[Image.Image | Tensor | None, str]:
+        """Return an image, or None and the name of what cannot be decoded.
+
+        Images of three channels are in RGB, of one in grey; those of other numbers are uint8 tensors, C x H x W.
+        """
+        if self.channels != 3:
+            array, name = self.try_load_array(index)
+            if array is None or array.ndim == 2:
+                return None if array is None else Image.fromarray(array), name
+            return torch.from_numpy(array).permute(2, 0, 1), name
         if self.array is not None:
             return Image.fromarray(self.array[index]).convert("RGB"), ""
 
@@ -118,7 +130,14 @@ class ImageSet:
         """Return an image as ``decode_array`` does, or None and the name of what cannot be decoded."""
         if self.array is not None:
             return self.array[index].copy(), ""
-        return self._try(lambda source, name: decode_array(source, name, self.value_range, shrink), index)
+        return self._try(
+            lambda source, name: decode_array(source, name, self.value_range, shrink, self.channels), index
+        )
+
+    def picture(self, index: int) -> Image.Image | None:
+        """Return an image to look at: the first three channels as RGB, or the first alone as grey."""
+        array, _ = self.try_load_array(index)
+        return None if array is None else as_picture(array)
 
     def _try(self, decoder: Callable[[Path | bytes, str], T], index: int) -> tuple[T | None, str]:
         source = self.paths[index] if self.shards is None else self.shards.read(index)
@@ -126,3 +145,9 @@ class ImageSet:
             return decoder(source, self.name(index)), ""
         except CannotDecode as error:
             return None, f"{self.name(index)} ({error})" if str(error) else self.name(index)
+
+
+def as_picture(image: np.ndarray) -> Image.Image:
+    """Return an image (uint8, H x W or H x W x C) to look at: the first three channels, or the first alone as grey."""
+    shown = image if image.ndim == 2 else image[..., :3] if image.shape[2] >= 3 else image[..., 0]
+    return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")

@@ -22,12 +22,17 @@ class View:
     std: list[float]
     value_range: list[float] | None = None
 
+    @property
+    def channels(self) -> int:
+        """Of the images."""
+        return len(self.mean)
+
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Return (images / 255 - mean) / std in float32.
 
     Args:
-        images: N x 3 x H x W, uint8.
+        images: N x C x H x W, uint8.
         mean: Per channel, of images in 0 to 1.
         std: Per channel, above 0.
     """

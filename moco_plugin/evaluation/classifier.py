@@ -24,10 +24,10 @@ from moco_plugin.training.optimizers import build_optimizer
 from moco_plugin.training.schedules import lr_schedule, with_schedule
 
 
-def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image], Tensor]:
+def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image | Tensor], Tensor]:
     """Return the protocols' training view, uint8: a random crop of ``min_scale`` to 1 of the area, and a flip."""
     steps = [v2.RandomResizedCrop(image_size, scale=(min_scale, 1.0)), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-    return cast(Callable[[Image.Image], Tensor], v2.Compose(steps))
+    return cast(Callable[[Image.Image | Tensor], Tensor], v2.Compose(steps))
 
 
 class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
@@ -43,7 +43,7 @@ class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
     """
 
     def __init__(
-        self, images: ImageSet, indices: Tensor, transform: Callable[[Image.Image], Tensor], seed: int
+        self, images: ImageSet, indices: Tensor, transform: Callable[[Image.Image | Tensor], Tensor], seed: int
     ) -> None:
         assert images.labels is not None
         self.images, self.transform, self.seed = images, transform, seed
@@ -55,6 +55,7 @@ class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
 
     def __getitem__(self, position: int) -> tuple[Tensor, int, str]:
         candidates = (self.indices[(position + offset) % len(self)] for offset in range(len(self)))
+        image: Image.Image | Tensor
         image, index, corrupt = first_whole(self.images.try_load, candidates)
         with seeded(self.seed, position):
             return self.transform(image), int(self.labels[index]), corrupt
@@ -63,7 +64,7 @@ class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
 class ClassifierModule(pl.LightningModule):
     """Trains a linear classifier on a backbone's features; a frozen backbone stays in eval mode and as it is.
 
-    A training batch is (uint8 images N x 3 x H x W, labels, names of corrupt images); a test batch is what
+    A training batch is (uint8 images N x C x H x W, labels, names of corrupt images); a test batch is what
     ``keep_whole`` makes.
 
     Args:

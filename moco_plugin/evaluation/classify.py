@@ -231,7 +231,8 @@ def _loaders(
             "choose a multiple"
         )
     share = data.batch_size // processes
-    train.value_range = test.value_range = view.value_range
+    for images in (train, test):
+        images.value_range, images.channels = view.value_range, view.channels
     options = training_loader_options(data.workers)
     crops = TrainingCrops(train, indices, training_crop(view.image_size, data.min_scale), config.seed)
     order = EpochOrder(len(crops), config.seed, data.batch_size, rank, processes, drop_last=False)

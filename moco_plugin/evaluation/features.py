@@ -59,7 +59,7 @@ def _stream(
     progress: str | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield features, labels and numbers, a batch at a time."""
-    images.value_range = view.value_range
+    images.value_range, images.channels = view.value_range, view.channels
     dataset: Dataset[Any] = LabelledImages(images, evaluation_transform(view.image_size, view.crop_ratio))
     numbers = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     if indices is not None:
@@ -95,7 +95,7 @@ def extract_feature_set(
     """Run a network in eval mode over a set; corrupt images are named and left out.
 
     Args:
-        backbone: Maps N x 3 x H x W normalised images to N x D features. Its mode is restored afterwards.
+        backbone: Maps N x C x H x W normalised images to N x D features. Its mode is restored afterwards.
         images: The set.
         view: How to show its images.
         indices: Which images; None for all.

@@ -52,6 +52,7 @@ class ListedImages(ImageSet):
         self.spec, self.paths = str(file), paths
         self.labels = np.array(labels, dtype=np.int64)
         self.array = self.shards = self.classes = self.value_range = None
+        self.channels = 3
 
 
 @dataclass

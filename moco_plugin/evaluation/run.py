@@ -69,7 +69,7 @@ def read_subject(
     view = checkpoint.view
     view = replace(view, image_size=image_size or view.image_size, crop_ratio=crop_ratio or view.crop_ratio)
     backbone = checkpoint.untrained() if untrained else checkpoint.backbone
-    dim = check_features(backbone, checkpoint.architecture, view.image_size)
+    dim = check_features(backbone, checkpoint.architecture, view.image_size, view.channels)
     return Subject(checkpoint, backbone, dim, view, untrained, encoder)
 
 
@@ -107,6 +107,8 @@ def record(
         "test": test,
         "image_size": subject.view.image_size,
         "crop_ratio": subject.view.crop_ratio,
+        "channels": subject.view.channels,
+        "value_range": subject.view.value_range,
         "untrained": subject.untrained,
         "weights": str(checkpoint.path),
         "weights_sha256": checkpoint.sha256,

@@ -13,7 +13,7 @@ from torch import Tensor
 from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
 from moco_plugin.checkpoints.networks import wiring_differences
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.config import PretrainConfig, config_dict
+from moco_plugin.config import PretrainConfig, config_dict, image_channels
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
 from moco_plugin.data.views.device import finish
@@ -55,7 +55,7 @@ class PretrainModule(pl.LightningModule):
         self.save_hyperparameters({"config": config_dict(config)}, logger=False)
         image_size = config.data.image_size
         backbone = create_backbone(config.backbone, image_size=image_size, **config.backbone_args)
-        dim = check_features(backbone, config.backbone, image_size)
+        dim = check_features(backbone, config.backbone, image_size, image_channels(config))
         if config.weights:
             start_from(backbone, config)
         self.method = build_method(config.method, backbone, dim, **config.method_args)
@@ -87,7 +87,7 @@ class PretrainModule(pl.LightningModule):
         """Make what is left to make of the views, and normalize them, on the training device."""
         views, plans, corrupt = batch
         data = self.config.data
-        views = finish(views, plans, data.image_size)
+        views = finish(views, plans, data.image_size, image_channels(self.config))
         views = [normalize(view.permute(0, 3, 1, 2), data.mean, data.std) for view in views]
         return [view.to(self.dtype).contiguous(memory_format=self.layout) for view in views], corrupt
 

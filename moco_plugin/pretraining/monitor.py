@@ -77,7 +77,7 @@ class KNNMonitor(pl.Callback):
     def __init__(self, config: PretrainConfig) -> None:
         knn, data = config.knn, config.data
         self.knn = knn
-        self.train, self.test = (ImageSet(str(root), data.value_range) for root in (knn.train, knn.test))
+        self.train, self.test = (ImageSet(str(root)) for root in (knn.train, knn.test))
         check_labels(self.train, self.test)
         if knn.features not in ("backbone", "encoder"):
             raise UsageError(f"knn.features is {knn.features!r}; expected backbone or encoder")

@@ -8,13 +8,15 @@ from typing import Any
 import pytorch_lightning as pl
 import yaml
 from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from moco_plugin.config import PretrainConfig, config_dict, queue_warning
+from moco_plugin.config import PretrainConfig, config_dict, image_channels, queue_warning
 from moco_plugin.data.datasets import TrainImages, collate_views
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import training_loader_options
 from moco_plugin.data.order import EpochOrder
+from moco_plugin.data.statistics import describe_statistics, measure_statistics
 from moco_plugin.data.views import Views
 from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_path, write_json
@@ -41,7 +43,7 @@ def pretrain(
         config: The run.
         overwrite: Remove the run that ``out`` holds.
         accept_changed_images: Resume although the image set changed, from the start of the interrupted epoch.
-        images: Those of ``config.data.root``, if they were listed already.
+        images: The value of ``open_images(config)``, if the images were listed already.
 
     Returns:
         Path of the last checkpoint.
@@ -52,7 +54,8 @@ def pretrain(
     out = Path(config.out).expanduser()
     _check_folder(out)
     check_trainer_arguments(config.trainer)
-    images = images or ImageSet(config.data.root, config.data.value_range)
+    images = images or open_images(config)
+    fit_statistics(config, images)
     run = Run(
         folder=out,
         files=FILES,
@@ -83,7 +86,8 @@ def pretrain(
         if trainer.is_global_zero:
             local = getattr(trainer, "num_devices", 1)
             device = trainer.strategy.root_device
-            print(check_memory(module.method, config.data.image_size, config.data.batch_size, device, local))
+            data = config.data
+            print(check_memory(module.method, data.image_size, data.batch_size, device, local, image_channels(config)))
         return train_loader(config, images, trainer.global_rank, trainer.world_size), None
 
     def begin(trainer: pl.Trainer, total_steps: int) -> str:
@@ -102,6 +106,19 @@ def _check_folder(out: Path) -> None:
     names = {path.name for path in out.iterdir() if path.name[0] != "."} if out.is_dir() else set()
     if names and not names & set(FILES):
         raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
+
+
+def open_images(config: PretrainConfig) -> ImageSet:
+    """Open a run's images."""
+    return ImageSet(config.data.root, config.data.value_range, image_channels(config))
+
+
+def fit_statistics(config: PretrainConfig, images: ImageSet) -> None:
+    """Measure ``data.mean`` and ``data.std`` where they are not of as many channels as the images have."""
+    if len(config.data.mean) == images.channels:
+        return
+    config.data.mean, config.data.std = measure_statistics(images)
+    rank_zero_only(print)(f"measured: {describe_statistics(config.data.mean, config.data.std)}")
 
 
 def train_loader(config: PretrainConfig, images: ImageSet, rank: int = 0, processes: int = 1) -> DataLoader[Any]:
@@ -125,7 +142,7 @@ def train_loader(config: PretrainConfig, images: ImageSet, rank: int = 0, proces
 def build_views(config: PretrainConfig, images: ImageSet) -> Views:
     """Return what makes the views of an image set."""
     data, whole = config.data, images.array is not None
-    return Views(views_name(config), data.image_size, config.views.engine, whole, **data.view_args)
+    return Views(views_name(config), data.image_size, config.views.engine, whole, images.channels, **data.view_args)
 
 
 def check_batch(batch: int, method: Method, processes: int, key: str = "data.batch_size") -> None:

@@ -129,7 +129,9 @@ def available_memory(device: torch.device) -> int | None:
     return min(found) if found else None
 
 
-def check_memory(method: Method, image_size: int, batch_size: int, device: torch.device, processes: int) -> str:
+def check_memory(
+    method: Method, image_size: int, batch_size: int, device: torch.device, processes: int, channels: int = 3
+) -> str:
     """Return a sentence on the memory of a step.
 
     Args:
@@ -138,19 +140,21 @@ def check_memory(method: Method, image_size: int, batch_size: int, device: torch
         batch_size: Images of all processes.
         device: Where this process trains.
         processes: On this machine; on a CPU they share its memory.
+        channels: Of the images.
 
     Raises:
         UsageError: A step does not fit; the batch that would is named.
     """
     share = processes if device.type == "cpu" else 1
     own = batch_size // processes
-    needed, there = step_memory(method, image_size, own) * share, available_memory(device)
+    needed, there = step_memory(method, image_size, own, channels) * share, available_memory(device)
     if there is None:
         return f"a step takes about {_gigabytes(needed)}"
     sentence = f"a step takes about {_gigabytes(needed)} of the {_gigabytes(there)} that are free"
     if device.type != "cpu" or needed <= SAFE_SHARE * there:  # a GPU says itself when it is full, at once
         return sentence
-    one = (step_memory(method, image_size, 2 * PROBED) - step_memory(method, image_size, PROBED)) / PROBED
+    two, one_probe = (step_memory(method, image_size, turns * PROBED, channels) for turns in (2, 1))
+    one = (two - one_probe) / PROBED
     rest = needed / share - own * one
     least = method.groups(processes) * processes * 2
     fits = int((SAFE_SHARE * there / share - rest) / one) * processes // least * least

@@ -70,7 +70,7 @@ def neighbour_rows(train: ImageSet, test: ImageSet, found: Sequence[Neighbours])
 
 def _read(images: ImageSet, index: int) -> tuple[Image.Image, int, str]:
     """Return an image, its label and the name of its class."""
-    if images.labels is None or not 0 <= index < len(images) or (image := images.load(index)) is None:
+    if images.labels is None or not 0 <= index < len(images) or (image := images.picture(index)) is None:
         raise UserError(f"{images.spec} has no labelled image number {index}; repeat the retrieval")
     label = int(images.labels[index])
     return image, label, images.classes[label] if images.classes else f"class {label}"

@@ -5,13 +5,12 @@ from __future__ import annotations
 from random import Random
 
 import torch
-from PIL import Image
 
 from moco_plugin.config import PretrainConfig
 from moco_plugin.data.datasets import collate_views
-from moco_plugin.data.images import ImageSet
+from moco_plugin.data.images import as_picture
 from moco_plugin.data.views.device import finish
-from moco_plugin.pretraining.run import build_views
+from moco_plugin.pretraining.run import build_views, open_images
 from moco_plugin.report.page import Picture, tile
 
 
@@ -22,7 +21,7 @@ def view_pairs(config: PretrainConfig, count: int = 12) -> list[list[Picture]]:
         config: The run's.
         count: Images, at most; one that cannot be decoded is left out.
     """
-    images = ImageSet(config.data.root, config.data.value_range)
+    images = open_images(config)
     views = build_views(config, images)
     chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
     cards = []
@@ -30,9 +29,8 @@ def view_pairs(config: PretrainConfig, count: int = 12) -> list[list[Picture]]:
         array, _ = images.try_load_array(index)
         if array is None:
             continue
-        image = Image.fromarray(array).convert("RGB")
         arrays, plans, _ = collate_views([(*views(array, Random(f"{config.seed} {index}")), "")])
-        first, second = (Image.fromarray(view[0].numpy()) for view in finish(arrays, plans, config.data.image_size))
-        parts = (("image", image), ("view 1", first), ("view 2", second))
-        cards.append([tile(part, f"Image {number}: {name}", name) for name, part in parts])
+        first, second = (view[0].numpy() for view in finish(arrays, plans, config.data.image_size, images.channels))
+        parts = (("image", array), ("view 1", first), ("view 2", second))
+        cards.append([tile(as_picture(part), f"Image {number}: {name}", name) for name, part in parts])
     return cards

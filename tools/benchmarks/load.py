@@ -22,7 +22,7 @@ from moco_plugin.data.normalize import normalize
 from moco_plugin.data.views.device import finish
 from moco_plugin.errors import UsageError
 from moco_plugin.pretraining.module import PretrainModule
-from moco_plugin.pretraining.run import build_views
+from moco_plugin.pretraining.run import build_views, fit_statistics, open_images
 from moco_plugin.tools.benchmarks.timing import at_least
 from moco_plugin.training.optimizers import build_optimizer
 
@@ -37,7 +37,8 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
     """
     at_least(1, batches=batches)
     run = load_config(config, overrides)
-    images = ImageSet(run.data.root, run.data.value_range)
+    images = open_images(run)
+    fit_statistics(run, images)
     size, workers = run.data.batch_size, loader_processes(run.data.workers)
     if len(images) < size:
         raise UsageError(f"data.batch_size is {size} and {run.data.root} holds {len(images)} images")

@@ -69,20 +69,23 @@ class Views:
         image_size: Side of a view in pixels.
         engine: One of ``ENGINES``.
         whole: Leave the crop to the device as well, for images of one size.
+        channels: Of the images and the views. Colours are changed in the first three, or in a grey image's one.
         **overrides: Arguments of lightly's transforms that differ from the paper's, for both views.
 
     Raises:
         UsageError: Unknown name, engine or argument.
     """
 
-    def __init__(self, name: str, image_size: int, engine: str = "fast", whole: bool = False, **overrides: Any) -> None:
+    def __init__(
+        self, name: str, image_size: int, engine: str = "fast", whole: bool = False, channels: int = 3, **overrides: Any
+    ) -> None:
         if engine not in ENGINES:
             raise UsageError(
                 f"views.engine is {engine!r}; expected {', '.join(ENGINES)}{did_you_mean(engine, ENGINES)}"
             )
         self.arguments = view_arguments(name, image_size, **overrides)
         self.grey_first = name in GREY_FIRST
-        self.image_size, self.engine = image_size, engine
+        self.image_size, self.engine, self.channels = image_size, engine, channels
         self.turned = any(arguments[key] for arguments in self.arguments for key in ("vf_prob", "rr_prob"))
         self.whole = whole and engine == "device" and not self.turned
 
@@ -90,12 +93,12 @@ class Views:
         """Return uint8 arrays, and what of the plans is still to be carried out.
 
         Args:
-            image: H x W or H x W x 3, uint8.
+            image: H x W for grey ones, or H x W x ``channels``, uint8.
             rng: Source of all random numbers.
 
         Returns:
-            Two views, ``image_size`` x ``image_size`` x 3, and no plans. With the engine ``device``, two crops, or the
-            image alone if ``whole``, and two plans.
+            Two views, ``image_size`` x ``image_size`` x ``channels``, and no plans. With the engine ``device``, two
+            crops, or the image alone if ``whole``, and two plans.
         """
         height, width = image.shape[:2]
         plans = [draw_plan(arguments, width, height, rng, self.grey_first) for arguments in self.arguments]
@@ -108,7 +111,7 @@ class Views:
                 plans = [plan._replace(flip=False) for plan in plans]
             return crops, plans
         make_view = fast.make_view if self.engine == "fast" else reference.make_view
-        return [make_view(image, plan, self.image_size) for plan in plans], []
+        return [make_view(image, plan, self.image_size, self.channels) for plan in plans], []
 
     def shrink(self, width: int, height: int) -> int:
         """Return the largest of 1, 2, 4 and 8 that leaves every crop of an image as large as its view."""
@@ -117,7 +120,7 @@ class Views:
         return max((divisor for divisor in (2, 4, 8) if least >= divisor * self.image_size), default=1)
 
 
-def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image], Tensor]:
+def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image | Tensor], Tensor]:
     """Return the usual test view, uint8: short side to image_size / crop_ratio, then the centre."""
     steps = [v2.Resize(round(image_size / crop_ratio)), v2.CenterCrop(image_size), v2.PILToTensor()]
-    return cast(Callable[[Image.Image], Tensor], v2.Compose(steps))
+    return cast(Callable[[Image.Image | Tensor], Tensor], v2.Compose(steps))

@@ -44,33 +44,37 @@ def pack(plans: Sequence[ViewPlan]) -> PackedPlans:
     )
 
 
-def finish(arrays: Sequence[Tensor], plans: Sequence[PackedPlans], size: int) -> list[Tensor]:
-    """Return the views of a batch, each uint8, N x ``size`` x ``size`` x 3.
+def finish(arrays: Sequence[Tensor], plans: Sequence[PackedPlans], size: int, channels: int = 3) -> list[Tensor]:
+    """Return the views of a batch, each uint8, N x ``size`` x ``size`` x ``channels``.
 
     Args:
-        arrays: The crops of each view, N x ``size`` x ``size`` x C, or the images of all, N x H x W x C; uint8, C 1 or 3.
-            Without plans, the views themselves.
+        arrays: The crops of each view, N x ``size`` x ``size`` x C, or the images of all, N x H x W x C; uint8, C 1 for
+            grey images or ``channels``. Without plans, the views themselves.
         plans: Of each view.
         size: Side of a view in pixels.
+        channels: Of the views. Colours are changed in the first three, or in a grey image's one.
     """
     if not plans:
         return list(arrays)
     whole = len(arrays) < len(plans)
-    return [_finish(arrays[0 if whole else turn], packed, size, whole) for turn, packed in enumerate(plans)]
+    return [_finish(arrays[0 if whole else turn], packed, size, channels, whole) for turn, packed in enumerate(plans)]
 
 
-def _finish(arrays: Tensor, plans: PackedPlans, size: int, whole: bool) -> Tensor:
+def _finish(arrays: Tensor, plans: PackedPlans, size: int, channels: int, whole: bool) -> Tensor:
     views = arrays.permute(0, 3, 1, 2).float()
     if whole:
         views = _crop(views, torch.from_numpy(plans.boxes).to(views.device), size)
+    colours = {1: 1, 2: 0}.get(views.shape[1], 3)
     flipped = _numbers(plans.flips, views)
     views[flipped] = views[flipped].flip(dims=(3,))
     for operations, factors in zip(plans.operations.T, plans.factors.T, strict=True):
         for number in sorted(set(operations.tolist()) - {-1}):
             chosen = _numbers(operations == number, views)
             factor = torch.from_numpy(factors[operations == number]).to(views.device)
-            views[chosen] = OPERATIONS[number](views[chosen], factor[:, None, None, None])
-    return views.round().clamp(0, 255).to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1)
+            changed = views.shape[1] if OPERATIONS[number] is blur else colours
+            if changed:
+                views[chosen, :changed] = OPERATIONS[number](views[chosen, :changed], factor[:, None, None, None])
+    return views.round().clamp(0, 255).to(torch.uint8).expand(-1, channels, -1, -1).permute(0, 2, 3, 1)
 
 
 def _numbers(mask: np.ndarray, views: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def crop(image: np.ndarray, box: tuple[int, int, int, int], size: int) -> np.nda
     """
     left, top, width, height = box
     cut = image[top : top + height, left : left + width]
-    if width <= size and height <= size:
+    if width <= size and height <= size and cut[:1, :1].size <= 4:  # the most channels that OpenCV resizes
         return cv2.resize(cut, (size, size))
     # 1 x C x H x W in channels-last layout, which torch resizes without unpacking
     batch = torch.from_numpy(np.ascontiguousarray(cut)).view(1, height, width, -1).permute(0, 3, 1, 2)
@@ -44,15 +44,37 @@ def turn(view: np.ndarray, plan: ViewPlan) -> np.ndarray:
     """Flip and rotate as the plan says."""
     if plan.flip or plan.vertical_flip:
         view = cv2.flip(view, -1 if plan.flip and plan.vertical_flip else 1 if plan.flip else 0)
-    return np.array(Image.fromarray(view).rotate(plan.rotation)) if plan.rotation else view
+    if not plan.rotation:
+        return view
+    if view.ndim == 3 and view.shape[2] != 3:
+        return np.dstack([np.array(Image.fromarray(band).rotate(plan.rotation)) for band in np.moveaxis(view, 2, 0)])
+    return np.array(Image.fromarray(view).rotate(plan.rotation))
 
 
-def make_view(image: np.ndarray, plan: ViewPlan, size: int) -> np.ndarray:
-    """Return one view, ``size`` x ``size`` x 3, of an image, H x W or H x W x 3; both uint8."""
+def make_view(image: np.ndarray, plan: ViewPlan, size: int, channels: int = 3) -> np.ndarray:
+    """Return one view, ``size`` x ``size`` x ``channels``, of an image, H x W or H x W x C; both uint8.
+
+    Colours are changed in the first three channels, or in a grey image's one; the others are cropped and blurred.
+    """
     view = turn(crop(image, plan.box, size), plan)
+    if channels not in (1, 3):
+        return _make_bands(view, plan.steps)
     for step in plan.steps:
         view = _apply(view, step) if step else view
+    if channels == 1:
+        return view[..., None]
     return view if view.ndim == 3 else cv2.cvtColor(view, cv2.COLOR_GRAY2RGB)
+
+
+def _make_bands(view: np.ndarray, steps: tuple[Step | None, ...]) -> np.ndarray:
+    colours = 3 if view.shape[2] > 3 else 0
+    rgb, rest = np.ascontiguousarray(view[..., :colours]), np.ascontiguousarray(view[..., colours:])
+    for step in filter(None, steps):
+        rgb = _apply(rgb, step) if colours else rgb
+        if step[0] == "blur":
+            rest = np.dstack([_apply(np.ascontiguousarray(band), step) for band in np.moveaxis(rest, 2, 0)])
+    rgb = cv2.cvtColor(rgb, cv2.COLOR_GRAY2RGB) if rgb.ndim == 2 else rgb
+    return np.dstack([rgb, rest])
 
 
 def _apply(view: np.ndarray, step: Step) -> np.ndarray:
