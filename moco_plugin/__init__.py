@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         evaluate_linear,
         evaluate_linear_fast,
         evaluate_lowshot,
+        evaluate_multilabel,
         evaluate_omnibenchmark,
         evaluate_retrieval,
     )
@@ -41,6 +42,7 @@ _MODULES = {
         "evaluate_linear",
         "evaluate_linear_fast",
         "evaluate_lowshot",
+        "evaluate_multilabel",
         "evaluate_omnibenchmark",
         "evaluate_retrieval",
     ),

@@ -37,6 +37,11 @@ EXAMPLES = {
         f"%(prog)s {W} {SETS} --shares 0.01 0.1 --out lowshot.json\n\n"
         "To fine-tune with few labels: finetune ... data.label_share=0.01",
     ),
+    "multilabel": (
+        "mean average precision on images of several labels: kNN votes and logistic regressions",
+        f"%(prog)s {W} --train train.csv --test test.csv --out multilabel.json\n\n"
+        "Lists of path,label;label rows; an image may have no label.",
+    ),
     "omnibenchmark": (
         "a linear probe in each of OmniBenchmark's realms, and their mean",
         f"%(prog)s {W} --root omnibenchmark --out omnibenchmark.json\n\n"
@@ -62,12 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         if name == "omnibenchmark":
             sub.add_argument("--root", required=True, help="folder of the realms' folders")
         else:
-            images = "a folder, a list, shards or an idx images file; [start:stop] takes a part"
+            images = "a folder, a list, shards, a zip archive or an idx images file; [start:stop] takes a part"
             sub.add_argument("--train", required=True, help=f"labelled images: {images}")
-            sub.add_argument("--test", required=True, help="labelled images to classify or to find neighbours of")
+            sub.add_argument(
+                "--test",
+                help="labelled images to classify or to find neighbours of (default: a fifth of each class of --train, "
+                "as --train 'photos[:80%%]' --test 'photos[80%%:]' say)",
+            )
         sub.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
         sub.add_argument("--untrained", action="store_true", help="random weights in the same network, as a baseline")
-        if name in ("knn", "retrieve", "omnibenchmark"):
+        if name in ("knn", "retrieve", "multilabel", "omnibenchmark"):
             sub.add_argument("--image-size", type=int, help="side of the test view (default: as trained)")
             sub.add_argument("--batch-size", type=int, default=256, help="default: %(default)s")
             sub.add_argument("--workers", type=int, default=0, help="loader processes (default %(default)s)")
@@ -85,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parsers["knn"].add_argument(
         "--temperature", type=float, default=0.1, help="votes weigh exp(sim / T) (default %(default)s)"
     )
+    parsers["multilabel"].add_argument("--k", type=int, help="neighbours (default 200, less for small sets)")
     parsers["retrieve"].add_argument("--k", type=int, nargs="+", default=[1, 5, 10], help="default 1 5 10")
     parsers["retrieve"].add_argument(
         "--picture", help="also draw the neighbours of one image a class: an .html or a .png file"
@@ -132,6 +142,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if "overrides" in args:
         args.overrides = overrides
 
+    if args.what != "omnibenchmark" and args.test is None:
+        if args.train.endswith("]"):
+            parser.error("--test is missing; it is only held out of a --train without [...]")
+        args.train, args.test = f"{args.train}[:80%]", f"{args.train}[80%:]"
+        print("testing on a fifth of each class, drawn by seed 0, and training on the others")
     arguments = vars(args)
     protocol, fast = arguments.pop("what"), arguments.pop("fast", False)
     picture = arguments.pop("picture", None)
@@ -163,6 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "linear --fast": evaluation.evaluate_linear_fast,
         "finetune": evaluation.evaluate_finetune,
         "lowshot": evaluation.evaluate_lowshot,
+        "multilabel": evaluation.evaluate_multilabel,
         "omnibenchmark": evaluation.evaluate_omnibenchmark,
     }
     functions[protocol](**arguments)

@@ -126,12 +126,25 @@ class LabelledImages(Dataset[tuple[Any, int, str]]):
         image, name = self.images.try_load(index)
         if image is None:
             return None, -1, name
-        return self.transform(image), -1 if self.images.labels is None else int(self.images.labels[index]), ""
+        labels = self.images.labels
+        return self.transform(image), -1 if labels is None or labels.ndim > 1 else int(labels[index]), ""
 
 
-def check_labels(train: ImageSet, test: ImageSet) -> None:
-    """Raise UsageError unless both sets have labels, and the test set no other classes; number its labels alike."""
+def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> None:
+    """Raise UsageError unless both sets have labels, and the test set no other classes; number its labels alike.
+
+    Args:
+        train: Its classes count.
+        test: Has these, or some of them.
+        several: Whether images have several labels, or one.
+    """
     for images in (train, test):
+        if images.labels is not None and (images.labels.ndim > 1) != several:
+            found, expected = ("one label", "several") if several else ("several labels", "one")
+            raise UsageError(
+                f"{images.spec} has {found} an image, expected {expected}"
+                + ("" if several else "; evaluate multilabel takes such lists")
+            )
         if images.labels is None:
             raise UsageError(
                 f"{images.spec} has no labels; expected a folder of one subfolder a class, a list of "
@@ -140,10 +153,16 @@ def check_labels(train: ImageSet, test: ImageSet) -> None:
     if train.classes and test.classes and set(test.classes) < set(train.classes):
         places = {name: number for number, name in enumerate(train.classes)}
         numbers = np.array([places[name] for name in test.classes], dtype=np.int64)
+        assert test.labels is not None
         print(
             f"{test.spec} has {len(test.classes)} of the {len(train.classes)} classes of {train.spec}", file=sys.stderr
         )
-        test.labels, test.classes = numbers[test.labels], train.classes
+        if several:
+            labels = np.zeros((len(test.labels), len(train.classes)), dtype=bool)
+            labels[:, numbers] = test.labels
+        else:
+            labels = numbers[test.labels]
+        test.labels, test.classes = labels, train.classes
     if train.classes != test.classes:
         odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
         raise UsageError(f"{train.spec} and {test.spec} differ in classes: {', '.join(odd[:5])} in one only")

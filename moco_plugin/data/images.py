@@ -1,9 +1,10 @@
-"""Image sets: a folder, a list, tar shards or an idx file."""
+"""Image sets: a folder, a list, tar shards, a zip archive or an idx file."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,9 +19,11 @@ from moco_plugin.data.decode import decode, decode_array
 from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
 from moco_plugin.data.listing import folder_labels, image_files, read_list
 from moco_plugin.data.shards import TarShards, is_shards
-from moco_plugin.errors import UserError
+from moco_plugin.data.zip_images import ZipImages
+from moco_plugin.errors import UsageError, UserError
 
 T = TypeVar("T")
+_SHARES = re.compile(r"(?P<source>.*)\[(?P<first>[\d.]+%)?:(?P<last>[\d.]+%)?(?:,seed=(?P<seed>\d+))?\](?<!\[:\])")
 
 
 class ImageSet:
@@ -29,17 +32,19 @@ class ImageSet:
     A folder's images are all image files below it in sorted order, without hidden files and folders. Its labels are
     the first level of subfolders, if every image is in one. An idx file's labels are beside it. A list is a ``.txt``
     file of one image a line, ``path`` or ``path label``, or a ``.csv`` file of ``path,label`` rows, relative to the
-    list's folder; blank lines and those that start with ``#`` are skipped. Tar shards: see TarShards. The classes of
-    lists and shards are those of the whole set, also when a part is taken.
+    list's folder; blank lines and those that start with ``#`` are skipped. Labels with ``;`` in between make a set of
+    several labels an image. Tar shards and zip archives: see TarShards and ZipImages. The classes of lists and archives
+    are those of the whole set, also when a part is taken.
 
     Args:
-        spec: A folder, a list, tar shards or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]`` at the end
-            takes a part.
+        spec: A folder, a list, tar shards, a ``.zip`` archive or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]``
+            at the end takes a part, and ``[:80%]`` and ``[80%:]`` take shares of each class that are drawn by a seed,
+            ``[80%:,seed=1]`` by another than 0.
         value_range: Of images of more than 8 bits, the values that become 0 and 255; see ``decode``.
         channels: 3 for RGB; with 1, images are turned grey, with others, files must have as many.
 
     Attributes:
-        labels: int64, N, or None.
+        labels: int64, N; bool, N x C, where images have several; or None.
         classes: Names of the labels, or None.
         array: uint8, N x H x W, where the images are in memory, else None.
         paths: The image files, where each is one, else empty.
@@ -52,10 +57,17 @@ class ImageSet:
         self.paths: list[Path] = []
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] | None = None
-        self.shards: TarShards | None = None
+        self.archive: TarShards | ZipImages | None = None
+        if match := _SHARES.fullmatch(spec):
+            self._open(match["source"])
+            self._take(share_of(self.labels, len(self), *_shares(match)))
+        else:
+            self._open(spec)
+
+    def _open(self, spec: str) -> None:
         if is_shards(spec):
-            self.shards = TarShards(spec)
-            self.labels, self.classes = self.shards.labels, self.shards.classes
+            self.archive = TarShards(spec)
+            self.labels, self.classes = self.archive.labels, self.archive.classes
             return
         path, part = split_slice(spec)
         if path.is_file() and is_idx(path):
@@ -63,27 +75,40 @@ class ImageSet:
             return
         if path.is_file() and path.suffix.lower() in (".txt", ".csv"):
             self.paths, self.labels, self.classes = read_list(path)
-            count = len(self.paths)
-            self.paths = self.paths[part]
-            self.labels = None if self.labels is None else self.labels[part]
+        elif path.is_file() and path.suffix.lower() == ".zip":
+            self.archive = ZipImages(path)
+            self.labels, self.classes = self.archive.labels, self.archive.classes
+        else:  # its classes are those of the images that are taken
+            files = image_files(path)
+            self.paths = files[part]
             if not self.paths:
-                raise UserError(f"{spec} selects no image; the list holds {count}")
+                raise UserError(f"{spec} selects no image; {path} holds {len(files)}")
+            self.labels, self.classes = folder_labels(path, self.paths)
             return
-        files = image_files(path)
-        self.paths = files[part]
-        if not self.paths:
-            raise UserError(f"{spec} selects no image; {path} holds {len(files)}")
-        self.labels, self.classes = folder_labels(path, self.paths)
+        if part != slice(None):
+            self._take(np.arange(len(self))[part])
+
+    def _take(self, numbers: np.ndarray) -> None:
+        """Keep these images alone; the classes stay those of all."""
+        if not len(numbers):
+            raise UserError(f"{self.spec} selects no image of {len(self)}")
+        if self.archive is not None:
+            self.archive.take(numbers)
+        elif self.array is not None:
+            self.array = self.array[numbers]
+        else:
+            self.paths = [self.paths[number] for number in numbers]
+        self.labels = None if self.labels is None else self.labels[numbers]
 
     def __len__(self) -> int:
-        if self.shards is not None:
-            return len(self.shards)
+        if self.archive is not None:
+            return len(self.archive)
         return len(self.paths) if self.array is None else len(self.array)
 
     def name(self, index: int) -> str:
         """Return what to call an image: its path, or its place in the file or shard."""
-        if self.shards is not None:
-            return self.shards.name(index)
+        if self.archive is not None:
+            return self.archive.name(index)
         return f"{self.spec} image {index}" if self.array is not None else str(self.paths[index])
 
     def identity(self) -> dict[str, Any]:
@@ -140,8 +165,8 @@ class ImageSet:
         return None if array is None else as_picture(array)
 
     def _try(self, decoder: Callable[[Path | bytes, str], T], index: int) -> tuple[T | None, str]:
-        source = self.paths[index] if self.shards is None else self.shards.read(index)
         try:
+            source = self.paths[index] if self.archive is None else self.archive.read(index)
             return decoder(source, self.name(index)), ""
         except CannotDecode as error:
             return None, f"{self.name(index)} ({error})" if str(error) else self.name(index)
@@ -151,3 +176,33 @@ def as_picture(image: np.ndarray) -> Image.Image:
     """Return an image (uint8, H x W or H x W x C) to look at: the first three channels, or the first alone as grey."""
     shown = image if image.ndim == 2 else image[..., :3] if image.shape[2] >= 3 else image[..., 0]
     return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
+
+
+def _shares(match: re.Match[str]) -> tuple[float, float, int]:
+    """Return where the shares of ``[20%:80%,seed=1]`` start and end, and the seed."""
+    try:
+        first, last = (float(text[:-1]) / 100 for text in (match["first"] or "0%", match["last"] or "100%"))
+    except ValueError:
+        first, last = 1.0, 0.0
+    if not 0 <= first < last <= 1:
+        raise UsageError(f"{match[0]}: expected rising shares from 0% to 100%, such as [:80%] and [80%:]")
+    return first, last, int(match["seed"] or 0)
+
+
+def share_of(labels: np.ndarray | None, count: int, first: float, last: float, seed: int) -> np.ndarray:
+    """Return the numbers of images between two shares of each class, in rising order.
+
+    Args:
+        labels: int64, N, or None; sets of several labels an image are split as a whole.
+        count: N.
+        first: 0 to 1; shares that meet have no image in common and leave none out.
+        last: Above ``first``, to 1.
+        seed: Of the order of the images.
+    """
+    order = np.random.default_rng(seed).permutation(count)
+    if labels is None or labels.ndim > 1:
+        groups = [order]
+    else:
+        order = order[np.argsort(labels[order], kind="stable")]
+        groups = np.split(order, np.flatnonzero(np.diff(labels[order])) + 1)
+    return np.sort(np.concatenate([group[round(first * len(group)) : round(last * len(group))] for group in groups]))

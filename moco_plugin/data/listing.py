@@ -25,7 +25,6 @@ CONTAINERS = {  # what people keep images in that is not read
     ".mdb": "an LMDB database",
     ".h5": "an HDF5 file",
     ".hdf5": "an HDF5 file",
-    ".zip": "a zip archive",
     ".tfrecord": "a TFRecord file",
     ".rec": "a RecordIO file",
 }
@@ -48,8 +47,8 @@ def image_files(folder: Path) -> list[Path]:
             raise UserError(f"{folder} is {kind}, which is not read; {UNPACK}")
         found = "a file" if folder.exists() else "nothing"
         raise UserError(
-            f"{folder}: found {found}, expected a folder of images, a .txt list of them, tar shards "
-            "or an idx images file; check the path"
+            f"{folder}: found {found}, expected a folder of images, a .txt or .csv list of them, tar shards, a .zip "
+            "archive or an idx images file; check the path"
         )
     files: list[Path] = []
     others: Counter[str] = Counter()
@@ -143,7 +142,10 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
 
     Args:
         path: A ``.txt`` file of ``path`` or ``path label`` lines, or a ``.csv`` file of ``path`` or ``path,label`` rows,
-            whose first row may name the columns.
+            whose first row may name the columns. Where any label has a ``;``, images have several, or none.
+
+    Returns:
+        The paths; the labels, int64, N, or bool, N x C, for several an image; the classes.
 
     Raises:
         UserError: A line is neither, or files of the list are missing.
@@ -155,6 +157,7 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
     files = _Files()
     paths: list[Path] = []
     labels: list[str] = []
+    where: list[str] = []
     missing: list[Path] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
@@ -170,15 +173,9 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
             entry, label = cells[0].strip(), cells[1].strip() if len(cells) == 2 else ""
         else:
             entry, label = _entry(line, path.parent, files)
-        if paths and bool(label) != bool(labels):
-            has, first = ("a", "none") if label else ("no", "one")
-            raise UserError(
-                f"{path}, line {number}: {line!r} has {has} label and the first image has {first}; "
-                "give each line one, or none"
-            )
         paths.append(path.parent / entry)
-        if label:
-            labels.append(label)
+        labels.append(label)
+        where.append(f"{path}, line {number}: {line!r}")
         if paths[-1] not in files:
             missing.append(paths[-1])
     if not paths:
@@ -188,11 +185,28 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
             f"{path}: {len(missing)} of its {len(paths)} images are missing, {missing[0]} first; expected 'path' or "
             "'path label', with paths relative to the list's folder"
         )
-    if not labels:
+    if any(";" in label for label in labels):
+        return paths, *_several_labels(labels)
+    odd = next((place for place, label in enumerate(labels) if bool(label) != bool(labels[0])), None)
+    if odd is not None:
+        has, first = ("a", "none") if labels[odd] else ("no", "one")
+        raise UserError(f"{where[odd]} has {has} label and the first image has {first}; give each line one, or none")
+    if not labels[0]:
         return paths, None, None
     classes = tuple(sort_classes(labels))
     places = {name: i for i, name in enumerate(classes)}
     return paths, np.array([places[label] for label in labels], dtype=np.int64), classes
+
+
+def _several_labels(labels: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return which classes each image has (bool, N x C), and the classes; an empty text is none."""
+    sets = [{name.strip() for name in label.split(";")} - {""} for label in labels]
+    classes = tuple(sort_classes(name for names in sets for name in names))
+    places = {name: i for i, name in enumerate(classes)}
+    matrix = np.zeros((len(labels), len(classes)), dtype=bool)
+    for row, names in zip(matrix, sets, strict=True):
+        row[[places[name] for name in names]] = True
+    return matrix, classes
 
 
 class _Files:

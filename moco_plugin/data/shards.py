@@ -100,6 +100,11 @@ class TarShards:
     def __len__(self) -> int:
         return len(self._offsets)
 
+    def take(self, numbers: np.ndarray) -> None:
+        """Keep these images alone."""
+        self._shards, self._offsets = self._shards[numbers], self._offsets[numbers]
+        self._sizes, self._names = self._sizes[numbers], self._names[numbers]
+
     def name(self, index: int) -> str:
         """Return what to call an image: its shard and its name there."""
         return f"{self.urls[self._shards[index]]} member {self._names[index].decode(errors='replace')}"

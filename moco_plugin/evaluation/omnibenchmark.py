@@ -51,7 +51,7 @@ class ListedImages(ImageSet):
     def __init__(self, file: Path, paths: list[Path], labels: list[int]) -> None:
         self.spec, self.paths = str(file), paths
         self.labels = np.array(labels, dtype=np.int64)
-        self.array = self.shards = self.classes = self.value_range = None
+        self.array = self.archive = self.classes = self.value_range = None
         self.channels = 3
 
 

@@ -140,7 +140,7 @@ def fit_learning_rates(
 
     Args:
         features: N x D.
-        labels: N, 0 to ``classes`` - 1.
+        labels: N, 0 to ``classes`` - 1; or bool, N x C, for a logistic regression of each class.
         classes: C.
         lrs: Learning rates at the start.
         epochs: Passes.
@@ -162,17 +162,22 @@ def fit_learning_rates(
     for _ in trange(epochs, desc=progress, disable=progress is None, leave=False, unit="epoch"):
         for rows in torch.randperm(len(features), generator=generator).split(batch_size):
             logits, truth = fitted.logits(features[rows]), labels[rows].to(device)
-            losses = (
-                F.cross_entropy(logits.flatten(0, 1), truth.repeat(len(lrs)), reduction="none")
-                .view(len(lrs), -1)
-                .mean(dim=1)
-            )
+            losses = _losses(logits, truth).mean(dim=1)
             optimizer.zero_grad()
             # each classifier's gradient times its learning rate: SGD at 1 then takes each one's own step
             (rates * losses).sum().backward()
             optimizer.step()
             schedule.step()
     return LinearClassifiers(weight.detach(), bias.detach(), mean, scale)
+
+
+def _losses(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the loss (L x N) of L x N x C logits: cross-entropy, or its sum over classes for N x C labels."""
+    if truth.ndim > 1:
+        targets = truth.to(logits).expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(dim=2)
+    flat = F.cross_entropy(logits.flatten(0, 1), truth.repeat(len(logits)), reduction="none")
+    return flat.view(len(logits), -1)
 
 
 def fit_l2_weights(

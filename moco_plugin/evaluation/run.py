@@ -73,14 +73,14 @@ def read_subject(
     return Subject(checkpoint, backbone, dim, view, untrained, encoder)
 
 
-def read_sets(train_images: str, test_images: str) -> tuple[ImageSet, ImageSet]:
-    """Open a training and a test set with labels.
+def read_sets(train_images: str, test_images: str, several: bool = False) -> tuple[ImageSet, ImageSet]:
+    """Open a training and a test set with labels, one an image or several.
 
     Raises:
         UsageError: One has no labels, or their classes differ.
     """
     train, test = ImageSet(train_images), ImageSet(test_images)
-    check_labels(train, test)
+    check_labels(train, test, several)
     assert train.labels is not None and test.labels is not None
     if train.classes is None and (unseen := sorted(set(test.labels.tolist()) - set(train.labels.tolist()))):
         raise UsageError(

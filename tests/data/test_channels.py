@@ -155,7 +155,7 @@ def test_colours_change_in_the_first_three_channels_alone(engine: str) -> None:
 
 def test_statistics() -> None:
     images = ImageSet.__new__(ImageSet)
-    images.spec, images.channels, images.shards, images.paths = "a", 1, None, []
+    images.spec, images.channels, images.archive, images.paths = "a", 1, None, []
     images.array = np.array([[[0, 255]], [[0, 51]]], np.uint8)
     mean, std = measure_statistics(images)
     assert mean == [0.3] and std == [pytest.approx(np.std([0, 1, 0, 0.2]), abs=1e-4)]

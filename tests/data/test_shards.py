@@ -176,12 +176,12 @@ def test_packing_again_gives_the_same_bytes_and_overwrites_only_when_told(photos
 
 
 def test_index_made_from_headers_is_the_one_packed(photos: Path, packed: Path) -> None:
-    expected = ImageSet(str(packed)).shards
+    expected = ImageSet(str(packed)).archive
     for file in packed.glob("*.json"):
         file.unlink()
     found = ImageSet(str(packed))
-    assert expected is not None and found.shards is not None
-    assert [found.shards.read(i) for i in range(12)] == [expected.read(i) for i in range(12)]
+    assert expected is not None and found.archive is not None
+    assert [found.archive.read(i) for i in range(12)] == [expected.read(i) for i in range(12)]
     assert found.classes == ("0", "1")  # the names are in the index only
     assert found.labels is not None and expected.labels is not None
     assert found.labels.tolist() == expected.labels.tolist()

@@ -108,7 +108,7 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
 def _read(images: ImageSet, number: int) -> bytes:
     if images.array is not None:
         return b""
-    return images.shards.read(number) if images.shards is not None else Path(images.paths[number]).read_bytes()
+    return images.archive.read(number) if images.archive is not None else Path(images.paths[number]).read_bytes()
 
 
 def _advice(parts: dict[str, float], loader: float, trained: float, settings: dict[str, Any]) -> list[str]:

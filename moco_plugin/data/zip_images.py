@@ -1,0 +1,94 @@
+"""Image sets in a zip archive, read at random without unpacking."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from moco_plugin.data.bands import CannotDecode
+from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.listing import HIDDEN, folder_labels
+from moco_plugin.errors import UserError
+
+MOST_BYTES = 1 << 30  # of one image file
+
+
+class ZipImages:
+    """Images of a zip archive by number, in sorted order, as of the folder that it would unpack to.
+
+    Hidden files are skipped. Labels are the first level of folders, as of a folder; a single folder around all is
+    passed over.
+
+    Args:
+        path: The archive.
+
+    Attributes:
+        labels: int64, N, or None.
+        classes: Names of the labels, or None.
+
+    Raises:
+        UserError: The archive cannot be read, or has no image.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._opened: tuple[int, zipfile.ZipFile] | None = None
+        names = (info.filename for info in self._archive().infolist() if not info.is_dir())
+        self._names = sorted(name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name))
+        if not self._names:
+            raise UserError(f"{path} holds no image; expected files such as .jpg, .png or .tif")
+        firsts = {PurePosixPath(name).parts[0] for name in self._names}
+        nested = len(firsts) == 1 and all("/" in name for name in self._names)
+        self.labels, self.classes = folder_labels(
+            path / firsts.pop() if nested else path, [path / name for name in self._names]
+        )
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        """Return what to call an image: the archive and its name there."""
+        return f"{self.path} member {self._names[index]}"
+
+    def take(self, numbers: np.ndarray) -> None:
+        """Keep these images alone."""
+        self._names = [self._names[number] for number in numbers]
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image file.
+
+        Raises:
+            CannotDecode: They are damaged, or more than ``MOST_BYTES``.
+            UserError: They are encrypted.
+        """
+        archive, name = self._archive(), self._names[index]
+        info = archive.getinfo(name)
+        if info.flag_bits & 1:
+            raise UserError(f"{self.name(index)} is encrypted; unpack the archive")
+        if info.file_size > MOST_BYTES:
+            raise CannotDecode(f"more than {MOST_BYTES:,} bytes")
+        try:
+            return archive.read(name)
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError) as error:
+            raise CannotDecode(str(error)) from error
+        except Exception as error:  # of the decompressors
+            raise CannotDecode("") from error
+
+    def _archive(self) -> zipfile.ZipFile:
+        """Return the archive, opened once a process: a loader process must not share the place in the file."""
+        if self._opened is None or self._opened[0] != os.getpid():
+            try:
+                self._opened = os.getpid(), zipfile.ZipFile(self.path)
+            except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+                raise UserError(f"{self.path} cannot be read as a zip archive ({error}); check it") from error
+        return self._opened[1]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_opened": None}
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") or part in HIDDEN for part in PurePosixPath(name).parts)
