@@ -17,6 +17,7 @@ EXAMPLES = """examples:
   %(prog)s --task coco_fpn_1x --weights runs/photos/checkpoints/last.ckpt --images-per-batch 4
   %(prog)s --task voc_c4 --init random --out runs/voc_c4_random SOLVER.CHECKPOINT_PERIOD 1000
   %(prog)s --train-json train.json --train-images photos --weights runs/photos/checkpoints/last.ckpt
+  %(prog)s --train-labels labels --train-images photos --weights runs/photos/checkpoints/last.ckpt
   %(prog)s --train-folder yolo --weights runs/photos/checkpoints/last.ckpt --compare --out runs/comparison
 
 The same command resumes an interrupted experiment and keeps finished trials. tools/report.py gathers the results."""
@@ -33,11 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     own = parser.add_argument_group("own data, in place of --task")
     own.add_argument("--train-json", dest="train", metavar="FILE", help="a COCO file")
     own.add_argument("--train-folder", dest="train", metavar="FOLDER", help="a VOC or YOLO folder")
-    own.add_argument("--train-images", metavar="FOLDER", help="images of the COCO file (default: the file's folder)")
+    own.add_argument("--train-labels", metavar="FOLDER", help="label images, for semantic segmentation")
+    own.add_argument(
+        "--train-images", metavar="FOLDER", help="images of the label images, or of the COCO file (default: its folder)"
+    )
     own.add_argument("--test-json", dest="test", metavar="FILE", help="default: a fifth of the training images")
     own.add_argument("--test-folder", dest="test", metavar="FOLDER", help="a VOC or YOLO folder")
-    own.add_argument("--test-images", metavar="FOLDER", help="images of the test file")
-    own.add_argument("--model", default="fpn", help="fpn, c4, retinanet or timm:NAME (default: %(default)s)")
+    own.add_argument("--test-labels", metavar="FOLDER", help="label images to test on")
+    own.add_argument("--test-images", metavar="FOLDER", help="images of the test file or of the label images")
+    own.add_argument("--model", help="fpn, c4, retinanet or timm:NAME (default: fpn); fcn for label images")
     own.add_argument(
         "--compare", action="store_true", help="random, supervised, MoCo's and continued weights, one table"
     )
@@ -82,10 +87,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if args.list:
         print(list_tasks())
         return 0
-    if args.train:
+    if args.train and args.train_labels:
+        raise UsageError("--train-labels and another training set exclude each other; leave one out")
+    if args.train or args.train_labels:
         return _own_data(args)
     if not args.task:
-        raise UsageError("which task? pass --task NAME (--list shows them), or own data as --train-json FILE")
+        raise UsageError("which task? pass --task NAME (--list shows them), or own data, such as --train-json FILE")
     task = find_task(args.task)
     init = args.init or "moco"
     task.config(init)
@@ -122,10 +129,11 @@ def _own_data(args: argparse.Namespace) -> int:
     gpus = default_gpus() if args.gpus is None else args.gpus
     out = args.out or Path("runs/detector")
     recipe, results = train_on_own_data(
-        args.train,
+        args.train or args.train_labels,
         args.train_images,
-        args.test,
+        args.test or args.test_labels,
         args.test_images,
+        semantic=args.train_labels is not None,
         model=args.model,
         weights=args.weights,
         init=args.init,

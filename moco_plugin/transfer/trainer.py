@@ -322,6 +322,7 @@ def _run(cfg: CfgNode, args: SimpleNamespace) -> None:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
     for message in ("torch.meshgrid", "torch.jit.script", "NumPy array is not writable"):  # detectron2's to mend
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:`torch.jit.script` is deprecated:FutureWarning")  # loader processes
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_dataset(name)  # registers what is named by its file, in this process too
     default_setup(cfg, args)

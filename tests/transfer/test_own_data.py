@@ -7,15 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
 from moco_plugin.transfer.own_data.dataset import prepare
 from moco_plugin.transfer.own_data.formats import read_detection_data
 from moco_plugin.transfer.own_data.recipe import choose_recipe
+from moco_plugin.transfer.own_data.semantic import prepare_semantic
 from tests.helpers.processes import Tool
 
 Content = dict[str, Any]
@@ -195,7 +197,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
         "INPUT.MIN_SIZE_TEST",
         "64",
     ]
-    short += ["TEST.PRECISE_BN.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0"]
+    short += ["TEST.PRECISE_BN.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "TEST.DETECTIONS_PER_IMAGE", "3"]
     command = [*data, "--weights", weights, "--compare", "--supervised", weights, "--trials", "1", "--out", out]
     shown = tool("transfer", *command, *short).stdout
     assert "8 training images, 2 classes: cat, hot dog" in shown and "not compared; give --continued" in shown
@@ -211,3 +213,99 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     assert {row["category_id"] for row in json.loads(found.read_text())} <= {3, 17}
     refused = tool("transfer", *data, "--weights", weights, "--model", "c4", "--out", tmp_path / "c4", code=2).stderr
     assert "holds a resnet18, which --model c4 cannot be built on; choose --model fpn" in refused
+
+
+SHORT = [
+    "SOLVER.MAX_ITER",
+    "2",
+    "SOLVER.STEPS",
+    "(1,)",
+    "TEST.PRECISE_BN.ENABLED",
+    "False",
+    "DATALOADER.NUM_WORKERS",
+    "1",
+]
+
+
+def with_keypoints(content: Content) -> None:
+    for row in content["annotations"]:
+        row["keypoints"] = [10, 10, 2, 20, 10, 2, 15, 20, 1]
+    for row in content["categories"]:
+        row["keypoints"], row["skeleton"] = ["left_ear", "right_ear", "tail"], [[1, 3], [2, 3]]
+
+
+def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None:
+    file = coco(tmp_path / "train.json", photos, with_keypoints)
+    out = tmp_path / "out"
+    small = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+    sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "TEST.DETECTIONS_PER_IMAGE", "3"]
+    data = ["--train-json", file, "--train-images", photos, "--out", out]
+    shown = tool("transfer", *data, *SHORT, *small, *sizes).stdout
+    assert "boxes and masks and 3 keypoints" in shown and "keypoint AP50" in shown
+    metadata = keypoint_metadata(out / "data" / "train.json")
+    assert metadata["keypoint_flip_map"] == [("left_ear", "right_ear")]
+    assert [rule[:2] for rule in metadata["keypoint_connection_rules"]] == [("left_ear", "tail"), ("right_ear", "tail")]
+    found = tmp_path / "found.json"
+    model = out / "trial_1" / "model_final.pth"
+    pictures = ["--out", tmp_path / "pictures", "--json", found, "--threshold", "0.01", photos / "bild ä 3.jpg"]
+    tool("predict", "--weights", model, *pictures)
+    assert all(len(row["keypoints"]) == 9 for row in json.loads(found.read_text()))
+
+    def one_without(content: Content) -> None:
+        with_keypoints(content)
+        del content["annotations"][0]["keypoints"]
+
+    prepared = prepare(tmp_path / "data", coco(tmp_path / "some.json", photos, one_without), photos)
+    assert not prepared.keypoints and "1 of 10 objects have not 3 of them" in prepared.notes[-1]
+
+
+@pytest.fixture
+def labels(tmp_path: Path, photos: Path) -> Path:
+    """Label images of the photos: of a palette or grey, with ignored pixels."""
+    folder = tmp_path / "labels"
+    folder.mkdir()
+    for number, photo in enumerate(sorted(photos.iterdir())):
+        array = np.zeros((48, 64), np.uint8)
+        array[8:28, 8:24], array[:2] = 1 + number % 2, 255
+        image = Image.fromarray(array)
+        if number % 2:
+            image.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0] + 253 * [0, 0, 0])
+        image.save(folder / f"{photo.stem}.png")
+    return folder
+
+
+def test_label_images_are_trained(tmp_path: Path, photos: Path, labels: Path, tool: Tool) -> None:
+    (labels / "classes.txt").write_text("background\ncät\ndog\n")
+    out = tmp_path / "out"
+    small = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.RES5_DILATION", "1"]
+    data = ["--train-labels", labels, "--train-images", photos, "--out", out]
+    shown = tool("transfer", *data, *SHORT, *small, "INPUT.CROP.SIZE", "(33, 33)").stdout
+    assert "8 training images, 3 classes: background, cät, dog" in shown and "mIoU" in shown
+    tool("predict", "--weights", out / "trial_1" / "model_final.pth", "--out", tmp_path / "pictures", photos)
+    assert len(list((tmp_path / "pictures").iterdir())) == 10
+
+
+def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels: Path) -> None:
+    data = prepare_semantic(tmp_path / "data", labels, photos)
+    assert data.classes == ("0", "1", "2") and (data.images, data.test_images) == (8, 2)
+    (labels / "bild ä 0.png").unlink()
+    Image.new("L", (64, 48)).save(labels / "other.png")
+    notes = prepare_semantic(tmp_path / "data", labels, photos).notes
+    assert "left out 1 label images without an image: other.png" in notes
+    assert "left out 1 images without a label image: bild ä 0" in notes
+
+    def refused(image: Image.Image, sentence: str) -> None:
+        image.save(labels / "bild ä 1.png")
+        with pytest.raises(UserError, match=sentence):
+            prepare_semantic(tmp_path / "data", labels, photos)
+
+    refused(Image.new("L", (32, 48)), r"1\.png has 32 x 48 pixels, and its image 64 x 48")
+    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one number a pixel")
+    refused(Image.fromarray(np.full((48, 64), 300, np.uint16)), r"has the label 300; expected 0 to 254")
+    (labels / "classes.txt").write_text("background\n")
+    refused(Image.new("L", (64, 48)), r"has the label [12], and there are 1 names")
+    (labels / "classes.txt").unlink()
+    for path in labels.iterdir():
+        Image.new("L", (64, 48)).save(path)
+    with pytest.raises(UserError, match=r"all pixels of .* have the label 0, or 255, which is ignored"):
+        prepare_semantic(tmp_path / "data", labels, photos)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json, load_voc_instances, register_coco_instances
@@ -14,6 +16,8 @@ from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_roo
 from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
 
 FILE_PREFIX = "coco:"  # a data set of this name is the COCO file whose path follows
+SEMANTIC_PREFIX = "semantic:"  # the same for a list of images and label images, see own_data/semantic.py
+_SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def register_scenes(root: Path | None = None, name: str = "scenes") -> None:
@@ -50,6 +54,51 @@ def _load_voc(root: Path, split: str, name: str) -> list[dict]:
     return list(load_voc_instances(str(root), split, class_names))
 
 
+def _register_file(name: str) -> None:
+    """Register a data set that is named by its file, if it is."""
+    if name.startswith(FILE_PREFIX):
+        path = name.removeprefix(FILE_PREFIX)
+        register_coco_instances(name, keypoint_metadata(Path(path)), path, "")
+    elif name.startswith(SEMANTIC_PREFIX):
+        content = read_json(Path(name.removeprefix(SEMANTIC_PREFIX)))
+        entries = content["images"]
+        DatasetCatalog.register(name, lambda: [dict(entry) for entry in entries])
+        MetadataCatalog.get(name).set(
+            stuff_classes=content["classes"],
+            ignore_label=content["ignore_label"],
+            evaluator_type="sem_seg",
+            image_root=str(Path(entries[0]["file_name"]).parent),
+            sem_seg_root=str(Path(entries[0]["sem_seg_file_name"]).parent),
+        )
+
+
+def keypoint_metadata(path: Path) -> dict[str, Any]:
+    """Return what detectron2 needs to know of the keypoints that a COCO file's first class names; nothing if none.
+
+    Keypoints whose names differ in left and right change places in flipped images.
+    """
+    content = read_json(path) if path.is_file() else None
+    categories = content.get("categories") if isinstance(content, dict) else None
+    named = (row for row in categories or () if isinstance(row, dict) and row.get("keypoints"))
+    if not (category := next(named, None)):
+        return {}
+    names = [str(name) for name in category["keypoints"]]
+    flips = [
+        (name, other)
+        for name in names
+        if (other := _other_side(name)) in names and names.index(name) < names.index(other)
+    ]
+    edges = [
+        pair for pair in category.get("skeleton") or () if len(pair) == 2 and all(0 < n <= len(names) for n in pair)
+    ]
+    rules = [(names[one - 1], names[two - 1], (0, 160, 255)) for one, two in edges]  # COCO counts from 1
+    return {"keypoint_names": names, "keypoint_flip_map": flips, "keypoint_connection_rules": rules}
+
+
+def _other_side(name: str) -> str:
+    return "".join(_SIDES.get(part, part) for part in re.split(r"([_\-. ]|(?<=left)|(?<=right))", name) if part)
+
+
 def register_datasets() -> None:
     """Register the data sets that detectron2 lacks, below :func:`datasets_root`."""
     register_scenes()
@@ -63,8 +112,8 @@ def require_dataset(name: str) -> None:
         UsageError: No data set of that name is registered.
         UserError: A file or a package is missing.
     """
-    if name.startswith(FILE_PREFIX) and name not in DatasetCatalog.list():
-        register_coco_instances(name, {}, name.removeprefix(FILE_PREFIX), "")
+    if name not in DatasetCatalog.list():
+        _register_file(name)
     if name not in DatasetCatalog.list():
         raise UsageError(f"data set {name!r} is not registered{did_you_mean(name, DatasetCatalog.list())}")
     for package in PACKAGES.get(getattr(MetadataCatalog.get(name), "evaluator_type", ""), ()):

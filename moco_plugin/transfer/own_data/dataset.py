@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ SHOWN = 3  # names in a message
 
 @dataclass(frozen=True)
 class OwnData:
-    """A training and a test set as COCO files.
+    """A training and a test set, as COCO files or as lists of images and label images.
 
     Attributes:
         train: The file to train on.
@@ -34,6 +35,8 @@ class OwnData:
         classes: Names, in the order of the model's outputs.
         masks: Whether all objects have masks.
         notes: Sentences on what was assumed or left out.
+        keypoints: Number of keypoints of an object; 0 if they are not trained.
+        prefix: Of the data sets' names: what kind of file they are.
     """
 
     train: Path
@@ -43,11 +46,13 @@ class OwnData:
     classes: tuple[str, ...]
     masks: bool
     notes: tuple[str, ...]
+    keypoints: int = 0
+    prefix: str = FILE_PREFIX
 
     @property
     def names(self) -> tuple[str, str]:
         """Names of the data sets for detectron2; ``require_dataset`` registers them in any process."""
-        return f"{FILE_PREFIX}{self.train}", f"{FILE_PREFIX}{self.test}"
+        return f"{self.prefix}{self.train}", f"{self.prefix}{self.test}"
 
 
 def prepare(
@@ -90,14 +95,32 @@ def prepare(
     if not masks and any(row.get("segmentation") for row in objects):
         lacking = sum(not row.get("segmentation") for row in objects)
         notes.append(f"{lacking} of {len(objects)} objects have no mask, so boxes alone are trained")
-    if any("keypoints" in row for row in objects):
-        notes.append("keypoints are not trained")
+    keypoints = _count_keypoints(content["categories"], objects, notes)
     write_json(out / "train.json", content)
     write_json(out / "test.json", held_out)
     classes = tuple(row["name"] for row in sorted(content["categories"], key=lambda row: int(row["id"])))
     train_file, test_file = ((out / name).resolve() for name in ("train.json", "test.json"))
     counts = len(content["images"]), len(held_out["images"])
-    return OwnData(train_file, test_file, *counts, classes, masks, tuple(notes))
+    return OwnData(train_file, test_file, *counts, classes, masks, tuple(notes), keypoints)
+
+
+def _count_keypoints(categories: list[dict[str, Any]], objects: list[dict[str, Any]], notes: list[str]) -> int:
+    """Return how many keypoints each object has; 0, and a sentence that says why, if they cannot be trained."""
+    if not any(row.get("keypoints") for row in objects):
+        return 0
+    used = {row["category_id"] for row in objects}
+    lists = {tuple(row.get("keypoints") or ()) for row in categories if row["id"] in used}
+    names = lists.pop() if len(lists) == 1 else ()
+    if not names:
+        notes.append("keypoints are not trained: the classes do not name the same keypoints")
+        return 0
+    wrong = sum(len(row.get("keypoints") or ()) != 3 * len(names) for row in objects)
+    if wrong:
+        notes.append(f"keypoints are not trained: {wrong} of {len(objects)} objects have not {len(names)} of them")
+        return 0
+    for row in objects:
+        row["num_keypoints"] = sum(visible > 0 for visible in row["keypoints"][2::3])
+    return len(names)
 
 
 def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[str]]:
@@ -130,7 +153,7 @@ def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[
             f"{f' ({missing[0]})' if missing else ''}; expected 2 or more, so check the folder of images"
         )
     if missing:
-        notes.append(f"left out {len(missing)} of {len(content['images'])} images that are not there: {_few(missing)}")
+        notes.append(f"left out {len(missing)} of {len(content['images'])} images that are not there: {few(missing)}")
     listed = [images.get(row["id"], row) for row in content["images"]]
     if problem := check_content({**content, "images": listed}):
         raise UserError(f"{source}: {problem}; correct the file")
@@ -153,13 +176,13 @@ def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[
         kept[-1].setdefault("iscrowd", 0)
     if outside:
         notes.append(
-            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {_few(list(outside))}"
+            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {few(list(outside))}"
         )
     used = {row["category_id"] for row in kept}
     unused = [row["name"] for row in content["categories"] if row["id"] not in used]
     if unused:
         notes.append(
-            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {_few(unused)}"
+            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {few(unused)}"
         )
     rows = [{**row, "id": numbers[key]} for key, row in images.items()]
     return {"images": rows, "annotations": kept, "categories": content["categories"]}, notes
@@ -187,11 +210,12 @@ def _check_categories(train: dict[str, Any], test: dict[str, Any], source: Path,
     used = {names[row["category_id"]] for row in test["annotations"]}
     if unknown := sorted(used - numbers.keys()):
         raise UserError(
-            f"{other} has {len(unknown)} classes that {source} has not: {_few(unknown)}; expected those of the training set"
+            f"{other} has {len(unknown)} classes that {source} has not: {few(unknown)}; expected those of the training set"
         )
     for row in test["annotations"]:
         row["category_id"] = numbers[names[row["category_id"]]]
 
 
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
+def few(names: Sequence[object]) -> str:
+    """Return the first of some names."""
+    return ", ".join(map(str, names[:SHOWN])) + (" ..." if len(names) > SHOWN else "")

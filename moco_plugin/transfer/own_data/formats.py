@@ -86,7 +86,7 @@ def _read_voc(root: Path) -> dict[str, Any]:
 def _read_yolo(root: Path) -> dict[str, Any]:
     from PIL import Image, ImageOps
 
-    names = _yolo_names(root)
+    names = class_names(root)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for number, path in enumerate(_files(root, SUFFIXES), start=1):
@@ -131,7 +131,8 @@ def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
     )
 
 
-def _yolo_names(root: Path) -> list[str]:
+def class_names(root: Path) -> list[str]:
+    """Return the names of the classes that a YAML file or ``classes.txt`` in a folder, or above, has; else none."""
     for folder in (root, root.parent):
         for path in (*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*.yml"))):
             names = read_yaml_file(path, str(path)).get("names")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UsageError, UserError, did_you_mean
+from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
 from moco_plugin.transfer.own_data.dataset import OwnData
 from moco_plugin.transfer.tasks import INITIALISATIONS, Metric, Task
 
@@ -17,13 +19,21 @@ MODELS = {
     "c4": ("coco/coco_R_50_C4_1x", 0.02),
     "retinanet": ("coco/coco_retinanet_R_50_FPN_1x", 0.01),
     "timm": ("timm/coco_timm_FPN_1x_moco", 0.02),
+    "fcn": ("voc/pascal_voc_2012_fcn_R_50_30k", 0.003),
 }
 """Config of each model, without its initialisation, and the learning rate for 16 images."""
+KEYPOINTS = "coco/coco_keypoint_R_50_FPN_2x"  # config of "fpn" for data with keypoints
+OKS_SIGMA = 0.05  # of a keypoint: how far off it may be, as a share of the object's size; the mean of COCO's is 0.06
 EPOCHS = 12  # of COCO's 1x schedule, rounded
+EPOCHS_OF_FCN = 45  # of VOC's schedule, rounded
 LEAST_STEPS, LEAST_STEPS_ON_CPU = 1000, 300
 BATCH_ON_CPU = 2
 SIDE_ON_CPU = 320  # pixels of the short side
+CROP, CROP_ON_CPU = 513, 257  # pixels of the sides of FCN's crops
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
+
+
+TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
 @dataclass(frozen=True)
@@ -40,7 +50,7 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
     """Return how to train a model on own data.
 
     Args:
-        model: "fpn", "c4", "retinanet" or "timm:NAME".
+        model: "fpn", "c4", "retinanet" or "timm:NAME"; "fcn" for semantic segmentation.
         data: The data.
         weights: A checkpoint whose network the detector is built on; None, or a detectron2 ``.pkl``, for ResNet-50.
         gpus: Training processes of this machine; without a GPU one.
@@ -49,22 +59,23 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
         UsageError: Unknown model, or one that the weights do not fit.
     """
     kind, _, network = model.partition(":")
-    if kind not in MODELS or (kind == "timm") != bool(network):
-        known = ("fpn", "c4", "retinanet", "timm:NAME")
+    semantic = data.prefix == SEMANTIC_PREFIX
+    if kind not in MODELS or (kind == "timm") != bool(network) or (kind == "fcn") != semantic:
+        known = ("fcn",) if semantic else ("fpn", "c4", "retinanet", "timm:NAME")
         raise UsageError(f"--model is {model!r}; expected {', '.join(known)}{did_you_mean(kind, MODELS)}")
     config, rate = MODELS[kind]
     own = ["MODEL.TIMM.NAME", network] if network else _resnet(kind, weights)
     cpu = not torch.cuda.is_available()
     batch = BATCH_ON_CPU if cpu else max(gpus, min(16, 4 * gpus))
-    steps = max(LEAST_STEPS_ON_CPU if cpu else LEAST_STEPS, EPOCHS * data.images // batch)
+    epochs, least = EPOCHS_OF_FCN if semantic else EPOCHS, LEAST_STEPS_ON_CPU if cpu else LEAST_STEPS
+    steps = max(least, epochs * data.images // batch)
     masks = data.masks and kind != "retinanet"
+    keypoints = data.keypoints if kind == "fpn" else 0
+    config = KEYPOINTS if keypoints else config
     lr = rate * batch / 16
-    chosen = {
+    chosen: dict[str, Any] = {
         "DATASETS.TRAIN": f"({data.names[0]!r},)",
         "DATASETS.TEST": f"({data.names[1]!r},)",
-        "MODEL.RETINANET.NUM_CLASSES" if kind == "retinanet" else "MODEL.ROI_HEADS.NUM_CLASSES": len(data.classes),
-        "MODEL.MASK_ON": masks,
-        "INPUT.MASK_FORMAT": "bitmask",  # reads polygons and run lengths
         "SOLVER.IMS_PER_BATCH": batch,
         "SOLVER.BASE_LR": round(lr, 6),
         "SOLVER.MAX_ITER": steps,
@@ -72,29 +83,61 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
         "SOLVER.WARMUP_ITERS": min(1000, steps // 10),
         "SOLVER.CHECKPOINT_PERIOD": max(100, steps // 10),
     }
+    shallow = "MODEL.RESNETS.RES2_OUT_CHANNELS" in own
+    chosen |= _for_labels(data, steps, shallow, cpu) if semantic else _for_objects(kind, data, masks, keypoints, cpu)
     if cpu:
-        chosen |= {
-            "INPUT.MIN_SIZE_TRAIN": (SIDE_ON_CPU,),
-            "INPUT.MIN_SIZE_TEST": SIDE_ON_CPU,
-            "INPUT.MAX_SIZE_TRAIN": 2 * SIDE_ON_CPU,
-            "INPUT.MAX_SIZE_TEST": 2 * SIDE_ON_CPU,
-            "DATALOADER.NUM_WORKERS": 1,
-            "TEST.PRECISE_BN.NUM_ITER": 50,
-        }
+        chosen |= {"DATALOADER.NUM_WORKERS": 1, "TEST.PRECISE_BN.NUM_ITER": 50}
     overrides = [*own, *(str(item) for pair in chosen.items() for item in pair)]
-    box = tuple(Metric(f"box {name}", "bbox", name) for name in ("AP", "AP50", "AP75"))
-    mask = tuple(Metric(f"mask {name}", "segm", name) for name in ("AP", "AP50", "AP75"))
+    groups = ["bbox", *["segm"] * masks, *["keypoints"] * bool(keypoints)]
+    metrics = tuple(
+        Metric(f"{TITLES[group]} {name}", group, name) for group in groups for name in ("AP", "AP50", "AP75")
+    )
+    if semantic:
+        metrics = (Metric("mIoU", "sem_seg", "mIoU"), Metric("pixel accuracy", "sem_seg", "pACC"))
     configs = {init: config if kind == "timm" else f"{config}_{init}" for init in INITIALISATIONS}
-    task = Task(f"own_{kind}", f"own data, {model}", configs, data.names, box + mask if masks else box)
+    task = Task(f"own_{kind}", f"own data, {model}", configs, data.names, metrics)
+    parts = ["boxes", *["masks"] * masks, *[f"{keypoints} keypoints"] * bool(keypoints)]
+    trained = "labels" if semantic else " and ".join(parts)
     sentences = (
         f"{data.images} training images, {len(data.classes)} classes: {', '.join(data.classes[:10])}"
         + (" ..." if len(data.classes) > 10 else ""),
         *data.notes,
-        f"{model}: {'boxes and masks' if masks else 'boxes'}, batch {batch}, learning rate {lr:g} ({rate:g} for 16 images), "
-        f"{steps} steps, {steps * batch / data.images:.0f} epochs (12, and {LEAST_STEPS_ON_CPU if cpu else LEAST_STEPS} "
+        *(["keypoints are trained by --model fpn alone"] if data.keypoints and not keypoints else []),
+        *(["res5 has stride 32: a ResNet-18 or 34 of detectron2's has no dilation"] if semantic and shallow else []),
+        f"{model}: {trained}, batch {batch}, learning rate {lr:g} ({rate:g} for 16 images), "
+        f"{steps} steps, {steps * batch / data.images:.0f} epochs ({epochs}, and {least} "
         "steps at least); KEY VALUE pairs at the end of the command change them",
     )
     return Recipe(data, task, tuple(overrides), sentences)
+
+
+def _for_labels(data: OwnData, steps: int, shallow: bool, cpu: bool) -> dict[str, Any]:
+    """Return the overrides of semantic segmentation."""
+    side = CROP_ON_CPU if cpu else CROP
+    return {
+        "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(data.classes),
+        "MODEL.RESNETS.RES5_DILATION": 1 if shallow else 2,
+        "INPUT.CROP.SIZE": (side, side),
+        "SOLVER.STEPS": (round(steps * 0.7), round(steps * 0.9)),
+        "SOLVER.WARMUP_ITERS": 0,
+    }
+
+
+def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: bool) -> dict[str, Any]:
+    """Return the overrides of detection."""
+    chosen: dict[str, Any] = {
+        "MODEL.RETINANET.NUM_CLASSES" if kind == "retinanet" else "MODEL.ROI_HEADS.NUM_CLASSES": len(data.classes),
+        "MODEL.MASK_ON": masks,
+        "INPUT.MASK_FORMAT": "bitmask",  # reads polygons and run lengths
+    }
+    if keypoints:
+        sigmas = [OKS_SIGMA] * keypoints
+        chosen |= {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": keypoints, "TEST.KEYPOINT_OKS_SIGMAS": sigmas}
+    if cpu:
+        for part in ("TRAIN", "TEST"):
+            chosen[f"INPUT.MAX_SIZE_{part}"] = 2 * SIDE_ON_CPU
+        chosen |= {"INPUT.MIN_SIZE_TRAIN": (SIDE_ON_CPU,), "INPUT.MIN_SIZE_TEST": SIDE_ON_CPU}
+    return chosen
 
 
 def _resnet(kind: str, weights: str | Path | None) -> list[str]:

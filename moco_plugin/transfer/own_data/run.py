@@ -10,6 +10,7 @@ from typing import Any
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.own_data.dataset import prepare
 from moco_plugin.transfer.own_data.recipe import Recipe, choose_recipe
+from moco_plugin.transfer.own_data.semantic import prepare_semantic
 from moco_plugin.transfer.runner import run_trials
 from moco_plugin.transfer.trainer import Machines, default_gpus
 
@@ -22,7 +23,8 @@ def train_on_own_data(
     test: str | Path | None = None,
     test_images: str | Path | None = None,
     *,
-    model: str = "fpn",
+    semantic: bool = False,
+    model: str | None = None,
     weights: str | Path | None = None,
     init: str | None = None,
     compare: bool = False,
@@ -35,14 +37,16 @@ def train_on_own_data(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
 ) -> tuple[Recipe, list[dict[str, Any]]]:
-    """Train and test a detector on own data.
+    """Train and test a detector, or semantic segmentation, on own data.
 
     Args:
-        train: A COCO file, or a VOC or YOLO folder; see ``read_detection_data``.
-        train_images: Folder of the images of a COCO file.
+        train: A COCO file, or a VOC or YOLO folder; see ``read_detection_data``. A folder of label images for semantic
+            segmentation; see ``prepare_semantic``.
+        train_images: Folder of the images of a COCO file or of label images.
         test: Data to test on; None holds out a share of the training images.
         test_images: Folder of its images.
-        model: "fpn", "c4", "retinanet" or "timm:NAME".
+        semantic: Train semantic segmentation.
+        model: "fpn" (also for None), "c4", "retinanet" or "timm:NAME"; "fcn" for semantic segmentation.
         weights: A MoCo checkpoint to start from; None for random weights.
         init: "moco", "random" or "supervised"; None for "moco" with weights, else "random".
         compare: Train from random weights, ``supervised``, ``weights`` and ``continued``, on one schedule.
@@ -71,8 +75,13 @@ def train_on_own_data(
         raise UsageError("no training data; give a COCO file, or a VOC or YOLO folder")
     machines = machines or Machines(default_gpus())
     out.mkdir(parents=True, exist_ok=True)
-    data = prepare(out / "data", paths[0], paths[1], paths[2], paths[3], seed)
-    recipe = choose_recipe(model, data, weights, machines.gpus)
+    if semantic:
+        if paths[1] is None:
+            raise UsageError("label images need --train-images, the folder of their images")
+        data = prepare_semantic(out / "data", paths[0], paths[1], paths[2], paths[3], seed)
+    else:
+        data = prepare(out / "data", paths[0], paths[1], paths[2], paths[3], seed)
+    recipe = choose_recipe(model or ("fcn" if semantic else "fpn"), data, weights, machines.gpus)
     for sentence in recipe.sentences:
         print(sentence, flush=True)
     starts: dict[str, tuple[str, str | Path | None]] = {}
