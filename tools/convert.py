@@ -10,6 +10,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+try:
+    import moco_plugin  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
+from moco_plugin.early_checks import check_checkpoint
 from moco_plugin.errors import UsageError, command
 from moco_plugin.safe_yaml import parse_yaml
 
@@ -78,6 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args(arguments[inspecting:])
     architecture, *pairs = args.architecture or [None]
     network = parse_arguments(pairs)
+    check_checkpoint(args.file)
 
     if inspecting:
         from moco_plugin.checkpoints.describe import describe

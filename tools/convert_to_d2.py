@@ -7,6 +7,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+try:
+    import moco_plugin  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
+from moco_plugin.early_checks import check_checkpoint
 from moco_plugin.errors import command
 
 EXAMPLES = """example:
@@ -25,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.pkl if it exists")
     args = parser.parse_args(argv)
+
+    check_checkpoint(args.input)
 
     from moco_plugin.conversion import convert
 

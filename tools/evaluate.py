@@ -9,6 +9,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+try:
+    import moco_plugin  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
+from moco_plugin.early_checks import check_checkpoint, check_images
 from moco_plugin.errors import command
 
 W = "--weights runs/photos/checkpoints/last.ckpt"
@@ -147,6 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             parser.error("--test is missing; it is only held out of a --train without [...]")
         args.train, args.test = f"{args.train}[:80%]", f"{args.train}[80%:]"
         print("testing on a fifth of each class, drawn by seed 0, and training on the others")
+    check_checkpoint(args.weights)
+    for spec in (args.root,) if args.what == "omnibenchmark" else (args.train, args.test):
+        check_images(spec)
     arguments = vars(args)
     protocol, fast = arguments.pop("what"), arguments.pop("fast", False)
     picture = arguments.pop("picture", None)

@@ -7,6 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+try:
+    import moco_plugin  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """examples:

@@ -17,6 +17,11 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    import moco_plugin  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
 from moco_plugin.errors import UserError, command
 
 OFFICIAL = "https://github.com/facebookresearch/detectron2"

@@ -7,8 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from moco_plugin.data.images import ImageSet
-from moco_plugin.data.shard_writer import make_shards
+try:
+    import moco_plugin  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """example:
@@ -36,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace shards that are there already")
     args = parser.parse_args(argv)
+
+    from moco_plugin.data.images import ImageSet
+    from moco_plugin.data.shard_writer import make_shards
 
     images = ImageSet(args.images)
     if not images.paths:

@@ -7,6 +7,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+try:
+    import moco_plugin  # noqa: F401
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """examples:
@@ -45,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         hint = f"; did you mean {' or '.join(f'{key}=VALUE' for key in meant)}?" if meant else ""
         raise UsageError(f"unrecognized argument {option}{hint}")
 
+    from moco_plugin.early_checks import check_overrides
+
+    check_overrides(args.overrides, paths=not args.print_config)
     recipe = None if args.config else default_recipe(args.overrides)
     config = load_config(args.config or recipe, args.overrides)
     line = describe_recipe(recipe, config) if recipe else ""

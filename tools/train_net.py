@@ -3,8 +3,14 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+
+try:
+    import moco_plugin
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 import moco_plugin.transfer  # noqa: F401  (prepares detectron2 in the processes that its launcher spawns)
 from moco_plugin.errors import command
@@ -20,14 +26,24 @@ EXAMPLES = """examples:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse detectron2's command line and ours, and train."""
-    from moco_plugin.transfer.trainer import Machines, train  # isort: skip  (before detectron2, which it prepares)
-    from detectron2.engine import default_argument_parser
-
-    parser = default_argument_parser(epilog=EXAMPLES)
-    parser.description = __doc__
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="a path, or a name below configs/detectron2")
+    parser.add_argument("--resume", action="store_true", help="resume the run in OUTPUT_DIR, if there is one")
+    parser.add_argument("--eval-only", action="store_true", help="only evaluate MODEL.WEIGHTS")
+    parser.add_argument("--num-gpus", type=int, default=1, help="of each machine (default: %(default)s)")
+    parser.add_argument("--num-machines", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--machine-rank", type=int, default=0, help="of this machine (default: %(default)s)")
+    parser.add_argument("--dist-url", help="where the machines meet, such as tcp://10.0.0.1:29500")
+    parser.add_argument(
+        "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="change the config, as in detectron2's train_net"
+    )
     parser.add_argument("--allow-partial", action="store_true", help="let part of the backbone stay random")
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds")
     args = parser.parse_args(argv)
+
+    from moco_plugin.transfer.trainer import Machines, train
 
     train(
         args.config_file,

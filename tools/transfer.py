@@ -8,7 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+try:
+    import moco_plugin
+except ModuleNotFoundError:
+    sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
+
 import moco_plugin.transfer  # noqa: F401  (prepares detectron2 in the processes that its launcher spawns)
+from moco_plugin.early_checks import check_checkpoint
 from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """examples:
@@ -80,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="change the config, after scaling"
     )
     args = parser.parse_args(argv)
+    for path in (args.weights, args.supervised, args.continued):
+        check_checkpoint(path or "")
+    for path in (args.train, args.train_labels, args.train_images, args.test, args.test_labels, args.test_images):
+        if path is not None and not Path(path).expanduser().exists():
+            raise UsageError(f"{path} does not exist; check the path")
 
     from moco_plugin.report.transfer_table import list_tasks, transfer_table
     from moco_plugin.transfer.tasks import find_task

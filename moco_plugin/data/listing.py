@@ -14,6 +14,7 @@ import numpy as np
 
 from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.data.shard_index import sort_classes
+from moco_plugin.early_checks import EXPECTED_IMAGES
 from moco_plugin.errors import UserError
 
 LONGEST_LINE = 4096  # characters
@@ -46,10 +47,7 @@ def image_files(folder: Path) -> list[Path]:
         if kind := CONTAINERS.get(folder.suffix.lower()):
             raise UserError(f"{folder} is {kind}, which is not read; {UNPACK}")
         found = "a file" if folder.exists() else "nothing"
-        raise UserError(
-            f"{folder}: found {found}, expected a folder of images, a .txt or .csv list of them, tar shards, a .zip "
-            "archive or an idx images file; check the path"
-        )
+        raise UserError(f"{folder}: found {found}, {EXPECTED_IMAGES}; check the path")
     files: list[Path] = []
     others: Counter[str] = Counter()
     for path in _walk(folder):

@@ -13,12 +13,14 @@ import torch
 from torch.utils.data import DataLoader
 
 
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def loader_processes(workers: int) -> int:
     """Return the number of loader processes: -1 takes the available cores, at most 16."""
-    if workers >= 0:
-        return workers
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(16, available)
+    return workers if workers >= 0 else min(16, available_cores())
 
 
 def training_loader_options(workers: int) -> dict[str, Any]:

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning import callbacks, loggers
+from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loggers import Logger
 
+from moco_plugin.data.loading import available_cores
 from moco_plugin.errors import UsageError, did_you_mean
 
 LOGGERS = {
@@ -47,6 +50,10 @@ def check_trainer_arguments(given: Mapping[str, Any]) -> None:
         )
     if given.get("enable_checkpointing", True) is False:
         raise UsageError("trainer.enable_checkpointing=false: a run is resumed from its checkpoint; leave it out")
+    accelerator = given.get("accelerator")
+    there = {"cuda": torch.cuda.is_available(), "gpu": torch.cuda.is_available() or torch.backends.mps.is_available()}
+    if not there.get(str(accelerator), True):
+        raise UsageError(f"trainer.accelerator={accelerator}, and torch finds no GPU here; choose cpu, or leave it out")
     _choose("strategy", given.get("strategy"), STRATEGIES)
     _choose("profiler", given.get("profiler"), PROFILERS)
     _loggers(given.get("logger"), None)
@@ -79,7 +86,7 @@ def build_trainer(
     logger = given.pop("logger", None)
     chosen = own_loggers if logger in (None, True) else [own_loggers[0], *_loggers(logger, folder)]
     try:
-        return pl.Trainer(**{**defaults, **given, "callbacks": found, "logger": chosen})
+        trainer = pl.Trainer(**{**defaults, **given, "callbacks": found, "logger": chosen})
     except (ValueError, TypeError, RuntimeError, ImportError) as error:
         # MisconfigurationException is an Exception that Lightning defines twice
         raise UsageError(f"trainer: {' '.join(str(error).split())[:300]}") from error
@@ -87,6 +94,10 @@ def build_trainer(
         if type(error).__name__ != "MisconfigurationException":
             raise
         raise UsageError(f"trainer: {' '.join(str(error).split())[:300]}") from error
+    cores, processes = available_cores(), trainer.num_devices
+    if isinstance(trainer.accelerator, CPUAccelerator) and processes > cores and trainer.is_global_zero:
+        print(f"{processes} processes share {cores} cores; trainer.devices={cores} is as fast")
+    return trainer
 
 
 def _loggers(value: Any, folder: Path | None) -> list[Logger]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +128,7 @@ def _fetch_supervised(weights: str | Path, out: Path) -> Path | None:
     if file.is_file():
         return file
     architecture = read_checkpoint(str(weights)).architecture
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of five retries
     try:
         network = create_backbone(architecture, pretrained=True)
     except UserError as error:

@@ -1,0 +1,71 @@
+"""Checks of what was typed that need neither torch nor timm, so that a mistake is answered at once."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from moco_plugin.errors import UsageError, UserError, did_you_mean
+
+EXPECTED_IMAGES = (
+    "expected a folder of images, a .txt or .csv list of them, tar shards, a .zip archive or an idx images file"
+)
+
+
+def check_overrides(overrides: Sequence[str], paths: bool = True) -> None:
+    """Check the names and, unless told otherwise, the paths in the ``key=value`` overrides of a pre-training run.
+
+    Raises:
+        UsageError: No method or timm model has the name.
+        UserError: Nothing is at the path.
+    """
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if method := given.get("method"):
+        check_method(method)
+    if backbone := given.get("backbone"):
+        check_backbone(backbone)
+    if not paths:
+        return
+    for key in ("data.root", "knn.train", "knn.test"):
+        if spec := given.get(key):
+            check_images(spec)
+    if weights := given.get("weights"):
+        check_checkpoint(weights)
+
+
+def check_images(spec: str) -> None:
+    """Raise UserError if an image set names a path where nothing is; URLs and ranges of shards are not checked."""
+    source = re.sub(r"\[[^\[\]]*:[^\[\]]*\]$", "", spec)
+    if not re.search(r"://|\{", source) and not Path(source).expanduser().exists():
+        raise UserError(f"{source}: found nothing, {EXPECTED_IMAGES}; check the path")
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise UserError if a path that is no released checkpoint's name leads nowhere."""
+    if re.search(r"[./\\]", path) and "://" not in path and not Path(path).expanduser().exists():
+        raise UserError(f"{path}: no such file; expected a checkpoint")
+
+
+def check_method(name: str) -> None:
+    """Raise UsageError if no method is registered under a name in the source of ``methods/``."""
+    source = "".join(path.read_text() for path in sorted((Path(__file__).parent / "methods").glob("*.py")))
+    known = [
+        name for names in re.findall(r"^@METHODS\.register\((.*)\)", source, re.M) for name in re.findall(r"\w+", names)
+    ]
+    if name not in known:
+        raise UsageError(f"unknown method {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}")
+
+
+def check_backbone(name: str) -> None:
+    """Raise UsageError if a name does not occur in the source of timm's models."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations or ":" in name:
+        return
+    folder = Path(spec.submodule_search_locations[0]) / "models"
+    source = "".join(path.read_text(errors="replace") for path in folder.glob("*.py"))
+    if source and not re.search(rf"\b{re.escape(name.partition('.')[0])}\b", source):
+        known = re.findall(r"^@register_model\s+def (\w+)", source, re.M)
+        hint = did_you_mean(name, known) or "; timm.list_models() lists them"
+        raise UsageError(f"unknown backbone {name!r}: timm has no model of that name{hint}")
