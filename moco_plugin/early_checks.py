@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
 
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 
@@ -14,25 +16,24 @@ EXPECTED_IMAGES = (
 )
 
 
-def check_overrides(overrides: Sequence[str], paths: bool = True) -> None:
-    """Check the names and, unless told otherwise, the paths in the ``key=value`` overrides of a pre-training run.
+def check_overrides(given: Any, paths: bool = True) -> None:
+    """Check the names and paths in the overrides of a pre-training run.
+
+    Args:
+        given: The value of ``parse_overrides``.
+        paths: Check them as well.
 
     Raises:
         UsageError: No method or timm model has the name.
         UserError: Nothing is at the path.
     """
-    given = dict(override.partition("=")[::2] for override in overrides)
-    if method := given.get("method"):
-        check_method(method)
-    if backbone := given.get("backbone"):
-        check_backbone(backbone)
-    if not paths:
-        return
-    for key in ("data.root", "knn.train", "knn.test"):
-        if spec := given.get(key):
-            check_images(spec)
-    if weights := given.get("weights"):
-        check_checkpoint(weights)
+    images = ("data.root", "knn.train", "knn.test") if paths else ()
+    checks = [("method", check_method), ("backbone", check_backbone), *((key, check_images) for key in images)]
+    if paths:
+        checks.append(("weights", check_checkpoint))
+    for key, check in checks:
+        if isinstance(value := OmegaConf.select(given, key), str) and value:
+            check(value)
 
 
 def check_images(spec: str) -> None:

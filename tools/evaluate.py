@@ -179,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             train_set, test_set = (
                 ImageSet(spec, result["value_range"], result["channels"]) for spec in (args.train, args.test)
             )
-            write_neighbours(picture, train_set, test_set, neighbours)
+            write_neighbours(picture, train_set, test_set, neighbours, result)
         return 0
     functions: dict[str, Callable[..., Any]] = {
         "knn": evaluation.evaluate_knn,

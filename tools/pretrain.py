@@ -51,8 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise UsageError(f"unrecognized argument {option}{hint}")
 
     from moco_plugin.early_checks import check_overrides
+    from moco_plugin.schema import parse_overrides
 
-    check_overrides(args.overrides, paths=not args.print_config)
+    check_overrides(parse_overrides(args.overrides), paths=not args.print_config)
     recipe = None if args.config else default_recipe(args.overrides)
     config = load_config(args.config or recipe, args.overrides)
     line = describe_recipe(recipe, config) if recipe else ""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.neighbours import nearest
@@ -17,6 +18,23 @@ class Neighbours:
 
     test: int
     train: list[int]
+
+
+def chance_recall(train: Tensor, test: Tensor, k: int, same: bool) -> float:
+    """Return the expected recall at k, in percent, if the k nearest were drawn by lot.
+
+    Args:
+        train: Labels of the images to search, N.
+        test: Labels of the images to search for, M.
+        k: Number of neighbours.
+        same: Both are the same set: an image is not a neighbour of itself.
+    """
+    classes, counts = test.unique(return_counts=True)
+    right = (train[None] == classes[:, None]).sum(dim=1).double() - int(same)
+    total = len(train) - int(same)
+    draws = torch.arange(k).double()
+    missed = ((total - right[:, None] - draws) / (total - draws)).clamp(min=0).prod(dim=1)
+    return float(100 * ((1 - missed) * counts).sum() / len(test))
 
 
 def retrieval(

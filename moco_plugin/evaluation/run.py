@@ -21,7 +21,7 @@ from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
 from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
 from moco_plugin.evaluation.neighbours import check_neighbours
-from moco_plugin.evaluation.retrieval import Neighbours, retrieval
+from moco_plugin.evaluation.retrieval import Neighbours, chance_recall, retrieval
 from moco_plugin.files import check_output, write_json
 
 
@@ -229,14 +229,19 @@ def evaluate_retrieval(
     subject, bank, queries = _features(weights, train, test, k, encoder, untrained, image_size, batch_size, workers)
     recall, neighbours = retrieval(bank, queries, k, same=train == test, device=subject.device, progress="neighbours")
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
+    chance = {number: chance_recall(bank.labels, queries.labels, number, train == test) for number in recall}
     for number, value in recall.items():
-        print(f"recall at {number}: {value:.2f}% ({sizes['train_images']} train, {sizes['test_images']} test images)")
+        print(
+            f"recall at {number}: {value:.2f}% (chance {chance[number]:.2f}%; {sizes['train_images']} train, "
+            f"{sizes['test_images']} test images)"
+        )
     result = record(
         "retrieve",
         subject,
         train,
         test,
         recall={str(n): v for n, v in recall.items()},
+        chance_recall={str(n): v for n, v in chance.items()},
         **sizes,
         neighbours=[asdict(one) for one in neighbours],
     )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
+from torchvision.utils import make_grid
 
 from moco_plugin.config import PretrainConfig
 from moco_plugin.data.datasets import CorruptImages, check_labels
@@ -17,6 +20,16 @@ from moco_plugin.evaluation.features import extract_features
 from moco_plugin.evaluation.knn import baseline, default_k, knn_top1
 from moco_plugin.training.callbacks import mid_epoch
 
+TAGS = {
+    "loss": "train/loss",
+    "top1": "train/contrast_top1",
+    "top5": "train/contrast_top5",
+    "feature_std": "features/standard_deviation",
+    "knn_top1": "features/knn_top1",
+    "lr": "optimizer/learning_rate",
+    "images_per_second": "speed/images_per_second",
+}
+"""TensorBoard's tags of the metrics in ``metrics.csv``."""
 TIMED, WARM_UP = 12, 2  # batches that the expected time is taken from, and the first of them that are left out
 
 
@@ -55,6 +68,31 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.0f} {unit}"
     return f"{seconds:.0f} seconds"
+
+
+class GroupedTensorBoard(TensorBoardLogger):
+    """Lightning's TensorBoard logger with the metrics of pre-training in groups; ``metrics.csv`` has their plain names."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        super().log_metrics({TAGS.get(name, name): value for name, value in metrics.items()}, step)
+
+
+class ViewPairs(pl.Callback):
+    """Shows the pairs of views of a run's first batch in TensorBoard."""
+
+    def __init__(self, config: PretrainConfig, count: int = 8) -> None:
+        self.config, self.count = config, count
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, i: int) -> None:
+        board = next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+        if trainer.global_step or i or board is None or not trainer.is_global_zero:
+            return
+        data = self.config.data
+        mean, std = (torch.tensor(values)[:, None, None] for values in (data.mean, data.std))
+        pairs = torch.stack([view[: self.count].float().cpu() for view in batch[0]], dim=1).flatten(0, 1)
+        shown = (pairs * std + mean).clamp(0, 1)
+        shown = shown[:, :3] if shown.shape[1] >= 3 else shown[:, :1]
+        board.experiment.add_image("views/pairs", make_grid(shown, nrow=2), 0)
 
 
 class CorruptImageWatch(pl.Callback):

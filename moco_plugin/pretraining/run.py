@@ -7,7 +7,6 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
@@ -22,7 +21,7 @@ from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_path, write_json
 from moco_plugin.methods import Method
 from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
-from moco_plugin.pretraining.monitor import CorruptImageWatch, KNNMonitor, Throughput
+from moco_plugin.pretraining.monitor import CorruptImageWatch, GroupedTensorBoard, KNNMonitor, Throughput, ViewPairs
 from moco_plugin.pretraining.sizing import check_memory
 from moco_plugin.training.fit import Run
 from moco_plugin.training.run_folder import Identity
@@ -67,7 +66,7 @@ def pretrain(
         save_every=config.save_every,
         timeout=config.timeout,
         log_every=max(1, min(10, len(images) // config.data.batch_size)),
-        loggers=[TensorBoardLogger(out, name="tensorboard", version="")],
+        loggers=[GroupedTensorBoard(out, name="tensorboard", version="", default_hp_metric=False)],
         overwrite=overwrite,
         accept_changed_images=accept_changed_images,
     )
@@ -76,7 +75,7 @@ def pretrain(
         return run.last
     pl.seed_everything(config.seed, verbose=False)
     module = PretrainModule(config)
-    monitors = [Throughput(config.data.batch_size), CorruptImageWatch(len(images))]
+    monitors = [Throughput(config.data.batch_size), CorruptImageWatch(len(images)), ViewPairs(config)]
     run.callbacks = [*monitors, *([KNNMonitor(config)] if config.knn.train and config.knn.test else [])]
 
     def loaders(trainer: pl.Trainer) -> tuple[DataLoader[Any], None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw
 
@@ -12,9 +13,15 @@ from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.retrieval import Neighbours
 from moco_plugin.files import atomic_path, check_output
 from moco_plugin.report.page import Page, Picture, tile
+from moco_plugin.report.tables import Table
 
 TILE, FRAME, GAP = 96, 4, 6  # pixels of the PNG
 COLOURS = {"right": "#1a7f37", "wrong": "#cf222e", "": "white"}
+
+
+RECALL = (
+    "Share of the test images with an image of their class among the k nearest; chance: among k images drawn by lot."
+)
 
 
 def check_picture(path: str | Path, overwrite: bool) -> None:
@@ -24,7 +31,9 @@ def check_picture(path: str | Path, overwrite: bool) -> None:
     check_output(path, overwrite)
 
 
-def write_neighbours(path: str | Path, train: ImageSet, test: ImageSet, found: Sequence[Neighbours]) -> None:
+def write_neighbours(
+    path: str | Path, train: ImageSet, test: ImageSet, found: Sequence[Neighbours], result: Mapping[str, Any]
+) -> None:
     """Draw each test image at the left and its neighbours to the right, the nearest first.
 
     Args:
@@ -32,10 +41,19 @@ def write_neighbours(path: str | Path, train: ImageSet, test: ImageSet, found: S
         train: The images that were searched.
         test: The images that were searched for.
         found: What to draw.
+        result: What ``evaluate_retrieval`` has returned.
     """
     rows, sentence = neighbour_rows(train, test, found)
     if Path(path).suffix == ".html":
         page = Page("Nearest neighbours", sentence)
+        page.section("Recall")
+        rates = [(k, f"{value:.1f}%", f"{result['chance_recall'][k]:.1f}%") for k, value in result["recall"].items()]
+        page.add("table", Table(("k", "recall", "chance"), rates, RECALL))
+        facts = {"checkpoint": f"{result['weights']}, SHA-256 {result['weights_sha256']}"}
+        if result["untrained"]:
+            facts = {"network": f"{result['architecture']} with random weights"}
+        sizes = f"{result['train_images']} images to search, {result['test_images']} to search for"
+        page.add("settings", {**facts, "images": sizes})
         page.section("What the network finds similar")
         page.add("rows", rows, caption(train.spec, test.spec))
         page.save(path)

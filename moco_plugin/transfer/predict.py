@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
+from detectron2.utils.colormap import colormap
 from PIL import Image
 from tqdm import tqdm
 
@@ -156,12 +157,14 @@ def class_names(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Metada
             except UserError:
                 pass
         known = MetadataCatalog.get(name).as_dict()
+    colours = colormap(rgb=True).astype(int).tolist()
     retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     things = cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for kind, count in (("thing", things), ("stuff", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)):
         if len(known.get(f"{kind}_classes", ())) != count:
             known[f"{kind}_classes"] = [str(number) for number in range(count)]
             known.pop(f"{kind}_colors", None)
+        known.setdefault(f"{kind}_colors", [colours[number % len(colours)] for number in range(count)])
     metadata = Metadata()
     known.pop("name", None)
     for key, value in known.items():
@@ -176,13 +179,14 @@ def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:
         UserError: OpenCV, which detectron2 traces masks with, is not installed.
     """
     try:
-        from detectron2.utils.visualizer import Visualizer
+        from detectron2.utils.visualizer import ColorMode, Visualizer
     except ModuleNotFoundError as error:
         raise UserError(
             f"drawing needs {error.name}, which is not installed; run `pip install opencv-python-headless`"
         ) from error
     side = max(image.shape[:2])
-    visualizer = Visualizer(image, metadata, scale=max(1.0, MIN_SIDE / side))
+    visualizer = Visualizer(image, metadata, max(1.0, MIN_SIDE / side), ColorMode.SEGMENTATION)
+    visualizer._jitter = lambda color: color  # one colour a class
     # in pixels of the image; detectron2 draws names of small objects at 0.6 of it
     visualizer._default_font_size = max(visualizer._default_font_size, side / NAME_HEIGHT)
     return visualizer

@@ -97,12 +97,23 @@ def test_text_is_escaped(report: tuple[Path, str]) -> None:
         assert text in found.text
 
 
+RETRIEVED = {
+    "recall": {"1": 50.0},
+    "chance_recall": {"1": 25.0},
+    "weights": "<b>.ckpt",
+    "weights_sha256": "0" * 64,
+    "untrained": False,
+    "train_images": 2,
+    "test_images": 2,
+}
+
+
 def test_names_of_files_and_classes_are_escaped(tmp_path: Path) -> None:
     for label in ("<b onclick=x>", "$\\frac$ & more"):
         (tmp_path / label).mkdir()
         Image.new("RGB", (40, 40)).save(tmp_path / label / "one.png")
     images = ImageSet(str(tmp_path))
-    write_neighbours(tmp_path / "page.html", images, images, [Neighbours(0, [0, 1])])
+    write_neighbours(tmp_path / "page.html", images, images, [Neighbours(0, [0, 1])], RETRIEVED)
     found = Reader((tmp_path / "page.html").read_text())
     assert "b" not in {tag for tag, _ in found.elements}
     assert "<b onclick=x>" in found.text and str(tmp_path) in found.text

@@ -6,12 +6,13 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from moco_plugin.evaluation.features import FeatureSet
-from moco_plugin.evaluation.retrieval import retrieval
+from moco_plugin.evaluation.retrieval import chance_recall, retrieval
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 
@@ -19,6 +20,19 @@ from tests.conftest import TEST, TRAIN
 def at(*degrees: float, labels: list[int]) -> FeatureSet:
     points = torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
     return FeatureSet(points, torch.tensor(labels), torch.arange(len(degrees)) + 100)
+
+
+@pytest.mark.parametrize("same", [False, True])
+def test_chance_is_the_mean_recall_of_draws(same: bool) -> None:
+    random = np.random.default_rng(0)
+    train = torch.tensor([0] * 5 + [1] * 3 + [2])
+    test = train if same else torch.tensor([0, 0, 1, 2, 3])
+    hits = []
+    for _ in range(4000):
+        for place, label in enumerate(test):
+            others = np.delete(np.arange(9), place) if same else np.arange(9)
+            hits.append(bool((train[random.choice(others, 3, replace=False)] == label).any()))
+    assert chance_recall(train, test, 3, same) == pytest.approx(100 * np.mean(hits), abs=1)
 
 
 def test_recall_counts_images_with_one_of_their_class_among_the_nearest() -> None:

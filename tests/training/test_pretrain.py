@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moco_plugin.config import load_config
 from moco_plugin.data.images import ImageSet
@@ -41,7 +42,10 @@ def test_run_writes_logs_monitor_and_a_safe_checkpoint(tiny_run: Path) -> None:
     assert float(log[0]["lr"]) == pytest.approx(0.03 * 16 / 256)
     assert float(log[4]["lr"]) == pytest.approx(0.03 * 16 / 256 / 2)  # cosine by epoch: half after one of two
     assert [step for step in log if log[step]["knn_top1"]] == [0, 4, 8]
-    assert list((tiny_run / "tensorboard").glob("events.*"))
+    board = EventAccumulator(str(tiny_run / "tensorboard")).Reload()
+    scalars = {"train/loss", "train/contrast_top1", "features/standard_deviation", "features/knn_top1"}
+    assert scalars <= set(board.Tags()["scalars"]) and "hp_metric" not in board.Tags()["scalars"]
+    assert board.Tags()["images"] == ["views/pairs"]
     result = json.loads((tiny_run / "result.json").read_text())
     assert (result["epochs"], result["steps"]) == (2, 8)
     state = weights(tiny_run)
