@@ -20,13 +20,13 @@ context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["moco_plugin.pretraining.run"])  # detectron2 reads the environment when imported
 
 
-def _enter(script: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
+def _enter(script: str, arguments: list[str], environment: dict[str, str], output: str, cwd: str) -> None:
     """The body of a tool's process: ``script`` as ``__main__``, its streams in files."""
     for stream, name in enumerate((os.devnull, f"{output}.out", f"{output}.err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), stream)
     os.environ.clear()
     os.environ.update(environment)
-    os.chdir("/")
+    os.chdir(cwd)
     multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))
@@ -34,9 +34,14 @@ def _enter(script: str, arguments: list[str], environment: dict[str, str], outpu
 
 
 def start_tool(
-    folder: Path, name: str | Path, *arguments: str | Path, processes: int = 1, **environment: str
+    folder: Path,
+    name: str | Path,
+    *arguments: str | Path,
+    processes: int = 1,
+    cwd: str | Path = "/",
+    **environment: str,
 ) -> list[BaseProcess]:
-    """Start ``tools/NAME.py ARGUMENTS`` from another folder; its output goes to files in ``folder``.
+    """Start ``tools/NAME.py ARGUMENTS`` in ``cwd``; its output goes to files in ``folder``.
 
     ``name`` may also be the path of another script. Several processes find each other as torchrun's do. All are
     forked from one process that has only imported the large packages.
@@ -65,7 +70,7 @@ def start_tool(
         given = {**os.environ, **ranks, **environment}
         name_of_output = f"{output}.{rank}"
         process = context.Process(
-            target=_enter, args=(script, [*map(str, arguments)], given, name_of_output), name=name_of_output
+            target=_enter, args=(script, [*map(str, arguments)], given, name_of_output, str(cwd)), name=name_of_output
         )
         process.start()
         started.append(process)
@@ -79,10 +84,16 @@ def output_of(process: BaseProcess) -> tuple[str, str]:
 
 
 def run_tool(
-    folder: Path, name: str | Path, *arguments: str | Path, code: int = 0, processes: int = 1, **environment: str
+    folder: Path,
+    name: str | Path,
+    *arguments: str | Path,
+    code: int = 0,
+    processes: int = 1,
+    cwd: str | Path = "/",
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end and return what its first process printed; see ``start_tool``."""
-    started = start_tool(folder, name, *arguments, processes=processes, **environment)
+    started = start_tool(folder, name, *arguments, processes=processes, cwd=cwd, **environment)
     for process in started:
         process.join()
     shown, errors = output_of(started[0])

@@ -1,0 +1,29 @@
+# Builds the wheel and installs it with detectron2, for a CPU or, with another BASE, for CUDA (docs/docker.md).
+ARG BASE=python:3.11-slim
+
+FROM python:3.11-slim AS build
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY moco_plugin moco_plugin
+COPY configs configs
+COPY tools tools
+RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
+
+FROM ${BASE}
+# git and a compiler are what installing detectron2 from its source takes
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends git g++ \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=build /wheels /wheels
+COPY constraints.txt /wheels/
+# constraints hold versions for Python 3.11 and newer; a base with torch keeps its own
+RUN python -c "import torch" 2>/dev/null \
+    || pip install --no-cache-dir -c /wheels/constraints.txt torch torchvision --index-url https://download.pytorch.org/whl/cpu \
+       --extra-index-url https://pypi.org/simple
+RUN pip install --no-cache-dir setuptools wheel \
+    && pip install --no-cache-dir "$(ls /wheels/*.whl)[detectron2,lightly-train,onnx]" \
+    && moco-install-detectron2
+RUN useradd --create-home moco
+USER moco
+WORKDIR /home/moco
+CMD ["moco-pretrain", "--help"]
