@@ -73,7 +73,7 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
     if name.startswith("convert") and "inspect" not in arguments:
         return [*arguments, "--overwrite"]  # pages write the same names
     if name == "predict":
-        return [*arguments, "--threshold", "0.01"]
+        return [*arguments, "--threshold", "0.01", "--overwrite"]
     return arguments
 
 

@@ -72,7 +72,7 @@ def cache_path(url: str, cache_dir: str | None = None) -> Path:
 
 
 def is_released(path_or_name: str | Path) -> bool:
-    """Tell whether this names a released checkpoint; a file or folder of that name goes first."""
+    """Tell whether this names a released checkpoint; a file or folder of that name takes precedence."""
     return str(path_or_name) in RELEASED and not Path(path_or_name).exists()
 
 
@@ -80,7 +80,7 @@ def resolve(path_or_name: str | Path) -> Path:
     """Return the file that a path or the name of a released checkpoint stands for, fetching the latter.
 
     Args:
-        path_or_name: A path, which goes first if it exists, or one of ``RELEASED``.
+        path_or_name: A path, which takes precedence if it exists, or one of ``RELEASED``.
 
     Raises:
         UserError: The checkpoint cannot be fetched, or what arrived is not what was published; or neither a

@@ -164,5 +164,7 @@ def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> None
             labels = numbers[test.labels]
         test.labels, test.classes = labels, train.classes
     if train.classes != test.classes:
-        odd = sorted(set(train.classes or ()) ^ set(test.classes or ()))
-        raise UsageError(f"{train.spec} and {test.spec} differ in classes: {', '.join(odd[:5])} in one only")
+        own, other = set(train.classes or ()), set(test.classes or ())
+        rows = ((train, own - other), (test, other - own))
+        only = [f"only {images.spec} has {', '.join(sorted(names)[:5])}" for images, names in rows if names]
+        raise UsageError(f"the classes of {train.spec} and {test.spec} differ: {'; '.join(only)}")

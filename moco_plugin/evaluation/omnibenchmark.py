@@ -91,7 +91,8 @@ def read_realm(root: Path, name: str) -> Realm | None:
     for images in sets[1:]:
         if unseen := sorted(set(_labels(images).tolist()) - classes):
             raise UsageError(
-                f"{sets[0].spec} and {images.spec} differ in classes: {', '.join(map(str, unseen[:5]))} in the latter only"
+                f"the classes of {sets[0].spec} and {images.spec} differ: only {images.spec} has "
+                f"{', '.join(map(str, unseen[:5]))}"
             )
     return Realm(name, *sets)
 

@@ -84,7 +84,7 @@ def read_sets(train_images: str, test_images: str, several: bool = False) -> tup
     assert train.labels is not None and test.labels is not None
     if train.classes is None and (unseen := sorted(set(test.labels.tolist()) - set(train.labels.tolist()))):
         raise UsageError(
-            f"{train.spec} and {test.spec} differ in classes: {', '.join(map(str, unseen[:5]))} in the latter only"
+            f"the classes of {train.spec} and {test.spec} differ: only {test.spec} has {', '.join(map(str, unseen[:5]))}"
         )
     return train, test
 

@@ -108,7 +108,7 @@ def test_broken_realms(tiny_run: Path, root: Path, tmp_path: Path, capsys: pytes
     test = root / "bird" / "test"
     whole = test.read_text()
     test.write_text(whole + "images/1.png 999\n")
-    fails("bird/test differ in classes: 999 in the latter only", code=2)
+    fails("bird/test has 999", code=2)
     test.write_text("images/nowhere.png 100\n")
     fails(f"{test}, line 1: there is no file {root}/bird/images/nowhere.png")
     test.write_text("\n")

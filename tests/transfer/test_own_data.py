@@ -163,7 +163,7 @@ def test_voc_and_yolo_folders(tmp_path: Path, photos: Path) -> None:
     (voc / "Annotations" / "bild ä 0.xml").write_text("<annotation><object>")
     with pytest.raises(UserError, match="is not a VOC annotation file"):
         read_detection_data(voc)
-    with pytest.raises(UserError, match=r"is no detection data; expected a COCO .json file"):
+    with pytest.raises(UserError, match=r"is not detection data; expected a COCO .json file"):
         read_detection_data(photos)
 
 

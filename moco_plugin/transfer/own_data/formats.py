@@ -35,7 +35,7 @@ def read_detection_data(source: Path, images: Path | None = None) -> dict[str, A
     if source.is_dir() and _files(source, (".txt",)):
         return _read_yolo(source)
     raise UserError(
-        f"{source} is no detection data; expected a COCO .json file, a folder with Annotations/*.xml (VOC), or one of "
+        f"{source} is not detection data; expected a COCO .json file, a folder with Annotations/*.xml (VOC), or one of "
         "images and label .txt files (YOLO)"
     )
 
