@@ -154,7 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         args.train, args.test = f"{args.train}[:80%]", f"{args.train}[80%:]"
         print("testing on a fifth of each class, drawn by seed 0, and training on the others")
     check_checkpoint(args.weights)
-    for spec in (args.root,) if args.what == "omnibenchmark" else (args.train, args.test):
+    for spec in () if args.what == "omnibenchmark" else (args.train, args.test):
         check_images(spec)
     arguments = vars(args)
     protocol, fast = arguments.pop("what"), arguments.pop("fast", False)

@@ -32,7 +32,10 @@ RUNS: dict[str, tuple[dict[str, object], str]] = {
         {"optimizer.lr": 3.0, "optimizer.weight_decay": 0.01},
         "collapsed: a learning rate 100 times too high",
     ),
-    "leaking": ({"method_args.batch_norm": "plain"}, "leaking: plain batch norm over the whole batch"),
+    "leaking": (
+        {"data.view_args": "{min_scale: 0.9, cj_prob: 0, random_gray_scale: 0, gaussian_blur: 0}"},
+        "leaking: views that share nearly all their pixels",
+    ),
     "input_bound": (
         {"views.engine": "reference", "data.workers": 0, "schedule.steps": 40},
         "input-bound: JPEG photographs, Pillow, no loader processes",

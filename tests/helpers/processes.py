@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def _enter(script: str, arguments: list[str], environment: dict[str, str], outpu
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    for name in ("SIGINT", "SIGHUP"):  # a shell's background jobs ignore them
+        signal.signal(getattr(signal, name), signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
     multiprocessing.set_start_method("fork", force=True)  # as in a process that a user starts
     sys.argv = [script, *arguments]
     sys.path.insert(0, str(Path(script).parent))

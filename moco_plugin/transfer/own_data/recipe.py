@@ -29,6 +29,7 @@ EPOCHS_OF_FCN = 45  # of VOC's schedule, rounded
 LEAST_STEPS, LEAST_STEPS_ON_CPU = 1000, 300
 BATCH_ON_CPU = 2
 SIDE_ON_CPU = 320  # pixels of the short side
+REGIONS_ON_CPU = 128  # of an image that the heads are trained on; 512 on a GPU
 CROP, CROP_ON_CPU = 513, 257  # pixels of the sides of FCN's crops
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 
@@ -137,6 +138,7 @@ def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: boo
         for part in ("TRAIN", "TEST"):
             chosen[f"INPUT.MAX_SIZE_{part}"] = 2 * SIDE_ON_CPU
         chosen |= {"INPUT.MIN_SIZE_TRAIN": (SIDE_ON_CPU,), "INPUT.MIN_SIZE_TEST": SIDE_ON_CPU}
+        chosen["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] = REGIONS_ON_CPU
     return chosen
 
 
