@@ -5,9 +5,13 @@ from __future__ import annotations
 import difflib
 import functools
 import os
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+
+# Beginnings of libraries' warnings that a user cannot mend, also in the processes that a tool starts.
+NOT_THE_USERS = ("`torch.jit.script` is deprecated", "The given NumPy array is not writable", "torch.meshgrid")
 
 
 class UserError(Exception):
@@ -43,7 +47,9 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
     def run(argv: Sequence[str] | None = None) -> int:
         # before torch is loaded: threads that spin for long while they wait make a busy machine many times slower
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # not the user's to mend
+        for message in NOT_THE_USERS:
+            warnings.filterwarnings("ignore", message=re.escape(message))
+        os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in NOT_THE_USERS))
         try:
             return main(argv) or 0
         except UserError as error:

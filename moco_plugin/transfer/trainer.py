@@ -37,11 +37,6 @@ from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
-# What loader processes would print and the user cannot mend, as the environment takes it.
-LOADER_WARNINGS = (
-    "ignore:`torch.jit.script` is deprecated:FutureWarning",
-    "ignore:The given NumPy array is not writable:UserWarning",
-)
 
 
 def load_detector_config(config_file: str, overrides: list[str]) -> CfgNode:
@@ -327,7 +322,6 @@ def _run(cfg: CfgNode, args: SimpleNamespace) -> None:
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
     for message in ("torch.meshgrid", "torch.jit.script", "NumPy array is not writable"):  # detectron2's to mend
         warnings.filterwarnings("ignore", message=f".*{message}.*")
-    os.environ.setdefault("PYTHONWARNINGS", ",".join(LOADER_WARNINGS))
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_dataset(name)  # registers what is named by its file, in this process too
     default_setup(cfg, args)
