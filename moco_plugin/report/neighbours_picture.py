@@ -48,7 +48,8 @@ def write_neighbours(
         page = Page("Nearest neighbours", sentence)
         page.section("Recall")
         rates = [(k, f"{value:.1f}%", f"{result['chance_recall'][k]:.1f}%") for k, value in result["recall"].items()]
-        page.add("table", Table(("k", "recall", "chance"), rates, RECALL))
+        page.add("text", RECALL)
+        page.add("table", Table(("k", "recall", "chance"), rates))
         facts = {"checkpoint": f"{result['weights']}, SHA-256 {result['weights_sha256']}"}
         if result["untrained"]:
             facts = {"network": f"{result['architecture']} with random weights"}
