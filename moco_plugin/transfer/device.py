@@ -26,9 +26,8 @@ def fit_device(cfg: Any) -> list[str]:
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         changes.append("MODEL.DEVICE: no CUDA here, so training and evaluation run on the CPU")
-    if cfg.MODEL.DEVICE == "cpu":
-        for path in _replace_sync_bn(cfg.MODEL, "MODEL"):
-            changes.append(f"{path}: SyncBN does not train on a CPU, so BN is used")
+    if cfg.MODEL.DEVICE == "cpu" and (paths := _replace_sync_bn(cfg.MODEL, "MODEL")):
+        changes.append(f"{', '.join(paths)}: SyncBN does not train on a CPU, so BN is used")
     for change in changes:
         logger.warning(change)
     return changes

@@ -221,7 +221,7 @@ def _difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None
 
 def _trial(config: str, overrides: Sequence[str], machines: Machines) -> None:
     """Train one trial and exit as the command line tool does."""
-    sys.exit(command(lambda _: train(config, overrides, resume=True, machines=machines))())
+    sys.exit(command(lambda _: train(config, overrides, resume=True, machines=machines, brief=True))())
 
 
 def _train(config: str, overrides: Sequence[str], machines: Machines) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
+import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +139,21 @@ class _Description:
         pass  # a resumed run has its own
 
 
+class Brief(logging.Filter):
+    """Lets progress and warnings through to the terminal; ``log.txt`` has everything."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        known = record.name.startswith("moco_plugin") or record.name == "detectron2.utils.events"
+        return known or record.levelno >= logging.WARNING
+
+    def apply(self, output: str, rank: int) -> None:
+        """Filter what detectron2's loggers print, not what they write to files."""
+        for name in ("fvcore", "detectron2"):
+            for handler in setup_logger(output, distributed_rank=rank, name=name).handlers:
+                if not isinstance(handler, logging.FileHandler) and getattr(handler, "stream", None) is sys.stdout:
+                    handler.addFilter(self)
+
+
 class Trainer(DefaultTrainer):
     """detectron2's trainer; checks that the backbone is loaded, and leaves a ``results.json``.
 
@@ -259,6 +277,7 @@ def train(
     overwrite: bool = False,
     allow_partial: bool = False,
     machines: Machines = Machines(),
+    brief: bool = False,
 ) -> None:
     """Train and evaluate a model of detectron2, or only evaluate it, on the GPUs of this machine.
 
@@ -270,6 +289,7 @@ def train(
         overwrite: Replace the run in ``OUTPUT_DIR``.
         allow_partial: Accept weights that leave a part of the backbone random.
         machines: The processes.
+        brief: Print progress and warnings alone; ``log.txt`` and ``stdout.txt`` in ``OUTPUT_DIR`` have the rest.
 
     Raises:
         UsageError: Invalid arguments, or a run in ``OUTPUT_DIR`` that is neither resumed nor overwritten.
@@ -306,6 +326,7 @@ def train(
         resume=resume,
         allow_partial=allow_partial,
         overrides=list(overrides),
+        brief=brief,
     )
     launch(
         _run,
@@ -324,6 +345,15 @@ def _run(cfg: CfgNode, args: SimpleNamespace) -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_dataset(name)  # registers what is named by its file, in this process too
+    if not args.brief:
+        _train_and_test(cfg, args)
+        return
+    Brief().apply(cfg.OUTPUT_DIR, comm.get_rank())
+    with open(Path(cfg.OUTPUT_DIR, "stdout.txt"), "a") as file, redirect_stdout(file):  # pycocotools prints
+        _train_and_test(cfg, args)
+
+
+def _train_and_test(cfg: CfgNode, args: SimpleNamespace) -> None:
     default_setup(cfg, args)
     if args.eval_only:
         model = Trainer.build_model(cfg)

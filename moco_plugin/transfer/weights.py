@@ -203,10 +203,15 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
             raise UserError(f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again") from error
     checkpointer = _CountingCheckpointer(model)
     checkpointer.content = content
+    lists = logging.getLogger("fvcore.common.checkpoint")  # of the heads' tensors; the coverage below counts them
+    level = lists.level
+    lists.setLevel(logging.ERROR)
     try:
         checkpointer.load(local, checkpointables=[])
     except (ValueError, AttributeError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise UserError(f"{path} is not in a layout of detectron2's ({error}); {ADVICE}") from error
+    finally:
+        lists.setLevel(level)
     missing = tuple(name for name in tensors if name in checkpointer.missing_keys)
     coverage = Coverage(path, tuple(tensors), missing, checkpointer.missing_keys, metadata)
     logger.info(str(coverage))
