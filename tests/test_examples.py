@@ -163,6 +163,7 @@ def test_notebook(workspace: Path) -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
 def test_python_examples(page: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workspace)
+    Path("photos.pkl").unlink(missing_ok=True)  # of another page
     for block in blocks(page, "python"):
         names = {"loader": [tuple(torch.randn(2, 16, 3, 32, 32))]}
         exec(compile(block, page.name, "exec"), names)

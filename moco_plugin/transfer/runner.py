@@ -220,7 +220,12 @@ def _difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None
 
 
 def _trial(config: str, overrides: Sequence[str], machines: Machines) -> None:
-    """Train one trial and exit as the command line tool does."""
+    """Train one trial and exit as the command line tool does.
+
+    Its loader processes start as the platform does it, not by spawning as this process: spawned ones would import
+    detectron2 without what ``moco_plugin.transfer`` prepares, unless the main module imports it, as notebooks do not.
+    """
+    multiprocessing.set_start_method(None, force=True)
     sys.exit(command(lambda _: train(config, overrides, resume=True, machines=machines, brief=True))())
 
 
