@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
-import sys
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
@@ -30,6 +28,7 @@ from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.files import write_json
 from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
 from moco_plugin.transfer.annotations import check_annotations
+from moco_plugin.transfer.brief import Brief
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.densepose import add_densepose_config, densepose_trainer, wants_densepose
@@ -137,21 +136,6 @@ class _Description:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass  # a resumed run has its own
-
-
-class Brief(logging.Filter):
-    """Lets progress and warnings through to the terminal; ``log.txt`` has everything."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        known = record.name.startswith("moco_plugin") or record.name == "detectron2.utils.events"
-        return known or record.levelno >= logging.WARNING
-
-    def apply(self, output: str, rank: int) -> None:
-        """Filter what detectron2's loggers print, not what they write to files."""
-        for name in ("fvcore", "detectron2"):
-            for handler in setup_logger(output, distributed_rank=rank, name=name).handlers:
-                if not isinstance(handler, logging.FileHandler) and getattr(handler, "stream", None) is sys.stdout:
-                    handler.addFilter(self)
 
 
 class Trainer(DefaultTrainer):
