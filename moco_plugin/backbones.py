@@ -183,6 +183,11 @@ def feature_dim(backbone: nn.Module) -> int:
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
+def input_channels(network: nn.Module) -> int:
+    """Return the channels of the images that a network takes: those of its first convolution; 3 if it has none."""
+    return next((layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
 def check_features(backbone: nn.Module, name: str, image_size: int, channels: int = 3) -> int:
     """Return the width of the features, found by showing the model two images.
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from dockerfile_parse import DockerfileParser
+
+from tests.helpers.wheel import build_wheel
 
 tomllib = pytest.importorskip("tomllib")  # of Python 3.11
 ROOT = Path(__file__).parents[1]
@@ -54,18 +55,4 @@ def test_wheel_is_built_from_what_is_copied(steps: list[dict[str, str]], tmp_pat
                 shutil.copytree(ROOT / name, source / target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(ROOT / name, source)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(tmp_path),
-        str(source),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    assert len(list(tmp_path.glob("moco_plugin-*.whl"))) == 1
+    assert build_wheel(source, tmp_path).is_file()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.wheel import build_wheel
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -20,20 +22,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "-q",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(source / "dist"),
-    ]
-    subprocess.run([*command, str(source)], check=True, capture_output=True)
-    (path,) = (source / "dist").glob("*.whl")
-    return path
+    return build_wheel(source, source / "dist")
 
 
 def test_wheel_holds_all_code_and_configs(wheel: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
+from moco_plugin.backbones import input_channels
 from moco_plugin.errors import UserError
 
 # Share of a stage's largest feature. Two ways to compute the same leave 1e-15 in float64; a wrong weight leaves 1e-3.
@@ -68,7 +69,7 @@ def random_images(network: nn.Module) -> Tensor:
     config = getattr(network, "pretrained_cfg", None) or {}
     side = getattr(getattr(network, "patch_embed", None), "img_size", None)
     side = side or (config["input_size"][1:] if config.get("fixed_input_size") else (96, 96))
-    channels = next((m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d)), 3)
+    channels = input_channels(network)
     generator = torch.Generator().manual_seed(0)
     return torch.randn(2, channels, *side, dtype=torch.float64, generator=generator)
 

@@ -13,7 +13,7 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from moco_plugin.backbones import create_backbone
+from moco_plugin.backbones import create_backbone, input_channels
 from moco_plugin.checkpoints import resnet, vit
 from moco_plugin.checkpoints.layouts import HEADS, PLAIN, Found, encoder_names, find_layout, unused_names
 from moco_plugin.checkpoints.load import File, load, load_file, named_tensors
@@ -173,7 +173,7 @@ def _read(
     side = getattr(getattr(network.backbone, "patch_embed", None), "img_size", None)
     if isinstance(side, tuple) and side[0] == side[1]:
         about.view.image_size = side[0]
-    channels = next((m.in_channels for m in network.backbone.modules() if isinstance(m, nn.Conv2d)), 3)
+    channels = input_channels(network.backbone)
     if channels != about.view.channels:
         about.view = replace(about.view, mean=[0.5] * channels, std=[0.25] * channels)
         about.notes.append(f"mean 0.5 and std 0.25 are taken for its {channels} channels, which the file does not tell")

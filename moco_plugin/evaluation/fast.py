@@ -163,7 +163,7 @@ def _probe(
     measured = []
     for share, rows in zip(shares, drawn, strict=True):
         kept = torch.isin(known.numbers, rows)
-        features = FeatureSet(_in_memory(known)[kept], known.labels[kept], known.numbers[kept])
+        features = FeatureSet(known.in_memory()[kept], known.labels[kept], known.numbers[kept])
         one = fit_and_score(features, queries, class_count(train), lrs, config, subject.device)
         measured.append({"share": share, **one})
         print(
@@ -191,7 +191,7 @@ def fit_and_score(
     Returns:
         ``top1``, ``top5``, ``mean_per_class``, ``lr``, ``held_out_top1`` by learning rate, ``train_images``.
     """
-    features, labels = _in_memory(train), train.labels
+    features, labels = train.in_memory(), train.labels
     fitted, held = hold_out(labels, config.seed)
     options: dict[str, Any] = {
         "epochs": config.schedule.epochs,
@@ -203,11 +203,6 @@ def fit_and_score(
     top1 = [score.top1 for score in tried.score(features[held], labels[held])]
     lr = lrs[top1.index(max(top1))]
     final = fit_learning_rates(features, labels, classes, [lr], progress="classifier", **options)
-    (best,) = final.score(_in_memory(test), test.labels)
+    (best,) = final.score(test.in_memory(), test.labels)
     held_out = {f"{lr:g}": value for lr, value in zip(lrs, top1, strict=True)}
     return {**asdict(best), "lr": lr, "held_out_top1": held_out, "train_images": len(labels)}
-
-
-def _in_memory(features: FeatureSet) -> Tensor:
-    assert isinstance(features.features, Tensor)
-    return features.features

@@ -37,6 +37,11 @@ class FeatureSet:
     labels: Tensor
     numbers: Tensor
 
+    def in_memory(self) -> Tensor:
+        """Return the features of a set that was not put on disk."""
+        assert isinstance(self.features, Tensor)
+        return self.features
+
 
 def keep_whole(samples: list[tuple[Any, int, str]]) -> tuple[Tensor | None, Tensor, Tensor, list[str]]:
     """Collate LabelledImages: images (None if all are corrupt), their labels and places, names of corrupt ones."""

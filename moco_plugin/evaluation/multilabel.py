@@ -122,7 +122,7 @@ def _votes(
     bank: FeatureSet, queries: FeatureSet, known: Tensor, k: int, temperature: float, same: bool, device: str
 ) -> Tensor:
     """Return each class's share of the votes for each image, M x C."""
-    images, others = (torch.nn.functional.normalize(_tensor(found), dim=1) for found in (queries, bank))
+    images, others = (torch.nn.functional.normalize(found.in_memory(), dim=1) for found in (queries, bank))
     votes = torch.zeros(len(queries.numbers), known.shape[1])
     for part, similarities, places in nearest(images, others, k, same=same, device=device):
         weights = (similarities / temperature).softmax(dim=1).cpu()
@@ -142,7 +142,7 @@ def _logits(
     device: str,
 ) -> tuple[Tensor, float]:
     """Return the logits of the logistic regressions, M x C, and the learning rate that was chosen."""
-    features = _tensor(bank)
+    features = bank.in_memory()
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
     held, fitted = order[: max(1, len(known) // 10)], order[max(1, len(known) // 10) :]
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "device": device}
@@ -154,9 +154,4 @@ def _logits(
     ]
     lr = lrs[precisions.index(max(precisions))]
     final = fit_learning_rates(features, known, classes, [lr], progress="classifiers", **options)
-    return final.logits(_tensor(queries))[0].cpu(), lr
-
-
-def _tensor(found: FeatureSet) -> Tensor:
-    assert isinstance(found.features, Tensor)
-    return found.features
+    return final.logits(queries.in_memory())[0].cpu(), lr
