@@ -1,21 +1,32 @@
-"""Conversion of any checkpoint to any format."""
+"""Conversion of any checkpoint to any format, after a proof that the result computes the same features.
+
+Formats are entry points of the group ``moco_plugin.formats``, so that another package can add one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
-from importlib.util import find_spec
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.checkpoints.proof import Network
-from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.checkpoints.to_onnx import ONNX
-from moco_plugin.checkpoints.to_timm import LIGHTLY_TRAIN, TIMM
-from moco_plugin.checkpoints.to_torchvision import TORCHVISION
-from moco_plugin.checkpoints.write import convert_to
-from moco_plugin.errors import UsageError, did_you_mean
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
-TARGETS = ("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train", "onnx")
+import moco_plugin
+from moco_plugin.checkpoints.describe import describe
+from moco_plugin.checkpoints.formats import Format, Network, random_images, stages_of
+from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
+from moco_plugin.errors import UsageError, UserError, did_you_mean
+from moco_plugin.files import atomic_folder, atomic_path
+
+# Share of a stage's largest feature. Two ways to compute the same leave 1e-15 in float64; a wrong weight leaves 1e-3.
+TOLERANCE = 1e-6
 
 
 def convert(
@@ -30,6 +41,9 @@ def convert(
     overwrite: bool = False,
 ) -> dict[str, Any]:
     """Convert a checkpoint, and print what it was and how exactly the result computes the same.
+
+    The features of both networks are compared first, since the file contains the result. The file is then written
+    under another name, read back, compared tensor by tensor, and moved to its place.
 
     Args:
         source: A checkpoint of any layout that ``read_checkpoint`` knows: a path, a released one's name, or as read.
@@ -50,23 +64,192 @@ def convert(
         UsageError: An unknown target, the output's ending, or the output exists.
         UserError: The source cannot be read, the target has no such network, or its features differ.
     """
-    networks: dict[str, Callable[[Checkpoint], Network]] = {}
-    formats = {format.name: format for format in (TIMM, TORCHVISION, LIGHTLY_TRAIN, ONNX)}
-    if to.startswith("detectron2") or find_spec("detectron2") is not None:  # an optional dependency
-        from moco_plugin.transfer.to_detectron2 import FORMATS, detectron2_source
-
-        formats |= {format.name: format for format in FORMATS}
-        networks["detectron2"] = detectron2_source
-    if to not in formats:
-        raise UsageError(f"to is {to!r}; expected one of {', '.join(TARGETS)}{did_you_mean(to, TARGETS)}")
-    return convert_to(
-        formats[to],
-        source,
-        output,
-        encoder=encoder,
-        architecture=architecture,
-        arguments=arguments,
-        prefix=prefix,
-        overwrite=overwrite,
-        network_of=networks,
+    output = Path(output).expanduser()
+    format = find_format(to)
+    format.check(output, overwrite)
+    checkpoint = (
+        source
+        if isinstance(source, Checkpoint)
+        else read_checkpoint(source, encoder, architecture, arguments=arguments, prefix=prefix)
     )
+    print("\n".join(describe(checkpoint)))
+    if checkpoint.view.channels != 3 and not format.any_channels:
+        raise UserError(
+            f"{output} was not written: {format.name} reads RGB images, and this network takes images of "
+            f"{checkpoint.view.channels} channels; timm and onnx files can hold it"
+        )
+    target = format.target(checkpoint, output)
+    original = _own_network(checkpoint, target.network.framework)
+    if target.source_stages:
+        original.stages = target.source_stages(list(original.stages))
+    try:
+        proof = prove(original, target.network, random_images(checkpoint.backbone))
+    except UserError as error:
+        raise UserError(f"{output} was not written: {error}") from error
+    metadata = {**_source_metadata(checkpoint), **target.details, "proof": dataclasses.asdict(proof)}
+    with atomic_path(output) if output.suffix else atomic_folder(output) as temporary:
+        target.write(temporary, metadata, target.state)
+        found = target.read(temporary)
+        for name, value in target.state.items():
+            if name not in found or not _same(value, found[name]):
+                raise UserError(f"{output} was not written: read back, its {name} was not what was written")
+    for stage, difference in proof.largest_differences.items():
+        print(f"{stage}: largest difference between {proof.source} and {proof.target} {difference:.2e}")
+    print(f"written: {output}\nopens with: {target.opens}")
+    return metadata
+
+
+def find_format(name: str) -> Format:
+    """Return the format that ``to`` names.
+
+    Raises:
+        UsageError: There is none of that name.
+        UserError: A package is not installed.
+    """
+    known = entry_points(group="moco_plugin.formats")
+    if not known:
+        raise UserError("moco_plugin was installed before formats became entry points; install it again")
+    if name not in known.names:
+        names = sorted(known.names)
+        raise UsageError(f"to is {name!r}; expected one of {', '.join(names)}{did_you_mean(name, names)}")
+    try:
+        found: Format = known[name].load()
+    except ModuleNotFoundError as error:
+        raise UserError(f"conversion to {name} needs {error.name}, which is not installed") from error
+    return found
+
+
+def _own_network(checkpoint: Checkpoint, target: str) -> Network:
+    """Return the network of the framework in whose names the weights came; torchvision's or timm's if it has none.
+
+    It is never the target's own, which would prove nothing.
+    """
+    for framework in (checkpoint.framework, "torchvision") if checkpoint.framework != "timm" else ():
+        if framework != target:
+            try:
+                if build := find_format(framework).source:
+                    return build(checkpoint)
+            except UserError:  # a deep stem, other widths, a framework that is not installed
+                pass
+    return Network("timm", checkpoint.backbone, stages_of(checkpoint.backbone))
+
+
+def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what every written file says about where its weights come from and what images they want."""
+    return {
+        "source": checkpoint.path.name,
+        "source_sha256": checkpoint.sha256,
+        "layout": checkpoint.layout,
+        "architecture": checkpoint.architecture,
+        "encoder": checkpoint.encoder,
+        "method": checkpoint.method or "",
+        "epoch": checkpoint.epoch if checkpoint.epoch is not None else -1,
+        "input_format": "RGB",
+        "pixel_mean": [255 * value for value in checkpoint.view.mean],
+        "pixel_std": [255 * value for value in checkpoint.view.std],
+        "image_size": checkpoint.view.image_size,
+        "crop_ratio": checkpoint.view.crop_ratio,
+        "value_range": checkpoint.view.value_range,
+        "version": moco_plugin.__version__,
+    }
+
+
+def _same(a: Any, b: Any) -> bool:
+    a, b = torch.as_tensor(a), torch.as_tensor(b)
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+class _Float64(TorchFunctionMode):
+    """Lets float32 weights take part in float64 arithmetic one by one: no network is copied to float64 whole."""
+
+    def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        args, kwargs = tree_map_only(Tensor, _to_float64, (args, kwargs or {}))
+        return function(*args, **kwargs)
+
+
+def _to_float64(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
+
+
+@torch.no_grad()
+def stage_features(network: Network, images: Tensor) -> dict[str, Tensor]:
+    """Return the outputs of those of a network's stages that give one tensor, computed in float64.
+
+    Raises:
+        UserError: The network does not take such images.
+    """
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            found[name] = output.clone()  # the next layer may work in place
+
+    hooks = [network.module.get_submodule(name).register_forward_hook(partial(keep, name)) for name in network.stages]
+    try:
+        with _Float64():
+            network.module(images)
+    except (RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{network.framework}'s network does not take images of {' x '.join(map(str, images.shape))}: {reason}"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@dataclass
+class Proof:
+    """What a comparison found; written into the file that it is about.
+
+    Attributes:
+        source: Whose network held the weights as they came.
+        target: Whose network held the weights as they go out.
+        images: N, C, H and W of the random images.
+        largest_differences: By the target's stages, as a share of the source's largest feature there.
+        tolerance: The most that was allowed.
+        arithmetic: What was computed in.
+    """
+
+    source: str
+    target: str
+    images: list[int]
+    largest_differences: dict[str, float]
+    tolerance: float = TOLERANCE
+    arithmetic: str = "float64"
+
+
+def prove(source: Network, target: Network, images: Tensor) -> Proof:
+    """Compare two networks on the same images, stage by stage.
+
+    Args:
+        source: Holds the weights as they came.
+        target: Holds the weights as they go out.
+        images: N x C x H x W, float64.
+
+    Raises:
+        UserError: The features of a stage differ by more than ``TOLERANCE`` of the largest, are of different shapes,
+            or are all zero.
+    """
+    differences = {}
+    expected, found = stage_features(source, images), stage_features(target, images)
+    pairs = [(s, t) for s, t in zip(source.stages, target.stages, strict=True) if s in expected and t in found]
+    if not pairs:
+        raise UserError(f"{source.framework}'s network has no stages to compare")
+    for source_stage, target_stage in pairs:
+        stage, e, f = target_stage or "output", expected[source_stage], found[target_stage]
+        if e.shape != f.shape:
+            raise UserError(
+                f"{target.framework}'s {stage} is of shape {tuple(f.shape)}, {source.framework}'s of {tuple(e.shape)}"
+            )
+        largest = e.abs().max()
+        if not largest:  # equal zeros would prove nothing
+            raise UserError(f"the network's {stage} features are all zero, so its weights are not trained")
+        differences[stage] = difference = float((e - f).abs().max() / largest)
+        if not difference <= TOLERANCE:  # NaN is not small either
+            raise UserError(
+                f"{target.framework}'s {stage} differs by {difference:.3g} of its largest feature from "
+                f"{source.framework}'s, more than {TOLERANCE:g}"
+            )
+    return Proof(source.framework, target.framework, list(images.shape), differences)

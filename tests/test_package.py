@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import shutil
 import subprocess
 import sys
@@ -36,7 +37,10 @@ def test_wheel_holds_all_code_and_configs(wheel: Path) -> None:
 def test_every_tool_is_a_console_command(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
-    commands = dict(line.split(" = ") for line in archive.read(name).decode().splitlines() if " = " in line)
+    entry_points = configparser.ConfigParser(delimiters="=")
+    entry_points.read_string(archive.read(name).decode())
+    commands = dict(entry_points["console_scripts"])
+    assert "timm" in entry_points["moco_plugin.formats"]
     tools = [path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__"]
     names = {tool: tool.removesuffix("_cli").replace("_", "-") for tool in tools}
     assert commands == {f"moco-{name}": f"moco_plugin.tools.{tool}:main" for tool, name in names.items()}

@@ -4,22 +4,65 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from moco_plugin.backbones import input_channels
 from moco_plugin.checkpoints.load import load_file
-from moco_plugin.checkpoints.proof import Network
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.errors import UsageError
 from moco_plugin.files import check_output
 
 FOLDER_FILES = {"config.json", "model.safetensors"}
+
+
+@dataclass
+class Network:
+    """A network of one framework, and where its stages end.
+
+    Attributes:
+        framework: Whose network it is.
+        module: The network, in eval mode.
+        stages: Names of the submodules whose outputs are compared, in order; an empty name is the network itself. Two
+            networks' stages stand for each other one by one.
+    """
+
+    framework: str
+    module: nn.Module
+    stages: Sequence[str]
+
+
+def stages_of(network: nn.Module) -> list[str]:
+    """Name where the stages of a timm or torchvision network end.
+
+    Four stages of a ResNet, each block of a ViT, what timm's ``feature_info`` names of others, and in the end the
+    network's own output.
+    """
+    names = {name for name, _ in network.named_modules()}
+    resnet = [f"layer{stage}" for stage in (1, 2, 3, 4)]
+    torchvision_vit = [n for b in range(len(names)) if (n := f"encoder.layers.encoder_layer_{b}") in names]
+    feature_info = [info.get("module") for info in getattr(network, "feature_info", None) or []]
+    if names.issuperset(resnet):
+        stages = resnet
+    else:
+        stages = torchvision_vit or [name for name in dict.fromkeys(feature_info) if name in names]
+    return [*stages, ""]
+
+
+def random_images(network: nn.Module) -> Tensor:
+    """Return two random images (2 x C x S x S, float64); S is the side that the network insists on, else 96."""
+    config = getattr(network, "pretrained_cfg", None) or {}
+    side = getattr(getattr(network, "patch_embed", None), "img_size", None)
+    side = side or (config["input_size"][1:] if config.get("fixed_input_size") else (96, 96))
+    channels = input_channels(network)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, channels, *side, dtype=torch.float64, generator=generator)
 
 
 def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -81,12 +124,14 @@ class Format:
         suffixes: What its files may end in; "" is a folder.
         target: Builds the target for a checkpoint and an output path.
         any_channels: It can say that images have other than three channels.
+        source: Builds the framework's own network for a checkpoint whose weights came in its names.
     """
 
     name: str
     suffixes: tuple[str, ...]
     target: Callable[[Checkpoint, Path], Target]
     any_channels: bool = False
+    source: Callable[[Checkpoint], Network] | None = None
 
     def check(self, output: Path, overwrite: bool) -> None:
         """Raise UsageError if the output's ending is another one, or something is there that is to be kept."""

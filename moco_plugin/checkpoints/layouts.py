@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -21,7 +21,6 @@ from moco_plugin.checkpoints.metadata import (
     of_solo_learn,
     of_timm,
 )
-from moco_plugin.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -212,98 +211,115 @@ LAYOUTS: tuple[Layout, ...] = (
 )
 # A network's own names, in which one of several frameworks saves it.
 PLAIN = Layout("timm", "", about=of_timm, framework="timm")
-# Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
-_ANCHOR = re.compile(r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?(?:\.0)?|conv_proj|0)\.weight$")
-_BLOCK = re.compile(r"(?<![^.])(?:layer\d|layers\.\d|blocks\.\d|encoder\.layers|\d+\.\d)")
-# Classifiers, projection heads and what only pre-training needs, within an encoder.
-HEADS = re.compile(r"(?:fc|head|heads|linear|classifier|pre_logits|projector|mlp_head)\.|mask_token$")
+
+Rename = Callable[[str], str]
+# timm's names of a ViT's tensors and torchvision's; a ResNet's are the same in both
+VIT_NAMES = {
+    "cls_token": "class_token",
+    "pos_embed": "encoder.pos_embedding",
+    "patch_embed.proj.": "conv_proj.",
+    "norm.": "encoder.ln.",
+}
+VIT_BLOCK_NAMES = {
+    "norm1.": "ln_1.",
+    "attn.qkv.": "self_attention.in_proj_",
+    "attn.proj.": "self_attention.out_proj.",
+    "norm2.": "ln_2.",
+    "mlp.fc1.": "mlp.0.",
+    "mlp.fc2.": "mlp.3.",
+}
 
 
-@dataclass(frozen=True)
-class Found:
-    """Which layout a file has, and what stands before the names of its encoders; None: it has no key encoder."""
+def _replace(*pairs: tuple[str, str | Callable[[re.Match[str]], str]]) -> Rename:
+    compiled = [(re.compile(pattern), replacement) for pattern, replacement in pairs]
 
-    layout: Layout
-    query: str
-    key: str | None
+    def rename(name: str) -> str:
+        for pattern, replacement in compiled:
+            name = pattern.sub(replacement, name)
+        return name
 
-
-def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None] = lambda: None) -> Found | None:
-    """Return the layout of a file whose tensors have these names; None if no layout fits.
-
-    Args:
-        names: The tensors.
-        first_name: Says the name of a tensor of the network that is looked for, where it is known; only asked when
-            no framework's layout fits.
-
-    Raises:
-        UserError: Several networks are in the file, and no layout tells which is which.
-    """
-    for layout in LAYOUTS:
-        if layout.mark and not _first(names, layout.mark):
-            continue
-        query = _first(names, layout.query)
-        if query is not None:
-            key = _first(names, layout.key) if layout.key else None
-            return Found(layout, query, key if key != query else None)
-    prefixes = []
-    first = first_name()
-    if first is not None:
-        prefixes = [name[: -len(first)] for name in names if f".{name}".endswith(f".{first}")]
-    if not prefixes:
-        with_blocks = {name[: m.start()] for name in names for m in _BLOCK.finditer(name)}
-        anchors = [m[1] for name in names if (m := _ANCHOR.match(name)) and names[name].ndim == 4]
-        prefixes = [prefix for prefix in anchors if prefix in with_blocks]
-    known = set(prefixes)  # not those within another, such as a block's own conv1
-    prefixes = [prefix for prefix in prefixes if not known & _outer(prefix)]
-    prefixes = list(dict.fromkeys(prefixes))
-    if len(prefixes) > 1:
-        raise UserError(
-            f"several networks are in the file, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
-            "layout tells which is the trained one; name one with --prefix"
-        )
-    return Found(PLAIN, prefixes[0], None) if prefixes else None
+    return rename
 
 
-def unused_names(names: Iterable[str], found: Found, prefix: str, used: Iterable[str]) -> list[str]:
-    """List the tensors that were neither used nor are known to belong to another encoder, a head or a queue.
+_DETECTRON2 = _replace(
+    (r"^res([2-5])\.", lambda m: f"layer{int(m[1]) - 1}."),
+    (r"\bconv(\d)\.norm\.", r"bn\1."),
+    (r"\bshortcut\.norm\.", "downsample.1."),
+    (r"\bshortcut\.(?=weight|bias)", "downsample.0."),
+    (r"^stem\.", ""),
+)
+# transformers' ResNets; its ViTs have queries, keys and values apart and are put together by ``merged``
+_HUGGING_FACE_RESNET = _replace(
+    (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
+    (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
+    (r"^(?:resnet\.)?encoder\.stages\.(\d)\.layers\.(\d+)\.", lambda m: f"layer{int(m[1]) + 1}.{m[2]}."),
+    (r"\.layer\.(\d)\.convolution\.", lambda m: f".conv{int(m[1]) + 1}."),
+    (r"\.layer\.(\d)\.normalization\.", lambda m: f".bn{int(m[1]) + 1}."),
+    (r"\.shortcut\.convolution\.", ".downsample.0."),
+    (r"\.shortcut\.normalization\.", ".downsample.1."),
+)
+_HUGGING_FACE_VIT = _replace(
+    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.position_embeddings$", "pos_embed"),
+    (r"^embeddings\.mask_token$", "mask_token"),
+    (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.output\.dense\.", ".attn.proj."),
+    (r"\.attention\.attention\.qkv\.", ".attn.qkv."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"\.layernorm_before\.", ".norm1."),
+    (r"\.layernorm_after\.", ".norm2."),
+    (r"^layernorm\.", "norm."),
+)
 
-    Args:
-        names: All tensors of the file.
-        found: Its layout.
-        prefix: Of the encoder that was read.
-        used: Names of the backbone and of heads within the encoder.
-    """
-    patterns = [HEADS.pattern, *filter(None, [found.layout.others])]
-    others = re.compile(WHERE + f"(?:{'|'.join(patterns)})")
-    other_encoders = tuple(p for p in (found.query, found.key) if p is not None and p != prefix)
-    whole = re.fullmatch(WHERE, prefix)  # then the others are below the prefix too
-    used = set(used)
-
-    def is_known(name: str) -> bool:
-        if name.startswith(prefix) and not whole:
-            return False
-        return bool(others.match(name)) or name.startswith(other_encoders)
-
-    return [name for name in names if name not in used and not is_known(name)]
+_SHORTCUT = _replace((r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample."))  # lightly's own ResNet
+_MMPRETRAIN_VIT = _replace(
+    (r"^patch_embed\.projection\.", "patch_embed.proj."),
+    (r"^pre_norm\.", "norm_pre."),
+    (r"^(?:ln1|norm1)\.", "norm."),
+    (r"^layers\.(\d+)\.(?:ln|norm)([12])\.", r"blocks.\1.norm\2."),
+    (r"^layers\.(\d+)\.ffn\.layers\.0\.0\.", r"blocks.\1.mlp.fc1."),
+    (r"^layers\.(\d+)\.ffn\.layers\.1\.", r"blocks.\1.mlp.fc2."),
+    (r"^layers\.(\d+)\.attn\.gamma1\.weight$", r"blocks.\1.ls1.gamma"),
+    (r"^layers\.(\d+)\.ffn\.gamma2\.weight$", r"blocks.\1.ls2.gamma"),
+    (r"^layers\.(\d+)\.", r"blocks.\1."),
+)
 
 
-def _outer(prefix: str) -> set[str]:
-    """Return the prefixes that ``prefix`` is in: "", "a." for "a.b."."""
-    return {prefix[: m.end()] for m in re.finditer(r"\.", prefix[:-1])} | ({""} if prefix else set())
+def _torchvision_vit(name: str) -> str:
+    block = re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", name)
+    if block:
+        rest = name[block.end() :].replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
+        for ours, theirs in VIT_BLOCK_NAMES.items():
+            if rest.startswith(theirs):
+                return f"blocks.{block[1]}.{ours}{rest.removeprefix(theirs)}"
+    for ours, theirs in VIT_NAMES.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
-def _first(names: Iterable[str], pattern: str) -> str | None:
-    """Return what the pattern matches at the beginning of a name, after WHERE, with WHERE; None if nowhere."""
-    compiled = re.compile(WHERE + f"(?:{pattern})")
-    return next((m[0] for name in names if (m := compiled.match(name))), None)
+def _sequential(first_stage: int) -> Rename:
+    """For nn.Sequential(*resnet.children()): 0 is the stem's convolution, 1 its norm, then the stages."""
+    names = {"0": "conv1", "1": "bn1", **{str(first_stage + stage): f"layer{stage + 1}" for stage in range(4)}}
+
+    def rename(name: str) -> str:
+        number, dot, rest = name.partition(".")
+        return _SHORTCUT(f"{names.get(number, number)}{dot}{rest}")
+
+    return rename
 
 
-def encoder_names(names: Iterable[str], found: Found, prefix: str) -> dict[str, str]:
-    """Return the full name of each tensor of the encoder below ``prefix``, by its name within the encoder."""
-    names = list(names)
-    inner = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
-    if found.layout.elsewhere:
-        elsewhere = re.compile(WHERE + found.layout.elsewhere)
-        inner |= {m[1]: name for name in names if (m := elsewhere.match(name))}
-    return inner
+# By a name that only this way of naming has.
+FOREIGN: tuple[tuple[str, Rename], ...] = (
+    ("res2.0.conv1.weight", _DETECTRON2),
+    ("layer1.0.shortcut.0.weight", _SHORTCUT),
+    ("layer2.0.shortcut.0.weight", _SHORTCUT),
+    ("patch_embed.projection.weight", _MMPRETRAIN_VIT),
+    ("encoder.pos_embedding", _torchvision_vit),
+    ("embeddings.patch_embeddings.projection.weight", _HUGGING_FACE_VIT),
+    ("embedder.embedder.convolution.weight", _HUGGING_FACE_RESNET),
+    ("resnet.embedder.embedder.convolution.weight", _HUGGING_FACE_RESNET),
+    *((f"{number}.0.conv1.weight", _sequential(number)) for number in (2, 3, 4)),
+)

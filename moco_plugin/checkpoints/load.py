@@ -1,25 +1,26 @@
-"""Loading of any weight file or folder into plain dicts of tensors, numbers and text."""
+"""Loading: any weight file or folder into dicts of tensors, numbers and text; tensors into a network that they fit."""
 
 from __future__ import annotations
 
 import json
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moco_plugin.checkpoints import unpickle
 from moco_plugin.checkpoints.unpickle import BrokenPickle, Placeholder, UnsafePickle, module_state
 from moco_plugin.errors import UserError
 
+Module = TypeVar("Module", bound=nn.Module)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch before 1.6
 MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
 LONGEST_NAME = 500  # characters
@@ -27,31 +28,10 @@ MOST_HEADER = 16 << 20  # bytes of a safetensors header or a config.json; of a t
 # Parts of checkpoints that hold no network's weights.
 NO_WEIGHTS = frozenset(
     (
-        "optimizer",
-        "optimizers",
-        "optimizer_states",
-        "optimizer_state",
-        "lr_schedulers",
-        "lr_scheduler",
-        "scheduler",
-        "param_schedulers",
-        "scaler",
-        "amp",
-        "amp_scaler",
-        "best_acc1",
-        "callbacks",
-        "loops",
-        "hyper_parameters",
-        "datamodule_hyper_parameters",
-        "rng_state",
-        "rng_states",
-        "random_states",
-        "message_hub",
-        "meta",
-        "lightly_train",
-        "moco_plugin",
-        "trainer",
-    )
+        "optimizer optimizers optimizer_states optimizer_state lr_schedulers lr_scheduler scheduler param_schedulers "
+        "scaler amp amp_scaler best_acc1 callbacks loops hyper_parameters datamodule_hyper_parameters rng_state "
+        "rng_states random_states message_hub meta lightly_train moco_plugin trainer"
+    ).split()
 )
 FOLDER = ("config.json", ("model.safetensors", "pytorch_model.bin"))
 
@@ -249,3 +229,65 @@ def named_tensors(file: File) -> dict[str, Tensor]:
             raise UserError(f"{file.path} holds more than {MOST_TENSORS} entries; expected the weights of a network")
         waiting += reversed(inner)
     return found
+
+
+class Mismatch(UserError):
+    """The weights are not those of the network."""
+
+
+def fit(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> Module:
+    """Return the network with copies of these weights, in eval mode.
+
+    The network is first built without memory, so that no header makes it larger than the weights that are there.
+
+    Args:
+        build: Builds the network with random weights.
+        state: All its weights; batch norm's step counts may be missing.
+        kind: What the network is, for the error's sentence.
+
+    Raises:
+        Mismatch: Names or shapes differ.
+    """
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # reading moves no random numbers
+        network = build()
+    expected = network.state_dict()
+    counters = [n for n in expected if n.endswith("num_batches_tracked") and n not in state]
+    given = {**state, **{name: torch.zeros((), dtype=torch.int64) for name in counters}}
+    missing = [name for name in expected if name not in given]
+    unknown = [name for name in given if name not in expected]
+    other = [
+        f"{name} is {_shape(given[name])}, expected {_shape(value)}"
+        for name, value in expected.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    if missing or unknown or other:
+        reasons = [
+            f"Missing keys: {_list(missing)}" if missing else "",
+            f"unknown keys: {_list(unknown)}" if unknown else "",
+            f"other shapes: {_list(other)}" if other else "",
+        ]
+        raise Mismatch(f"the weights are not those of {kind}: {'; '.join(filter(None, reasons))}")
+    weights = {name: _copy(name, given[name], value.dtype) for name, value in expected.items()}
+    if any(name not in expected for name, _ in network.named_buffers()):
+        with torch.random.fork_rng(devices=[]):
+            network = build()  # with tables that are computed, not saved
+    network.load_state_dict(weights, assign=True)
+    return network.eval()
+
+
+def _copy(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    if value.is_floating_point() != dtype.is_floating_point or value.is_complex():
+        raise Mismatch(f"{name} holds {str(value.dtype).removeprefix('torch.')} numbers; expected {str(dtype)[6:]}")
+    value = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
+    if value.is_floating_point() and not value.sum().isfinite():
+        raise Mismatch(f"{name} holds numbers that are not finite, so training diverged; use an earlier checkpoint")
+    return value
+
+
+def _shape(value: Tensor) -> str:
+    return " x ".join(map(str, value.shape)) or "one number"
+
+
+def _list(names: Iterable[str]) -> str:
+    names = [name[:120] for name in names]
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

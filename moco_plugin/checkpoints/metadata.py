@@ -24,17 +24,9 @@ LARGEST_ARGUMENT = 65536
 # Arguments of timm.create_model that fetch or load something, or that the reader sets itself.
 NOT_ARGUMENTS = frozenset(
     (
-        "pretrained",
-        "pretrained_cfg",
-        "pretrained_cfg_overlay",
-        "checkpoint_path",
-        "cache_dir",
-        "num_classes",
-        "features_only",
-        "scriptable",
-        "exportable",
-        "no_jit",
-    )
+        "pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir num_classes features_only "
+        "scriptable exportable no_jit"
+    ).split()
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,12 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from moco_plugin.backbones import create_backbone, input_channels
-from moco_plugin.checkpoints import resnet, vit
-from moco_plugin.checkpoints.layouts import HEADS, PLAIN, Found, encoder_names, find_layout, unused_names
-from moco_plugin.checkpoints.load import File, load, load_file, named_tensors
-from moco_plugin.checkpoints.metadata import IMAGENET_VIEW, Hints, claimed_architecture, hints
-from moco_plugin.checkpoints.networks import Mismatch, fit
+from moco_plugin.backbones import input_channels
+from moco_plugin.checkpoints.layouts import FOREIGN, LAYOUTS, PLAIN, WHERE, Layout
+from moco_plugin.checkpoints.load import File, Mismatch, load, load_file, named_tensors
+from moco_plugin.checkpoints.metadata import IMAGENET_VIEW, claimed_architecture, hints
+from moco_plugin.checkpoints.networks import Backbone, find_backbone, tensors_of
 from moco_plugin.checkpoints.released import resolve
-from moco_plugin.checkpoints.renaming import merged, timm_names
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import sha256
@@ -34,6 +32,15 @@ KNOWN = (
     "VISSL, DenseCL, PixPro, BYOL, VICReg, VICRegL, Barlow Twins, SwAV, SimSiam, DINO or MAE, or weights in the names of "
     "timm, torchvision, Hugging Face or detectron2"
 )
+
+
+# Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
+_ANCHOR = re.compile(r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?(?:\.0)?|conv_proj|0)\.weight$")
+_BLOCK = re.compile(r"(?<![^.])(?:layer\d|layers\.\d|blocks\.\d|encoder\.layers|\d+\.\d)")
+# Classifiers, projection heads and what only pre-training needs, within an encoder.
+HEADS = re.compile(r"(?:fc|head|heads|linear|classifier|pre_logits|projector|mlp_head)\.|mask_token$")
+_QUERY = re.compile(r"(.*\.attention\.attention\.)query\.(weight|bias)$")
+_CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
 
 
 @dataclass
@@ -77,16 +84,6 @@ class Checkpoint:
     arguments: dict[str, Any] = field(default_factory=dict)
     unused: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-
-@dataclass
-class _Network:
-    """A backbone with its weights, and how it came about."""
-
-    architecture: str
-    arguments: dict[str, Any]
-    untrained: Callable[[], nn.Module]
-    backbone: nn.Module
 
 
 def read_checkpoint(
@@ -137,7 +134,7 @@ def _read(
 
     def first_name() -> str | None:
         name = architecture or claimed_architecture(file)
-        return next(iter(_skeleton(name, {}))) if name else None
+        return next(iter(tensors_of(name, {}))) if name else None
 
     found = find_layout(tensors, first_name)
     if found is None:
@@ -151,15 +148,17 @@ def _read(
     full = encoder_names(tensors, found, before)
     renamed = timm_names({name: tensors[full[name]] for name in full})
     state = {renamed[name]: tensors[full[name]] for name in full}
+    if architecture is not None:
+        about.architecture, about.arguments = architecture, arguments
     try:
-        network, used = _network(file, found, about, state, architecture, arguments)
+        network = find_backbone(found.layout, about, state, file.size, named=architecture is not None)
     except Mismatch as error:
         if architecture is not None or found.layout.names_backbone or "--architecture" in str(error):
             raise
         raise Mismatch(f"{error}; if it is another network, give --architecture with timm's name of it") from error
-    head_names = [name for name in state if name not in used and HEADS.match(name)]
+    head_names = [name for name in state if name not in network.used and HEADS.match(name)]
     unused = unused_names(
-        tensors, found, before, (full[n] for n in full if renamed[n] in used or renamed[n] in head_names)
+        tensors, found, before, (full[n] for n in full if renamed[n] in network.used or renamed[n] in head_names)
     )
     if inner := [name for name in unused if name in set(full.values()) and not HARMLESS.search(name)]:
         raise UserError(
@@ -170,10 +169,10 @@ def _read(
     if found.layout is PLAIN:
         layout = _whose_names(file, network, full, architecture)
         framework = "timm" if layout == "timm" else "torchvision"
-    side = getattr(getattr(network.backbone, "patch_embed", None), "img_size", None)
+    side = getattr(getattr(network.network, "patch_embed", None), "img_size", None)
     if isinstance(side, tuple) and side[0] == side[1]:
         about.view.image_size = side[0]
-    channels = input_channels(network.backbone)
+    channels = input_channels(network.network)
     if channels != about.view.channels:
         about.view = replace(about.view, mean=[0.5] * channels, std=[0.25] * channels)
         about.notes.append(f"mean 0.5 and std 0.25 are taken for its {channels} channels, which the file does not tell")
@@ -181,7 +180,7 @@ def _read(
         file.path,
         layout,
         network.architecture,
-        network.backbone,
+        network.network,
         network.untrained,
         framework=framework,
         original={name: tensors[full[name]] for name in full},
@@ -198,111 +197,126 @@ def _read(
     )
 
 
-def _network(
-    file: File,
-    found: Found,
-    about: Hints,
-    state: Mapping[str, Tensor],
-    architecture: str | None,
-    arguments: dict[str, Any],
-) -> tuple[_Network, set[str]]:
-    """Return the backbone and the names of the weights in it."""
-    size = file.size
-    if architecture is not None:
-        about.architecture, about.arguments = architecture, arguments
-    mismatch: Mismatch | None = None
-    if about.architecture is not None and timm.is_model(about.architecture):
-        try:
-            return _named(about, state, size)
-        except Mismatch as error:
-            if architecture is not None or found.layout.names_backbone:
-                raise
-            mismatch = error  # a ResNet or ViT that was changed: its shapes tell
-    elif found.layout.names_backbone:
-        raise UserError(f"its config names the backbone {str(about.architecture)[:60]!r}, which timm does not have")
-    for roots, of_shapes in ((resnet.ROOTS, _resnet), (vit.ROOTS, _vit)):
-        own = {name: value for name, value in state.items() if name.partition(".")[0] in roots}
-        if roots[0] + ".weight" in own or "pos_embed" in own or "patch_embed.proj.weight" in own:
-            _check_size(own, size)
-            return of_shapes(own, found, about), set(own)
-    raise mismatch or Mismatch(
-        f"the weights are not those of a plain ResNet or ViT (first keys: {', '.join(n[:60] for n in list(state)[:3])}), "
-        "and the file does not name another; give --architecture with timm's name of it"
-    )
+@dataclass(frozen=True)
+class Found:
+    """Which layout a file has, and what stands before the names of its encoders; None: it has no key encoder."""
+
+    layout: Layout
+    query: str
+    key: str | None
 
 
-def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> tuple[_Network, set[str]]:
-    """Return the network that the file or the user names; tensors of other parts are left out."""
-    name, arguments, seed = str(about.architecture), about.arguments, about.seed
-
-    def untrained() -> nn.Module:
-        if seed is not None:
-            torch.manual_seed(seed)
-        return create_backbone(name, **arguments).eval()
-
-    expected = _skeleton(name, arguments)
-    roots = {n.partition(".")[0] for n in expected}
-    classifier = timm.get_pretrained_cfg_value(name, "classifier") or "fc"
-    classifiers = tuple(f"{c}." for c in ([classifier] if isinstance(classifier, str) else classifier))
-    own = {
-        n: value
-        for n, value in state.items()
-        if n in expected or (n.partition(".")[0] in roots and not n.startswith(classifiers))
-    }
-    _check_size(own, size, tied=True)
-    return _Network(name, arguments, untrained, fit(untrained, own, name)), set(own)
-
-
-def _skeleton(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the tensors of timm's network, without memory."""
-    try:
-        with torch.device("meta"):
-            return create_backbone(name, **arguments).state_dict()
-    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError, KeyError) as error:
-        raise Mismatch(f"timm cannot build {name} as the file says: {' '.join(str(error).split())[:200]}") from error
-
-
-def _resnet(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network:
-    name, untrained, backbone = resnet.resnet_from_state(state, found.layout.small_stem_padding)
-    if isinstance(backbone.maxpool, nn.Identity):
-        about.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not tell")
-    return _Network(name, {}, untrained, backbone)
-
-
-def _vit(state: Mapping[str, Tensor], found: Found, about: Hints) -> _Network:
-    small = "pos_embed" in state and state["pos_embed"].shape[-1:] == (384,)
-    heads = about.heads or (found.layout.vit_small_heads if small else None)
-    network = _Network(*vit.vit_from_state(vit.fold_class_position(state), heads))
-    if small and heads is None:
-        about.notes.append(
-            "taken to have 6 attention heads, as timm's vit_small, which the file does not tell; MoCo v3's ViT-S has 12: "
-            "--architecture vit_small_patch16_224 num_heads=12"
-        )
-    return network
-
-
-def _check_size(state: Mapping[str, Tensor], size: int, tied: bool = False) -> None:
-    """Raise UserError for weights that share memory, which could make a network that is larger than the file.
+def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None] = lambda: None) -> Found | None:
+    """Return the layout of a file whose tensors have these names; None if no layout fits.
 
     Args:
-        state: The weights.
-        size: Bytes of the file.
-        tied: Count tensors that are one and the same once: layers of a known network may be tied.
+        names: The tensors.
+        first_name: Says the name of a tensor of the network that is looked for, where it is known; only asked when
+            no framework's layout fits.
+
+    Raises:
+        UserError: Several networks are in the file, and no layout tells which is which.
     """
-    own = {(v.data_ptr(), v.shape) if tied else name: v.nbytes for name, v in state.items()}
-    total = sum(own.values())
-    if total > size:
+    for layout in LAYOUTS:
+        if layout.mark and not _first(names, layout.mark):
+            continue
+        query = _first(names, layout.query)
+        if query is not None:
+            key = _first(names, layout.key) if layout.key else None
+            return Found(layout, query, key if key != query else None)
+    prefixes = []
+    first = first_name()
+    if first is not None:
+        prefixes = [name[: -len(first)] for name in names if f".{name}".endswith(f".{first}")]
+    if not prefixes:
+        with_blocks = {name[: m.start()] for name in names for m in _BLOCK.finditer(name)}
+        anchors = [m[1] for name in names if (m := _ANCHOR.match(name)) and names[name].ndim == 4]
+        prefixes = [prefix for prefix in anchors if prefix in with_blocks]
+    known = set(prefixes)  # not those within another, such as a block's own conv1
+    prefixes = [prefix for prefix in prefixes if not known & _outer(prefix)]
+    prefixes = list(dict.fromkeys(prefixes))
+    if len(prefixes) > 1:
         raise UserError(
-            f"its weights claim {total} bytes in a file of {size}; expected weights of their own for each layer"
+            f"several networks are in the file, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
+            "layout tells which is the trained one; name one with --prefix"
         )
+    return Found(PLAIN, prefixes[0], None) if prefixes else None
 
 
-def _whose_names(file: File, network: _Network, names: Mapping[str, str], architecture: str | None) -> str:
+def unused_names(names: Iterable[str], found: Found, prefix: str, used: Iterable[str]) -> list[str]:
+    """List the tensors that were neither used nor are known to belong to another encoder, a head or a queue.
+
+    Args:
+        names: All tensors of the file.
+        found: Its layout.
+        prefix: Of the encoder that was read.
+        used: Names of the backbone and of heads within the encoder.
+    """
+    patterns = [HEADS.pattern, *filter(None, [found.layout.others])]
+    others = re.compile(WHERE + f"(?:{'|'.join(patterns)})")
+    other_encoders = tuple(p for p in (found.query, found.key) if p is not None and p != prefix)
+    whole = re.fullmatch(WHERE, prefix)  # then the others are below the prefix too
+    used = set(used)
+
+    def is_known(name: str) -> bool:
+        if name.startswith(prefix) and not whole:
+            return False
+        return bool(others.match(name)) or name.startswith(other_encoders)
+
+    return [name for name in names if name not in used and not is_known(name)]
+
+
+def _outer(prefix: str) -> set[str]:
+    """Return the prefixes that ``prefix`` is in: "", "a." for "a.b."."""
+    return {prefix[: m.end()] for m in re.finditer(r"\.", prefix[:-1])} | ({""} if prefix else set())
+
+
+def _first(names: Iterable[str], pattern: str) -> str | None:
+    """Return what the pattern matches at the beginning of a name, after WHERE, with WHERE; None if nowhere."""
+    compiled = re.compile(WHERE + f"(?:{pattern})")
+    return next((m[0] for name in names if (m := compiled.match(name))), None)
+
+
+def encoder_names(names: Iterable[str], found: Found, prefix: str) -> dict[str, str]:
+    """Return the full name of each tensor of the encoder below ``prefix``, by its name within the encoder."""
+    names = list(names)
+    inner = {name[len(prefix) :]: name for name in names if name.startswith(prefix)}
+    if found.layout.elsewhere:
+        elsewhere = re.compile(WHERE + found.layout.elsewhere)
+        inner |= {m[1]: name for name in names if (m := elsewhere.match(name))}
+    return inner
+
+
+def merged(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict in which transformers' queries, keys and values are one tensor, ``qkv``, as in timm."""
+    found = dict(state)
+    for name in state:
+        if match := _QUERY.match(name):
+            parts = [f"{match[1]}{part}.{match[2]}" for part in ("query", "key", "value")]
+            if all(part in found for part in parts):
+                found[f"{match[1]}qkv.{match[2]}"] = torch.cat([found.pop(part) for part in parts])
+    return found
+
+
+def timm_names(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return timm's name for each name of an encoder's state dict; its own where it is not foreign."""
+    if "cls_token" in state and any(
+        _CHUNK.match(name) for name in state
+    ):  # DINOv2's blocks in chunks, each padded with identities
+        return {name: _CHUNK.sub(r"blocks.\1.", name).replace("register_tokens", "reg_token") for name in state}
+    prefix = "vit." if any(name.startswith("vit.") for name in state) else ""  # lightly's MaskedVisionTransformerTIMM
+    for mark, rename in FOREIGN:
+        if prefix + mark in state:
+            return {name: rename(name.removeprefix(prefix)) for name in state}
+    return {name: name.removeprefix(prefix).replace("register_tokens", "reg_token") for name in state}
+
+
+def _whose_names(file: File, network: Backbone, names: Mapping[str, str], architecture: str | None) -> str:
     """Whose names a plain state dict has; a ResNet's are the same in torchvision and timm."""
     if "patch_embed.projection.weight" in names:
         return "MMSelfSup/MMPreTrain"
     said = architecture or file.config or file.metadata.get("target") in ("timm", "lightly-train")
-    resnet_of_both = isinstance(network.backbone, ResNet) and not said
+    resnet_of_both = isinstance(network.network, ResNet) and not said
     return "torchvision" if resnet_of_both or "conv_proj.weight" in names else "timm"
 
 

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints.formats import Format, Target
-from moco_plugin.checkpoints.proof import Network, random_images, stages_of
+from moco_plugin.checkpoints.formats import Format, Network, Target, random_images, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.errors import UserError
 

@@ -12,10 +12,9 @@ import torch
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints.formats import Format, Target, keywords, read_state, write_state
-from moco_plugin.checkpoints.proof import Network, stages_of
+from moco_plugin.checkpoints.formats import Format, Network, Target, keywords, read_state, stages_of, write_state
+from moco_plugin.checkpoints.networks import NAMES
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.checkpoints.resnet import NAMES
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
@@ -24,17 +23,9 @@ WIDTHS = (64, 128, 256, 512)
 # Arguments of create_backbone that timm does not have, that say how training starts, or that the network itself tells.
 OURS = frozenset(
     (
-        "image_size",
-        "img_size",
-        "width",
-        "small_stem",
-        "sincos_position",
-        "frozen_patch_projection",
-        "pretrained",
-        "num_classes",
-        "weight_init",
-        "zero_init_last",
-    )
+        "image_size img_size width small_stem sincos_position frozen_patch_projection pretrained num_classes "
+        "weight_init zero_init_last"
+    ).split()
 )
 
 

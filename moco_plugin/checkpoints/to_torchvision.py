@@ -13,10 +13,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision import models
 
-from moco_plugin.checkpoints.formats import Format, Target, keywords
-from moco_plugin.checkpoints.proof import Network, stages_of
+from moco_plugin.checkpoints.formats import Format, Network, Target, keywords, stages_of
+from moco_plugin.checkpoints.layouts import VIT_BLOCK_NAMES, VIT_NAMES
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.checkpoints.renaming import VIT_BLOCK_NAMES, VIT_NAMES
 from moco_plugin.errors import UserError
 
 
@@ -97,6 +96,16 @@ def torchvision_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
     }
 
 
+def _source(checkpoint: Checkpoint) -> Network:
+    """Return torchvision's network with the weights; a ViT's as they are in the file, which the reader renamed."""
+    backbone = checkpoint.backbone
+    state = to_torchvision(backbone)
+    if isinstance(backbone, VisionTransformer):
+        state |= {name: value for name, value in checkpoint.original.items() if name in state}
+    twin = torchvision_network(backbone, state)
+    return Network("torchvision", twin, stages_of(twin))
+
+
 def _target(checkpoint: Checkpoint, output: Path) -> Target:
     state = to_torchvision(checkpoint.backbone)
     network = torchvision_network(checkpoint.backbone, state)
@@ -111,4 +120,4 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
     return Target(Network("torchvision", network, stages_of(network)), state, details, opens)
 
 
-TORCHVISION = Format("torchvision", (".pth", ".pt", ".safetensors"), _target)
+TORCHVISION = Format("torchvision", (".pth", ".pt", ".safetensors"), _target, source=_source)

@@ -23,15 +23,7 @@ from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol
 from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
 
-SETTINGS = (
-    "data.image_size",
-    "data.crop_ratio",
-    "data.batch_size",
-    "data.workers",
-    "data.label_share",
-    "schedule.epochs",
-    "seed",
-)
+SETTINGS = "data.image_size data.crop_ratio data.batch_size data.workers data.label_share schedule.epochs seed".split()
 LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
 

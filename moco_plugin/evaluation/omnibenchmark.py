@@ -17,28 +17,12 @@ from moco_plugin.evaluation.probe import fit_l2_weights
 from moco_plugin.evaluation.run import Subject, read_subject, record
 from moco_plugin.files import check_output, read_json, write_json
 
-REALMS = (
-    "activity",
-    "aircraft",
-    "amphibian",
-    "aquatic_vertebrate",
-    "bird",
-    "car",
-    "consumer_goods",
-    "creation",
-    "decoration",
-    "device",
-    "food",
-    "geological_formation",
-    "instrumentality",
-    "locomotive",
-    "mammal",
-    "material",
-    "military_vehicle",
-    "process",
-    "region",
-    "structure",
-    "vascular_plant",
+REALMS = tuple(
+    (
+        "activity aircraft amphibian aquatic_vertebrate bird car consumer_goods creation decoration device food "
+        "geological_formation instrumentality locomotive mammal material military_vehicle process region structure "
+        "vascular_plant"
+    ).split()
 )
 SPLITS = ("train", "val", "test")
 L2_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0)

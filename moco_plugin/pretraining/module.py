@@ -8,10 +8,9 @@ import pytorch_lightning as pl
 import torch
 from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
-from moco_plugin.checkpoints.networks import wiring_differences
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.config import PretrainConfig, config_dict, image_channels
 from moco_plugin.data.normalize import normalize
@@ -21,6 +20,14 @@ from moco_plugin.errors import UsageError
 from moco_plugin.methods import build_method, method_class
 from moco_plugin.training.optimizers import build_optimizer
 from moco_plugin.training.schedules import lr_schedule, with_schedule
+
+# Attributes of modules that change no features in eval mode.
+_OF_TRAINING = frozenset(
+    (
+        "training momentum inplace drop_rate grad_checkpointing fused_attn num_classes track_running_stats "
+        "weight_init_mode"
+    ).split()
+)
 
 
 def accumulation(config: PretrainConfig) -> int:
@@ -109,7 +116,7 @@ class PretrainModule(pl.LightningModule):
         return with_schedule(optimizer, self.config.schedule, self.schedule, self.total_steps)
 
 
-def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:
+def start_from(backbone: nn.Module, config: PretrainConfig) -> None:
     """Load the backbone of the checkpoint ``config.weights``.
 
     Raises:
@@ -132,7 +139,35 @@ def start_from(backbone: torch.nn.Module, config: PretrainConfig) -> None:
         )
 
 
-def _resampled(weights: dict[str, Tensor], backbone: torch.nn.Module) -> dict[str, Tensor]:
+def wiring_differences(one: nn.Module, other: nn.Module) -> list[tuple[str, Any, Any]]:
+    """Return what two networks compute differently with the same weights: heads, strides, epsilons, activations, pooling.
+
+    Returns:
+        Name of the layer and its attribute, and the value in both; what only training uses (dropout) is left out.
+    """
+    first, second = _wiring(one), _wiring(other)
+    names = sorted(first.keys() | second.keys(), key=lambda name: (not name.endswith("num_heads"), name))
+    return [(name, a, b) for name in names if (a := first.get(name)) != (b := second.get(name))]
+
+
+def _wiring(network: nn.Module) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, module in network.named_modules():
+        kind = type(module).__name__
+        found[f"{name} layer".strip()] = "Identity" if kind in ("Dropout", "DropPath", "PatchDropout") else kind
+        if kind in ("Dropout", "DropPath", "PatchDropout"):
+            continue
+        for key, value in vars(module).items():
+            if (
+                isinstance(value, (bool, int, float, str, tuple))
+                and not key.startswith("_")
+                and key not in _OF_TRAINING
+            ):
+                found[f"{name}.{key}".strip(".")] = value
+    return found
+
+
+def _resampled(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
     """Return weights with a ViT's position embedding resampled, where its images have another size."""
     ours = backbone.state_dict().get("pos_embed")
     theirs = weights.get("pos_embed")

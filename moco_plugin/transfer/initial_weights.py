@@ -11,11 +11,10 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from moco_plugin.checkpoints.released import is_released, resolve
-from moco_plugin.checkpoints.write import convert_to
+from moco_plugin.conversion import convert
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import sha256
 from moco_plugin.transfer.device import fit_device
-from moco_plugin.transfer.to_detectron2 import DETECTRON2
 from moco_plugin.transfer.weights import load_weights, read_file
 
 
@@ -50,7 +49,7 @@ class InitialWeights:
         name = f"weights_{machine_rank}.pkl" if machine_rank else "weights.pkl"
         converted = (out / name).resolve()
         if not converted.is_file() or _source(converted) != self.sha256:
-            convert_to(DETECTRON2, self.path, converted, overwrite=True)
+            convert(self.path, converted, "detectron2", overwrite=True)
         return str(converted)
 
 

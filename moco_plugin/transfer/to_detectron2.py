@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +13,33 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints.formats import Format, Target
-from moco_plugin.checkpoints.proof import Network, stages_of
+from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.checkpoints.renaming import PLAIN_RESNET, detectron2_name, is_plain_resnet
 from moco_plugin.checkpoints.to_timm import create_model_arguments
 from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.resnet import resnet_for_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 
+# of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
+PLAIN_RESNET = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+")
 # The network itself returns these four, so nothing more is compared.
 STAGES = ("res2", "res3", "res4", "res5", "")
+
+
+def detectron2_name(name: str) -> str:
+    """Return detectron2's name of a ResNet tensor, e.g. layer1.0.downsample.1.bias to res2.0.shortcut.norm.bias."""
+    if name.startswith("layer"):
+        name = re.sub(r"^layer(\d)", lambda stage: f"res{int(stage[1]) + 1}", name)
+    else:
+        name = f"stem.{name}"
+    name = re.sub(r"\bbn(\d)\b", r"conv\1.norm", name)
+    return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
+
+
+def is_plain_resnet(names: Iterable[str]) -> bool:
+    """Tell whether all tensors have a twin in detectron2's own ResNet."""
+    return all(PLAIN_RESNET.fullmatch(name) for name in names)
 
 
 def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
@@ -121,5 +136,5 @@ def _read(path: Path) -> dict[str, np.ndarray]:
     return model
 
 
-DETECTRON2 = Format("detectron2", (".pkl",), _target)
-FORMATS = (DETECTRON2, Format("detectron2-timm", (".pkl",), _timm_target))
+DETECTRON2 = Format("detectron2", (".pkl",), _target, source=detectron2_source)
+DETECTRON2_TIMM = Format("detectron2-timm", (".pkl",), _timm_target)

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
 from moco_plugin.checkpoints.describe import describe
+from moco_plugin.checkpoints.networks import resnet_from_state, vit_from_state
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.checkpoints.resnet import resnet_from_state
-from moco_plugin.checkpoints.vit import vit_from_state
 from moco_plugin.checkpoints.zoo_pickle import save_zoo_pickle
 from moco_plugin.config import config_dict, load_config
 from moco_plugin.errors import UsageError, UserError
@@ -43,11 +42,11 @@ def zeros(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
 )
 def test_resnets_are_known_by_their_shapes(model: str, expected: str) -> None:
     state = zeros(lambda: timm.create_model(model, num_classes=0))
-    name, untrained, network = resnet_from_state(state)
-    assert name == expected
-    assert network.state_dict().keys() == state.keys()
+    found = resnet_from_state(state)
+    assert found.architecture == expected
+    assert found.network.state_dict().keys() == state.keys()
     if model in ("resnet18", "resnext50_32x4d"):
-        assert untrained().state_dict().keys() == state.keys()
+        assert found.untrained().state_dict().keys() == state.keys()
 
 
 @pytest.mark.parametrize(
@@ -64,7 +63,7 @@ def test_resnets_are_known_by_their_shapes(model: str, expected: str) -> None:
 def test_resnets_of_other_widths_compute_the_same(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     model = seen(build())
-    network = resnet_from_state(model.state_dict())[2]
+    network = resnet_from_state(model.state_dict()).network
     images = torch.randn(2, model.state_dict()["conv1.weight"].shape[1], 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(network(images), model(images))
@@ -91,13 +90,13 @@ def test_vits_are_known_by_their_shapes(name: str, arguments: dict[str, Any]) ->
     model = timm.create_model(name, num_classes=0, **arguments).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    found, differing, untrained, network = vit_from_state(model.state_dict())
-    torch.testing.assert_close(features(network), features(model))
-    assert untrained().state_dict().keys() == model.state_dict().keys()
+    found = vit_from_state(model.state_dict())
+    torch.testing.assert_close(features(found.network), features(model))
+    assert found.untrained().state_dict().keys() == model.state_dict().keys()
     if "embed_dim" not in arguments and "patch_size" not in arguments:
-        assert found == name
+        assert found.architecture == name
     if not arguments:
-        assert differing == {}
+        assert found.arguments == {}
 
 
 def test_official_layout(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from torch import nn
 from torchvision import models
 
 from moco_plugin.checkpoints import to_torchvision as module
+from moco_plugin.checkpoints.networks import resnet_from_state
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
-from moco_plugin.checkpoints.resnet import resnet_from_state
 from moco_plugin.checkpoints.to_torchvision import to_torchvision, torchvision_network
 from moco_plugin.conversion import convert
 from moco_plugin.errors import UsageError, UserError
@@ -168,8 +168,8 @@ def test_resnets_known_by_their_shapes_have_a_name_in_timm(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = timm.create_model(name, num_classes=0, layers=[1, 1, 1, 1], channels=[32, 32, 64, 64])
-    found, untrained, network = resnet_from_state(small.state_dict())
-    source = Checkpoint(Path("source.pth"), "official MoCo v1/v2", found, network, untrained)
+    found = resnet_from_state(small.state_dict())
+    source = Checkpoint(Path("source.pth"), "official MoCo v1/v2", found.architecture, found.network, found.untrained)
     for output in (tmp_path / "folder", tmp_path / "weights.pth"):
         convert(source, output, "timm")
         printed = capsys.readouterr().out.partition("opens with: ")[2]

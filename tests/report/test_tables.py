@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from moco_plugin.report.tables import Comparison, Table, comparison_table, headline, mean_and_spread, spread
+from moco_plugin.report.tables import Table, mean_and_spread, spread
+from moco_plugin.tools.demo_parts.comparison import Comparison, comparison_table, headline
 
 
 def compare(baseline: list[float], moco: list[float], name: str = "box AP") -> Comparison:

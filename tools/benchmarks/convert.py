@@ -37,7 +37,7 @@ def _with_proof(source: Path, output: Path) -> None:
 
 
 def _renaming_alone(source: Path, output: Path) -> None:
-    from moco_plugin.checkpoints.renaming import detectron2_name
+    from moco_plugin.transfer.to_detectron2 import detectron2_name
 
     prefix = "module.encoder_q."
     weights = torch.load(source, map_location="cpu", weights_only=True)["state_dict"]

@@ -16,8 +16,8 @@ from moco_plugin.report.curves import line_chart, read_curve
 from moco_plugin.report.neighbours_picture import caption, neighbour_rows
 from moco_plugin.report.page import Page
 from moco_plugin.report.pairs import view_pairs
-from moco_plugin.report.tables import Comparison, comparison_table, headline, seed_table
 from moco_plugin.report.transfer_page import add_predictions
+from moco_plugin.tools.demo_parts.comparison import Comparison, comparison_table, headline, seed_table
 from moco_plugin.tools.demo_parts.results import DETECTORS, DemoResults, read_results, run_folder
 
 SCENES = 3

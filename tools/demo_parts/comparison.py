@@ -1,0 +1,91 @@
+"""Measurements with MoCo and without it, over seeds."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moco_plugin.report.tables import Table, mean_and_spread, spread
+
+
+@dataclass
+class Comparison:
+    """One measure, from 0 to 100, with MoCo and without it.
+
+    Attributes:
+        name: What is measured.
+        baseline_name: What MoCo is compared with.
+        baseline: The values without MoCo, one a seed.
+        moco: The values with MoCo, as many.
+        unit: What is written after a value in a sentence, such as "%".
+    """
+
+    name: str
+    baseline_name: str
+    baseline: Sequence[float]
+    moco: Sequence[float]
+    unit: str = ""
+
+    @property
+    def gain(self) -> float:
+        """The mean with MoCo less the mean without."""
+        return statistics.fmean(self.moco) - statistics.fmean(self.baseline)
+
+    @property
+    def within_spread(self) -> bool:
+        """Whether the gain is at most the larger of the two spreads between seeds."""
+        return abs(self.gain) <= max(spread(self.baseline) or 0.0, spread(self.moco) or 0.0)
+
+    @property
+    def won(self) -> bool:
+        """Whether MoCo is better by more than the seeds differ, and by enough to be seen in the table."""
+        return round(self.gain, 1) > 0 and not self.within_spread
+
+    def sentence(self) -> str:
+        """Return what came out, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
+        change = round(self.gain, 1)
+        verb = "rises" if change > 0 else "falls" if change < 0 else "stays the same,"
+        before, after = (f"{statistics.fmean(v):.1f}{self.unit}" for v in (self.baseline, self.moco))
+        text = f"{self.name} {verb} from {before} ({self.baseline_name}) to {after} (MoCo)"
+        if len(self.moco) > 1:
+            text += f", mean of {len(self.moco)} seeds"
+            if change and self.within_spread:
+                text += ", a difference within the spread between seeds"
+        return text
+
+    def summary(self) -> dict[str, object]:
+        """Return mean, sample standard deviation (None for one seed) and values of both, for JSON."""
+        return {
+            "gain": self.gain,
+            **{
+                name: {"mean": statistics.fmean(values), "std": spread(values), "seeds": list(values)}
+                for name, values in (("baseline", self.baseline), ("moco", self.moco))
+            },
+        }
+
+
+def headline(comparisons: Sequence[Comparison]) -> str:
+    """Return one sentence: whether MoCo helps in all, some or none of the comparisons, and by how much."""
+    won = [comparison.won for comparison in comparisons]
+    verdict = "helps" if all(won) else "helps in part" if any(won) else "does not help here"
+    return f"MoCo pre-training {verdict}: {'; '.join(c.sentence() for c in comparisons)}."
+
+
+def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Table:
+    """Return a table of one comparison a row: both means with their spreads, and the gain."""
+    rows = [
+        (c.name, mean_and_spread(c.baseline), mean_and_spread(c.moco), f"{c.gain:+.1f}", str(len(c.moco)))
+        for c in comparisons
+    ]
+    return Table(("measure, 0 to 100", "without MoCo", "with MoCo", "gain", "seeds"), rows, caption)
+
+
+def seed_table(comparisons: Sequence[Comparison], seeds: Sequence[str], caption: str = "") -> Table:
+    """Return a table of the single values: a column a seed."""
+    rows = [
+        (f"{c.name}, {name}", *(f"{value:.1f}" for value in values))
+        for c in comparisons
+        for name, values in ((c.baseline_name, c.baseline), ("MoCo", c.moco))
+    ]
+    return Table(("measure, 0 to 100", *seeds), rows, caption)
