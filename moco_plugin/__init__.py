@@ -4,8 +4,6 @@ The names below are imported when they are first used.
 """
 
 # ruff: noqa: F401  (type checkers read the imports, and __all__ follows from _MODULES)
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """timm backbones, as the papers start them."""
 
-from __future__ import annotations
-
 import math
 from typing import Any, cast
 

@@ -1,7 +1,5 @@
 """Shims for detectron2 0.6 and its evaluators on current numpy, Pillow and setuptools."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import os

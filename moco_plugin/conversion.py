@@ -3,8 +3,6 @@
 Formats are entry points of the group ``moco_plugin.formats``, so that another package can add one.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Checks of what was typed that need neither torch nor timm, so that a mistake is answered at once."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """User-facing errors: a one-line message and an exit code."""
 
-from __future__ import annotations
-
 import difflib
 import functools
 import os

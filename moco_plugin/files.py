@@ -1,7 +1,5 @@
 """Files that are written whole or not at all, and outputs that are not overwritten by accident."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -3,8 +3,6 @@
 MoCo v1: arXiv 1911.05722, v2: 2003.04297, v3: 2104.02057; OmniBenchmark: 2207.07106.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

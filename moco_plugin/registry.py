@@ -1,7 +1,5 @@
 """METHODS: the registry of pre-training methods, by the names that ``method=NAME`` takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

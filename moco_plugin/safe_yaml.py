@@ -1,7 +1,5 @@
 """YAML and JSON from others, read without running code, in bounded time and memory, with errors in one sentence."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Configs whose schema is a dataclass: YAML files that inherit, key=value overrides, errors that name the key."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What tests share: real images, a tiny run, and tools as a user types them."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -4,8 +4,6 @@ Each kind of file is mutated (flipped bytes, cuts, inserted and doubled parts), 
 process of its own, and counted: what ran code, ended in a traceback, took over 30 s or left a partial file.
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import os

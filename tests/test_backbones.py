@@ -1,7 +1,5 @@
 """Any timm model under the method, and what the papers change in it."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

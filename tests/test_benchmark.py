@@ -1,7 +1,5 @@
 """tools/benchmark.py as a user types it, at toy size: what is measured, not how fast it was."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Configs: the shipped recipes, inheritance, and what a mistake is answered with."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

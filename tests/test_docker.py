@@ -1,7 +1,5 @@
 """The Dockerfile: its syntax, and the wheel from what it copies."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

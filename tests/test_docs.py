@@ -1,7 +1,5 @@
 """The documentation: the site builds strictly, the README is short, and what its examples name exists."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

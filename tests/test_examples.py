@@ -1,7 +1,5 @@
 """Every shell and Python example of the README and the site, run on small stand-in data, or marked with why it is not."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

@@ -1,7 +1,5 @@
 """What is in the wheel: code, tools as console commands, configs that are found by name."""
 
-from __future__ import annotations
-
 import configparser
 import shutil
 import subprocess

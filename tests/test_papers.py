@@ -1,7 +1,5 @@
 """The papers' numbers, recipes and protocols in code, configs and docs, against the transcription of the papers."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

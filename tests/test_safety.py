@@ -1,7 +1,5 @@
 """Files from others run no code, do not hang, and end in one sentence."""
 
-from __future__ import annotations
-
 import resource
 from collections.abc import Callable
 from pathlib import Path

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Measure speed, memory and traffic beside a peer in the same run."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import json

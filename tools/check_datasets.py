@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Report for each transfer task which data sets are complete, what is missing and where to get it."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

@@ -3,8 +3,6 @@
 
 `inspect` says what a checkpoint is."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Convert a checkpoint to a detectron2 .pkl and prove it: short for tools/convert.py --to detectron2."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Run the whole path on real images: pre-training with MoCo, evaluation, conversion and detection."""
 
-from __future__ import annotations
-
 import argparse
 import shutil
 import sys

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Evaluate a checkpoint: kNN, retrieval, linear classification, fine-tuning, few labels, OmniBenchmark."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Measure the mean and the standard deviation of each channel of an image set, for data.mean and data.std."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ the same Python files without them, and is checked against its SHA-256. The eval
 installed as well.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os

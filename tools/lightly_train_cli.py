@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """LightlyTrain's own command, with MoCo (moco, moco_v1, moco_v2, moco_v3) among its methods."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Compose detection scenes with boxes and masks from an idx file of object images such as Fashion-MNIST."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Pack a folder or list of images into tar shards with indexes, which are read at random, also from a server."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

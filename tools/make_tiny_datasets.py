@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Write tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS v0.5 and Cityscapes."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Draw the predictions of a trained model for images into PNG files: boxes, masks, keypoints or segmentation."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

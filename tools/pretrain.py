@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Pre-train a backbone with MoCo on unlabelled images."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

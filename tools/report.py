@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Write the page of a pre-training run, or gather results into the papers' tables and a page."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Train and evaluate a detector: detectron2's train_net with our components, configs and checks."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,8 +1,6 @@
 #!/usr/bin/env python3
 """Train detectors: a transfer experiment of the papers beside their numbers, or one on your own data."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

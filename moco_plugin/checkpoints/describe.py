@@ -1,7 +1,5 @@
 """Description of a checkpoint in lines of text."""
 
-from __future__ import annotations
-
 from moco_plugin.checkpoints.read import Checkpoint
 
 

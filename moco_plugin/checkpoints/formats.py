@@ -1,7 +1,5 @@
 """The file formats of other frameworks: suffixes, writing, reading back and opening."""
 
-from __future__ import annotations
-
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence

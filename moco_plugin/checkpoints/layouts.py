@@ -1,7 +1,5 @@
 """The layouts of checkpoints: one row each, told apart by the names of the tensors."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

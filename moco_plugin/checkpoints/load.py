@@ -1,7 +1,5 @@
 """Loading: any weight file or folder into dicts of tensors, numbers and text; tensors into a network that they fit."""
 
-from __future__ import annotations
-
 import json
 import warnings
 import zipfile

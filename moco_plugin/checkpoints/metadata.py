@@ -1,7 +1,5 @@
 """The metadata of checkpoint files: architecture, method, epoch and image normalization."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Mapping

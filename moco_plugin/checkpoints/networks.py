@@ -1,7 +1,5 @@
 """The networks that weights belong to: by timm's name, or by the shapes of a plain ResNet's or ViT's weights."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass

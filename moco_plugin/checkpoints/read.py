@@ -1,7 +1,5 @@
 """Reading of checkpoint files of any known layout, recognized by content, without running code."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace

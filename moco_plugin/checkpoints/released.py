@@ -1,7 +1,5 @@
 """Released checkpoints by name: downloaded once, resumed if interrupted, and verified."""
 
-from __future__ import annotations
-
 import http.client
 import logging
 import os

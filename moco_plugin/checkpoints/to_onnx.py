@@ -1,7 +1,5 @@
 """A backbone as an ONNX file: normalized images in, features out, for any batch."""
 
-from __future__ import annotations
-
 import json
 import logging
 import warnings

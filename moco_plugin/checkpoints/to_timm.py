@@ -1,7 +1,5 @@
 """A backbone as timm.create_model makes it: files and folders that timm and LightlyTrain open."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A backbone under torchvision's names, and torchvision's own network for it: plain ResNets and ViTs."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """detectron2's model zoo format: a pickle of numpy arrays, read without running code."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import IO, Any

@@ -1,7 +1,5 @@
 """Image files that Pillow does not read: NumPy arrays and multi-band TIFF."""
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Image sets as PyTorch datasets, and the handling of images that cannot be decoded."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable
 from random import Random

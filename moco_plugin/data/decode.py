@@ -1,7 +1,5 @@
 """Decoding of image files to 8-bit RGB."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import io

@@ -1,7 +1,5 @@
 """idx files, the format of MNIST and Fashion-MNIST: a big-endian header, then raw bytes."""
 
-from __future__ import annotations
-
 import gzip
 import math
 import re

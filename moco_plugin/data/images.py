@@ -1,7 +1,5 @@
 """Image sets: a folder, a list, tar shards, a zip archive or an idx file."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import re

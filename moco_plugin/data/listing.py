@@ -1,7 +1,5 @@
 """Image files of a folder, and lists of image files."""
 
-from __future__ import annotations
-
 import csv
 import os
 import re

@@ -1,7 +1,5 @@
 """Number and set-up of loader processes."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

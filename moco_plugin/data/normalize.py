@@ -1,7 +1,5 @@
 """Size, crop and normalization of the images that a network sees."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ Both are functions of the seed, the epoch and the position, never of what ran be
 result with any number of loader processes, and resumes exactly where it was interrupted.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Packing of image files into tar shards with their indexes."""
 
-from __future__ import annotations
-
 import io
 import re
 import tarfile

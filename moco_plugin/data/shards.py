@@ -4,8 +4,6 @@ Any image can be read alone by the shards' indexes: the order of a run stays a f
 seed alone, and each process fetches its own images only, from a disk or by range requests. Nothing is unpacked.
 """
 
-from __future__ import annotations
-
 import contextlib
 import math
 import os

@@ -1,7 +1,5 @@
 """Mean and standard deviation of each channel of an image set."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

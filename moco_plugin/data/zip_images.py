@@ -1,7 +1,5 @@
 """Image sets in a zip archive, read at random without unpacking."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 from pathlib import Path, PurePosixPath

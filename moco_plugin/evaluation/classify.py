@@ -1,7 +1,5 @@
 """Linear classification and fine-tuning as published."""
 
-from __future__ import annotations
-
 import math
 import tempfile
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ A departure from the papers' protocol: no random crops, standardised features, a
 rate is chosen on a tenth of the training images that is held out for it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Features on disk, read back a slice at a time, so that memory does not grow with them."""
 
-from __future__ import annotations
-
 import tempfile
 
 import numpy as np

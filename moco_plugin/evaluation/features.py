@@ -1,7 +1,5 @@
 """Features of a frozen backbone over an image set: in memory, or on disk where they are many."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any

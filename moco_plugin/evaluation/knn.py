@@ -1,7 +1,5 @@
 """The kNN classifier that monitors contrastive training (Wu et al. 2018): cosine similarity, weighted votes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Images of several labels: mean average precision of kNN votes and of logistic regressions on a frozen backbone."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The nearest features by cosine similarity, found block by block, so that memory does not grow with the sets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """OmniBenchmark (arXiv 2207.07106): a linear probe in each of 21 realms, and the mean over them."""
 
-from __future__ import annotations
-
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path

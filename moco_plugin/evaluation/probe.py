@@ -1,7 +1,5 @@
 """Linear classifiers on features that are computed once: many learning rates, or many L2 weights, in one go."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The schema of a protocol's YAML file, files under configs/evaluate, and key=value overrides."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any

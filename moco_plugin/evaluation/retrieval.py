@@ -1,7 +1,5 @@
 """Retrieval: the share of the nearest training images that have the class of a test image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

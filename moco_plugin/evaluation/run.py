@@ -1,7 +1,5 @@
 """kNN and retrieval on a frozen backbone, and what every evaluation records."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version

@@ -1,7 +1,5 @@
 """MoCo as in the papers, on torch alone, and the function that builds a method by its name."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

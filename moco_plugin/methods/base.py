@@ -1,7 +1,5 @@
 """The contract between a method and what trains it: Lightning, LightlyTrain, or a loop of one's own."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from torch import Tensor, nn

@@ -6,8 +6,6 @@ group is normalised separately, and the keys are shuffled over the groups (and o
 several).
 """
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

@@ -1,7 +1,5 @@
 """InfoNCE losses: tell the key of the same image among many others."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

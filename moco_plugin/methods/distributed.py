@@ -1,7 +1,5 @@
 """Communication between training processes; with one process every function here is the identity."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

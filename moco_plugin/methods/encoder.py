@@ -1,7 +1,5 @@
 """Query and key encoders: a backbone with a projection head, and the copy that follows it slowly."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import cast

@@ -1,7 +1,5 @@
 """Projection heads, from features of the backbone to the space of the contrast."""
 
-from __future__ import annotations
-
 from torch import nn
 
 

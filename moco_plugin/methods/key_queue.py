@@ -1,7 +1,5 @@
 """The queue of keys of past batches, first in, first out."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

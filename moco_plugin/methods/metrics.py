@@ -1,7 +1,5 @@
 """Metrics of a batch: accuracy of telling the positive key, and the spread of the features."""
 
-from __future__ import annotations
-
 from typing import cast
 
 import torch

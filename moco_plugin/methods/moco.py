@@ -1,7 +1,5 @@
 """MoCo v1 (arXiv 1911.05722) and v2 (2003.04297): contrast a query with its key and a queue of past keys."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """MoCo v3 (arXiv 2104.02057): contrast in the batch, a predictor on the query side, no queue."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

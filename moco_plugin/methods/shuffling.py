@@ -1,7 +1,5 @@
 """Encoding of keys in batches that batch norm cannot read: in groups, and shuffled (v1, section 3.3)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

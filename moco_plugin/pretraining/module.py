@@ -1,7 +1,5 @@
 """The LightningModule: a method, its optimizer and its schedule."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import pytorch_lightning as pl

@@ -1,7 +1,5 @@
 """Callbacks that monitor pre-training: throughput, corrupt images, kNN accuracy."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """A pre-training run from a config."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

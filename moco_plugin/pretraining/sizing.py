@@ -1,7 +1,5 @@
 """What a run needs before its first step: a recipe that suits small sets and CPUs, and the memory of a step."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

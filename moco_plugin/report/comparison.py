@@ -1,7 +1,5 @@
 """The comparison of detectors on own data: one table, a sentence on what it says, and a page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Line charts of logged values."""
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Mapping, Sequence

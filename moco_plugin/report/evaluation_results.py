@@ -1,7 +1,5 @@
 """Tables of the results of tools/evaluate.py, beside the papers' numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any

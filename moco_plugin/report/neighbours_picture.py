@@ -1,7 +1,5 @@
 """Pictures of a retrieval: test images beside their nearest training images, on a page or in a PNG."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Self-contained HTML pages, rendered from one Jinja2 template that escapes all text."""
 
-from __future__ import annotations
-
 import base64
 import io
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Images beside the two views that contrastive training makes of each."""
 
-from __future__ import annotations
-
 from random import Random
 
 import torch

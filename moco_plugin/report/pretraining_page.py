@@ -1,7 +1,5 @@
 """The page of one pre-training run: what was trained, its curves with what they should do, and pairs of views."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

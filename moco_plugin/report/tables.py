@@ -1,7 +1,5 @@
 """Tables for terminals and pages."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

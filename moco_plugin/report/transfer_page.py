@@ -1,7 +1,5 @@
 """The page of all results in a folder: transfer experiments beside the papers' numbers, and evaluations."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Transfer experiments as tables: the papers' rows, and below each what was measured here."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

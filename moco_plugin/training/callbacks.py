@@ -1,7 +1,5 @@
 """Training callbacks of every run: time limit, signals, non-finite losses, checkpoints."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading

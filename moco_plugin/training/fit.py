@@ -1,7 +1,5 @@
 """Training runs in a folder: one Trainer, resume, signals, limits and messages for every kind of training."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

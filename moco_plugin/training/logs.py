@@ -1,7 +1,5 @@
 """A CSV log with one row a logged step, continued by resumed runs."""
 
-from __future__ import annotations
-
 import csv
 import time
 from argparse import Namespace

@@ -1,7 +1,5 @@
 """The papers' optimizers: SGD for v1 and v2, LARS for v3's ResNets, AdamW for its ViTs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

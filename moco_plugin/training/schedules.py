@@ -1,7 +1,5 @@
 """Learning rate schedules, from fvcore's."""
 
-from __future__ import annotations
-
 from bisect import bisect_right
 from typing import Any
 

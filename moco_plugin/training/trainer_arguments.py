@@ -1,7 +1,5 @@
 """Arguments of Lightning's Trainer as a config gives them: names for objects, and what a run cannot do."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path

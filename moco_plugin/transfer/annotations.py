@@ -1,7 +1,5 @@
 """Checks of COCO annotation files before training."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What trials print: progress and warnings."""
 
-from __future__ import annotations
-
 import logging
 import sys
 

@@ -1,7 +1,5 @@
 """The data sets of the papers' tasks: which are complete, what is missing and where to get it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from tqdm import tqdm

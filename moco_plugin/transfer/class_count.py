@@ -1,7 +1,5 @@
 """Comparison of a model's number of classes with that of its data sets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """DensePose through detectron2's own project: its config keys, its loaders and its evaluators, where it is installed."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from detectron2.config import CfgNode

@@ -1,7 +1,5 @@
 """Adaptation of a detectron2 config to the devices of this machine."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

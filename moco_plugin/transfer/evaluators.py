@@ -1,7 +1,5 @@
 """Evaluators of data sets, by the kind that a data set's metadata name."""
 
-from __future__ import annotations
-
 import os
 from typing import Any
 

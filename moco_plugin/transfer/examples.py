@@ -1,7 +1,5 @@
 """Pictures of predictions for a few test images, beside the ground truth."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog

@@ -1,7 +1,5 @@
 """The initial weights of a transfer experiment: found, converted if necessary, and checked before training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

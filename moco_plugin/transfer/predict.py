@@ -1,7 +1,5 @@
 """Pictures of predictions: boxes, masks, keypoints and semantic segmentation."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path

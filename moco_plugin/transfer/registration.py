@@ -1,7 +1,5 @@
 """Registration of our components with detectron2."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Callable, Sequence

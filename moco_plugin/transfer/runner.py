@@ -1,7 +1,5 @@
 """Transfer experiments as in the papers: several trials from the same weights, their mean and spread."""
 
-from __future__ import annotations
-
 import multiprocessing
 import shlex
 import shutil

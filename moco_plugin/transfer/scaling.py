@@ -1,7 +1,5 @@
 """The linear scaling rule for detection: learning rate and schedule for another batch size."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from detectron2.config import CfgNode

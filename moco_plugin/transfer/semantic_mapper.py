@@ -1,7 +1,5 @@
 """Mapping of a data set's entries for semantic segmentation: random scale, crop and flip in training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The transfer experiments: their configs, data sets and metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

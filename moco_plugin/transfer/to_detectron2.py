@@ -1,7 +1,5 @@
 """Backbones as detectron2 reads them: for its own ResNet, or for ``build_timm_backbone``."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training and evaluation of detectors: detectron2's trainer, checked weights and a results.json."""
 
-from __future__ import annotations
-
 import math
 import os
 import warnings

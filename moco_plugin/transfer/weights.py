@@ -1,7 +1,5 @@
 """Loading of weights into a detector, with a count of the backbone tensors that were filled."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping

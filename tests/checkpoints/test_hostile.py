@@ -1,7 +1,5 @@
 """Broken and hostile files end in one sentence: no code run, no memory or time taken by what a header claims."""
 
-from __future__ import annotations
-
 import json
 import os
 import pickle

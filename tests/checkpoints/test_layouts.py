@@ -1,7 +1,5 @@
 """Every framework's files are told apart by content and give the features of the networks that were saved."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

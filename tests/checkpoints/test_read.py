@@ -1,7 +1,5 @@
 """Reading checkpoints: what is found in them, complete or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Released checkpoints by name: fetched from a server of our own, broken off, resumed and checked."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import re

@@ -1,7 +1,5 @@
 """What shapes do not tell: heads, prefixes, strides, activations."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Files for timm, torchvision and LightlyTrain: opened as their users do, proven, and written whole or not at all."""
 
-from __future__ import annotations
-
 import json
 import os
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Images of one, four and thirteen channels, from file to converted checkpoint."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

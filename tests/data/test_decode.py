@@ -1,7 +1,5 @@
 """Image files as they are found in the field: deep, hidden, linked, rotated, large and broken."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Image sets and what is wrong with them."""
 
-from __future__ import annotations
-
 import gzip
 from pathlib import Path
 

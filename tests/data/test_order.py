@@ -1,7 +1,5 @@
 """Order and random numbers depend on the seed alone."""
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Shards of images that are encoded once more."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from PIL import Image

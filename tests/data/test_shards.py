@@ -1,7 +1,5 @@
 """Tar shards: the same images as the folder they were made from, from disk and from a server."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

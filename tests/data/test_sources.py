@@ -1,7 +1,5 @@
 """Image sets in zip archives, shares of a set, and lists of several labels an image."""
 
-from __future__ import annotations
-
 import io
 import os
 import zipfile

@@ -1,7 +1,5 @@
 """Views: the papers' arguments, lightly's distribution, and engines that make the same pictures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from random import Random

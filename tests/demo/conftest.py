@@ -1,7 +1,5 @@
 """A demo run's folder with made-up numbers, as small as it can be."""
 
-from __future__ import annotations
-
 import json
 import struct
 from itertools import product

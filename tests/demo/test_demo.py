@@ -1,7 +1,5 @@
 """The whole path through the tools at toy size, to the page as a browser shows it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

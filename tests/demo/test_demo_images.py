@@ -1,7 +1,5 @@
 """Where Fashion-MNIST comes from, and what is said when it cannot be had."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The demo's page: right numbers, whole HTML, nothing fetched, and what a browser makes of it."""
 
-from __future__ import annotations
-
 import base64
 import io
 import json

@@ -1,7 +1,5 @@
 """Linear classification and fine-tuning as published: the protocol's numbers, the frozen network, resume."""
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

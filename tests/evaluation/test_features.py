@@ -1,7 +1,5 @@
 """Features of a frozen network: which images, in which form, and where they are kept."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

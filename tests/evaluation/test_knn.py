@@ -1,7 +1,5 @@
 """kNN: the votes, and the tool."""
 
-from __future__ import annotations
-
 import json
 import math
 import subprocess

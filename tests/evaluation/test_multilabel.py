@@ -1,7 +1,5 @@
 """Mean average precision on images of several labels."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """OmniBenchmark: realms as published, at toy size."""
 
-from __future__ import annotations
-
 import json
 import statistics
 from pathlib import Path

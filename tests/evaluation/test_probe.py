@@ -1,7 +1,5 @@
 """Linear probes on cached features: agreement with scikit-learn, the sweep, few labels."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

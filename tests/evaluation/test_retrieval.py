@@ -1,7 +1,5 @@
 """Retrieval: recall, and the picture of neighbours."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tool's commands: help, and what none of them takes."""
 
-from __future__ import annotations
-
 import pytest
 
 from moco_plugin.tools.evaluate import EXAMPLES, main

@@ -1,7 +1,5 @@
 """COCO files for the checks of annotations."""
 
-from __future__ import annotations
-
 import itertools
 import json
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A headless Chromium that loads a page, and a parser that reads it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Checkpoints as the released code saves them, and as they are read."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

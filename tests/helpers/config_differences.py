@@ -1,7 +1,5 @@
 """What each transfer config changes of detectron2's baseline."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

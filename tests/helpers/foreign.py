@@ -1,7 +1,5 @@
 """Small checkpoints in every layout: from the frameworks' own code where it installs, else with their documented names."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 from collections.abc import Callable

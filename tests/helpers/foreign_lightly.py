@@ -1,7 +1,5 @@
 """Samples of checkpoints of lightly and LightlyTrain."""
 
-from __future__ import annotations
-
 import copy
 import datetime
 import pathlib

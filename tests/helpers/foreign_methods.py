@@ -1,7 +1,5 @@
 """Samples of checkpoints of other self-supervised methods, in the names of the authors' code."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

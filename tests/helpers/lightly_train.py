@@ -1,7 +1,5 @@
 """Our methods as LightlyTrain builds them."""
 
-from __future__ import annotations
-
 import importlib
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """Broken and hostile variants of checkpoints, read in a process of limited memory and time."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

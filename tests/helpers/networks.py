@@ -1,7 +1,5 @@
 """Small networks, and how the samples of foreign checkpoints are written."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The transcription of the papers (tests/data/PAPERS.md), as text and as tables."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

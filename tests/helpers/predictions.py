@@ -1,7 +1,5 @@
 """Predictions of a perfect detector."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

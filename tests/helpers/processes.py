@@ -1,7 +1,5 @@
 """Runs tools as a user types them, each in a process of its own."""
 
-from __future__ import annotations
-
 import itertools
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Hostile and broken files of every kind that the project reads from others, for test_safety.py and fuzz.py."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import pickle

@@ -1,7 +1,5 @@
 """A wheel of a source tree."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

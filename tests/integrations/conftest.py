@@ -1,7 +1,5 @@
 """What the tests of LightlyTrain and lightly share: folders of real images."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The example for lightly's users, end to end on a tiny folder of images."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """method=moco inside LightlyTrain: real runs of LightlyTrain at toy size."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import pickletools

@@ -1,7 +1,5 @@
 """The arguments, optimizers, schedules and views of our methods inside LightlyTrain."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 from typing import Any

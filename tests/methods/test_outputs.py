@@ -1,7 +1,5 @@
 """Backbones that give something else than one vector for each image."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The parts of the method against their definitions."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The method reproduces the released code, step by step, from recorded runs (tests/data/README.md)."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

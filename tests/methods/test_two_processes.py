@@ -1,7 +1,5 @@
 """What happens between processes: two real ones, over gloo."""
 
-from __future__ import annotations
-
 import os
 import socket
 from collections.abc import Callable

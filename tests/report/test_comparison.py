@@ -1,7 +1,5 @@
 """What a comparison of detectors concludes."""
 
-from __future__ import annotations
-
 import pytest
 
 from moco_plugin.report.comparison import conclusion

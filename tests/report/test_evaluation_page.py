@@ -1,7 +1,5 @@
 """The linear-classification table with the papers' rows, and the page of a folder of evaluations."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

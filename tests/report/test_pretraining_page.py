@@ -1,7 +1,5 @@
 """The page of one pre-training run, through the tool."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.helpers.processes import Tool

@@ -1,7 +1,5 @@
 """Means, spreads and verdicts, against numbers worked out by hand."""
 
-from __future__ import annotations
-
 import pytest
 
 from moco_plugin.report.tables import Table, mean_and_spread, spread

@@ -1,7 +1,5 @@
 """The report of transfer runs: the papers' tables with ours below, curves, pictures, and evaluations beside them."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

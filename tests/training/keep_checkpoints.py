@@ -1,7 +1,5 @@
 """Run a tool and keep a copy of every checkpoint with its log: TOOL KEPT ARGUMENTS..., see test_resume.py."""
 
-from __future__ import annotations
-
 import importlib
 import shutil
 import sys

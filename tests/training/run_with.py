@@ -5,8 +5,6 @@
 or stops at that step.
 """
 
-from __future__ import annotations
-
 import os
 import resource
 import shutil

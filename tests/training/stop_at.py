@@ -1,7 +1,5 @@
 """Pre-trains as tools/pretrain.py does, and sends itself a signal within a step: SIGNAL STEP ARGUMENTS..."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

@@ -1,7 +1,5 @@
 """Runs that fail, or must not start, say why in one sentence and keep what was saved."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """The kNN monitor: whose features it compares, and the first lines of a run."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

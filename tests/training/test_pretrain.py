@@ -1,7 +1,5 @@
 """Pre-training through the tool: what it writes, how it goes on, what it refuses."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """Interrupted runs end bit for bit as uninterrupted ones, in the configurations that people run."""
 
-from __future__ import annotations
-
 import csv
 import json
 import random

@@ -1,7 +1,5 @@
 """Recipes that fit small sets and CPUs, and the memory of a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Fixtures for the tests that need detectron2; without it none of them is collected."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from collections.abc import Iterator

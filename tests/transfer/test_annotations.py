@@ -1,7 +1,5 @@
 """Invalid COCO files end in one sentence."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 from typing import Any

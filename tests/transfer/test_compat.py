@@ -1,7 +1,5 @@
 """compat supplies what is missing, and nothing where nothing is."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import re

@@ -1,7 +1,5 @@
 """Every config of a transfer experiment: its settings, its network, its weights, its gradients."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

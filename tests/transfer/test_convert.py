@@ -1,7 +1,5 @@
 """Conversion to detectron2: what the released code's converter writes, and the proof."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

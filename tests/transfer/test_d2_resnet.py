@@ -1,7 +1,5 @@
 """Our ResNet builder against detectron2's own, and against timm's networks."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

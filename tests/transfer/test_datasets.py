@@ -1,7 +1,5 @@
 """Data sets as they are published: detectron2 reads the tiny ones, and perfect predictions get 100."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator

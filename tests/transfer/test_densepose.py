@@ -1,7 +1,5 @@
 """DensePose: detectron2's baseline of November 2019, through detectron2's own project."""
 
-from __future__ import annotations
-
 import sys
 from types import ModuleType
 

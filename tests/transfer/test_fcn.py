@@ -1,7 +1,5 @@
 """Semantic segmentation: the FCN head, where its scores lie in the image, and the mapping of its data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Detection on own data: formats, what is left out or refused, the recipe, and the comparison through the tools."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Transfer configs against the fine-tuning settings that the transcription of the papers gives."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Drawn predictions: in the right places, with names, and through the tool."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Transfer experiments through the runner: trials, what is kept, what is computed from them, what is refused."""
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os

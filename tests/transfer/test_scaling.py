@@ -1,7 +1,5 @@
 """Scaling of a schedule to another batch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

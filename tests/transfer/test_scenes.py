@@ -1,7 +1,5 @@
 """Composed scenes: deterministic, true to their masks, and the same in both formats."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from xml.etree import ElementTree

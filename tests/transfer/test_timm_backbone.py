@@ -1,7 +1,5 @@
 """Networks of timm's as detectron2's backbones: their maps, gradients, frozen parts, pyramids and weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Tiny data sets: deterministic, in the published layouts, and true to what is in their images."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

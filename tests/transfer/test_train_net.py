@@ -1,7 +1,5 @@
 """Training and evaluation at toy size, through the tool and through detectron2's own trainer."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

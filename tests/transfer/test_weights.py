@@ -1,7 +1,5 @@
 """Weight files: read safely, written reproducibly, and shown to fill the whole backbone."""
 
-from __future__ import annotations
-
 import pickle
 import re
 from collections import OrderedDict

@@ -1,7 +1,5 @@
 """Contrast with a queue, forward and backward, beside the released formulation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """CPU seconds and memory of a conversion."""
 
-from __future__ import annotations
-
 import pickle
 import statistics
 import sys

@@ -1,7 +1,5 @@
 """Images a second that a cost model predicts for a number of GPUs, and what limits them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The parts of a run of one's own, and which of them limits it."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

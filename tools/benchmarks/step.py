@@ -1,7 +1,5 @@
 """A training step of MoCo v2 beside its two encoders alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Timings of contestants in turn, as ratios to one of them."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

@@ -1,7 +1,5 @@
 """Bytes that processes send to shuffle keys."""
 
-from __future__ import annotations
-
 import os
 import socket
 import sys

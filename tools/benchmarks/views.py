@@ -1,7 +1,5 @@
 """Two MoCo v2 views of JPEG files on one core, beside other pipelines."""
 
-from __future__ import annotations
-
 import random
 import tempfile
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Measurements with MoCo and without it, over seeds."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass

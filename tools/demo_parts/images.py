@@ -1,7 +1,5 @@
 """Fashion-MNIST: Debian's package if it is installed, else a download."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torchvision.datasets import FashionMNIST

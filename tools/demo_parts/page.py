@@ -1,7 +1,5 @@
 """Report of a demo run: a page, a results.json and tables for the terminal."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Numbers of a demo run, read from the files that its stages wrote."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The stages of the demo: the whole path on real images, tool by tool, as a user would type it."""
 
-from __future__ import annotations
-
 import importlib
 import multiprocessing
 import os

@@ -4,8 +4,6 @@ One function draws what is done to an image (``plan``). An engine carries it out
 processes, ``device`` on batches. Views leave here as uint8; they are normalised on the training device.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Each operation of a plan runs once on all images that have it in the same place.
 small matrices an image, blur another pair, so the work is a few batched products.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, cast

@@ -1,7 +1,5 @@
 """Views by OpenCV and torch on uint8 arrays, one image at a time, for loader processes."""
 
-from __future__ import annotations
-
 import math
 
 import cv2

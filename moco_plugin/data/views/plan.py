@@ -1,7 +1,5 @@
 """The random choices of a view, drawn once and carried out by any engine."""
 
-from __future__ import annotations
-
 import math
 from random import Random
 from typing import Any, NamedTuple

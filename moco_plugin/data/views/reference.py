@@ -1,7 +1,5 @@
 """Views by Pillow and torchvision, as lightly's transforms make them."""
 
-from __future__ import annotations
-
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 from torchvision.transforms import InterpolationMode

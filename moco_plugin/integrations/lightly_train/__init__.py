@@ -4,8 +4,6 @@ The methods are those of ``moco_plugin.methods``; their arguments, and the defau
 schedule and views, are read off them, the recipes in configs/pretrain and ``data/views.py``.
 """
 
-from __future__ import annotations
-
 from moco_plugin.errors import UserError
 from moco_plugin.integrations.lightly_train.versions import unknown_version
 

@@ -1,7 +1,5 @@
 """LightlyTrain's argument classes for our methods, optimizers and views, with the recipes' values as defaults."""
 
-from __future__ import annotations
-
 import functools
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_type_hints
 

@@ -1,7 +1,5 @@
 """Our methods as LightlyTrain's ``Method``: the network's start, the step, the checkpoint, the optimizer."""
 
-from __future__ import annotations
-
 import copy
 import math
 from typing import Any, ClassVar, Literal, cast

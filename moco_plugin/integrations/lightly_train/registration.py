@@ -1,7 +1,5 @@
 """Registration of our methods with LightlyTrain, and its command line."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 

@@ -1,7 +1,5 @@
 """The versions of LightlyTrain that our methods fit."""
 
-from __future__ import annotations
-
 from moco_plugin.errors import UserError
 
 TESTED = "0.15 to 0.18"

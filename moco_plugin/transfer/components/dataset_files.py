@@ -1,7 +1,5 @@
 """The files of data sets: which are needed, which are missing, and where to get them."""
 
-from __future__ import annotations
-
 import json
 import mmap
 import os

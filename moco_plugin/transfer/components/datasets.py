@@ -1,7 +1,5 @@
 """Data sets that detectron2 lacks, and checks of those that are registered."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 from pathlib import Path

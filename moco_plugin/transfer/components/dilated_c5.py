@@ -1,7 +1,5 @@
 """The R50-dilated-C5 backbone of the MoCo paper: a dilated res5, then one convolution down to 512 channels."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init

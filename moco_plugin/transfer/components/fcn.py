@@ -1,7 +1,5 @@
 """The FCN head of the MoCo paper's semantic segmentation, for detectron2's SemanticSegmentor."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import fvcore.nn.weight_init as weight_init

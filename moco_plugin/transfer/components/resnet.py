@@ -1,7 +1,5 @@
 """detectron2's ResNet at any width and depth, built from a config or from weights alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The C4 box head of the MoCo papers: res5 followed by one more normalisation."""
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from typing import Any
 

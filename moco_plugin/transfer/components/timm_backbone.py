@@ -1,7 +1,5 @@
 """Any timm network as detectron2's backbone: on its own, under FPN, or a plain ViT under a simple pyramid."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast

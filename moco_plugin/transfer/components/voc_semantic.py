@@ -1,7 +1,5 @@
 """VOC 2012 semantic segmentation: train, val, and train_aug with SBD's labels (Hariharan et al. 2011)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

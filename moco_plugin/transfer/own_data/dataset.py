@@ -1,7 +1,5 @@
 """Own detection data made ready for detectron2: checked, split, and written as COCO files."""
 
-from __future__ import annotations
-
 import random
 import sys
 from collections import Counter

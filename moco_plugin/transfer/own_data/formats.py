@@ -1,7 +1,5 @@
 """Detection data as users have them: COCO files, VOC folders and YOLO folders, read into COCO's form."""
 
-from __future__ import annotations
-
 import math
 import os
 import xml.etree.ElementTree as ElementTree

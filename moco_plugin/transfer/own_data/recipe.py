@@ -1,7 +1,5 @@
 """How a detector is trained on own data: the config, and its changes by a stated rule."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Training of a detector on own data from one or several initialisations."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Semantic segmentation on own data: folders of images and of label images, checked, split and written as a list."""
 
-from __future__ import annotations
-
 import random
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Polygons of masks, as COCO and Cityscapes store them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 # the sides of a pixel, clockwise as seen: where to look for the neighbour (row, column), start and end (x, y)

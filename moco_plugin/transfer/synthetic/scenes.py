@@ -1,7 +1,5 @@
 """Small scenes of several objects with boxes and masks, in VOC and COCO format."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Scenes in the layout of Cityscapes: polygons, and the label images drawn from them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Scenes in the layouts of COCO 2017, with keypoints of people, and of LVIS v0.5."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS and Cityscapes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

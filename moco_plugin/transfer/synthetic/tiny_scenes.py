@@ -1,7 +1,5 @@
 """The scenes of the tiny data sets, in which the number of an object gives its class."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass

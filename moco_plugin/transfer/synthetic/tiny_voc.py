@@ -1,7 +1,5 @@
 """Scenes in the layouts of Pascal VOC 2007 and 2012 and of SBD."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path

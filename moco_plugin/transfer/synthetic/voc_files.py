@@ -1,7 +1,5 @@
 """Pascal VOC's files: annotations in XML, and label images with a palette."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
