@@ -1,5 +1,7 @@
 """The method reproduces the released code, step by step, from recorded runs (tests/data/README.md)."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -61,21 +63,21 @@ def from_official_v3(trace: dict[str, np.ndarray], prefix: str) -> dict[str, tor
     return state
 
 
-def test_moco_v3_resnet() -> None:
-    torch.set_num_threads(2)  # as recorded: this run amplifies the rounding of sums in another order
-    trace, config = load_trace("moco_v3_resnet_1rank")
+def run_v3(
+    trace: dict[str, np.ndarray], config: dict[str, Any], noise: float = 0.0
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and final state of the recorded run, from initial weights changed by a share of ``noise``."""
     images = trace_images(trace, config)
-    model = MoCoV3(
-        tiny_backbone(),
-        32,
-        dim=config["dim"],
-        hidden_dim=config["mlp_dim"],
-        temperature=config["T"],
-        momentum=config["m"],
-    )
+    names = {"dim": "dim", "hidden_dim": "mlp_dim", "temperature": "T", "momentum": "m"}
+    model = MoCoV3(tiny_backbone(), 32, **{name: config[key] for name, key in names.items()})
     model.load_state_dict(from_official_v3(trace, "init/"))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = lars(parameters, lr=config["lr"], momentum=0.9, weight_decay=config["wd"])
+    losses = []
     for step in range(config["steps"]):
         progress = step / config["steps"]
         assert momentum_at(config["m"], "cosine", progress) == pytest.approx(trace["momentum"][step])
@@ -83,8 +85,22 @@ def test_moco_v3_resnet() -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        assert float(loss.detach()) == pytest.approx(trace["loss"][step, 0], rel=1e-4)
-    expected, state = from_official_v3(trace, "final/"), model.state_dict()
+        losses.append(float(loss.detach()))
+    return losses, model.state_dict()
+
+
+def test_moco_v3_resnet() -> None:
+    """The run amplifies round-off, which differs between CPUs: what a change of 1e-7 in the weights does is allowed."""
+    torch.set_num_threads(2)  # as recorded
+    trace, config = load_trace("moco_v3_resnet_1rank")
+    losses, state = run_v3(trace, config)
+    others, other = run_v3(trace, config, noise=1e-7)
+    spread = np.maximum.accumulate(np.abs(np.array(others) - losses) / np.array(losses))
+    errors = np.abs(np.array(losses) - trace["loss"][:, 0]) / trace["loss"][:, 0]
+    assert (spread[:6] < 1e-4).all()  # the steps in which the recording is the measure
+    assert (errors < np.maximum(1e-4, 2 * spread)).all(), errors
+    expected = from_official_v3(trace, "final/")
     assert state.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(state[name], value, rtol=1e-3, atol=5e-4, msg=lambda m, n=name: f"{n}: {m}")
+        allowed = 5e-4 + 1e-3 * value.abs() + 2 * (other[name] - state[name]).abs().max()
+        assert ((state[name] - value).abs() <= allowed).all(), name
