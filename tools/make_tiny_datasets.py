@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args(argv)
 
     from moco_plugin.data.idx import load_idx_images
-    from moco_plugin.transfer.synthetic.tiny_datasets import class_tables, make_tiny_datasets
+    from moco_plugin.transfer.synthetic.tiny_datasets import make_tiny_datasets
     from moco_plugin.transfer.synthetic.tiny_scenes import group_looks, read_photos
 
     if args.images and not args.train and not args.test:
@@ -58,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         args.output,
         train,
         test,
-        class_tables(),
         num_train=args.num_train,
         num_test=args.num_test,
         size=args.size,

@@ -13,7 +13,7 @@ from moco_plugin.tools.make_tiny_datasets import main
 from moco_plugin.transfer.synthetic.polygons import mask_polygons, pixel_centres, signed_area
 from moco_plugin.transfer.synthetic.tiny_cityscapes import write_cityscapes
 from moco_plugin.transfer.synthetic.tiny_coco import keypoints
-from moco_plugin.transfer.synthetic.tiny_datasets import ClassTables, make_tiny_datasets
+from moco_plugin.transfer.synthetic.tiny_datasets import make_tiny_datasets
 from moco_plugin.transfer.synthetic.tiny_scenes import Looks, compose_split, group_looks, read_photos
 from moco_plugin.transfer.synthetic.tiny_voc import label_maps
 from moco_plugin.transfer.synthetic.voc_files import voc_palette
@@ -26,12 +26,6 @@ CITYSCAPES = [
     {"id": 24, "trainId": 11, "name": "person", "color": (220, 20, 60), "isthing": 1},
     {"id": 26, "trainId": 13, "name": "car", "color": (0, 0, 142), "isthing": 1},
 ]
-TABLES = ClassTables(
-    voc=[f"voc{number}" for number in range(20)],
-    coco={number: f"coco{number}" for number in range(1, 91) if number % 9},
-    lvis=[{"id": n, "name": f"lvis{n}", "frequency": "rcf"[n % 3]} for n in range(1, 1231)],
-    cityscapes=CITYSCAPES,
-)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +38,7 @@ def looks() -> tuple[Looks, Looks]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory, looks: tuple[Looks, Looks]) -> Path:
     out = tmp_path_factory.mktemp("data") / "tiny"
-    return make_tiny_datasets(out, *looks, TABLES, num_train=4, num_test=3, size=96, seed=1, progress=False)
+    return make_tiny_datasets(out, *looks, num_train=4, num_test=3, size=96, seed=1, progress=False)
 
 
 def files(root: Path) -> dict[str, bytes]:
@@ -53,11 +47,11 @@ def files(root: Path) -> dict[str, bytes]:
 
 def test_same_seed_same_bytes(tiny: Path, looks: tuple[Looks, Looks], tmp_path: Path) -> None:
     options = {"num_train": 4, "num_test": 3, "size": 96, "progress": False}
-    again = make_tiny_datasets(tmp_path / "again", *looks, TABLES, seed=1, **options)
+    again = make_tiny_datasets(tmp_path / "again", *looks, seed=1, **options)
     assert files(again) == files(tiny)
     with pytest.raises(UsageError, match="exists already"):
-        make_tiny_datasets(again, *looks, TABLES, seed=2, **options)
-    make_tiny_datasets(again, *looks, TABLES, seed=2, overwrite=True, **options)
+        make_tiny_datasets(again, *looks, seed=2, **options)
+    make_tiny_datasets(again, *looks, seed=2, overwrite=True, **options)
     picture = "coco/train2017/000000000001.jpg"
     assert files(again).keys() == files(tiny).keys() and files(again)[picture] != files(tiny)[picture]
 

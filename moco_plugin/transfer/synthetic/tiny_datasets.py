@@ -1,9 +1,7 @@
 """Tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS and Cityscapes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
@@ -18,43 +16,16 @@ from moco_plugin.transfer.synthetic.tiny_coco import write_coco, write_lvis
 from moco_plugin.transfer.synthetic.tiny_scenes import Looks, TinyScene, compose_split
 from moco_plugin.transfer.synthetic.tiny_voc import write_sbd, write_voc
 
+COCO_CLASSES = {category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]}
 MARKER = "tiny_datasets.json"
 MIN_TRAIN, MIN_TEST = 4, 2
 MIN_SIZE = round(28 * MAX_SCALE) + 1  # the largest object of 28 pixels must fit
-
-
-@dataclass(frozen=True)
-class ClassTables:
-    """The classes of the real data sets.
-
-    Attributes:
-        voc: The 20 names.
-        coco: Id and name of the 80.
-        lvis: The 1230 of v0.5, each with ``id``, ``name``, ``synset``, ``synonyms``, ``def``, ``frequency``.
-        cityscapes: The 19 that count, each with ``id``, ``trainId``, ``name``, ``color``, ``isthing``.
-    """
-
-    voc: Sequence[str]
-    coco: Mapping[int, str]
-    lvis: Sequence[Mapping[str, Any]]
-    cityscapes: Sequence[Mapping[str, Any]]
-
-
-def class_tables() -> ClassTables:
-    """Return the classes of the real data sets, as detectron2 knows them."""
-    return ClassTables(
-        voc=CLASS_NAMES,
-        coco={category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]},
-        lvis=LVIS_CATEGORIES,
-        cityscapes=CITYSCAPES_CATEGORIES,
-    )
 
 
 def make_tiny_datasets(
     output: str | Path,
     train: Looks,
     test: Looks,
-    tables: ClassTables,
     *,
     num_train: int = 8,
     num_test: int = 8,
@@ -74,7 +45,6 @@ def make_tiny_datasets(
         output: Folder to make.
         train: Objects for all scenes that are trained on.
         test: Objects for all scenes that are tested on.
-        tables: The classes of each data set.
         num_train: Scenes of each data set's training split. SBD adds half as many to VOC 2012.
         num_test: Scenes of each test split; from seven on, every class of VOC is among them.
         size: Height and width in pixels; Cityscapes is twice as wide.
@@ -104,21 +74,21 @@ def make_tiny_datasets(
 
     with atomic_folder(output) as root, tqdm(total=9, desc="tiny data sets", unit="split", disable=not progress) as bar:
         trained, tested = compose(0, train, num_train), compose(1, test, num_test)
-        _write_voc2007(root, trained, tested, tables)
+        _write_voc2007(root, trained, tested)
         trained, tested = compose(2, train, num_train), compose(3, test, num_test)
-        _write_voc2012(root, trained, tested, compose(4, train, num_train // 2), tables)
+        _write_voc2012(root, trained, tested, compose(4, train, num_train // 2))
         for number, looks, count, split in ((5, train, num_train, "train"), (6, test, num_test, "val")):
             scenes = compose(number, looks, count)
-            write_coco(root / "coco", f"{split}2017", scenes, tables.coco, len(looks.groups))
-            write_lvis(root / "lvis" / f"lvis_v0.5_{split}.json", f"{split}2017", scenes, tables.lvis)
-        colours = {category["name"]: category["color"] for category in tables.cityscapes}
+            write_coco(root / "coco", f"{split}2017", scenes, COCO_CLASSES, len(looks.groups))
+            write_lvis(root / "lvis" / f"lvis_v0.5_{split}.json", f"{split}2017", scenes, LVIS_CATEGORIES)
+        colours = {category["name"]: category["color"] for category in CITYSCAPES_CATEGORIES}
         bands = [colours[name] for name in BANDS]
         for number, looks, count, split, city in (
             (7, train, num_train, "train", "aachen"),
             (8, test, num_test, "val", "frankfurt"),
         ):
             scenes = compose(number, looks, count, bands)
-            write_cityscapes(root / "cityscapes", split, city, scenes, tables.cityscapes)
+            write_cityscapes(root / "cityscapes", split, city, scenes, CITYSCAPES_CATEGORIES)
         options = {"num_train": num_train, "num_test": num_test, "size": size, "seed": seed}
         write_json(root / MARKER, {"made_by": "tools/make_tiny_datasets.py", **options})
     return output
@@ -131,7 +101,7 @@ def _check_free(output: Path, overwrite: bool) -> Path:
     return output
 
 
-def _write_voc2007(root: Path, trained: Sequence[TinyScene], tested: Sequence[TinyScene], tables: ClassTables) -> None:
+def _write_voc2007(root: Path, trained: Sequence[TinyScene], tested: Sequence[TinyScene]) -> None:
     names = [f"{number:06d}" for number in range(1, len(trained) + len(tested) + 1)]
     half, count = len(trained) // 2, len(trained)
     splits = {
@@ -139,15 +109,11 @@ def _write_voc2007(root: Path, trained: Sequence[TinyScene], tested: Sequence[Ti
         "val": (names[half:count], trained[half:]),
         "test": (names[count:], tested),
     }
-    write_voc(root / "VOC2007", splits, tables.voc)
+    write_voc(root / "VOC2007", splits, CLASS_NAMES)
 
 
 def _write_voc2012(
-    root: Path,
-    trained: Sequence[TinyScene],
-    tested: Sequence[TinyScene],
-    further: Sequence[TinyScene],
-    tables: ClassTables,
+    root: Path, trained: Sequence[TinyScene], tested: Sequence[TinyScene], further: Sequence[TinyScene]
 ) -> None:
     """Write VOC 2012 and SBD, which segments further images of VOC 2012, and some of its own train and val."""
     train, val, more = (
@@ -155,9 +121,9 @@ def _write_voc2012(
         for year, scenes in ((2007, trained), (2008, tested), (2009, further))
     )
     segmented = {"train": (train, trained), "val": (val, tested)}
-    write_voc(root / "VOC2012", segmented, tables.voc, {"train": (more, further)})
+    write_voc(root / "VOC2012", segmented, CLASS_NAMES, {"train": (more, further)})
     sbd = {
         "train": ([*train[:2], *more[1:]], [*trained[:2], *further[1:]]),
         "val": ([val[0], more[0]], [tested[0], further[0]]),
     }
-    write_sbd(root / "benchmark_RELEASE" / "dataset", sbd, tables.voc)
+    write_sbd(root / "benchmark_RELEASE" / "dataset", sbd, CLASS_NAMES)
