@@ -58,8 +58,19 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         name = f"{prefix}{key}"
-        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+        flat |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return flat
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between nested settings, as in ``seed was 0, now 1``, sorted by key."""
+    one, other = flatten(before), flatten(now)
+    shown = [{key: repr(value) for key, value in flat.items()} for flat in (one, other)]
+    return [
+        f"{key} was {shown[0].get(key, 'not set')}, now {shown[1].get(key, 'not set')}"
+        for key in sorted(one.keys() | other.keys())
+        if (key in one, one.get(key)) != (key in other, other.get(key))
+    ]
 
 
 @dataclass(frozen=True)
@@ -102,15 +113,11 @@ class SavedRun:
             UsageError: A setting or an image set differs.
         """
         then, state = self.identity, now.state()
-        settings = then["settings"], state["settings"]
-        keys = sorted(k for k in settings[0].keys() | settings[1].keys() if not _may_change(k))
-        changed = [key for key in keys if settings[0].get(key) != settings[1].get(key)]
-        if changed:
-            key = changed[0]
+        settings = ({k: v for k, v in part["settings"].items() if not _may_change(k)} for part in (then, state))
+        if changed := changes(*settings):
             more = f", and {len(changed) - 1} more" if changed[1:] else ""
             raise UsageError(
-                f"{self.path.parent} holds a run with other settings "
-                f"({key} was {settings[0].get(key)}, now {settings[1].get(key)}{more}) and was kept; "
+                f"{self.path.parent} holds a run with other settings ({changed[0]}{more}) and was kept; "
                 "choose another output, or --overwrite to start again"
             )
         sets = then["images"], state["images"]

@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 import moco_plugin
 from moco_plugin.errors import Stopped, UsageError, UserError, command
 from moco_plugin.files import read_json, write_json
-from moco_plugin.training.run_folder import locked
+from moco_plugin.training.run_folder import changes, locked
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.components.datasets import require_dataset
@@ -195,26 +195,15 @@ def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machi
             raise UsageError(f"{out} holds {folders[0].name} but no {RESULTS}; pass --overwrite or another --out")
         return []
     earlier = read_json(path)
-    if not isinstance(earlier, dict) or not isinstance(earlier.get("trials"), list):
+    if not isinstance(earlier, dict) or not {"task", "init", "weights_sha256", "settings", "trials"} <= earlier.keys():
         raise UsageError(f"{path} is not of a transfer run and was kept; choose another --out")
-    for key in ("task", "init", "weights_sha256", "settings"):
-        if difference := _difference(earlier.get(key), record[key], key):
-            name, before, now = difference
-            raise UsageError(
-                f"{out} holds trials with {name.removeprefix('settings.')} {before}, and this command has {now}; "
-                "pass --overwrite to throw them away, or another --out"
-            )
+    keys = ("task", "init", "weights_sha256")
+    before, now = ({**part["settings"], **{key: part[key] for key in keys}} for part in (earlier, record))
+    if changed := changes(before, now):
+        raise UsageError(
+            f"{out} holds trials of other settings ({changed[0]}); pass --overwrite to throw them away, or another --out"
+        )
     return [trial for trial in earlier["trials"] if isinstance(trial, dict)]
-
-
-def _difference(before: Any, now: Any, name: str) -> tuple[str, Any, Any] | None:
-    """Return the first key whose values differ, and both of them."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
-            if found := _difference(before.get(key), now.get(key), f"{name}.{key}"):
-                return found
-        return None
-    return None if before == now else (name, before, now)
 
 
 def _trial(config: str, overrides: Sequence[str], machines: Machines) -> None:

@@ -143,8 +143,8 @@ def test_trials_cut_off_resumed_and_added(
     assert len(drawn) == 8 and sum(name.endswith("_truth.png") for name in drawn) == 4
 
     for changed, message in (
-        (["SOLVER.MOMENTUM", "0.8"], "SOLVER.MOMENTUM 0.9, and this command has 0.8"),
-        (["SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR 0.0025"),
+        (["SOLVER.MOMENTUM", "0.8"], "SOLVER.MOMENTUM was 0.9, now 0.8"),
+        (["SOLVER.BASE_LR", "0.1"], "SOLVER.BASE_LR was 0.0025"),
     ):
         arguments = ["--task", "voc_c4", "--weights", str(weights), "--out", str(out), "--images-per-batch", "2"]
         assert main([*arguments, *TINY, *changed]) == 2
