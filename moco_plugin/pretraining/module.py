@@ -5,7 +5,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from timm.layers import resample_abs_pos_embed
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, adapt_input_conv
 from torch import Tensor, nn
 
 from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
@@ -122,14 +122,14 @@ def start_from(backbone: nn.Module, config: PretrainConfig) -> None:
     """
     checkpoint = read_checkpoint(str(config.weights))
     try:
-        backbone.load_state_dict(_resampled(checkpoint.backbone.state_dict(), backbone))
+        backbone.load_state_dict(_adapted(checkpoint.backbone.state_dict(), backbone))
     except RuntimeError as error:
         raise UsageError(
             f"weights={config.weights} holds a {checkpoint.architecture}, which does not fit backbone={config.backbone} "
             "with these backbone_args; choose the same architecture"
         ) from error
     differences = wiring_differences(checkpoint.backbone, backbone)
-    sized = ("img_size", "grid_size", "num_patches")  # of the images, see _resampled
+    sized = ("img_size", "grid_size", "num_patches", "in_chans", "in_channels")  # of the images, see _adapted
     for name, theirs, ours in [row for row in differences if row[0].split(".")[-1] not in sized][:1]:
         raise UsageError(
             f"weights={config.weights} has {name} {theirs} and backbone={config.backbone} has {ours}, so the same weights "
@@ -165,18 +165,28 @@ def _wiring(network: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _resampled(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
-    """Return weights with a ViT's position embedding resampled, where its images have another size."""
-    ours = backbone.state_dict().get("pos_embed")
-    theirs = weights.get("pos_embed")
-    if not isinstance(backbone, VisionTransformer) or ours is None or theirs is None or ours.shape == theirs.shape:
+def _adapted(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
+    """Return weights for images of other channels or another size.
+
+    timm's rules: filters of the first convolution are repeated over the channels and scaled, or summed for one channel;
+    a ViT's position embedding is resampled.
+    """
+    ours = backbone.state_dict()
+    first = next((f"{name}.weight" for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)), "")
+    theirs = weights.get(first)
+    if theirs is not None and theirs.shape[1] != ours[first].shape[1] and theirs.shape[1] in (1, 3):
+        channels, base = ours[first].shape[1], theirs.shape[1]
+        print(f"weights: {first} is adapted from {base} to {channels} channels")
+        weights = {**weights, first: adapt_input_conv(channels, theirs, base)}
+    position = weights.get("pos_embed")
+    if not isinstance(backbone, VisionTransformer) or position is None or "pos_embed" not in ours:
         return weights
-    if ours.shape[-1] != theirs.shape[-1]:
+    if position.shape == ours["pos_embed"].shape or position.shape[-1] != ours["pos_embed"].shape[-1]:
         return weights
     prefix = 0 if backbone.no_embed_class else backbone.num_prefix_tokens
     grid = backbone.patch_embed.grid_size
     print(f"weights: the position embedding is resampled to {grid[0]} x {grid[1]} patches")
-    return {**weights, "pos_embed": resample_abs_pos_embed(theirs, list(grid), num_prefix_tokens=prefix)}
+    return {**weights, "pos_embed": resample_abs_pos_embed(position, list(grid), num_prefix_tokens=prefix)}
 
 
 def views_name(config: PretrainConfig) -> str:

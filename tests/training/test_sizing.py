@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
 import torch
 from PIL import Image
 
 from moco_plugin.backbones import create_backbone
+from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.config import load_config
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo
@@ -83,3 +86,19 @@ def test_weights_of_a_vit_fit_images_of_another_size(tool: Tool, tmp_path: Path)
     weights = f"weights={tmp_path / 'small/checkpoints/last.ckpt'}"
     shown = tool("pretrain", *common, "data.image_size=64", weights, f"out={tmp_path / 'large'}").stdout
     assert "the position embedding is resampled to 4 x 4 patches" in shown
+
+
+def test_weights_of_rgb_images_fit_images_of_other_channels(tool: Tool, tmp_path: Path) -> None:
+    for number in range(16):
+        np.save(tmp_path / f"{number}.npy", np.full((4, 40, 30), 10 * number, np.uint8))
+    torch.manual_seed(0)
+    rgb = timm.create_model("resnet18", num_classes=0, channels=(8, 8, 8, 8))
+    torch.save(rgb.state_dict(), tmp_path / "rgb.pth")
+    arguments = ["method=moco", f"data.root={tmp_path}", "backbone=resnet18", "backbone_args.channels=[8,8,8,8]"]
+    arguments += ["backbone_args.in_chans=4", f"weights={tmp_path / 'rgb.pth'}", "optimizer.lr=0", "schedule.steps=1"]
+    arguments += ["schedule.interval=step", "data.image_size=32", "trainer.accelerator=cpu", f"out={tmp_path / 'run'}"]
+    shown = tool("pretrain", *arguments).stdout
+    assert "conv1.weight is adapted from 3 to 4 channels" in shown
+    found = read_checkpoint(tmp_path / "run/checkpoints/last.ckpt").backbone.state_dict()["conv1.weight"]
+    kernel = rgb.state_dict()["conv1.weight"]
+    assert torch.allclose(found, 0.75 * torch.cat([kernel, kernel[:, :1]], dim=1))
