@@ -18,7 +18,7 @@ from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.errors import UserError
 
 OPSET = 18
-TOLERANCE = 1e-4  # share of the largest feature: onnxruntime computes in float32
+FLOAT32_TOLERANCE = 1e-4  # share of the largest feature: onnxruntime computes in float32
 
 
 def _write(
@@ -80,7 +80,7 @@ def _read(path: Path, network: nn.Module, images: Tensor, state: Mapping[str, Te
                 expected = network(batch)
             (found,) = session.run(None, {"images": batch.numpy()})
             difference = float((torch.from_numpy(found) - expected).abs().max() / expected.abs().max())
-            if not difference <= TOLERANCE:
+            if not difference <= FLOAT32_TOLERANCE:
                 raise UserError(f"onnxruntime's features differ by {difference:.3g} of the largest from timm's")
     except UserError:
         raise

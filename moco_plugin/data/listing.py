@@ -28,7 +28,7 @@ CONTAINERS = {  # what people keep images in that is not read
     ".rec": "a RecordIO file",
 }
 UNPACK = "unpack its images into a folder, or into tar shards (moco-make-shards)"
-SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing"}
+SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 KAGGLE_SOLUTION = "LOC_val_solution.csv"  # of ImageNet's validation set at Kaggle: ImageId,"n01440764 x y x y ..."
 _ENDS_AS_IMAGE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", re.IGNORECASE)
 
@@ -93,7 +93,7 @@ def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, t
 def _report_splits(files: list[Path]) -> None:
     common = Path(os.path.commonpath([path.parent for path in files]))
     names = sorted({path.relative_to(common).parts[0] for path in files if path.parent != common})
-    if len(names) > 1 and {name.lower() for name in names} <= SPLITS and os.environ.get("RANK", "0") == "0":
+    if len(names) > 1 and {name.lower() for name in names} <= SPLIT_NAMES and os.environ.get("RANK", "0") == "0":
         first = next(name for name in names if name.lower().startswith("train") or name == names[-1])
         print(
             f"{common} holds the splits {', '.join(names)}, and the images of all are used; give {common / first} for one",

@@ -12,7 +12,7 @@ from moco_plugin.report.transfer_table import measured
 from moco_plugin.transfer.own_data.recipe import Recipe
 from moco_plugin.transfer.tasks import Metric, Task
 
-TITLES = {
+START_TITLES = {
     "random": "random weights",
     "supervised": "supervised (ImageNet)",
     "moco": "MoCo on your images",
@@ -23,7 +23,7 @@ FEW_IMAGES = 50  # test images below which a difference says little
 
 def comparison_table(task: Task, results: Sequence[dict[str, Any]]) -> Table:
     """Return a row for each initialisation: mean ± sample standard deviation over trials, in percent."""
-    rows = [(TITLES[result["name"]], *measured(task, result)) for result in results]
+    rows = [(START_TITLES[result["name"]], *measured(task, result)) for result in results]
     caption = "In percent: mean ± sample standard deviation over trials."
     return Table(("initialisation", *(metric.name for metric in task.metrics), "trials"), rows, caption)
 
@@ -46,12 +46,14 @@ def conclusion(metric: Metric, results: Sequence[dict[str, Any]], test_images: i
         spreads = [spread(values[start]) for start in (ours, name)]
         if None in spreads:
             verdict = "ahead" if difference > 0 else "behind" if difference < 0 else "equal"
-            sentences.append(f"{TITLES[ours]} against {TITLES[name]}: {verdict} in one trial ({numbers}).")
+            sentences.append(f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} in one trial ({numbers}).")
             continue
         noise = max(number or 0.0 for number in spreads)
         clear = "pays" if difference > 0 else "does not pay"
         verdict = clear if abs(difference) > noise else "makes no clear difference"
-        sentences.append(f"{TITLES[ours]} against {TITLES[name]}: {verdict} ({numbers}; trials differ by {noise:.1f}).")
+        sentences.append(
+            f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} ({numbers}; trials differ by {noise:.1f})."
+        )
     if test_images < FEW_IMAGES:
         sentences.append(f"There are only {test_images} test images: small differences mean little.")
     if min(map(len, values.values())) < 2:
@@ -65,7 +67,7 @@ def write_comparison(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]
     page = Page("Does pre-training pay?", conclusion(task.metrics[0], results, test_images))
     page.section("Results")
     page.add("table", comparison_table(task, results))
-    runs = {TITLES[result["name"]]: (out / result["name"], result) for result in results}
+    runs = {START_TITLES[result["name"]]: (out / result["name"], result) for result in results}
     curves = {name: curve for name, run in runs.items() if (curve := training_loss(*run))[0]}
     if curves:
         alt = "Line chart: the training loss of " + ", ".join(curves)

@@ -17,7 +17,7 @@ from moco_plugin.transfer.tasks import TASKS, Task
 
 TransferRun = tuple[Path, dict[str, Any]]  # its folder and its results.json
 SIDE = 640  # pixels of a drawn prediction, at most
-SHOWN = 4  # images
+MOST_IMAGES = 4  # images
 
 
 def write_report(folder: str | Path, html: str | Path) -> str:
@@ -110,7 +110,7 @@ def _read_log(path: Path) -> dict[int, float]:
     return losses
 
 
-def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, shown: int = SHOWN) -> bool:
+def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, shown: int = MOST_IMAGES) -> bool:
     """Add what ``transfer.examples`` has drawn: the truth of each image, then the predictions of each run.
 
     Args:

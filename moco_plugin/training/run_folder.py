@@ -62,7 +62,7 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between nested settings, as in ``seed was 0, now 1``, sorted by key."""
     one, other = flatten(before), flatten(now)
     shown = [{key: repr(value) for key, value in flat.items()} for flat in (one, other)]
@@ -114,7 +114,7 @@ class SavedRun:
         """
         then, state = self.identity, now.state()
         settings = ({k: v for k, v in part["settings"].items() if not _may_change(k)} for part in (then, state))
-        if changed := changes(*settings):
+        if changed := differences(*settings):
             more = f", and {len(changed) - 1} more" if changed[1:] else ""
             raise UsageError(
                 f"{self.path.parent} holds a run with other settings ({changed[0]}{more}) and was kept; "

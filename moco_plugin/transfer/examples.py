@@ -7,7 +7,7 @@ from detectron2.data.detection_utils import read_image
 from PIL import Image
 
 from moco_plugin.files import atomic_folder
-from moco_plugin.transfer.predict import class_names, open_visualizer, predict
+from moco_plugin.transfer.predict import class_metadata, open_visualizer, predict
 from moco_plugin.transfer.trainer import load_detector_config
 
 COUNT = 4
@@ -28,7 +28,7 @@ def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
     config = str(trial / "config.yaml")
     cfg = load_detector_config(config, [])
     entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:count]
-    metadata = class_names(cfg)
+    metadata = class_metadata(cfg)
     with atomic_folder(out) as temporary:
         images = [entry["file_name"] for entry in entries]
         predict(config, str(trial / "model_final.pth"), images, temporary, threshold=MIN_SCORE, progress=False)

@@ -84,7 +84,7 @@ def predict(
     fit_device(cfg)
     predictor = DefaultPredictor(cfg)
     _load_whole(predictor.model, weights, cfg)
-    metadata = class_names(cfg, described.get("classes") or {})
+    metadata = class_metadata(cfg, described.get("classes") or {})
     broken, found = [], []
     for source, picture in tqdm(pictures.items(), desc="images", unit="image", disable=not progress):
         try:
@@ -136,7 +136,7 @@ def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
         )
 
 
-def class_names(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Metadata:
+def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Metadata:
     """Return what is known of the classes of a config's first test set; it need not be on disk.
 
     Args:

@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 import moco_plugin
 from moco_plugin.errors import Stopped, UsageError, UserError, command
 from moco_plugin.files import read_json, write_json
-from moco_plugin.training.run_folder import changes, locked
+from moco_plugin.training.run_folder import differences, locked
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.components.datasets import require_dataset
@@ -199,7 +199,7 @@ def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machi
         raise UsageError(f"{path} is not of a transfer run and was kept; choose another --out")
     keys = ("task", "init", "weights_sha256")
     before, now = ({**part["settings"], **{key: part[key] for key in keys}} for part in (earlier, record))
-    if changed := changes(before, now):
+    if changed := differences(before, now):
         raise UsageError(
             f"{out} holds trials of other settings ({changed[0]}); pass --overwrite to throw them away, or another --out"
         )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from moco_plugin.tools.pretrain import main
-from moco_plugin.training.run_folder import changes
+from moco_plugin.training.run_folder import differences
 from tests.helpers.processes import Tool, output_of, start_tool
 
 FAULTS = Path(__file__).with_name("run_with.py")
@@ -214,9 +214,9 @@ def signal_loaders_and(process: BaseProcess, number: int) -> None:
 
 
 def test_changed_settings_are_named_by_their_full_key() -> None:
-    assert changes({"a": {"b": 1, "c": {}}, "d": 0}, {"a": {"b": 2, "c": {"e": "x"}}, "d": None}) == [
+    assert differences({"a": {"b": 1, "c": {}}, "d": 0}, {"a": {"b": 2, "c": {"e": "x"}}, "d": None}) == [
         "a.b was 1, now 2",
         "a.c.e was not set, now 'x'",
         "d was 0, now None",
     ]
-    assert changes({"a": {}}, {}) == []
+    assert differences({"a": {}}, {}) == []

@@ -13,7 +13,7 @@ from PIL import Image
 from moco_plugin.tools.predict import main
 from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.device import fit_device
-from moco_plugin.transfer.predict import class_names, draw
+from moco_plugin.transfer.predict import class_metadata, draw
 from moco_plugin.transfer.trainer import load_detector_config
 from tests.helpers.predictions import perfect
 
@@ -63,13 +63,13 @@ def test_what_is_found_is_drawn_where_it_is(tiny_catalog: Path, name: str) -> No
 def test_names_are_known_without_the_data_set() -> None:
     cfg = get_cfg()
     cfg.DATASETS.TEST = ("coco_2017_val",)
-    assert class_names(cfg).thing_classes[:2] == ["person", "bicycle"]
-    assert class_names(cfg).stuff_classes == [str(number) for number in range(54)]  # COCO's things have none
+    assert class_metadata(cfg).thing_classes[:2] == ["person", "bicycle"]
+    assert class_metadata(cfg).stuff_classes == [str(number) for number in range(54)]  # COCO's things have none
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
-    assert class_names(cfg).thing_classes == ["0", "1", "2"]
+    assert class_metadata(cfg).thing_classes == ["0", "1", "2"]
     cfg.DATASETS.TEST = ("voc_2012_sem_seg_val",)
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 21
-    assert class_names(cfg).stuff_classes[15] == "person" and class_names(cfg).stuff_colors[15] == [192, 128, 128]
+    assert class_metadata(cfg).stuff_classes[15] == "person" and class_metadata(cfg).stuff_colors[15] == [192, 128, 128]
 
 
 def test_names_of_scenes_come_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,7 +91,7 @@ def test_names_of_scenes_come_from_their_files(tmp_path: Path, monkeypatch: pyte
     register_scenes(root, "drawn")
     cfg = get_cfg()
     cfg.DATASETS.TEST, cfg.MODEL.ROI_HEADS.NUM_CLASSES = ("drawn_test",), 2
-    assert class_names(cfg).thing_classes == ["a", "b"]
+    assert class_metadata(cfg).thing_classes == ["a", "b"]
 
 
 def test_the_tool(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

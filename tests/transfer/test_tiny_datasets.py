@@ -16,7 +16,7 @@ from moco_plugin.transfer.synthetic.tiny_coco import keypoints
 from moco_plugin.transfer.synthetic.tiny_datasets import make_tiny_datasets
 from moco_plugin.transfer.synthetic.tiny_scenes import Looks, compose_split, group_looks, read_photos
 from moco_plugin.transfer.synthetic.tiny_voc import label_maps
-from moco_plugin.transfer.synthetic.voc_files import voc_palette
+from moco_plugin.transfer.voc_files import voc_palette
 from tests.conftest import TEST, TRAIN
 
 CITYSCAPES = [

@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moco_plugin.data.views.plan import ViewPlan
+from moco_plugin.data.views.plan import LUMA, ViewPlan
 
 BLUR_PASSES = 3  # Pillow's
-LUMA = (0.299, 0.587, 0.114)
 
 
 class PackedPlans(NamedTuple):

@@ -8,9 +8,8 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from moco_plugin.data.views.plan import Step, ViewPlan
+from moco_plugin.data.views.plan import LUMA, Step, ViewPlan
 
-LUMA = (0.299, 0.587, 0.114)
 # Pillow truncates where OpenCV rounds; less than a half, so that whole numbers stay.
 TRUNCATE = -0.499
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 RATIO = (3 / 4, 4 / 3)  # RandomResizedCrop's default
 TRIES = 10  # RandomResizedCrop's, before it takes the centre
 JITTER = {"brightness": "cj_bright", "contrast": "cj_contrast", "saturation": "cj_sat", "hue": "cj_hue"}
+LUMA = (0.299, 0.587, 0.114)  # shares of red, green and blue in grey, as in Pillow
 
 Step = tuple[str, float]  # operation and its factor: of the jitter, sigma of a blur, threshold of a solarization
 

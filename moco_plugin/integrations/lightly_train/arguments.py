@@ -158,7 +158,7 @@ class LARSArgs(OptimizerArgs):
         return LARS(params, **{**self.model_dump(), "lr": self.lr * lr_scale})
 
 
-OPTIMIZERS: dict[OptimizerType, type[OptimizerArgs]] = {
+OPTIMIZER_ARGS: dict[OptimizerType, type[OptimizerArgs]] = {
     OptimizerType.SGD: SGDArgs,
     OptimizerType.LARS: LARSArgs,
     OptimizerType.ADAMW: AdamWArgs,
@@ -167,7 +167,7 @@ OPTIMIZERS: dict[OptimizerType, type[OptimizerArgs]] = {
 
 def optimizer_args(recipe: PretrainConfig) -> type[OptimizerArgs]:
     """Return LightlyTrain's argument class of a recipe's optimizer, with the recipe's values as defaults."""
-    base = OPTIMIZERS[OptimizerType(recipe.optimizer.name)]
+    base = OPTIMIZER_ARGS[OptimizerType(recipe.optimizer.name)]
     names = [name for name in ("lr", "momentum", "weight_decay") if name in base.model_fields]
     return with_defaults(base, **{name: getattr(recipe.optimizer, name) for name in names})
 

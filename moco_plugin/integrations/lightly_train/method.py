@@ -19,7 +19,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from moco_plugin import backbones
 from moco_plugin.config import PretrainConfig, ScheduleConfig, queue_warning
 from moco_plugin.integrations.lightly_train.arguments import (
-    OPTIMIZERS,
+    OPTIMIZER_ARGS,
     MoCoArgs,
     MoCoV3OptimizerArgs,
     is_trained,
@@ -148,7 +148,7 @@ class MoCoMethod(Method):
         by_type = {arguments.type(): arguments for arguments in found}
         if optim_type == "auto":
             return found[0] if len(found) == 1 else MoCoV3OptimizerArgs
-        return {**OPTIMIZERS, **by_type}.get(optim_type) or Method.optimizer_args_cls(optim_type)
+        return {**OPTIMIZER_ARGS, **by_type}.get(optim_type) or Method.optimizer_args_cls(optim_type)
 
     @classmethod
     def transform_cls(cls) -> type[MoCoTransform]:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
-from moco_plugin.transfer.synthetic.voc_files import VOID, voc_palette, write_palette_png
+from moco_plugin.transfer.voc_files import VOID, voc_palette, write_palette_png
 
 AUGMENTED = "SegmentationClassAug"  # folder of label images for all of SBD, as it is passed around
 TRAIN_AUG = "train_aug"

@@ -18,7 +18,7 @@ from moco_plugin.transfer.components.datasets import FILE_PREFIX
 from moco_plugin.transfer.own_data.formats import read_detection_data
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
-SHOWN = 3  # names in a message
+MOST_NAMES = 3  # names in a message
 
 
 @dataclass(frozen=True)
@@ -216,4 +216,4 @@ def _check_categories(train: dict[str, Any], test: dict[str, Any], source: Path,
 
 def few(names: Sequence[object]) -> str:
     """Return the first of some names."""
-    return ", ".join(map(str, names[:SHOWN])) + (" ..." if len(names) > SHOWN else "")
+    return ", ".join(map(str, names[:MOST_NAMES])) + (" ..." if len(names) > MOST_NAMES else "")

@@ -20,7 +20,7 @@ MODELS = {
     "fcn": ("voc/pascal_voc_2012_fcn_R_50_30k", 0.003),
 }
 """Config of each model, without its initialisation, and the learning rate for 16 images."""
-KEYPOINTS = "coco/coco_keypoint_R_50_FPN_2x"  # config of "fpn" for data with keypoints
+KEYPOINT_CONFIG = "coco/coco_keypoint_R_50_FPN_2x"  # config of "fpn" for data with keypoints
 OKS_SIGMA = 0.05  # of a keypoint: how far off it may be, as a share of the object's size; the mean of COCO's is 0.06
 EPOCHS = 12  # of COCO's 1x schedule, rounded
 EPOCHS_OF_FCN = 45  # of VOC's schedule, rounded
@@ -32,7 +32,7 @@ CROP, CROP_ON_CPU = 513, 257  # pixels of the sides of FCN's crops
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 
 
-TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
+METRIC_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
     steps = max(least, epochs * data.images // batch)
     masks = data.masks and kind != "retinanet"
     keypoints = data.keypoints if kind == "fpn" else 0
-    config = KEYPOINTS if keypoints else config
+    config = KEYPOINT_CONFIG if keypoints else config
     lr = rate * batch / 16
     chosen: dict[str, Any] = {
         "DATASETS.TRAIN": f"({data.names[0]!r},)",
@@ -89,7 +89,7 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
     overrides = [*own, *(str(item) for pair in chosen.items() for item in pair)]
     groups = ["bbox", *["segm"] * masks, *["keypoints"] * bool(keypoints)]
     metrics = tuple(
-        Metric(f"{TITLES[group]} {name}", group, name) for group in groups for name in ("AP", "AP50", "AP75")
+        Metric(f"{METRIC_TITLES[group]} {name}", group, name) for group in groups for name in ("AP", "AP50", "AP75")
     )
     if semantic:
         metrics = (Metric("mIoU", "sem_seg", "mIoU"), Metric("pixel accuracy", "sem_seg", "pACC"))

@@ -16,8 +16,7 @@ from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
 from moco_plugin.transfer.own_data.dataset import TEST_SHARE, OwnData, few
 from moco_plugin.transfer.own_data.formats import class_names
 from moco_plugin.transfer.semantic_mapper import read_labels
-
-IGNORED = 255  # the label of pixels that neither train nor count
+from moco_plugin.transfer.voc_files import VOID
 
 
 def prepare_semantic(
@@ -61,14 +60,14 @@ def prepare_semantic(
             )
     if len(found) < 2:
         raise UserError(
-            f"all pixels of {labels} have the label {few(sorted(found)) or IGNORED}, or {IGNORED}, which is ignored; "
+            f"all pixels of {labels} have the label {few(sorted(found)) or VOID}, or {VOID}, which is ignored; "
             "expected two classes or more, numbered from 0"
         )
     classes = names or [str(number) for number in range(max(found) + 1)]
     if unused := [name for number, name in enumerate(classes) if number not in found]:
         notes.append(f"{len(unused)} of {len(classes)} classes have no pixel in {labels}: {few(unused)}")
     for name, part in (("train", rows), ("test", held_out)):
-        write_json(out / f"{name}.json", {"classes": classes, "ignore_label": IGNORED, "images": part})
+        write_json(out / f"{name}.json", {"classes": classes, "ignore_label": VOID, "images": part})
     train, test = ((out / f"{name}.json").resolve() for name in ("train", "test"))
     return OwnData(train, test, len(rows), len(held_out), tuple(classes), False, tuple(notes), prefix=SEMANTIC_PREFIX)
 
@@ -98,10 +97,10 @@ def _pair(labels: Path, images: Path, names: list[str]) -> tuple[list[dict[str, 
         height, width = numbers.shape
         if (width, height) != size:
             raise UserError(f"label image {path} has {width} x {height} pixels, and its image {size[0]} x {size[1]}")
-        here = {int(number) for number in np.unique(numbers)} - {IGNORED}
+        here = {int(number) for number in np.unique(numbers)} - {VOID}
         if here and names and max(here) >= len(names):
             raise UserError(f"label image {path} has the label {max(here)}, and there are {len(names)} names")
-        if here and max(here) > IGNORED:
+        if here and max(here) > VOID:
             raise UserError(f"label image {path} has the label {max(here)}; expected 0 to 254, and 255 to ignore")
         found |= here
         paths = {"file_name": str(image.resolve()), "sem_seg_file_name": str(path.resolve())}

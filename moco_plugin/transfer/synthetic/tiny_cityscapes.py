@@ -10,9 +10,9 @@ from PIL import Image, ImageDraw
 
 from moco_plugin.transfer.synthetic.polygons import mask_polygons, pixel_centres
 from moco_plugin.transfer.synthetic.tiny_scenes import TinyScene, band_rows
+from moco_plugin.transfer.voc_files import VOID
 
 BANDS = ("sky", "building", "road")  # the ground of every scene, top to bottom
-IGNORED = 255
 # what the papers' evaluation leaves out: Cityscapes' name and id of the recording car itself, and of anything else
 EGO_VEHICLE, UNLABELED = ("ego vehicle", 1), 0
 
@@ -71,7 +71,7 @@ def _draw(
     """Draw polygons one over the other, as Cityscapes' own scripts do, in each of its encodings."""
     size = (shape[1], shape[0])
     ids = Image.new("L", size, UNLABELED)
-    train_ids = Image.new("L", size, IGNORED)
+    train_ids = Image.new("L", size, VOID)
     colours = Image.new("RGBA", size, (0, 0, 0, 255))
     instances = Image.new("I", size, UNLABELED)
     known = {category["name"]: category for category in categories}
@@ -79,7 +79,7 @@ def _draw(
     for obj in objects:
         polygon = [tuple(point) for point in obj["polygon"]]
         name = obj["label"] if obj["label"] in known else obj["label"].removesuffix("group")
-        category = known.get(name, {"id": EGO_VEHICLE[1], "trainId": IGNORED, "color": (0, 0, 0), "isthing": 0})
+        category = known.get(name, {"id": EGO_VEHICLE[1], "trainId": VOID, "color": (0, 0, 0), "isthing": 0})
         number = category["id"]
         if category["isthing"] and name == obj["label"]:  # a group keeps the id of its class
             number = 1000 * category["id"] + counts[name]
