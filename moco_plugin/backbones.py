@@ -1,4 +1,4 @@
-"""timm backbones, as the papers start them."""
+"""timm backbones with the papers' initialization."""
 
 import math
 from typing import Any, cast
@@ -42,7 +42,7 @@ def create_backbone(
 
     Raises:
         UsageError: Unknown name (the nearest are offered) or arguments that the model does not take.
-        UserError: Pre-trained weights that cannot be had.
+        UserError: Pre-trained weights cannot be fetched.
     """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models()) or "; timm.list_models() lists them"
@@ -84,7 +84,7 @@ def is_plain_vit(model: nn.Module) -> bool:
 
 
 def is_resnet(name: str) -> bool:
-    """Tell timm's ResNets, ResNeXts and their like by the module that defines them."""
+    """Return whether timm defines a model with its ResNets and ResNeXts."""
     return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".resnet")
 
 
@@ -100,7 +100,7 @@ def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> n
         if not arguments.get("pretrained"):
             raise
         reason = str(error).splitlines()[0]
-        raise UserError(f"timm's pre-trained weights of {name} cannot be had ({reason})") from error
+        raise UserError(f"timm's pre-trained weights of {name} cannot be fetched ({reason})") from error
 
 
 class ConvStem(PatchEmbed):
@@ -212,7 +212,7 @@ def check_features(backbone: nn.Module, name: str, image_size: int, channels: in
     backbone.train(was_training)
     if not isinstance(features, torch.Tensor) or features.ndim != 2 or not features.shape[1]:
         found = f"shape {tuple(features.shape)}" if hasattr(features, "shape") else f"a {type(features).__name__}"
-        raise UsageError(f"backbone {name} has no features to train: found {found}, expected one vector an image")
+        raise UsageError(f"backbone {name} has no features to train: found {found}, expected one vector per image")
     return int(features.shape[1])
 
 

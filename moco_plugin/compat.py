@@ -55,12 +55,12 @@ def package_dir() -> Path:
 
 
 def has_operators(package: Path) -> bool:
-    """Tell whether this detectron2 was built with its C++ operators."""
+    """Return whether this detectron2 was built with its C++ operators."""
     return PathFinder.find_spec("detectron2._C", [str(package)]) is not None
 
 
 def _needs(package: Path, shim: str) -> bool:
-    """Tell whether this detectron2 needs a shim, by the line that shows it."""
+    """Return whether this detectron2 needs a shim, by the line that shows it."""
     file, line = SIGNS[shim]
     return re.search(line, (package / file).read_text(encoding="utf-8"), re.M) is not None
 

@@ -38,7 +38,7 @@ class DataConfig:
     view_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of lightly's transform that differ from the paper's."""
     batch_size: int = 256
-    """Images a step over all processes."""
+    """Images per step over all processes."""
     workers: int = -1
     """Loader processes on each training process; -1 takes the available cores, at most 16."""
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
@@ -47,7 +47,7 @@ class DataConfig:
     crop_ratio: float = 0.875
     """Evaluation resizes the short side to image_size / crop_ratio, then crops the centre."""
     value_range: list[float] | None = None
-    """Of images of more than 8 bits, the values that become black and white, or two values a channel; null: by bit
+    """Of images of more than 8 bits, the values that become black and white, or two values per channel; null: by bit
     depth, 0 to 1 for floats."""
 
 
@@ -69,7 +69,7 @@ class OptimizerConfig:
     name: str = "sgd"
     """sgd (v1, v2), lars (v3's ResNets) or adamw (v3's ViTs)."""
     lr: float = 0.03
-    """Learning rate for reference_batch_size images a step."""
+    """Learning rate for reference_batch_size images per step."""
     reference_batch_size: int = 256
     scale_lr: bool = True
     """Scale lr linearly by batch_size / reference_batch_size."""
@@ -83,7 +83,7 @@ class ScheduleConfig:
 
     epochs: int = 200
     steps: int | None = None
-    """Train for so many steps, whatever the epochs; needs interval: step."""
+    """Train for this many steps, regardless of epochs; needs interval: step."""
     warmup_epochs: int = 0
     """Epochs in which the learning rate rises from 0, before what `name` says; needs interval: step."""
     name: str = "cosine"
@@ -145,7 +145,7 @@ class PretrainConfig:
 
 
 def configs_folder() -> Path:
-    """Return the folder of shipped configs: inside the installed package, or beside it in a checkout."""
+    """Return the folder of shipped configs: inside the installed package, or next to it in a checkout."""
     package = Path(__file__).parent
     return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
 
@@ -158,7 +158,7 @@ def find_config(name: str | Path, kind: str) -> Path:
         kind: Folder under ``configs/``: "pretrain" or "detectron2".
 
     Raises:
-        UsageError: Nothing is there; the shipped names are listed.
+        UsageError: Not found; the shipped names are listed.
     """
     shipped = configs_folder() / kind
     text = str(name)
@@ -308,10 +308,10 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
             f"data.value_range is {list(value_range)}; expected two numbers, the smaller first, or two for each channel"
         )
     sizes = {len(config.data.mean), len(config.data.std)}
-    if sizes not in ({channels}, {3}):  # the default's three give way to what is measured
+    if sizes not in ({channels}, {3}):  # the default's three are replaced by measured values
         raise UsageError(
             f"data.mean has {len(config.data.mean)} numbers and data.std {len(config.data.std)}; expected {channels}, "
-            "one a channel"
+            "one per channel"
         )
     return config
 

@@ -50,10 +50,10 @@ def convert(
         to: "detectron2" (its own ResNet, or ``build_timm_backbone`` for other networks), "detectron2-timm"
             (``build_timm_backbone`` for all), "timm", "torchvision", "lightly-train" or "onnx".
         encoder: "query" or "key", where the checkpoint has both.
-        architecture: timm's name of the backbone, where the weights do not tell it.
+        architecture: timm's name of the backbone, where the weights do not determine it.
         arguments: Of ``create_backbone``, for ``architecture``, such as ``{"num_heads": 12}``.
         prefix: What stands before the names of the encoder, for files of several networks in which none is known.
-        overwrite: Replace what is there.
+        overwrite: Replace an existing output.
 
     Returns:
         The file's metadata: its source, how the target builds the network, and the ``proof``.

@@ -1,4 +1,4 @@
-"""Checks of what was typed that need neither torch nor timm, so that a mistake is answered at once."""
+"""Fast checks of command-line values, without importing torch or timm."""
 
 import importlib.util
 import re
@@ -42,7 +42,7 @@ def check_images(spec: str) -> None:
 
 
 def check_checkpoint(path: str) -> None:
-    """Raise UserError if a path that is no released checkpoint's name leads nowhere."""
+    """Raise UserError if a path does not exist and is not the name of a released checkpoint."""
     if re.search(r"[./\\]", path) and "://" not in path and not Path(path).expanduser().exists():
         raise UserError(f"{path}: no such file; expected a checkpoint")
 

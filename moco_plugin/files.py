@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and outputs that are not overwritten by accident."""
+"""Atomic writing of files and folders, JSON, digests, and protection of existing outputs."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``, moved onto it only if the block ends without an error."""
+    """Yield a temporary path next to ``path``, renamed to it only if the block ends without an error."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``folder``, which it replaces only if the block ends without an error."""
+    """Yield a temporary folder next to ``folder``, which it replaces only if the block ends without an error."""
     folder = Path(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,7 @@ def read_json(path: Path) -> Any:
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
-    """Return ``path``, or raises UsageError if something is there and ``overwrite`` is false."""
+    """Return ``path``, or raise UsageError if it exists and ``overwrite`` is false."""
     path = Path(path)
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already and was kept; pass --overwrite or choose another output")
@@ -114,7 +114,7 @@ def sha256(path: str | Path) -> str:
 
 
 def file_digest(path: str | Path, algorithm: str) -> str:
-    """Return a file's digest in hexadecimal; ``algorithm`` is one of hashlib's, "md5" to find accidents alone."""
+    """Return a file's digest in hexadecimal; ``algorithm`` is one of hashlib's, "md5" only detects accidental changes."""
     with open(path, "rb") as file:
         digest = hashlib.new(algorithm, usedforsecurity=False)
         while block := file.read(1 << 20):

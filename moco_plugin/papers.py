@@ -17,8 +17,8 @@ class Published:
         method: How the weights were pre-trained: "moco_v1", "moco_v2" or "moco_v3".
         epochs: For how long, on ImageNet; None for other images.
         architecture: timm's name of the network, or how it begins.
-        feature_dim: Width of its features, which tells ResNets with more channels apart.
-        parameters: Its parameters in millions, where name and width do not tell it.
+        feature_dim: Width of its features, which identifies ResNets with more channels.
+        parameters: Its parameters in millions, where name and width do not determine it.
         std: Standard deviation over trials, where the paper gives it.
         recipe: What was followed, where that differs between rows.
     """

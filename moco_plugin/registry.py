@@ -9,7 +9,7 @@ Class = TypeVar("Class", bound=type)
 
 
 class MethodRegistry(Registry):
-    """fvcore's registry, with names of one's own choice and aliases."""
+    """fvcore's registry with explicit names and aliases."""
 
     def register(self, *names: str) -> Callable[[Class], Class]:
         """Return a decorator that registers a ``Method`` class under each of the names.

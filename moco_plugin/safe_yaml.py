@@ -1,4 +1,4 @@
-"""YAML and JSON from others, read without running code, in bounded time and memory, with errors in one sentence."""
+"""Safe reading of YAML and JSON: no code is run, time and memory are bounded."""
 
 import json
 from pathlib import Path

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Measure speed, memory and traffic beside a peer in the same run."""
+"""Measure speed, memory and traffic, compared with a peer in the same run."""
 
 import argparse
 import importlib
@@ -28,7 +28,7 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line, measures and prints a table."""
+    """Parse the command line, measure, and print a table."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EXAMPLES, formatter_class=formatter)
     what = parser.add_subparsers(dest="what", required=True)
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
-    views = what.add_parser("views", help="two views of JPEG files on one core, beside other pipelines")
+    views = what.add_parser("views", help="two views of JPEG files on one core, compared with other pipelines")
     views.add_argument("--root", help="images, as data.root (default: cuts of scikit-learn's two photographs)")
     views.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
     views.add_argument("--images", type=int, default=32, help="images a call, at most (default %(default)s)")
@@ -50,11 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     contrast.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     contrast.add_argument("--rounds", type=int, default=10, help="default %(default)s")
     contrast.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
-    load = what.add_parser("load", help="which part of a run of one's own is the slowest, and what to change")
+    load = what.add_parser("load", help="which part of a run is the slowest, and what to change")
     load.add_argument("--config", help="a config file or the name of a shipped one")
     load.add_argument("--batches", type=int, default=4, help="batches of each part (default %(default)s)")
     load.add_argument("overrides", nargs="*", metavar="key=value", help="as for tools/pretrain.py")
-    cost = what.add_parser("cost", help="images a second that a cost model predicts for numbers of GPUs, and the limit")
+    cost = what.add_parser(
+        "cost", help="images per second that a cost model predicts for numbers of GPUs, and the limit"
+    )
     cost.add_argument("--backbone", default="resnet50", help="a timm model (default %(default)s)")
     cost.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
     cost.add_argument("--batch-size", type=int, default=32, help="images of each GPU (default %(default)s)")

@@ -17,13 +17,13 @@ EXAMPLES = """examples:
   %(prog)s
   %(prog)s --root /data/detectron2 voc_c4 lvis
 
-Nothing is downloaded. The exit code is 0 if everything asked for is there, else 1. Tasks are those of
+Nothing is downloaded. The exit code is 0 if everything asked for was found, else 1. Tasks are those of
 tools/transfer.py; lvis stands for lvis_1x and lvis_2x, and so on."""
 
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and prints the table."""
+    """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

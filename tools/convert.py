@@ -39,7 +39,7 @@ def parse_arguments(pairs: Sequence[str]) -> dict[str, Any]:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and converts or inspects."""
+    """Parse the command line, and convert or inspect."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     inspecting = arguments[:1] == ["inspect"]
     parser = argparse.ArgumentParser(
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--architecture",
         nargs="+",
         metavar=("NAME", "KEY=VALUE"),
-        help="timm's name of the backbone, where the weights do not tell it, and arguments of timm.create_model",
+        help="timm's name of the backbone, where the weights do not determine it, and arguments of timm.create_model",
     )
     parser.add_argument(
         "--prefix", help="what stands before the encoder's names, for files of several networks in which none is known"

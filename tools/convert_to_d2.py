@@ -20,7 +20,7 @@ EXAMPLES = """example:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and converts."""
+    """Parse the command line and convert."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -23,7 +23,7 @@ An interrupted demo resumes."""
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and runs the demo."""
+    """Parse the command line and run the demo."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

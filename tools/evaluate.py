@@ -56,7 +56,7 @@ EXAMPLES = {
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and evaluates."""
+    """Parse the command line and evaluate."""
     firsts = {name: example.splitlines()[0] for name, (_, example) in EXAMPLES.items()}
     overview = "".join("\n  " + first.replace("%(prog)s", f"%(prog)s {name}") for name, first in firsts.items())
     raw = argparse.RawDescriptionHelpFormatter
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
                 help="what differs from the protocol, such as optimizer.lr=3 (configs/evaluate)",
             )
         sub.add_argument("--out", help="also write the result to this JSON file")
-        sub.add_argument("--overwrite", action="store_true", help="replace what is there of an earlier run")
+        sub.add_argument("--overwrite", action="store_true", help="replace an earlier run")
 
     parsers["knn"].add_argument("--k", type=int, nargs="+", help="neighbours (default 200, less for small sets)")
     parsers["knn"].add_argument(
@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parsers["multilabel"].add_argument("--k", type=int, help="neighbours (default 200, less for small sets)")
     parsers["retrieve"].add_argument("--k", type=int, nargs="+", default=[1, 5, 10], help="default 1 5 10")
     parsers["retrieve"].add_argument(
-        "--picture", help="also draw the neighbours of one image a class: an .html or a .png file"
+        "--picture", help="also draw the neighbours of one image per class: an .html or a .png file"
     )
     parsers["linear"].add_argument(
         "--protocol",

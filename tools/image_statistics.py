@@ -32,13 +32,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         type=float,
         nargs="+",
         metavar="VALUE",
-        help="of images of more than 8 bits, what becomes black and white: two values, or two a channel",
+        help="of images of more than 8 bits, what becomes black and white: two values, or two per channel",
     )
     args = parser.parse_args(argv)
     if args.channels < 1 or args.count < 1:
         raise UsageError("--channels and --count must be at least 1")
     if args.value_range and len(args.value_range) not in (2, 2 * args.channels):
-        raise UsageError(f"--value-range has {len(args.value_range)} values; expected two, or two a channel")
+        raise UsageError(f"--value-range has {len(args.value_range)} values; expected two, or two per channel")
 
     from moco_plugin.data.images import ImageSet
     from moco_plugin.data.statistics import describe_statistics, measure_statistics

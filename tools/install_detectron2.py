@@ -58,7 +58,7 @@ def _install_sdist() -> bool:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and installs."""
+    """Parse the command line and install."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="example:\n  %(prog)s", formatter_class=argparse.RawDescriptionHelpFormatter
     )

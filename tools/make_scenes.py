@@ -22,19 +22,19 @@ EXAMPLES = """example:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and composes the scenes."""
+    """Parse the command line and compose the scenes."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", help="folder to make; detectron2 looks for $DETECTRON2_DATASETS/scenes")
-    source = "idx images file for the %s scenes, with an optional [start:stop]; its labels are beside it"
+    source = "idx images file for the %s scenes, with an optional [start:stop]; its labels are in the same folder"
     parser.add_argument("--train", required=True, metavar="FILE", help=source % "training")
     parser.add_argument("--test", required=True, metavar="FILE", help=source % "test")
     parser.add_argument("--num-train", type=int, default=60, help="training scenes (default: %(default)s)")
     parser.add_argument("--num-test", type=int, default=100, help="test scenes (default: %(default)s)")
     parser.add_argument("--size", type=int, default=160, help="side in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace scenes that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing scenes")
     args = parser.parse_args(argv)
 
     train, train_labels, names = load_idx_images(args.train)

@@ -28,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("images", help="folder or .txt list of images, with an optional [start:stop]")
     parser.add_argument("output", help="folder and first part of the names: shards/photos for shards/photos-0000.tar")
-    parser.add_argument("--images-per-shard", type=int, default=10000, help="images a shard (default: %(default)s)")
+    parser.add_argument("--images-per-shard", type=int, default=10000, help="images per shard (default: %(default)s)")
     parser.add_argument(
         "--short-side",
         type=int,
         metavar="PIXELS",
         help="shrink larger images to this short side, as JPEG of quality 90 (320 is enough for 224-pixel views)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace shards that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing shards")
     args = parser.parse_args(argv)
 
     from moco_plugin.data.images import ImageSet

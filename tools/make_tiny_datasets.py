@@ -26,12 +26,12 @@ pixel is, are not among the files."""
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and writes the data sets."""
+    """Parse the command line and write the data sets."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", help="folder to make, for DETECTRON2_DATASETS")
-    source = "idx images file of objects to %s on, with an optional [start:stop]; its labels are beside it"
+    source = "idx images file of objects to %s on, with an optional [start:stop]; its labels are in the same folder"
     parser.add_argument("--train", metavar="FILE", help=source % "train")
     parser.add_argument("--test", metavar="FILE", help=source % "test")
     parser.add_argument(
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--num-test", type=int, default=8, help="test images each (default: %(default)s)")
     parser.add_argument("--size", type=int, default=128, help="height in pixels (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="replace tiny data sets that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing tiny data sets")
     args = parser.parse_args(argv)
 
     from moco_plugin.data.idx import load_idx_images

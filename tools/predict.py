@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and draws."""
+    """Parse the command line and draw."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument(
         "--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="change the config; the last option"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there already")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     args = parser.parse_args(argv)
 
     from moco_plugin.transfer.predict import predict

@@ -29,9 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help="where the results lie")
+    parser.add_argument("folder", type=Path, help="folder of results")
     parser.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a page that is there")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing page")
     args = parser.parse_args(argv)
     out = args.out or args.folder / "report.html"
     if out.suffix != ".html":

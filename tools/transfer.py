@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train detectors: a transfer experiment of the papers beside their numbers, or one on your own data."""
+"""Train detectors: a transfer experiment of the papers with their numbers, or one on your own data."""
 
 import argparse
 import sys
@@ -29,7 +29,7 @@ The same command resumes an interrupted experiment and keeps finished trials. to
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
-    """Parse the command line and runs the trials."""
+    """Parse the command line and run the trials."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -46,7 +46,7 @@ CURVES = {
     "top1": "accuracy among K + 1 keys, %",
     "feature_std": "spread of the features",
     "knn_top1": "kNN accuracy, %",
-    "images_per_second": "images a second",
+    "images_per_second": "images per second",
 }
 COLOURS = ("#1d8a4e", "#c8372d", "#c77a12", "#1c63c7")
 

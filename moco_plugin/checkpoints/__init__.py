@@ -1,1 +1,1 @@
-"""Checkpoints: every layout in, one canonical form, every layout out."""
+"""Checkpoints: reading of every layout, and writing of other frameworks' formats."""

@@ -4,7 +4,7 @@ from moco_plugin.checkpoints.read import Checkpoint
 
 
 def describe(checkpoint: Checkpoint) -> list[str]:
-    """Return the lines that tell what a checkpoint is: a name, blanks to column 14, and the value."""
+    """Return the lines that describe a checkpoint: a name, blanks to column 14, and the value."""
     view, backbone = checkpoint.view, checkpoint.backbone
     arguments = ", ".join(f"{name}={value}" for name, value in checkpoint.arguments.items())
     parameters = sum(p.numel() for p in backbone.parameters())
@@ -12,8 +12,8 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         ("file", str(checkpoint.path)),
         ("layout", checkpoint.layout),
         ("architecture", checkpoint.architecture + (f" ({arguments})" if arguments else "")),
-        ("method", checkpoint.method or "not told"),
-        ("epoch", "not told" if checkpoint.epoch is None else str(checkpoint.epoch)),
+        ("method", checkpoint.method or "unknown"),
+        ("epoch", "unknown" if checkpoint.epoch is None else str(checkpoint.epoch)),
         ("encoders", f"{' and '.join(checkpoint.encoders)}; read: {checkpoint.encoder}"),
         ("backbone", f"{parameters:,} parameters, {len(backbone.state_dict())} tensors"),
         ("head", ", ".join(f"{n} {tuple(v.shape)}" for n, v in checkpoint.head.items()) or "none with the encoder"),

@@ -28,7 +28,7 @@ class Network:
         framework: Whose network it is.
         module: The network, in eval mode.
         stages: Names of the submodules whose outputs are compared, in order; an empty name is the network itself. Two
-            networks' stages stand for each other one by one.
+            networks' stages correspond one by one.
     """
 
     framework: str
@@ -64,7 +64,7 @@ def random_images(network: nn.Module) -> Tensor:
 
 
 def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write a state dict as ``.pth`` or ``.pt`` (torch) or ``.safetensors``, and metadata beside the weights.
+    """Write a state dict as ``.pth`` or ``.pt`` (torch) or ``.safetensors``, and metadata with the weights.
 
     A torch file stays a state dict that any ``load_state_dict`` takes: the metadata is where PyTorch keeps a state
     dict's own, in ``state_dict._metadata["moco_plugin"]``. In safetensors it is the header's ``moco_plugin``, as JSON.
@@ -97,7 +97,7 @@ class Target:
     Attributes:
         network: The framework's network; holds ``state``.
         state: The weights under the framework's names, as tensors or arrays.
-        details: What the file's metadata says beside its source and the proof.
+        details: Further metadata of the file, besides its source and the proof.
         opens: What a user types in the framework to open the file.
         source_stages: Of the source's stages those that ``network.stages`` are compared with; None for all.
         write: Writes ``state`` to a path with metadata.
@@ -132,7 +132,7 @@ class Format:
     source: Callable[[Checkpoint], Network] | None = None
 
     def check(self, output: Path, overwrite: bool) -> None:
-        """Raise UsageError if the output's ending is another one, or something is there that is to be kept."""
+        """Raise UsageError if the output's suffix is wrong, or a file exists that must be kept."""
         if output.suffix not in self.suffixes:
             *first, last = (suffix or "no ending (a folder)" for suffix in self.suffixes)
             expected = f"{', '.join(first)} or {last}" if first else last
@@ -143,5 +143,5 @@ class Format:
 
 
 def keywords(arguments: Mapping[str, Any]) -> str:
-    """Return arguments as they are typed in a call."""
+    """Return arguments formatted for a call."""
     return ", ".join(f"{key}={value!r}" for key, value in arguments.items())

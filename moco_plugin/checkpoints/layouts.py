@@ -1,4 +1,4 @@
-"""The layouts of checkpoints: one row each, told apart by the names of the tensors."""
+"""The layouts of checkpoints: one row each, recognized by the names of the tensors."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -23,7 +23,7 @@ from moco_plugin.checkpoints.metadata import (
 
 @dataclass(frozen=True)
 class Layout:
-    """How one framework names what it saves.
+    """The names in one framework's checkpoints.
 
     Patterns match from the beginning of a tensor's name, after WHERE.
 
@@ -32,10 +32,10 @@ class Layout:
         query: What stands before the names of the encoder that is trained.
         key: What stands before those of its momentum encoder; empty where the framework has none.
         others: Known to belong to no backbone: heads, queues, losses.
-        mark: A name that must occur, where ``query`` alone does not tell.
-        vit_small_heads: Attention heads of a ViT of width 384, which shapes do not tell; None: not known, timm's 6 are
+        mark: A name that must occur, where ``query`` is ambiguous.
+        vit_small_heads: Attention heads of a ViT of width 384, which the shapes do not determine; None: timm's 6 are
             assumed and a note says so.
-        small_stem_padding: Of the 3x3 stem for small images, which shapes do not tell.
+        small_stem_padding: Of the 3x3 stem for small images, which the shapes do not determine.
         about: Collects what files of the layout say about themselves.
         framework: Whose networks hold weights under the encoder's names: "torchvision", "timm" or "detectron2".
         names_backbone: The file names its backbone; nothing else is tried.

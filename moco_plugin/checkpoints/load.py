@@ -36,7 +36,7 @@ FOLDER = ("config.json", ("model.safetensors", "pytorch_model.bin"))
 
 @dataclass
 class File:
-    """A weight file as it was read.
+    """The content of a weight file.
 
     Attributes:
         path: What was asked for: a file, or a folder of timm's.
@@ -151,7 +151,7 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _load_shards(index: Path) -> File:
-    """Read the safetensors files that a ``model.safetensors.index.json`` lists; they are beside it."""
+    """Read the safetensors files that a ``model.safetensors.index.json`` lists; they are in its folder."""
     with _refusing(index):
         if index.stat().st_size > MOST_HEADER:
             raise BrokenPickle("it is too large")
@@ -236,7 +236,7 @@ class Mismatch(UserError):
 def fit(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> Module:
     """Return the network with copies of these weights, in eval mode.
 
-    The network is first built without memory, so that no header makes it larger than the weights that are there.
+    The network is first built without memory, so that no header makes it larger than the weights.
 
     Args:
         build: Builds the network with random weights.

@@ -30,7 +30,7 @@ NOT_ARGUMENTS = frozenset(
 
 @dataclass
 class Hints:
-    """What a file says about itself.
+    """A file's own statements about its network.
 
     Attributes:
         architecture: timm's name, or None.
@@ -40,7 +40,7 @@ class Hints:
         view: How images are shown to the backbone.
         epoch: Epochs trained.
         method: Its name.
-        notes: What the file does not tell and was taken to be so.
+        notes: Assumptions about what the file does not say.
     """
 
     architecture: str | None = None
@@ -147,17 +147,17 @@ def of_mmpretrain(file: File, found: Hints, names: Mapping[str, Tensor]) -> None
 
 
 def of_official_moco(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """Tell v2 from v1 by its projection head."""
+    """Set the method: v2 or v1, by the projection head."""
     found.method = "moco_v2" if any(name.endswith("encoder_q.fc.2.weight") for name in names) else "moco_v1"
 
 
 def of_official_moco_v3(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """Name the method."""
+    """Set the method."""
     found.method = "moco_v3"
 
 
 def of_solo_learn(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """Tell MoCo v3, whose ViT-S has 12 heads in solo-learn as in the authors' code."""
+    """Set 12 heads for MoCo v3's ViT-S, as in solo-learn and the authors' code."""
     if str(_text(found.method)).replace("_", "").lower() == "mocov3":
         found.heads = VIT_SMALL_HEADS_OF_V3 if _width(names) == 384 else None
 
@@ -180,7 +180,7 @@ def of_timm(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
 
 
 def _of_module(module: Any, found: Hints) -> None:
-    """timm's models know their names; torchvision's are told by their shapes."""
+    """Collect the name of a pickled timm model; torchvision's are recognized by their shapes."""
     name = lookup(module, "pretrained_cfg", "architecture")
     if isinstance(name, str) and timm.is_model(name):
         arguments = lookup(module, "_model_args")
@@ -189,7 +189,7 @@ def _of_module(module: Any, found: Hints) -> None:
 
 
 def _of_hugging_face(config: dict[str, Any], found: Hints) -> None:
-    """Collect what transformers' ViTs and ResNets say of themselves; the names of their tensors tell the rest."""
+    """Collect what transformers' ViTs and ResNets say of themselves; the names of their tensors say the rest."""
     heads, act = config.get("num_attention_heads"), config.get("hidden_act", "gelu")
     found.heads = heads if isinstance(heads, int) and 0 < heads <= LARGEST_IMAGE else None
     if act not in ("gelu", "relu"):
@@ -216,7 +216,7 @@ def _of_timm_folder(config: dict[str, Any], found: Hints) -> None:
 
 
 def _of_converters(metadata: dict[str, Any], found: Hints) -> None:
-    """What this project's converters wrote: see checkpoints/write.py."""
+    """Collect the metadata that this project's converters wrote (conversion.py)."""
     name = metadata.get("timm_name")
     if isinstance(name, str) and timm.is_model(name):
         found.architecture = name
@@ -233,7 +233,7 @@ def _of_converters(metadata: dict[str, Any], found: Hints) -> None:
 
 
 def of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """The stride of a bottleneck and the order of colours are in no tensor; only some files contradict MoCo's."""
+    """Check stride and colour order, which no tensor shows; only some files contradict MoCo's."""
     std = next((value for name, value in names.items() if name.endswith("pixel_std")), None)
     mean = next((value for name, value in names.items() if name.endswith("pixel_mean")), None)
     told = file.metadata.get("stride_in_1x1") is False and file.metadata.get("input_format") == "RGB"
@@ -248,18 +248,18 @@ def of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> None
             "ResNet cannot compute; expected weights of MoCo's or torchvision's kind"
         )
     if not told:
-        found.notes.append("taken to have its strides in 3x3 convolutions and RGB images, which the file does not tell")
+        found.notes.append("taken to have its strides in 3x3 convolutions and RGB images, which the file does not say")
     if mean is not None and std is not None:
         _set_pixels(found, mean.flatten(), std.flatten())
 
 
 def _text(value: Any) -> str:
-    """Return a value of a file if it is text; others may be nested so that printing them takes forever."""
+    """Return a value of a file if it is text; others may be nested so deeply that printing them takes forever."""
     return value if isinstance(value, str) else ""
 
 
 def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0, value_range: Any = None) -> None:
-    """Take mean and std of pixel values from 0 to ``scale``, where they are given."""
+    """Set mean and std of pixel values from 0 to ``scale``, where they are given."""
     if mean is None or std is None:
         return
     try:
@@ -291,7 +291,7 @@ def _view(image_size: Any, crop_ratio: Any, mean: Any, std: Any, value_range: An
 
 
 def _epoch(content: Mapping[str, Any]) -> int | None:
-    """Epochs trained: Lightning counts from 0, the released code and mmengine from 1."""
+    """Return the epochs trained: Lightning counts from 0, the released code and mmengine from 1."""
     for path in (("epoch",), ("meta", "epoch"), ("classy_state_dict", "train_phase_idx")):
         value = lookup(content, *path)
         if isinstance(value, int) and not isinstance(value, bool) and -1 <= value < 1 << 31:

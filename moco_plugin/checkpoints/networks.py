@@ -39,7 +39,7 @@ VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "
 
 @dataclass
 class Backbone:
-    """A network with its weights, and how it came about.
+    """A network with its weights and its construction.
 
     Attributes:
         architecture: timm's name, or one such as "resnet 1-2-3-1, 3x3 stem" that says how the network differs.
@@ -77,7 +77,7 @@ def find_backbone(layout: Layout, about: Hints, state: Mapping[str, Tensor], siz
         except Mismatch as error:
             if named or layout.names_backbone:
                 raise
-            mismatch = error  # a ResNet or ViT that was changed: its shapes tell
+            mismatch = error  # a modified ResNet or ViT: its shapes are used
     elif layout.names_backbone:
         raise UserError(f"its config names the backbone {str(about.architecture)[:60]!r}, which timm does not have")
     for roots in (RESNET_ROOTS, VIT_ROOTS):
@@ -92,7 +92,7 @@ def find_backbone(layout: Layout, about: Hints, state: Mapping[str, Tensor], siz
 
 
 def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> Backbone:
-    """Return the network that the file or the user names; tensors of other parts are left out."""
+    """Return the network that the file or the user names, without tensors of other parts."""
     name, arguments, seed = str(about.architecture), about.arguments, about.seed
 
     def untrained() -> nn.Module:
@@ -129,7 +129,7 @@ def tensors_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
 def _resnet(state: Mapping[str, Tensor], layout: Layout, about: Hints) -> Backbone:
     found = resnet_from_state(state, layout.small_stem_padding)
     if isinstance(found.network.maxpool, nn.Identity):
-        about.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not tell")
+        about.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not say")
     return found
 
 
@@ -138,7 +138,7 @@ def _vit(state: Mapping[str, Tensor], layout: Layout, about: Hints) -> Backbone:
     heads = about.heads or (layout.vit_small_heads if small else None)
     if small and heads is None:
         about.notes.append(
-            "taken to have 6 attention heads, as timm's vit_small, which the file does not tell; MoCo v3's ViT-S has 12: "
+            "taken to have 6 attention heads, as timm's vit_small, which the file does not say; MoCo v3's ViT-S has 12: "
             "--architecture vit_small_patch16_224 num_heads=12"
         )
     return vit_from_state(state, heads)
@@ -152,7 +152,7 @@ def _check_size(state: Mapping[str, Tensor], size: int, tied: bool = False) -> N
     own = {(v.data_ptr(), v.shape) if tied else name: v.nbytes for name, v in state.items()}
     if (total := sum(own.values())) > size:
         raise UserError(
-            f"its weights claim {total} bytes in a file of {size}; expected weights of their own for each layer"
+            f"its weights claim {total} bytes in a file of {size}; expected separate weights for each layer"
         )
 
 
@@ -164,7 +164,7 @@ def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) 
 
     Args:
         state: Weights without classifier.
-        small_stem_padding: Of a 3x3 stem; shapes do not tell it.
+        small_stem_padding: Of a 3x3 stem; the shapes do not determine it.
 
     Raises:
         Mismatch: The weights are not such a network's, or some are missing or left over.
@@ -232,7 +232,7 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
 
     Args:
         state: Weights without classifier.
-        heads: Attention heads, which the shapes do not tell; None takes timm's number for this width.
+        heads: Attention heads, which the shapes do not determine; None takes timm's number for this width.
 
     Raises:
         Mismatch: The weights are not a plain ViT's, or some are missing or left over.
@@ -260,7 +260,7 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
     heads = heads or usual_heads
     if not heads or dim % heads:
         raise Mismatch(
-            f"shapes do not tell the attention heads of a ViT of width {dim}; give --architecture with timm's name of it"
+            f"shapes do not determine the attention heads of a ViT of width {dim}; give --architecture with timm's name"
         )
     name = f"vit_{size}_patch{patch}_224"
     arguments: dict[str, Any] = {}
@@ -294,7 +294,7 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
 
 
 def fold_class_position(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return a ViT's weights in which the class token has its place added, if registers have none.
+    """Return a ViT's weights with the class token's position added to it, if registers have no positions.
 
     DINOv2 adds places before it puts registers between class token and patches; timm has no such network, and computes
     the same from the sum.
@@ -314,7 +314,7 @@ def _registers(state: Mapping[str, Tensor]) -> int:
 
 
 def _grid(places: int, extra: int) -> tuple[int, bool]:
-    """Return the patches along a side (0: not square), and whether the extra tokens have places of their own."""
+    """Return the patches along a side (0: not square), and whether the extra tokens have position embeddings."""
     for own, count in ((True, places - extra), (False, places)):
         if count > 0 and math.isqrt(count) ** 2 == count:
             return math.isqrt(count), own
@@ -325,7 +325,7 @@ def count_blocks(names: Iterable[str], prefix: str) -> int:
     """Return how many blocks a network has by the names ``prefix`` + NUMBER + "...".
 
     Raises:
-        Mismatch: More than MOST_BLOCKS, or some are not there.
+        Mismatch: More than MOST_BLOCKS, or some are missing.
     """
     numbers = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
     count = len(numbers)

@@ -23,7 +23,7 @@ from moco_plugin.files import sha256
 
 __all__ = ["Checkpoint", "load_file", "read_checkpoint"]
 
-# Buffers that a network computes by itself, and what is masked in pre-training alone.
+# Buffers that a network computes itself, and mask tokens, which only pre-training uses.
 HARMLESS = re.compile(r"num_batches_tracked$|relative_position_index$|attn_mask$|mask_token$|rope|inv_freq")
 KNOWN = (
     "a checkpoint of this project, the released MoCo code, lightly, LightlyTrain, solo-learn, MMSelfSup, MMPreTrain, "
@@ -43,7 +43,7 @@ _CHUNK = re.compile(r"^blocks\.\d+\.(\d+)\.")
 
 @dataclass
 class Checkpoint:
-    """What every layout is read into.
+    """A checkpoint of any layout after reading.
 
     Attributes:
         path: The file, or the folder of timm's.
@@ -62,7 +62,7 @@ class Checkpoint:
         encoders: Those that the file holds.
         arguments: By which the backbone differs from timm's ``architecture``.
         unused: Names of tensors that were neither used nor are known to be another encoder's, a head's or a queue's.
-        notes: What the file does not tell and was taken to be so.
+        notes: Assumptions about what the file does not say.
     """
 
     path: Path
@@ -97,7 +97,7 @@ def read_checkpoint(
     Args:
         path: A file, the folder that ``timm.create_model('local-dir:...')`` opens, or the name of a released checkpoint.
         encoder: "query", the encoder that is trained, or "key", its momentum encoder.
-        architecture: timm's name of the backbone, for files that do not tell it. ResNets and ViTs are known by their
+        architecture: timm's name of the backbone, for files that do not say it. ResNets and ViTs are known by their
             shapes, and some layouts name theirs.
         arguments: Of ``create_backbone``, for ``architecture``, such as ``{"num_heads": 12}``.
         prefix: What stands before the names of the encoder, for files of several networks in which none is known.
@@ -173,7 +173,7 @@ def _read(
     channels = input_channels(network.network)
     if channels != about.view.channels:
         about.view = replace(about.view, mean=[0.5] * channels, std=[0.25] * channels)
-        about.notes.append(f"mean 0.5 and std 0.25 are taken for its {channels} channels, which the file does not tell")
+        about.notes.append(f"mean 0.5 and std 0.25 are taken for its {channels} channels, which the file does not say")
     return Checkpoint(
         file.path,
         layout,
@@ -213,7 +213,7 @@ def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None
             no framework's layout fits.
 
     Raises:
-        UserError: Several networks are in the file, and no layout tells which is which.
+        UserError: Several networks are in the file, and no layout says which is which.
     """
     for layout in LAYOUTS:
         if layout.mark and not _first(names, layout.mark):
@@ -236,7 +236,7 @@ def find_layout(names: Mapping[str, Tensor], first_name: Callable[[], str | None
     if len(prefixes) > 1:
         raise UserError(
             f"several networks are in the file, under {', '.join(repr(p[:60]) for p in prefixes[:4])}, and no known "
-            "layout tells which is the trained one; name one with --prefix"
+            "layout says which is the trained one; name one with --prefix"
         )
     return Found(PLAIN, prefixes[0], None) if prefixes else None
 

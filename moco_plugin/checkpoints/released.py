@@ -44,8 +44,8 @@ RELEASED: dict[str, Released] = {
 }
 
 
-class _BrokenOff(Exception):
-    """A transfer that ended before its end; what arrived is kept for the next attempt."""
+class _Interrupted(Exception):
+    """An interrupted transfer; what arrived is kept for the next attempt."""
 
 
 class ResumingHTTPHandler(HTTPURLHandler):
@@ -65,12 +65,12 @@ _path_manager.register_handler(ResumingHTTPHandler())
 
 
 def cache_path(url: str, cache_dir: str | None = None) -> Path:
-    """Return the path of the file of an address once it is downloaded: as in iopath, below $FVCORE_CACHE if that is set."""
+    """Return the path of a downloaded file: as in iopath, below $FVCORE_CACHE if that is set."""
     return Path(get_cache_dir(cache_dir)) / urlparse(url).path.lstrip("/")
 
 
 def is_released(path_or_name: str | Path) -> bool:
-    """Tell whether this names a released checkpoint; a file or folder of that name takes precedence."""
+    """Return whether this names a released checkpoint; a file or folder of that name takes precedence."""
     return str(path_or_name) in RELEASED and not Path(path_or_name).exists()
 
 
@@ -130,12 +130,12 @@ def _check_recorded(cached: Path, name: str) -> None:
 
 
 def download(url: str, path: Path) -> None:
-    """Fetch a file whole or not at all; what arrives of it waits in ``path`` + ``.part`` for the next attempt.
+    """Download a file atomically; a partial download stays in ``path`` + ``.part`` for the next attempt.
 
-    A transfer that breaks off is taken up again at once, as long as each attempt gets further than the last.
+    An interrupted transfer is resumed immediately, as long as each attempt gets further than the last.
 
     Raises:
-        UserError: It cannot be had, says why.
+        UserError: The download failed.
     """
     part = path.with_name(f"{path.name}.part")
     furthest = _size(part)
@@ -144,7 +144,7 @@ def download(url: str, path: Path) -> None:
             _fetch(url, part)
             os.replace(part, path)
             return
-        except _BrokenOff as error:
+        except _Interrupted as error:
             if _size(part) > furthest:
                 furthest = _size(part)
                 continue
@@ -158,13 +158,13 @@ def download(url: str, path: Path) -> None:
 
 
 def _fetch(url: str, part: Path) -> None:
-    """Append to ``part`` what is still missing; start over if the server cannot resume."""
+    """Append the missing bytes to ``part``; start over if the server cannot resume."""
     have = _size(part)
     request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # "range not satisfiable": all of it, or more, is there
+        if error.code != 416:  # "range not satisfiable": the file has all of it, or more
             raise
         if error.headers.get("Content-Range", "").endswith(f"/{have}"):
             return
@@ -186,7 +186,7 @@ def _fetch(url: str, part: Path) -> None:
                 bar.update(len(block))
                 have += len(block)
         if total is not None and have < total:
-            raise _BrokenOff(f"the connection broke off after {have} of {total} bytes")
+            raise _Interrupted(f"the connection was interrupted after {have} of {total} bytes")
 
 
 def _read(response: Any) -> bytes:
@@ -195,7 +195,7 @@ def _read(response: Any) -> bytes:
     except http.client.IncompleteRead as error:
         return error.partial
     except (OSError, http.client.HTTPException) as error:
-        raise _BrokenOff(f"the connection broke off: {error or type(error).__name__}") from error
+        raise _Interrupted(f"the connection was interrupted: {error or type(error).__name__}") from error
 
 
 def _size(path: Path) -> int:

@@ -84,7 +84,7 @@ def _read(path: Path, network: nn.Module, images: Tensor, state: Mapping[str, Te
                 raise UserError(f"onnxruntime's features differ by {difference:.3g} of the largest from timm's")
     except UserError:
         raise
-    except Exception as error:  # onnxruntime has errors of its own
+    except Exception as error:  # onnxruntime has its own errors
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"onnxruntime does not open what was written: {reason}") from error
     print(f"features: largest difference between timm and onnxruntime {difference:.2e}")

@@ -1,4 +1,4 @@
-"""A backbone as timm.create_model makes it: files and folders that timm and LightlyTrain open."""
+"""timm's formats: files and folders that timm and LightlyTrain open."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -18,7 +18,7 @@ from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
 
 WIDTHS = (64, 128, 256, 512)
-# Arguments of create_backbone that timm does not have, that say how training starts, or that the network itself tells.
+# Arguments of create_backbone that timm does not have, that say how training starts, or that the network itself has.
 OURS = frozenset(
     (
         "image_size img_size width small_stem sincos_position frozen_patch_projection pretrained num_classes "
@@ -65,7 +65,7 @@ def create_model_arguments(
 
 
 def timm_network(name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    """Make a network as timm's users do and lets it hold ``state``, without copying it.
+    """Create a network with timm and load ``state`` without copying it.
 
     Raises:
         UserError: timm cannot make a network that holds these weights.
@@ -110,7 +110,7 @@ def _write_folder(folder: Path, metadata: dict[str, Any], state: Mapping[str, Te
 
 
 def _read_with_timm(path: Path, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Read a file or folder back, and open it as timm's users, and LightlyTrain, do: they must find the same.
+    """Read a file or folder back, and open it with timm as its users and LightlyTrain do.
 
     Raises:
         UserError: timm does not open it, or fills its network with other weights.

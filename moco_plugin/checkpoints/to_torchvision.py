@@ -44,7 +44,7 @@ def to_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
 
 
 def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build torchvision's network for a timm backbone and lets it hold ``state``, without copying it.
+    """Build torchvision's network for a timm backbone and load ``state`` without copying it.
 
     Args:
         backbone: A plain ResNet or ViT of timm; says depth, width, groups and heads.
@@ -95,7 +95,7 @@ def torchvision_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
 
 
 def _source(checkpoint: Checkpoint) -> Network:
-    """Return torchvision's network with the weights; a ViT's as they are in the file, which the reader renamed."""
+    """Return torchvision's network with the weights; a ViT's under their names in the file."""
     backbone = checkpoint.backbone
     state = to_torchvision(backbone)
     if isinstance(backbone, VisionTransformer):
@@ -113,7 +113,7 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
     first = f"torchvision.models.resnet.{block}, " if block else ""
     opens = (
         f"torchvision.models.{name}({first}{keywords(arguments)}), then its load_state_dict(..., strict=False), "
-        "which leaves the classifier as it is"
+        "which does not change the classifier"
     )
     return Target(Network("torchvision", network, stages_of(network)), state, details, opens)
 

@@ -1,4 +1,4 @@
-"""Unpickling of files from others: a short list of constructors is called, everything else becomes inert.
+"""Restricted unpickling: only a short list of constructors is called, everything else becomes inert.
 
 ``torch.load`` takes this module as its ``pickle_module`` and reads tensors, old files and mapped memory; the unpickler is
 the standard library's, in which names are looked up, called and given state under the rules below.
@@ -115,7 +115,7 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 
 
 class _NoNumbers:
-    """The dtype of arrays that are not read, such as those of objects."""
+    """The dtype of arrays that are not read, such as object arrays."""
 
 
 def _dtype(code: Any, *flags: Any) -> np.dtype | _NoNumbers:
@@ -138,7 +138,7 @@ def _numbers(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
 
 
 def _no_array(*args: Any) -> Any:
-    raise BrokenPickle("an array that is made by its shape alone")  # it could be of any size
+    raise BrokenPickle("an array defined by its shape only")  # it could be of any size
 
 
 # --- tensors

@@ -31,7 +31,7 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         path: A pickle of dicts, lists, strings, numbers and numpy arrays.
 
     Returns:
-        The pickled dict as it is: ``{"model": {name: array}, "__author__": ...}`` in detectron2's format.
+        The pickled dict: ``{"model": {name: array}, "__author__": ...}`` in detectron2's format.
 
     Raises:
         UserError: The file cannot be read, is not a pickle of a dict, or has anything but the above.
@@ -41,8 +41,8 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
             model = unpickle.load(file, placeholders=False)
     except UnsafePickle as error:
         raise UserError(
-            f"{path} is unsafe: unpickling it would call {error}; a weight file needs arrays and builtins "
-            "alone, so get one that holds nothing else"
+            f"{path} is unsafe: unpickling it would call {error}; a weight file needs only arrays and "
+            "builtins, so get one that holds nothing else"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error

@@ -25,12 +25,12 @@ def too_large(limit: int) -> str:
 
 
 def is_tiff(data: bytes) -> bool:
-    """Tell TIFF files by their first bytes."""
+    """Return whether a file is a TIFF file, by its first bytes."""
     return data.startswith(_TIFF)
 
 
 def is_bands(data: bytes) -> bool:
-    """Tell the files that ``decode_bands`` reads by their first bytes."""
+    """Return whether ``decode_bands`` reads a file, by its first bytes."""
     return data.startswith(_NUMPY) or is_tiff(data)
 
 
@@ -70,7 +70,7 @@ def decode_bands(
 
 
 def _read_numpy(data: bytes) -> np.ndarray:
-    """Read an array without trusting what its header says of its size; pickled objects are refused."""
+    """Read an array without trusting the size in its header; pickled objects are refused."""
     file = io.BytesIO(data)
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -119,7 +119,7 @@ def with_channels(values: np.ndarray, name: str, channels: int) -> np.ndarray:
 
 
 def usual_range(values: np.ndarray) -> tuple[float, float]:
-    """Return which values of an array are black and white: 0 to 1 of floats, 0 to 65535 of integers."""
+    """Return the values of an array that become black and white: 0 to 1 of floats, 0 to 65535 of integers."""
     return (0.0, 1.0) if values.dtype.kind == "f" else (0.0, 65535.0)
 
 
@@ -131,7 +131,7 @@ def to_8_bits(
     Args:
         values: H x W, or H x W x C.
         name: What messages call the image.
-        value_range: The values that become 0 and 255, those outside are clipped; two numbers, or two a channel.
+        value_range: The values that become 0 and 255, those outside are clipped; two numbers, or two per channel.
         usual: The range where none is given.
 
     Raises:

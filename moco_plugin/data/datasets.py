@@ -21,14 +21,14 @@ MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
 
 
 class CorruptImages:
-    """Names and counts the images that could not be decoded; more than 1% of the set is an error."""
+    """Names and number of the images that could not be decoded; more than 1% of the set is an error."""
 
     def __init__(self, total: int) -> None:
         self.total = total
         self.names: set[str] = set()
 
     def add(self, names: Iterable[str]) -> None:
-        """Report each new name on stderr; empty names stand for images that were fine."""
+        """Report each new name on stderr; empty names are ignored."""
         for name in sorted(set(names) - self.names - {""}):
             self.names.add(name)
             print(f"skipped: {name} cannot be decoded ({len(self.names)} so far)", file=sys.stderr)
@@ -61,8 +61,8 @@ def first_whole(load: Callable[[int], tuple[T | None, str]], candidates: Iterabl
 class TrainImages(Dataset[tuple[Any, Any, str]]):
     """Images for pre-training: (views, their plans, "" or the name of a corrupt image); see ``Views``.
 
-    Asked for by position (see EpochOrder), which also seeds the views. In the place of a corrupt image comes the next
-    one, so that batches keep their size.
+    Asked for by position (see EpochOrder), which also seeds the views. A corrupt image is replaced by the next
+    one, so batches keep their size.
 
     Args:
         images: The set.
@@ -92,7 +92,7 @@ class TrainImages(Dataset[tuple[Any, Any, str]]):
 def collate_views(items: list[tuple[list[np.ndarray], list[ViewPlan], str]]) -> tuple[Any, Any, list[str]]:
     """Return a batch: per view a uint8 tensor N x H x W x C and the packed plans; and the names of corrupt images.
 
-    Grey images beside others get three channels.
+    In mixed batches, grey images get three channels.
     """
     views, plans, corrupt = zip(*items, strict=True)
     batches = []
@@ -129,7 +129,7 @@ class LabelledImages(Dataset[tuple[Any, int, str]]):
 
 
 def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> None:
-    """Raise UsageError unless both sets have labels, and the test set no other classes; number its labels alike.
+    """Raise UsageError unless the test set's labels are among the training set's classes; renumber them.
 
     Args:
         train: Its classes count.
@@ -140,12 +140,12 @@ def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> None
         if images.labels is not None and (images.labels.ndim > 1) != several:
             found, expected = ("one label", "several") if several else ("several labels", "one")
             raise UsageError(
-                f"{images.spec} has {found} an image, expected {expected}"
+                f"{images.spec} has {found} per image, expected {expected}"
                 + ("" if several else "; evaluate multilabel takes such lists")
             )
         if images.labels is None:
             raise UsageError(
-                f"{images.spec} has no labels; expected a folder of one subfolder a class, a list of "
+                f"{images.spec} has no labels; expected a folder of one subfolder per class, a list of "
                 "paths and labels, shards with .cls members, or a labels idx file"
             )
     if train.classes and test.classes and set(test.classes) < set(train.classes):

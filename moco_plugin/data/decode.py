@@ -57,11 +57,11 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
     Args:
         source: The file.
         name: What messages call it.
-        value_range: The values that become 0 and 255; those outside are clipped. For deep images alone.
+        value_range: The values that become 0 and 255; those outside are clipped. Only for images of more than 8 bits.
 
     Raises:
         CannotDecode: The file is broken, of no known format, or larger than Pillow's limit.
-        UserError: The file is not there or cannot be read, its values are outside of the range, or it has other than
+        UserError: The file is missing or cannot be read, its values are outside of the range, or it has other than
             three channels.
     """
     with _decoding(name) as limit:
@@ -78,7 +78,7 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
 
 @contextlib.contextmanager
 def _decoding(name: str) -> Iterator[int | None]:
-    """Turn what decoders raise into CannotDecode or UserError; yield the most pixels of an image."""
+    """Turn decoders' errors into CannotDecode or UserError; yield the largest number of pixels."""
     try:
         yield _pixel_limit()
     except (UserError, CannotDecode):
@@ -141,7 +141,7 @@ def decode_array(
 
 
 def _pixel_limit() -> int | None:
-    """Give Pillow the limit of the environment, if there is one; return what holds now."""
+    """Set Pillow's pixel limit from the environment; return the limit."""
     if limit := os.environ.get(MAX_PIXELS):
         Image.MAX_IMAGE_PIXELS = int(limit) if limit.isdecimal() else None
     return Image.MAX_IMAGE_PIXELS

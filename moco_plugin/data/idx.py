@@ -26,7 +26,7 @@ FASHION_MNIST_CLASSES = (
 
 
 def is_idx(path: Path) -> bool:
-    """Tell an idx images or labels file by its name, as MNIST spells it, gzipped or not."""
+    """Return whether a file is an idx images or labels file by MNIST's naming, gzipped or not."""
     return re.search(r"[-.]idx\d-ubyte(\.gz)?$", path.name) is not None
 
 
@@ -77,7 +77,7 @@ def split_slice(spec: str) -> tuple[Path, slice]:
 
 
 def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
-    """Read images and, from the labels file beside them, their labels.
+    """Read images and, from the labels file in the same folder, their labels.
 
     Args:
         spec: Path of an ``...images-idx3-ubyte[.gz]`` file, with an optional ``[start:stop]``.

@@ -25,13 +25,13 @@ _SHARES = re.compile(r"(?P<source>.*)\[(?P<first>[\d.]+%)?:(?P<last>[\d.]+%)?(?:
 
 
 class ImageSet:
-    """Images by number, with labels where there are any.
+    """Images by number, with labels if there are any.
 
     A folder's images are all image files below it in sorted order, without hidden files and folders. Its labels are
-    the first level of subfolders, if every image is in one. An idx file's labels are beside it. A list is a ``.txt``
-    file of one image a line, ``path`` or ``path label``, or a ``.csv`` file of ``path,label`` rows, relative to the
+    the first level of subfolders, if every image is in one. An idx file's labels are in its folder. A list is a ``.txt``
+    file of one image per line, ``path`` or ``path label``, or a ``.csv`` file of ``path,label`` rows, relative to the
     list's folder; blank lines and those that start with ``#`` are skipped. Labels with ``;`` in between make a set of
-    several labels an image. Tar shards and zip archives: see TarShards and ZipImages. The classes of lists and archives
+    several labels per image. Tar shards and zip archives: see TarShards and ZipImages. The classes of lists and archives
     are those of the whole set, also when a part is taken.
 
     Args:
@@ -87,7 +87,7 @@ class ImageSet:
             self._take(np.arange(len(self))[part])
 
     def _take(self, numbers: np.ndarray) -> None:
-        """Keep these images alone; the classes stay those of all."""
+        """Keep only these images; the classes do not change."""
         if not len(numbers):
             raise UserError(f"{self.spec} selects no image of {len(self)}")
         if self.archive is not None:
@@ -104,7 +104,7 @@ class ImageSet:
         return len(self.paths) if self.array is None else len(self.array)
 
     def name(self, index: int) -> str:
-        """Return what to call an image: its path, or its place in the file or shard."""
+        """Return the name of an image: its path, or its position in the file or shard."""
         if self.archive is not None:
             return self.archive.name(index)
         return f"{self.spec} image {index}" if self.array is not None else str(self.paths[index])
@@ -158,7 +158,7 @@ class ImageSet:
         )
 
     def picture(self, index: int) -> Image.Image | None:
-        """Return an image to look at: the first three channels as RGB, or the first alone as grey."""
+        """Return an image for display: the first three channels as RGB, or only the first as grey."""
         array, _ = self.try_load_array(index)
         return None if array is None else as_picture(array)
 
@@ -171,7 +171,7 @@ class ImageSet:
 
 
 def as_picture(image: np.ndarray) -> Image.Image:
-    """Return an image (uint8, H x W or H x W x C) to look at: the first three channels, or the first alone as grey."""
+    """Return an image (uint8, H x W or H x W x C) for display: the first three channels, or only the first as grey."""
     shown = image if image.ndim == 2 else image[..., :3] if image.shape[2] >= 3 else image[..., 0]
     return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")
 
@@ -191,7 +191,7 @@ def share_of(labels: np.ndarray | None, count: int, first: float, last: float, s
     """Return the numbers of images between two shares of each class, in rising order.
 
     Args:
-        labels: int64, N, or None; sets of several labels an image are split as a whole.
+        labels: int64, N, or None; sets of several labels per image are split as a whole.
         count: N.
         first: 0 to 1; shares that meet have no image in common and leave none out.
         last: Above ``first``, to 1.

@@ -34,7 +34,7 @@ _ENDS_AS_IMAGE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)"
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Return all image files below a folder in sorted order, and say on stderr what was left out by its suffix.
+    """Return all image files below a folder in sorted order, and report other suffixes on stderr.
 
     Hidden files and folders are skipped. A folder that is reachable twice, by symbolic links, counts once.
 
@@ -141,7 +141,7 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
             whose first row may name the columns. Where any label has a ``;``, images have several, or none.
 
     Returns:
-        The paths; the labels, int64, N, or bool, N x C, for several an image; the classes.
+        The paths; the labels, int64, N, or bool, N x C, for several per image; the classes.
 
     Raises:
         UserError: A line is neither, or files of the list are missing.
@@ -175,7 +175,7 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
         if paths[-1] not in files:
             missing.append(paths[-1])
     if not paths:
-        raise UserError(f"{path} lists no image; expected one a line, 'path' or 'path label'")
+        raise UserError(f"{path} lists no image; expected one per line, 'path' or 'path label'")
     if missing:
         raise UserError(
             f"{path}: {len(missing)} of its {len(paths)} images are missing, {missing[0]} first; expected 'path' or "
@@ -221,7 +221,7 @@ class _Files:
 
 
 def _entry(line: str, folder: Path, files: _Files) -> tuple[str, str]:
-    """Split a line into path and label, which may have blanks both; an existing file decides, else the first suffix."""
+    """Split a line into path and label, which may contain blanks; an existing file decides, else the first suffix."""
     if folder / line in files:
         return line, ""
     ends = [match.end() for match in _ENDS_AS_IMAGE.finditer(line)]

@@ -34,7 +34,7 @@ def training_loader_options(workers: int) -> dict[str, Any]:
 
 @contextmanager
 def ended_with(*loaders: DataLoader[Any] | None) -> Iterator[None]:
-    """End the processes of these loaders with the block: they ignore the signal that Python ends them with."""
+    """Terminate the processes of these loaders after the block, since they ignore Python's signal."""
     try:
         yield
     finally:
@@ -44,7 +44,7 @@ def ended_with(*loaders: DataLoader[Any] | None) -> Iterator[None]:
 
 
 def _begin_worker(worker: int) -> None:
-    """Decode on one thread, as torch computes there; leave signals to the training process.
+    """Decode on one thread, and leave signals to the training process.
 
     Ctrl-C and job schedulers send them to all processes at once.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass
 class View:
-    """How images are shown to a frozen network: side in pixels, share kept by the centre crop, mean and std.
+    """Preprocessing of images for a frozen network: side in pixels, share kept by the centre crop, mean and std.
 
     ``value_range`` is that of images of more than 8 bits; see ``decode``.
     """

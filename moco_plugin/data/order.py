@@ -44,7 +44,7 @@ class EpochOrder(Sampler[int]):
     Args:
         length: Images in the set.
         seed: The run's seed.
-        batch_size: Images a step over all processes, a multiple of ``processes``.
+        batch_size: Images per step over all processes, a multiple of ``processes``.
         rank: This process's number, from 0.
         processes: Number of processes.
         drop_last: Drop a last smaller batch. Otherwise it is kept, and padded with its own first images where the

@@ -23,7 +23,7 @@ from moco_plugin.files import atomic_path
 from moco_plugin.safe_yaml import parse_json
 
 INDEX_FORMAT = 2
-INDEX_SUFFIX = ".index.json"  # of the index beside a shard
+INDEX_SUFFIX = ".index.json"  # of the index next to a shard
 PAUSES = (0.5, 1.0, 2.0)  # seconds before a read that failed is tried again
 MOST_JSON = 1 << 20  # bytes of a sample's .json member
 SCAN_BLOCK = 4 << 20  # bytes that a scan fetches at once
@@ -39,7 +39,7 @@ def sort_classes(names: Iterable[str]) -> list[str]:
 
 @dataclass
 class ShardIndex:
-    """The places of one shard's images; ``stamp`` tells its version from others of the same size."""
+    """The positions of one shard's images; ``stamp`` identifies its version among those of the same size."""
 
     size: int
     stamp: str
@@ -87,7 +87,7 @@ def is_remote(url: str) -> bool:
 
 
 def _filesystem(url: str) -> tuple[Any, str]:
-    """Return fsspec's filesystem for a URL and the path there; fsspec keeps one a process, also after a fork."""
+    """Return fsspec's filesystem for a URL and the path there; fsspec keeps one per process, also after a fork."""
     try:
         filesystem, path = url_to_fs(url)
     except (ImportError, ValueError) as error:
@@ -96,7 +96,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def patiently(url: str, action: Callable[[], _Result]) -> _Result:
-    """Do what may fail for a moment, up to four times."""
+    """Call a function that may fail temporarily, up to four times."""
     for pause in (*PAUSES, None):
         try:
             return action()
@@ -105,7 +105,7 @@ def patiently(url: str, action: Callable[[], _Result]) -> _Result:
         except FileNotFoundError as error:
             server = ", or its server cannot be reached" if is_remote(url) else ""
             raise UserError(f"there is no {url}{server}") from error
-        except Exception as error:  # every filesystem raises errors of its own
+        except Exception as error:  # every filesystem raises its own errors
             if pause is None:
                 raise UserError(
                     f"{url} cannot be read ({error or type(error).__name__}), tried {len(PAUSES) + 1} times"
@@ -135,14 +135,14 @@ def no_ranges(url: str) -> str:
 
 
 def _version(url: str) -> tuple[int, str]:
-    """Return a shard's size and what else there is to tell that it changed."""
+    """Return a shard's size and what else shows that it changed."""
     if not is_remote(url):
         status = os.stat(url)
         return status.st_size, str(status.st_mtime_ns)
     filesystem, path = _filesystem(url)
     info = filesystem.info(path)
     if info.get("size") is None:
-        raise UserError(f"the server of {url} does not tell its size; copy the shards here")
+        raise UserError(f"the server of {url} does not report its size; copy the shards here")
     keys = ("ETag", "LastModified", "Last-Modified", "mtime")
     return int(info["size"]), str(next((info[key] for key in keys if info.get(key)), ""))
 
@@ -163,7 +163,7 @@ def check_ranges(url: str) -> None:
 
 
 def read_index(url: str) -> ShardIndex:
-    """Return a shard's index: the one beside it, the cached one, or a new one, which is then cached."""
+    """Return a shard's index: the one next to it, the cached one, or a new one, which is then cached."""
     size, stamp = patiently(url, lambda: _version(url))
     index = None if is_remote(url) else _index_beside(url, size)
     if index is not None:
@@ -189,7 +189,7 @@ def _index_beside(url: str, size: int) -> ShardIndex | None:
             return b""
         except Exception as error:
             if getattr(error, "status", None) == 403 or isinstance(error, PermissionError):
-                return b""  # what object stores say of what is not there
+                return b""  # what object stores reply for missing files
             raise
 
     index = ShardIndex.parse(patiently(url + INDEX_SUFFIX, get))

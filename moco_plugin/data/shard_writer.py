@@ -31,18 +31,18 @@ def make_shards(
     overwrite: bool = False,
     progress: bool = True,
 ) -> list[Path]:
-    """Pack image files, byte for byte or shrunk, into ``OUTPUT-0000.tar`` and so on, all or none, with their indexes.
+    """Pack image files, byte for byte or shrunk, into ``OUTPUT-0000.tar`` and so on, atomically, with their indexes.
 
     The same files give the same bytes.
 
     Args:
         output: Folder and first part of the shards' names.
         paths: The image files, in the order they are to have.
-        labels: One number an image; it becomes a ``.cls`` member.
+        labels: One number per image; it becomes a ``.cls`` member.
         classes: Names of the labels; they go into the indexes.
         images_per_shard: Images in each shard but the last.
         short_side: Encode images whose short side is longer once more, shrunk to it, as JPEG of quality ``QUALITY``;
-            None keeps the files as they are.
+            None keeps the files unchanged.
         overwrite: Replace shards of that name.
         progress: Show a progress bar.
 
@@ -55,7 +55,7 @@ def make_shards(
     """
     output = Path(output).expanduser()
     if images_per_shard < 1:
-        raise UsageError(f"expected at least one image a shard, got {images_per_shard}")
+        raise UsageError(f"expected at least one image per shard, got {images_per_shard}")
     if short_side is not None and short_side < 1:
         raise UsageError(f"the short side is {short_side}; expected 1 pixel or more")
     pattern = re.compile(re.escape(output.name) + r"-\d+\.tar(" + re.escape(INDEX_SUFFIX) + ")?")
@@ -125,7 +125,7 @@ def _pack(
 
 
 def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:
-    """Return an image file no larger than needed, and its suffix; one that cannot be decoded is kept as it is."""
+    """Return an image file no larger than needed, and its suffix; one that cannot be decoded is kept unchanged."""
     try:
         image = decode(io.BytesIO(data), str(path))
     except CannotDecode:

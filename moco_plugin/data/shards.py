@@ -1,7 +1,7 @@
 """Image sets in tar archives (webdataset's layout), read at random: no streaming, no shuffle buffer.
 
-Any image can be read alone by the shards' indexes: the order of a run stays a full permutation, a function of the
-seed alone, and each process fetches its own images only, from a disk or by range requests. Nothing is unpacked.
+The shards' indexes give access to single images: the order of a run is a full permutation that depends only on the
+seed, and each process fetches its own images only, from a disk or by range requests. Nothing is unpacked.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 
 
 def is_shards(spec: str) -> bool:
-    """Tell tar shards: a URL, archives by name, or a folder of archives with no image and no folder in it."""
+    """Return whether a source is tar shards: a URL, archives by name, or a folder of nothing but archives."""
     source = _without_slice(spec)
     if is_remote(source) or _BRACES.search(source):
         return True
@@ -47,7 +47,7 @@ class TarShards:
 
     An image is a member whose name ends, after its first dot, in an image suffix (``cat/0001.jpg``); its label
     is the text of the member ``cat/0001.cls``, where every image has one. A shard's index is ``SHARD.index.json``
-    beside it, as ``moco-make-shards`` writes it, or made from the shard's headers and kept in the user's cache.
+    next to it, as ``moco-make-shards`` writes it, or made from the shard's headers and kept in the user's cache.
 
     Args:
         spec: A folder of tar files, one tar file or ``photos-{0000..0099}.tar``; the latter two also as a URL of
@@ -99,19 +99,19 @@ class TarShards:
         return len(self._offsets)
 
     def take(self, numbers: np.ndarray) -> None:
-        """Keep these images alone."""
+        """Keep only these images."""
         self._shards, self._offsets = self._shards[numbers], self._offsets[numbers]
         self._sizes, self._names = self._sizes[numbers], self._names[numbers]
 
     def name(self, index: int) -> str:
-        """Return what to call an image: its shard and its name there."""
+        """Return the name of an image: its shard and its name there."""
         return f"{self.urls[self._shards[index]]} member {self._names[index].decode(errors='replace')}"
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file.
 
         Raises:
-            UserError: They cannot be had, also when asked for again.
+            UserError: They cannot be read after several attempts.
         """
         url, start, size = self.urls[self._shards[index]], int(self._offsets[index]), int(self._sizes[index])
 

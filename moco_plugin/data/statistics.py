@@ -43,7 +43,7 @@ def measure_statistics(images: ImageSet, count: int = MEASURED) -> tuple[list[fl
 
 
 def describe_statistics(mean: Sequence[float], std: Sequence[float]) -> str:
-    """Return mean and standard deviation as they are typed in a run's command line."""
+    """Return mean and standard deviation formatted for a run's command line."""
     return " ".join(
         f"data.{name}=[{','.join(f'{v:g}' for v in values)}]" for name, values in (("mean", mean), ("std", std))
     )

@@ -48,11 +48,11 @@ class ZipImages:
         return len(self._names)
 
     def name(self, index: int) -> str:
-        """Return what to call an image: the archive and its name there."""
+        """Return the name of an image: the archive and its name there."""
         return f"{self.path} member {self._names[index]}"
 
     def take(self, numbers: np.ndarray) -> None:
-        """Keep these images alone."""
+        """Keep only these images."""
         self._names = [self._names[number] for number in numbers]
 
     def read(self, index: int) -> bytes:
@@ -76,7 +76,7 @@ class ZipImages:
             raise CannotDecode("") from error
 
     def _archive(self) -> zipfile.ZipFile:
-        """Return the archive, opened once a process: a loader process must not share the place in the file."""
+        """Return the archive, opened once per process: a loader process must not share the place in the file."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)

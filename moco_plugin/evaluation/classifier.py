@@ -33,7 +33,7 @@ def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image | 
 class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
     """Images by position (see EpochOrder), which seeds the transform: (view, label, "" or a corrupt one's name).
 
-    In the place of a corrupt image comes the next one, with its own label.
+    A corrupt image is replaced by the next one and its label.
 
     Args:
         images: A set with labels.
@@ -62,7 +62,7 @@ class TrainingCrops(Dataset[tuple[Tensor, int, str]]):
 
 
 class ClassifierModule(pl.LightningModule):
-    """Trains a linear classifier on a backbone's features; a frozen backbone stays in eval mode and as it is.
+    """Trains a linear classifier on a backbone's features; a frozen backbone stays in eval mode and does not change.
 
     A training batch is (uint8 images N x C x H x W, labels, names of corrupt images); a test batch is what
     ``keep_whole`` makes.
@@ -104,14 +104,14 @@ class ClassifierModule(pl.LightningModule):
         self.train()  # Lightning leaves modes as they are, and checkpoints are read in eval mode
 
     def train(self, mode: bool = True) -> ClassifierModule:
-        """As ever, but for a frozen backbone, whose batch norm must neither use nor gather a batch's statistics."""
+        """Set the mode; a frozen backbone stays in eval mode, since its batch norm must not use a batch's statistics."""
         super().train(mode)
         if self.config.frozen:
             self.backbone.eval()
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave a frozen backbone out: its weights are in the checkpoint that it came from."""
+        """Leave a frozen backbone out: its weights are in its own checkpoint."""
         if self.config.frozen:
             state = checkpoint["state_dict"]
             checkpoint["state_dict"] = {k: v for k, v in state.items() if not k.startswith("backbone.")}
@@ -131,7 +131,7 @@ class ClassifierModule(pl.LightningModule):
         return batch
 
     def training_step(self, batch: tuple[Tensor, Tensor, list[str]], batch_idx: int) -> Tensor:
-        """Cross-entropy of a batch; logged with its top-1 and the learning rate."""
+        """Compute the cross-entropy of a batch; log it with its top-1 and the learning rate."""
         images, labels, names = batch
         self.corrupt_train.add(names)
         logits = self.logits(images)
@@ -143,14 +143,14 @@ class ClassifierModule(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Give all processes the first one's batch norm statistics: the network measured is the one saved."""
+        """Broadcast the first process's batch norm statistics: the measured network is the saved one."""
         if self.trainer.world_size > 1:
             for buffer in self.backbone.buffers():
                 torch.distributed.broadcast(buffer, src=0)
         self.counts = torch.zeros_like(self.counts, device=self.device)
 
     def validation_step(self, batch: tuple[Tensor | None, Tensor, Tensor, list[str]], batch_idx: int) -> None:
-        """Count what is right."""
+        """Count correct predictions."""
         images, labels, _, names = batch
         self.corrupt_test.add(names)
         if images is not None:
@@ -166,7 +166,7 @@ class ClassifierModule(pl.LightningModule):
             self.log("top5", found.top5)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over what takes a gradient, and the learning rate's schedule."""
+        """Return the optimizer of the trained parameters, and the learning rate schedule."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimizer = build_optimizer(self.config.optimizer, parameters, self.lr)
         return with_schedule(optimizer, self.config.schedule, self.schedule, self.total_steps)

@@ -54,7 +54,7 @@ def evaluate_linear(
         overrides: Settings that differ from the protocol, such as ``["optimizer.lr=3"]``.
         encoder: "query" or "key", where the checkpoint has both.
         untrained: Measure random weights in the same network.
-        out: JSON file to write; the folder ``NAME_run`` beside it gets checkpoint and log, and an interrupted run
+        out: JSON file to write; the folder ``NAME_run`` next to it gets checkpoint and log, and an interrupted run
             resumes from there.
         overwrite: Replace an earlier result or run.
         accept_changed_images: Resume although an image set changed.
@@ -164,7 +164,7 @@ class Classification:
         return result
 
     def _fit(self, subject: Subject, train: ImageSet, test: ImageSet, out: Path) -> dict[str, Any] | None:
-        """Return what was measured, or None on all processes but the first and in a run that is not finished."""
+        """Return the measurements, or None on all processes but the first and for an unfinished run."""
         config = self.config
         indices = draw_labels(train, config.data.label_share, config.seed).long()
         lr = starting_lr(config, subject.untrained)

@@ -140,7 +140,7 @@ def _probe(
     protocol: str,
     shares: Sequence[float],
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return what to record of the run, and what was measured with each share of the labels."""
+    """Return the record of the run, and the measurements for each share of the labels."""
     train, test = read_sets(train_images, test_images)
     drawn = [draw_labels(train, share, config.seed) for share in shares]
     labels = torch.as_tensor(train.labels)
@@ -176,7 +176,7 @@ def _probe(
 def fit_and_score(
     train: FeatureSet, test: FeatureSet, classes: int, lrs: Sequence[float], config: ClassificationConfig, device: str
 ) -> dict[str, Any]:
-    """Choose the learning rate on held-out training features, fits on all with it, and scores the test features.
+    """Choose the learning rate on held-out training features, fit on all with it, and score the test features.
 
     Returns:
         ``top1``, ``top5``, ``mean_per_class``, ``lr``, ``held_out_top1`` by learning rate, ``train_images``.

@@ -10,7 +10,7 @@ from moco_plugin.errors import UserError
 
 
 class FeatureFile:
-    """Float32 rows in a temporary file that goes with this object; ``file[start:stop]`` reads some of them.
+    """Float32 rows in a temporary file that is deleted with this object; ``file[start:stop]`` reads some of them.
 
     Read, not mapped: pages of a mapped file would count as this process's memory.
 

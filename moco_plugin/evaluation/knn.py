@@ -68,12 +68,12 @@ def knn_top1(
 def default_k(labels: Tensor) -> int:
     """Return 200, or half of the mean number of images of a class if that is less.
 
-    More neighbours than a class has images vote for the largest class, whatever the features are.
+    More neighbours than a class has images vote for the largest class, regardless of the features.
     """
     return max(1, min(200, len(labels) // (2 * len(labels.unique()))))
 
 
 def baseline(labels: Tensor) -> str:
-    """Describe what accuracies are compared with: chance, and the answer that is always the largest class."""
+    """Describe the baselines of an accuracy: chance, and always answering the largest class."""
     counts = labels.unique(return_counts=True)[1]
     return f"chance {100 / len(counts):.1f}%, largest class {100 * int(counts.max()) / len(labels):.1f}%"

@@ -14,7 +14,7 @@ TRAIN_BLOCK = 16384
 
 
 def check_neighbours(ks: Sequence[int], images: int, same: bool) -> None:
-    """Raise UsageError if a number of neighbours is not from 1 to the images that there are to be neighbours."""
+    """Raise UsageError if a number of neighbours is not between 1 and the number of possible neighbours."""
     available = images - same
     for k in ks:
         if not 0 < k <= available:

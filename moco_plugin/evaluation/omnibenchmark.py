@@ -48,7 +48,7 @@ class Realm:
 
 
 def read_realm(root: Path, name: str) -> Realm | None:
-    """Read a realm's folder, or returns None if there is none.
+    """Read a realm's folder; return None if there is none.
 
     A split's file is ``train`` or ``train.txt`` (V2), ``NAME.train``, ``NAME.train.txt``, or ``record.txt`` or
     ``records.txt`` (the benchmark's download tool) in the folder ``NAME.train`` or ``train`` (V1). Its paths are
@@ -146,7 +146,7 @@ def evaluate_omnibenchmark(
         workers: Loader processes; -1 takes the available cores.
         protocol: "v2" chooses each realm's L2 weight on val and penalises squared weights, as the benchmark's second
             text asks for. "v1" does what its code does: it chooses by the best test score and penalises the norm.
-        out: JSON file to write. Each realm's result is written to ``NAME_realms/REALM.json`` beside it as soon as
+        out: JSON file to write. Each realm's result is written to ``NAME_realms/REALM.json`` next to it as soon as
             it is measured, and an interrupted run continues with the next realm.
         overwrite: Replace earlier results.
 
@@ -154,7 +154,7 @@ def evaluate_omnibenchmark(
         The content of the JSON, with ``mean_per_class`` in percent.
 
     Raises:
-        UserError: No realm is there, or a file of one is broken.
+        UserError: No realm was found, or a file of one is invalid.
         UsageError: ``FILE_realms`` holds results of other weights.
     """
     if protocol not in ("v1", "v2"):
@@ -212,7 +212,7 @@ def evaluate_omnibenchmark(
 
 
 def _measured(path: Path, subject: Subject, protocol: str) -> dict[str, Any] | None:
-    """Return what an earlier run of the same command measured, or None."""
+    """Return the result of an earlier run of the same command, or None."""
     if not path.is_file():
         return None
     result = read_json(path)

@@ -1,4 +1,4 @@
-"""Linear classifiers on features that are computed once: many learning rates, or many L2 weights, in one go."""
+"""Linear classifiers on features that are computed once: many learning rates or L2 weights at a time."""
 
 import math
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ class LinearClassifiers:
 
 
 def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return, for each class (3 x C): its images, those right at first, those right among the first five."""
+    """Return, for each class (3 x C): its images, correct ones, and those correct among the first five."""
     classes = logits.shape[1]
     best = logits.topk(min(5, classes)).indices == labels[:, None]
     rows = (torch.ones_like(labels, dtype=torch.bool), best[:, 0], best.any(dim=1))
@@ -94,7 +94,7 @@ def class_balanced(labels: Tensor, share: float, seed: int, at_least: int) -> Te
 
 
 def hold_out(labels: Tensor, seed: int, share: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Split places into those to fit on and those to choose by: a share of each class with two images or more.
+    """Split indices into a fitting part and a held-out part: a share of each class with two images or more.
 
     Raises:
         UsageError: No class has two.
@@ -105,7 +105,7 @@ def hold_out(labels: Tensor, seed: int, share: float = 0.1) -> tuple[Tensor, Ten
     held = held[~torch.isin(labels[held], single)]
     if not len(held):
         raise UsageError(
-            f"the {len(labels)} labelled training images are one a class, and none is left to choose a learning rate by; "
+            f"the {len(labels)} labelled training images are one per class, and none is left to choose a learning rate by; "
             "expected two of some class: use more labels"
         )
     fitted = torch.ones(len(labels), dtype=torch.bool)
@@ -131,7 +131,7 @@ def fit_learning_rates(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> LinearClassifiers:
-    """Fit one linear classifier a learning rate, all in one pass over the features: one batched linear layer.
+    """Fit one linear classifier per learning rate, all in one pass over the features: one batched linear layer.
 
     SGD with momentum 0.9 and no weight decay, as in the papers' protocol; the learning rate falls to 0 along a
     cosine, and the features are standardised, without which a few large dimensions rule the step.
@@ -142,7 +142,7 @@ def fit_learning_rates(
         classes: C.
         lrs: Learning rates at the start.
         epochs: Passes.
-        batch_size: Features a step.
+        batch_size: Features per step.
         seed: Of the order and the initial weights, N(0, 0.01), the same for every learning rate.
         device: Where to compute.
         progress: Label of a progress bar; None shows none.
@@ -189,7 +189,7 @@ def fit_l2_weights(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> LinearClassifiers:
-    """Fit multinomial logistic regression once an L2 weight, to the minimum, by L-BFGS.
+    """Fit multinomial logistic regression once per L2 weight, to the minimum, by L-BFGS.
 
     Minimises mean cross-entropy + L2 / 2 x squared weights (biases are free) on standardised features;
     scikit-learn's C is 1 / (L2 x N).

@@ -13,7 +13,7 @@ from moco_plugin.schema import build_config, check_positive, parse_overrides
 
 @dataclass
 class ClassificationData:
-    """The images as the classifier sees them."""
+    """The classifier's images."""
 
     image_size: int | None = None
     """Side of a view in pixels; null for that of pre-training."""
@@ -22,7 +22,7 @@ class ClassificationData:
     crop_ratio: float = 0.875
     """Testing resizes the short side to image_size / crop_ratio, then crops the centre."""
     batch_size: int = 256
-    """Images a step over all processes; the last batch of an epoch may be smaller."""
+    """Images per step over all processes; the last batch of an epoch may be smaller."""
     workers: int = -1
     """Loader processes on each training process; -1 takes the available cores, at most 16."""
     label_share: float = 1.0
@@ -31,10 +31,10 @@ class ClassificationData:
 
 @dataclass
 class ClassificationConfig:
-    """How a classifier is trained on a backbone."""
+    """The training of a classifier on a backbone."""
 
     frozen: bool = True
-    """Train the linear classifier alone, on a backbone in eval mode; false trains all."""
+    """Train only the linear classifier, on a backbone in eval mode; false trains all."""
     data: ClassificationData = field(default_factory=ClassificationData)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     untrained_lr: float | None = None

@@ -19,7 +19,7 @@ class Neighbours:
 
 
 def chance_recall(train: Tensor, test: Tensor, k: int, same: bool) -> float:
-    """Return the expected recall at k, in percent, if the k nearest were drawn by lot.
+    """Return the expected recall at k, in percent, of k random images.
 
     Args:
         train: Labels of the images to search, N.

@@ -1,4 +1,4 @@
-"""kNN and retrieval on a frozen backbone, and what every evaluation records."""
+"""kNN and retrieval on a frozen backbone, and the record of every evaluation."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -25,7 +25,7 @@ from moco_plugin.files import check_output, write_json
 
 @dataclass
 class Subject:
-    """What is evaluated: a checkpoint's backbone, or the same network with random weights, and its view of images."""
+    """The network to evaluate: a checkpoint's backbone, or the same network with random weights, and its view of images."""
 
     checkpoint: Checkpoint
     backbone: nn.Module
@@ -72,7 +72,7 @@ def read_subject(
 
 
 def read_sets(train_images: str, test_images: str, several: bool = False) -> tuple[ImageSet, ImageSet]:
-    """Open a training and a test set with labels, one an image or several.
+    """Open a training and a test set with one label per image, or several.
 
     Raises:
         UsageError: One has no labels, or their classes differ.
@@ -96,7 +96,7 @@ def class_count(train: ImageSet) -> int:
 def record(
     protocol: str, subject: Subject, train: str | None = None, test: str | None = None, **measured: Any
 ) -> dict[str, Any]:
-    """Return the JSON of an evaluation: what was measured, on what, and with which versions."""
+    """Return the JSON of an evaluation: measurements, data, weights and versions."""
     checkpoint = subject.checkpoint
     return {
         "protocol": protocol,
@@ -220,7 +220,7 @@ def evaluate_retrieval(
     """Measure recall: whether an image of the same class is among the k nearest. Arguments as of ``evaluate_knn``.
 
     Returns:
-        The content of the JSON, with ``recall`` in percent by k, and the neighbours of one image a class.
+        The content of the JSON, with ``recall`` in percent by k, and the neighbours of one image per class.
     """
     if out:
         check_output(out, overwrite)

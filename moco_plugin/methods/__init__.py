@@ -1,4 +1,4 @@
-"""MoCo as in the papers, on torch alone, and the function that builds a method by its name."""
+"""MoCo as in the papers, in pure torch, and a factory of methods by name."""
 
 import inspect
 from typing import Any

@@ -1,4 +1,4 @@
-"""The contract between a method and what trains it: Lightning, LightlyTrain, or a loop of one's own."""
+"""The contract between a method and what trains it: Lightning, LightlyTrain, or a custom loop."""
 
 from typing import ClassVar
 
@@ -33,7 +33,7 @@ class Method(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The network that training is for."""
+        """The network that is trained to be used."""
         raise TypeError(f"{type(self).__name__} does not say which network it trains")
 
     @property

@@ -15,14 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def has_batch_norm(module: nn.Module) -> bool:
-    """Tell whether any layer normalises over the batch."""
+    """Return whether any layer normalises over the batch."""
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
 def _in_parts(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize contiguous groups of the batch apart; return them, and their means and variances, groups x C."""
+    """Normalize contiguous groups of the batch separately; return them, and their means and variances, groups x C."""
     means, variances = torch.zeros(2, groups, input.shape[1], device=input.device)
     parts = [
         # with momentum 1 the buffers come back as this group's own statistics

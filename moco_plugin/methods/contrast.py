@@ -1,4 +1,4 @@
-"""InfoNCE losses: tell the key of the same image among many others."""
+"""InfoNCE losses: find the key of the same image among many others."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ def _largest(scaled: Tensor, queue: Tensor, positive: Tensor) -> Tensor:
 
 
 def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE of queries against their positive keys and a queue of negatives (v1, equation 1).
+    """Return the InfoNCE loss of queries against their positive keys and a queue of negatives (v1, equation 1).
 
     A queue longer than ``QUEUE_BLOCK`` is scored block by block, with the same result to round-off; a shorter one with
     the operations of the released code, whose recorded runs amplify round-off. Computed in float32 whatever the
@@ -84,7 +84,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
 
 
 def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
-    """InfoNCE of queries against the keys of the whole batch, times 2T (v3, Algorithm 1).
+    """Return the InfoNCE loss of queries against the keys of the whole batch, times 2T (v3, Algorithm 1).
 
     Computed in float32 whatever the precision around it.
 

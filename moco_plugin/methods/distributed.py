@@ -13,7 +13,7 @@ def world_size() -> int:
 
 
 def process_number() -> int:
-    """Return this process's number, 0 to world_size - 1."""
+    """Return this process's rank, 0 to world_size - 1."""
     return dist.get_rank() if world_size() > 1 else 0
 
 
@@ -22,7 +22,7 @@ def batch_sizes(batch: Tensor, even: bool = False) -> list[int]:
 
     Args:
         batch: Rows of this process.
-        even: All processes have the same number; otherwise they tell each other.
+        even: All processes have the same number; otherwise they exchange the numbers.
     """
     if even or world_size() == 1:
         return [len(batch)] * world_size()

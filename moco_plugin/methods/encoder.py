@@ -62,7 +62,7 @@ def update_momentum(encoder_q: nn.Module, encoder_k: nn.Module, m: float) -> Non
     """Move the key encoder towards the query encoder: k = m k + (1 - m) q (v1, equation 2).
 
     Only parameters that are trained move: the key encoder has batch norm statistics of its own, as in the released
-    code, and frozen parameters stay as they were copied. The result is rounded as the equation is written. lerp and
+    code, and frozen parameters keep their copies. The result is rounded as the equation is written. lerp and
     fused multiply-add round differently, and v3's recorded run, started at a high learning rate, amplifies the
     difference a thousandfold within ten steps.
     """

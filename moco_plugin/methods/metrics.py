@@ -1,4 +1,4 @@
-"""Metrics of a batch: accuracy of telling the positive key, and the spread of the features."""
+"""Metrics of a batch: accuracy of finding the positive key, and the spread of the features."""
 
 from typing import cast
 

@@ -28,14 +28,14 @@ class MoCo(Method):
         momentum_schedule: "constant", or "cosine" to raise m to 1 over training.
         temperature: T, above 0.
         mlp: Two-layer head (v2) instead of a linear one (v1).
-        symmetric: Both views are query and key in turn, and the two losses are added.
+        symmetric: Use each view as query and as key, and add the two losses.
         batch_norm: What keeps batch norm from leaking, where the backbone has any.
             "auto": ``batch_norm_groups`` groups over all processes (at least one each), normalised apart,
             keys shuffled over groups and processes; 8 groups are the papers' 8 GPUs.
             "shuffle": each process normalises its own batch, keys shuffled over processes.
             "split": ``batch_norm_groups`` groups on each process, keys shuffled over all.
             "sync": statistics over all processes (CUDA only), nothing shuffled.
-            "plain": the backbone's batch norm as it is, nothing shuffled.
+            "plain": the backbone's batch norm unchanged, nothing shuffled.
         batch_norm_groups: Groups of "auto" (over all processes) and "split" (on each).
     """
 

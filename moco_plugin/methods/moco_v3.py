@@ -82,7 +82,7 @@ class MoCoV3(Method):
         """Return the loss of one training step (v3, Algorithm 1); see ``Method.forward``.
 
         Returns:
-            The mean loss, and metrics over the batch: ``top1`` and ``top5`` of telling the key among those of
+            The mean loss, and metrics over the batch: ``top1`` and ``top5`` of finding the key among those of
             the whole batch, in percent, and ``feature_std`` as for MoCo.
         """
         q1, q2 = (F.normalize(self.predictor(self.encoder_q(x)), dim=1) for x in (x1, x2))  # queries: N x C

@@ -73,7 +73,7 @@ class PretrainModule(pl.LightningModule):
         self.schedule = lr_schedule(config.schedule)
 
     def fit_layout(self, device: torch.device) -> str:
-        """Leave the channels-last layout where torch cannot train it on a device; return a sentence that says so."""
+        """Switch channels-last off where torch cannot train it on a device; return a sentence if so."""
         layer = breaks_channels_last(self.method)
         if device.type != "cpu" or self.layout is torch.contiguous_format or not layer:
             return ""
@@ -89,7 +89,7 @@ class PretrainModule(pl.LightningModule):
         return batch
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Make what is left to make of the views, and normalize them, on the training device."""
+        """Finish the views and normalize them, on the training device."""
         views, plans, corrupt = batch
         data = self.config.data
         views = finish(views, plans, data.image_size, image_channels(self.config))
@@ -97,7 +97,7 @@ class PretrainModule(pl.LightningModule):
         return [view.to(self.dtype).contiguous(memory_format=self.layout) for view in views], corrupt
 
     def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:
-        """One step of the method; its metrics are logged."""
+        """Run one step of the method; log its metrics."""
         (im_q, im_k), _ = batch
         progress = self.trainer.global_step / self.total_steps
         first = batch_idx % accumulation(self.config) == 0
@@ -108,7 +108,7 @@ class PretrainModule(pl.LightningModule):
         return cast(Tensor, loss)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over what takes a gradient, and the learning rate's schedule."""
+        """Return the optimizer of the trained parameters, and the learning rate schedule."""
         parameters = [p for p in self.method.parameters() if p.requires_grad]
         optimizer = build_optimizer(self.config.optimizer, parameters, scaled_lr(self.config))
         return with_schedule(optimizer, self.config.schedule, self.schedule, self.total_steps)
@@ -138,7 +138,7 @@ def start_from(backbone: nn.Module, config: PretrainConfig) -> None:
 
 
 def wiring_differences(one: nn.Module, other: nn.Module) -> list[tuple[str, Any, Any]]:
-    """Return what two networks compute differently with the same weights: heads, strides, epsilons, activations, pooling.
+    """Return differences between networks that hold the same weights: heads, strides, epsilons, activations, pooling.
 
     Returns:
         Name of the layer and its attribute, and the value in both; what only training uses (dropout) is left out.

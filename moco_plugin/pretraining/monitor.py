@@ -53,7 +53,7 @@ class Throughput(pl.Callback):
                 step = (self.first[-1] - self.first[WARM_UP]) / (TIMED - 1 - WARM_UP)
                 steps = int(pl_module.total_steps) - trainer.global_step  # type: ignore[arg-type]
                 batches = steps * trainer.accumulate_grad_batches
-                print(f"\nabout {_duration(step * batches)} to go, {step:.2g} s a batch", flush=True)
+                print(f"\nabout {_duration(step * batches)} to go, {step:.2g} s per batch", flush=True)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
             pl_module.log("images_per_second", rate, prog_bar=True)

@@ -31,7 +31,7 @@ FILES = ("result.json", "checkpoints", "tensorboard", "metrics.csv", "config.yam
 def pretrain(
     config: PretrainConfig, overwrite: bool = False, accept_changed_images: bool = False, images: ImageSet | None = None
 ) -> Path:
-    """Train as the config says, or resume the run that its ``out`` folder holds.
+    """Train as configured, or resume the run in the ``out`` folder.
 
     The folder gets ``config.yaml``, ``metrics.csv``, ``tensorboard/``, ``checkpoints/last.ckpt`` and, when all
     steps are done, ``result.json``.
@@ -99,7 +99,7 @@ def pretrain(
 
 
 def _check_folder(out: Path) -> None:
-    """Raise UsageError if a folder holds files, and none of a run."""
+    """Raise UsageError if a folder holds files but no run."""
     names = {path.name for path in out.iterdir() if path.name[0] != "."} if out.is_dir() else set()
     if names and not names & set(FILES):
         raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
@@ -137,7 +137,7 @@ def train_loader(config: PretrainConfig, images: ImageSet, rank: int = 0, proces
 
 
 def build_views(config: PretrainConfig, images: ImageSet) -> Views:
-    """Return what makes the views of an image set."""
+    """Return the views of an image set."""
     data, whole = config.data, images.array is not None
     return Views(views_name(config), data.image_size, config.views.engine, whole, images.channels, **data.view_args)
 

@@ -1,4 +1,4 @@
-"""What a run needs before its first step: a recipe that suits small sets and CPUs, and the memory of a step."""
+"""Recipe changes for small sets and CPUs, and the memory of a training step."""
 
 import os
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from moco_plugin.schema import parse_overrides
 CPU: dict[str, Any] = {"backbone": "resnet18", "data.image_size": 96, "data.batch_size": 64}
 CPU_STEPS = 500  # of a run whose length was not named
 PROBED = 8  # images of the step that is measured
-SAFE_SHARE = 0.9  # of the memory that there is
+SAFE_SHARE = 0.9  # of the free memory
 
 
 def fit_recipe(config: PretrainConfig, overrides: Sequence[str], images: int, cpu: bool) -> list[str]:
-    """Change what nobody named to values that work for a small set, or on a CPU.
+    """Change unnamed settings to values for a small set, or for a CPU.
 
     Below ``SMALL_SET`` images the queue and the momentum are those of the authors' CIFAR-10 demo, and the queue holds
     no more keys than there are images. On a CPU the network, the images, the batch and the length shrink.
@@ -149,7 +149,7 @@ def check_memory(
     if there is None:
         return f"a step takes about {_gigabytes(needed)}"
     sentence = f"a step takes about {_gigabytes(needed)} of the {_gigabytes(there)} that are free"
-    if device.type != "cpu" or needed <= SAFE_SHARE * there:  # a GPU says itself when it is full, at once
+    if device.type != "cpu" or needed <= SAFE_SHARE * there:  # a full GPU raises its own error immediately
         return sentence
     two, one_probe = (step_memory(method, image_size, turns * PROBED, channels) for turns in (2, 1))
     one = (two - one_probe) / PROBED

@@ -1,4 +1,4 @@
-"""Tables of the results of tools/evaluate.py, beside the papers' numbers."""
+"""Tables of the results of tools/evaluate.py, with the papers' numbers."""
 
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
@@ -32,7 +32,7 @@ def read_evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def linear_table(results: Iterable[dict[str, Any]]) -> Table:
-    """Return the linear-classification table: the papers' rows, and beside and below them what was measured.
+    """Return the linear-classification table: the papers' rows with the measurements.
 
     Results that differ only in the checkpoint's file are trials of one row: mean ± sample standard deviation.
     """
@@ -62,7 +62,7 @@ def _linear_row(name: str, paper: str, key: tuple[Any, ...], group: list[dict[st
 
 
 def _published(result: dict[str, Any]) -> Published | None:
-    """Return the paper's row that a result repeats; the images are the reader's to compare."""
+    """Return the paper's row that a result repeats; images are not compared."""
     architecture = str(result.get("architecture"))
     for row in LINEAR:
         same = (METHOD_TITLES[row.method], row.feature_dim, row.epochs) == (
@@ -143,7 +143,7 @@ def _omnibenchmark(result: dict[str, Any]) -> Table:
     partial = f" (partial, {len(result['missing'])} realms missing)" if result["partial"] else ""
     rows.append((f"mean{partial}", _number(result["mean_per_class"]), _number(result["top1"]), "", ""))
     rows.append((OMNIBENCHMARK.name, f"{OMNIBENCHMARK.values[0]}", "", "", ""))
-    caption = "A linear probe a realm, in percent, its L2 weight chosen on the realm's val images."
+    caption = "A linear probe per realm, in percent, its L2 weight chosen on the realm's val images."
     if result["missing"]:
         caption += f" Missing: {', '.join(result['missing'])}."
     return Table(("realm", "mean per class", "top-1", "L2 weight", "classes"), rows, caption)

@@ -1,4 +1,4 @@
-"""Pictures of a retrieval: test images beside their nearest training images, on a page or in a PNG."""
+"""Pictures of a retrieval: test images with their nearest training images, on a page or in a PNG."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +17,7 @@ TILE, FRAME, GAP = 96, 4, 6  # pixels of the PNG
 COLOURS = {"right": "#1a7f37", "wrong": "#cf222e", "": "white"}
 
 
-RECALL = (
-    "Share of the test images with an image of their class among the k nearest; chance: among k images drawn by lot."
-)
+RECALL = "Share of the test images with an image of their class among the k nearest; chance: among k random images."
 
 
 def check_picture(path: str | Path, overwrite: bool) -> None:
@@ -62,7 +60,7 @@ def write_neighbours(
 
 
 def caption(train: str, test: str) -> str:
-    """Return what the rows show."""
+    """Return the caption of the rows."""
     return (
         f"Left: the first test image of each class, of {test}. Right of it: the images of {train} with the most similar "
         "features, most similar first. A solid green frame marks the same class, a dashed red one another."

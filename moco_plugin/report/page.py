@@ -23,7 +23,7 @@ class Picture:
     Attributes:
         image: What to show, at most at its own size.
         alt: What it shows, in words.
-        label: A few words beside it.
+        label: A short caption.
         frame: "right" for a green frame, "wrong" for a dashed red one, or none.
         dark: Replaces the image where the reader prefers dark pages.
         kind: "PNG", or "JPEG" for photographs.

@@ -1,4 +1,4 @@
-"""Images beside the two views that contrastive training makes of each."""
+"""Images with the two views that contrastive training makes of each."""
 
 from random import Random
 

@@ -1,4 +1,4 @@
-"""The page of one pre-training run: what was trained, its curves with what they should do, and pairs of views."""
+"""The page of one pre-training run: its settings, its curves with their expected course, and pairs of views."""
 
 import math
 from pathlib import Path
@@ -16,14 +16,14 @@ CURVES = {
     "feature_std": ("spread of the features", "1 on the whole sphere, towards 0 in a collapse"),
     "queue_filled": ("share of the queue from images", "reaches 1 after K / batch steps"),
     "knn_top1": ("kNN accuracy, %", "measured with labels that training never sees"),
-    "images_per_second": ("images a second", "tools/benchmark.py load names what limits it"),
+    "images_per_second": ("images per second", "tools/benchmark.py load names what limits it"),
 }
 FEW_STEPS = 200  # below which a run says nothing about what a network can learn
 COLLAPSED = 0.05
 
 
 def is_pretraining(folder: Path) -> bool:
-    """Tell whether a folder holds a pre-training run."""
+    """Return whether a folder holds a pre-training run."""
     return (folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()
 
 
@@ -35,7 +35,7 @@ def write_pretraining_page(folder: Path, html: Path) -> str:
         html: The page.
 
     Raises:
-        UserError: The log has no rows, or the run's images are not there.
+        UserError: The log has no rows, or the run's images are missing.
     """
     config = load_config(folder / "config.yaml")
     curves = {}
@@ -76,7 +76,7 @@ def write_pretraining_page(folder: Path, html: Path) -> str:
     healthy = "; ".join(f"{CURVES[column][0]}: {CURVES[column][1]}" for column in curves)
     page.add("charts", charts, f"Over training steps. {healthy}.")
     page.section("Pairs of views")
-    page.add("cards", view_pairs(config), "Images and the two views that training tells from all others.")
+    page.add("cards", view_pairs(config), "Images and the two views that training matches with each other.")
     page.section("Settings")
     page.add("code", (folder / "config.yaml").read_text())
     page.save(html)

@@ -1,4 +1,4 @@
-"""The page of all results in a folder: transfer experiments beside the papers' numbers, and evaluations."""
+"""The page of all results in a folder: transfer experiments with the papers' numbers, and evaluations."""
 
 import json
 import statistics
@@ -24,14 +24,14 @@ def write_report(folder: str | Path, html: str | Path) -> str:
     """Write one self-contained page of all results below a folder.
 
     Args:
-        folder: Where runs of tools/transfer.py and JSON files of tools/evaluate.py lie, at any depth.
+        folder: Holds runs of tools/transfer.py and JSON files of tools/evaluate.py, at any depth.
         html: The page.
 
     Returns:
         The tables in plain text.
 
     Raises:
-        UserError: No result is there.
+        UserError: No results found.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -47,7 +47,7 @@ def write_report(folder: str | Path, html: str | Path) -> str:
         counts.append(f"{_plural(len(transfers), 'transfer run')} of {_plural(tasks, 'task')}")
     if evaluations:
         counts.append(_plural(len(evaluations), "evaluation"))
-    page = Page("Results beside the papers'", f"{' and '.join(counts)} in {folder}.")
+    page = Page("Results and the papers' numbers", f"{' and '.join(counts)} in {folder}.")
     texts = []
     for name, task in TASKS.items():
         if runs := [run for run in transfers if run[1]["task"] == name]:
@@ -82,7 +82,7 @@ def _add_task(page: Page, task: Task, runs: Sequence[TransferRun]) -> str:
 
 
 def _names(runs: Sequence[TransferRun]) -> list[str]:
-    """Return a name of each run, with its folder where two would be called the same."""
+    """Return a name for each run, with its folder where names collide."""
     names = [run_name(result) for _, result in runs]
     return [
         f"{name} ({folder.name})" if names.count(name) > 1 else name
@@ -98,7 +98,7 @@ def training_loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list
 
 
 def _read_log(path: Path) -> dict[int, float]:
-    """Return the losses of detectron2's log by iteration; what was trained twice, after a resume, as it was last."""
+    """Return the losses of detectron2's log by iteration; of iterations repeated after a resume, the last."""
     losses = {}
     try:
         for line in path.read_text().splitlines():
@@ -111,7 +111,7 @@ def _read_log(path: Path) -> dict[int, float]:
 
 
 def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, shown: int = MOST_IMAGES) -> bool:
-    """Add what ``transfer.examples`` has drawn: the truth of each image, then the predictions of each run.
+    """Add the pictures of ``transfer.examples``: the truth of each image, then the predictions of each run.
 
     Args:
         page: Where to add them.

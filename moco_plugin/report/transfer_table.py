@@ -1,4 +1,4 @@
-"""Transfer experiments as tables: the papers' rows, and below each what was measured here."""
+"""Tables of transfer experiments: the papers' rows, each followed by our measurements."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -44,7 +44,7 @@ def _short(row: Published) -> str:
 
 
 def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
-    """Return a task's table: each of the papers' rows, and below it the runs from the same kind of weights.
+    """Return a task's table: each of the papers' rows, followed by the runs from the same kind of weights.
 
     Args:
         task: The experiment.
@@ -69,7 +69,7 @@ def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
 
 
 def match(task: Task, result: Mapping[str, Any]) -> Published | None:
-    """Return the papers' row that a run repeats, as far as its weights say; of MoCo's, method and epochs must fit."""
+    """Return the papers' row that a run repeats, judged by its weights; for MoCo, method and epochs must match."""
     pretraining = result.get("pretraining") or {}
     for row in task.published:
         if row.init != result["init"]:

@@ -28,17 +28,17 @@ class Interrupted(BaseException):
 
 
 def mid_epoch(trainer: pl.Trainer) -> bool:
-    """Tell whether batches of this epoch are still to come."""
+    """Return whether batches of this epoch are still to come."""
     return trainer.fit_loop.batch_idx + 1 < trainer.num_training_batches
 
 
 def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Tell whether an optimizer step ended with this batch; checkpoints are written and runs stopped only there."""
+    """Return whether an optimizer step ended with this batch; checkpoints are written and runs stopped only there."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or not mid_epoch(trainer)
 
 
 class TimeLimit(Timer):
-    """Lightning's Timer, counting from the start of each command: a resumed run has its whole time again."""
+    """Lightning's Timer, counting from the start of each command: a resumed run has the full time again."""
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
         if stepped(trainer, trainer.fit_loop.batch_idx):

@@ -37,7 +37,7 @@ QUIET = (
 
 @dataclass(kw_only=True)
 class Run:
-    """A training run in a folder, which the same command resumes.
+    """A training run in a folder; the same command resumes it.
 
     Args:
         folder: Holds all files of the run.
@@ -100,7 +100,7 @@ class Run:
         loaders: Callable[[pl.Trainer], tuple[DataLoader[Any], DataLoader[Any] | None]],
         begin: Callable[[pl.Trainer, int], str],
     ) -> dict[str, float] | None:
-        """Train, or resume the training that the folder holds.
+        """Train, or resume the run in the folder.
 
         Args:
             module: Its ``total_steps`` is set here.
@@ -178,7 +178,7 @@ class Run:
 
     @contextmanager
     def _failures(self, trainer: pl.Trainer) -> Iterator[None]:
-        """Turn what ends a training into one sentence, and end the processes that Lightning started."""
+        """Turn failures into one sentence, and terminate the processes that Lightning started."""
         hook = threading.excepthook
         # TensorBoard's writer thread passes its errors on to this thread
         threading.excepthook = lambda a: None if issubclass(a.exc_type, OSError) else hook(a)
@@ -203,7 +203,7 @@ class Run:
                 kill(getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def _rest(self) -> str:
-        """Say what became of the work so far."""
+        """Describe the saved progress."""
         if not self.kept:
             return "without --out nothing was kept"
         if self.last.exists():
@@ -238,7 +238,7 @@ class _EpochRestart(pl.Callback):
 
 
 def _known_failure(error: RuntimeError, processes: int, timeout: float) -> str:
-    """Return what happened, or "" if it is not a failure of a process; torch tells these apart by text alone."""
+    """Return what happened, or "" if it is not a failure of a process; torch distinguishes these by their text only."""
     text = str(error)
     if text.startswith("DataLoader worker"):
         return (

@@ -1,4 +1,4 @@
-"""A CSV log with one row a logged step, continued by resumed runs."""
+"""A CSV log with one row per logged step, continued by resumed runs."""
 
 import csv
 import time
@@ -14,7 +14,7 @@ from moco_plugin.files import atomic_path
 
 
 def check_folder(folder: Path) -> None:
-    """Raise UserError if a folder that a run writes to was deleted meanwhile."""
+    """Raise UserError if a run's folder was deleted during the run."""
     if not folder.is_dir():
         raise UserError(f"{folder} was deleted while the run was writing to it; start the run again")
 
@@ -53,7 +53,7 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Do nothing: the settings are in config.yaml beside the log."""
+        """Do nothing: the settings are in config.yaml next to the log."""
 
     def latest(self) -> dict[str, float]:
         """Return the last value of every metric."""
@@ -61,7 +61,7 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write the file, unless that would take more than 1% of the time (logs of long runs)."""
+        """Write the file, unless writing takes more than 1% of the time (logs of long runs)."""
         if time.monotonic() >= self.next_write:
             start = time.monotonic()
             self.write()

@@ -41,7 +41,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Take one step; returns what ``closure`` returns."""
+        """Take one step; return the value of ``closure``."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

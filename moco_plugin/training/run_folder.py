@@ -29,7 +29,7 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class Identity:
-    """What makes two runs the same: every setting that changes the result, and the image sets.
+    """The identity of a run: every setting that changes the result, and the image sets.
 
     Args:
         settings: Nested settings; the keys in MAY_CHANGE are ignored.
@@ -46,7 +46,7 @@ class Identity:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a checkpoint's run got: optimizer steps, epochs, and batches of the epoch that was interrupted."""
+    """The progress of a checkpoint's run: optimizer steps, epochs, and batches of the epoch that was interrupted."""
 
     step: int
     epoch: int
@@ -75,7 +75,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What ``last.ckpt`` tells of the run that wrote it."""
+    """The run that wrote ``last.ckpt``."""
 
     path: Path
     progress: Progress
@@ -107,7 +107,7 @@ class SavedRun:
         return cls(path, progress, identity)
 
     def check_same(self, now: Identity, accept_changed_images: bool) -> bool:
-        """Compare with the run that wants to resume; return whether its images changed and that was accepted.
+        """Compare with the run that resumes; return whether its images changed and that was accepted.
 
         Raises:
             UsageError: A setting or an image set differs.
@@ -145,7 +145,7 @@ def _may_change(key: str) -> bool:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create a run's folder and hold its lock; the system releases the lock when the process ends, in any way.
+    """Create a run's folder and hold its lock; the operating system releases the lock when the process ends.
 
     Raises:
         UsageError: Another process holds it.
@@ -180,7 +180,7 @@ def remove_files(folder: Path, names: tuple[str, ...]) -> None:
 
 
 def remove_stale(*paths: Path) -> None:
-    """Remove the temporary files that killed processes left beside these paths (see ``files.atomic_path``)."""
+    """Remove the temporary files that killed processes left next to these paths (see ``files.atomic_path``)."""
     for path in paths:
         for temporary in path.parent.glob(f".{path.stem}.*{path.suffix}"):
             temporary.unlink(missing_ok=True)

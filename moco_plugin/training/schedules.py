@@ -53,7 +53,7 @@ def _main_schedule(schedule: ScheduleConfig) -> Any:
 def with_schedule(
     optimizer: torch.optim.Optimizer, schedule: ScheduleConfig, factor: Any, total_steps: int
 ) -> dict[str, Any]:
-    """Return the value of ``configure_optimizers``: the optimizer, and its schedule by epoch or by step.
+    """Return the value of ``configure_optimizers``: the optimizer, and its schedule by epoch or step.
 
     Args:
         optimizer: With the learning rate at the start.

@@ -1,4 +1,4 @@
-"""Arguments of Lightning's Trainer as a config gives them: names for objects, and what a run cannot do."""
+"""Arguments of Lightning's Trainer from a config: checks, and objects by name."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -71,7 +71,7 @@ def build_trainer(
     Args:
         given: Arguments that ``check_trainer_arguments`` accepts.
         defaults: Of the run; its callbacks come before those given.
-        own_loggers: Of the run: the CSV log first, which stays whatever logger is given.
+        own_loggers: Of the run: the CSV log first, which is always kept.
         folder: Of the run.
 
     Raises:

@@ -34,7 +34,7 @@ def check_annotations(name: str) -> None:
         odd = sorted(set(found) ^ set(expected)) or ["their order"]
         raise UserError(
             f"{path} has other classes than data set {name!r}: {len(found)} and {len(expected)}, they differ in "
-            f"{', '.join(odd[:3])}; register the file under a name of its own"
+            f"{', '.join(odd[:3])}; register the file under its own name"
         )
     if problem := check_content(content):
         raise UserError(f"{path}: {problem}; correct the file")
@@ -59,7 +59,7 @@ def _dicts(value: Any) -> bool:
 
 
 def _problem(annotation: dict[str, Any], images: dict[Any, dict[str, Any]], categories: set[int]) -> str:
-    """Return what is wrong with an annotation, or an empty string."""
+    """Return the problem of an annotation, or an empty string."""
     image, category = annotation.get("image_id"), annotation.get("category_id")
     if not isinstance(image, (int, str)) or image not in images:
         return f"is of an image that the file does not list ({str(image)[:40]!r})"

@@ -1,4 +1,4 @@
-"""What trials print: progress and warnings."""
+"""Console output of trials: progress and warnings."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from detectron2.utils.logger import setup_logger
 
 
 class Brief(logging.Filter):
-    """Lets progress and warnings through to the terminal; ``log.txt`` has everything."""
+    """Passes progress and warnings to the terminal; ``log.txt`` has everything."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         known = record.name.startswith("moco_plugin") or record.name == "detectron2.utils.events"

@@ -17,7 +17,7 @@ def check_datasets(tasks: Sequence[str] = (), progress: bool = True) -> tuple[st
         progress: Show a progress bar.
 
     Returns:
-        A table as text, and whether everything is there.
+        A table as text, and whether everything was found.
 
     Raises:
         UsageError: There is no such task.
@@ -33,7 +33,7 @@ def check_datasets(tasks: Sequence[str] = (), progress: bool = True) -> tuple[st
     lines = [f"data sets in {datasets_root()}"]
     for group, sharing in groups.items():
         whole = all(_whole(found[name]) for name in group)
-        lines += ["", f"{', '.join(sharing)}: {'everything is there' if whole else 'not complete'}"]
+        lines += ["", f"{', '.join(sharing)}: {'complete' if whole else 'not complete'}"]
         for name in group:
             lines += _rows(name, found[name])
     return "\n".join(lines), all(map(_whole, found.values()))
@@ -54,7 +54,7 @@ def _whole(files: list[Files]) -> bool:
 
 
 def _rows(name: str, files: list[Files]) -> list[str]:
-    """Return what is there of a data set in a line, or what is missing in several."""
+    """Return one line for a complete data set, or one line per missing part."""
     if _whole(files):
         return [f"  {name:<35}  found    {', '.join(map(str, files))}"]
     missing = [str(part) for part in files if part.missing]

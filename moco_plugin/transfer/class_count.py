@@ -12,7 +12,7 @@ from moco_plugin.errors import UserError
 def check_class_count(cfg: CfgNode, names: Iterable[str]) -> None:
     """Raise UserError if one of the data sets has more or fewer classes than the model.
 
-    Where the classes are known from the data set's files alone, it is read. One that does not say its classes is
+    Where only the data set's files name the classes, it is read. A data set without class names is
     not compared.
     """
     key, kind = _where(cfg)

@@ -13,7 +13,7 @@ MISSING = (
 
 
 def wants_densepose(content: dict[str, Any]) -> bool:
-    """Tell whether a config, or what is in its file, turns DensePose on."""
+    """Return whether a config, or what is in its file, turns DensePose on."""
     model = content.get("MODEL")
     return isinstance(model, dict) and bool(model.get("DENSEPOSE_ON"))
 

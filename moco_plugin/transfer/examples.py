@@ -1,4 +1,4 @@
-"""Pictures of predictions for a few test images, beside the ground truth."""
+"""Pictures of predictions for a few test images, with the ground truth."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
         count: How many images.
 
     Raises:
-        UserError: The trial's files are not there, or OpenCV is not installed.
+        UserError: The trial's files are missing, or OpenCV is not installed.
     """
     config = str(trial / "config.yaml")
     cfg = load_detector_config(config, [])

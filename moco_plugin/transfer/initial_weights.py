@@ -18,7 +18,7 @@ from moco_plugin.transfer.weights import load_weights, read_file
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights as they were given.
+    """Weights as given by the user.
 
     Attributes:
         given: Path, address or name; empty for none.
@@ -59,7 +59,7 @@ def _source(path: Path) -> str:
 
 
 def find_weights(init: str, weights: str | None, default: str) -> InitialWeights:
-    """Find the file that weights stand for, fetching what has an address or a released checkpoint's name.
+    """Find the file of weights, fetching URLs and released checkpoints.
 
     Args:
         init: "random", "supervised" or "moco".
@@ -82,7 +82,7 @@ def find_weights(init: str, weights: str | None, default: str) -> InitialWeights
     elif "://" in given:
         try:
             path = Path(PathManager.get_local_path(given))
-        except Exception as error:  # whatever a download may raise
+        except Exception as error:  # downloads raise many errors
             reason = " ".join(str(error).split())
             raise UserError(
                 f"weights {given} cannot be fetched ({reason}); get the file elsewhere and pass --weights FILE"
@@ -95,7 +95,7 @@ def find_weights(init: str, weights: str | None, default: str) -> InitialWeights
 
 
 def check_weights(cfg: CfgNode) -> dict[str, Any]:
-    """Build the model and loads ``MODEL.WEIGHTS`` on the CPU, as every trial will.
+    """Build the model and load ``MODEL.WEIGHTS`` on the CPU, as every trial does.
 
     Returns:
         What a converter of ours wrote into the file of where the weights come from, without its proof.

@@ -51,14 +51,14 @@ def predict(
         results: JSON file for the detections in COCO's form, ``image_id`` being the image's name; or None.
         threshold: Smallest score (0 to 1) of what is drawn.
         overrides: ``KEY VALUE`` pairs for the config.
-        overwrite: Replace pictures that are there already.
+        overwrite: Replace existing pictures.
         progress: Show a progress bar.
 
     Returns:
         The pictures.
 
     Raises:
-        UsageError: An argument that cannot be right, or a picture that is there already.
+        UsageError: An argument that cannot be right, or a picture that exists.
         UserError: Weights that leave a part of the model random, or images that cannot be decoded; all others
             have been drawn by then.
     """
@@ -110,7 +110,7 @@ def predict(
 
 
 def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[Path, Path]:
-    """Return where the picture of each image goes."""
+    """Return the output path of each image's picture."""
     sources: list[Path] = []
     for path in map(Path, images):
         if not path.exists():
@@ -126,7 +126,7 @@ def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[P
 
 
 def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
-    """Load weights, and refuse those of a backbone alone: random heads would draw nonsense."""
+    """Load weights, and refuse those of a backbone without heads: random heads draw nonsense."""
     unfilled = load_weights(model, weights, cfg=cfg).unfilled
     random = [name for name, value in model.named_parameters() if name in unfilled and value.ndim > 1]
     if random:
@@ -137,7 +137,7 @@ def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
 
 
 def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Metadata:
-    """Return what is known of the classes of a config's first test set; it need not be on disk.
+    """Return the class metadata of a config's first test set, which need not be on disk.
 
     Args:
         cfg: The config.
@@ -151,7 +151,7 @@ def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Met
         if not {"thing_classes", "stuff_classes"} & set(MetadataCatalog.get(name).as_dict()):
             try:
                 require_dataset(name)
-                DatasetCatalog.get(name)  # loading tells the names
+                DatasetCatalog.get(name)  # loading sets the names
             except UserError:
                 pass
         known = MetadataCatalog.get(name).as_dict()
@@ -184,7 +184,7 @@ def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:
         ) from error
     side = max(image.shape[:2])
     visualizer = Visualizer(image, metadata, max(1.0, MIN_SIDE / side), ColorMode.SEGMENTATION)
-    visualizer._jitter = lambda color: color  # one colour a class
+    visualizer._jitter = lambda color: color  # one colour per class
     # in pixels of the image; detectron2 draws names of small objects at 0.6 of it
     visualizer._default_font_size = max(visualizer._default_font_size, side / NAME_HEIGHT)
     return visualizer
@@ -205,7 +205,7 @@ def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> n
     Raises:
         UserError: OpenCV is not installed.
     """
-    np.random.seed(0)  # the visualizer draws colours by lot
+    np.random.seed(0)  # the visualizer draws random colours
     visualizer = open_visualizer(image, metadata)
     drawn = visualizer.output
     if "sem_seg" in prediction:

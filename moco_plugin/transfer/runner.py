@@ -57,10 +57,10 @@ def run_trials(
         weights: A checkpoint that ``convert_to_d2`` reads, a released one's name, or a detectron2 ``.pkl``; None
             takes those that the config names.
         out: Folder for everything; None for ``runs/transfer/TASK/INIT``.
-        trials: How many there are to be; the paper has 5 for VOC, LVIS and semantic segmentation.
+        trials: Number of trials; the paper has 5 for VOC, LVIS and semantic segmentation.
         machines: Where they run; None for all GPUs of this machine, or its CPU.
         images_per_batch: Scales learning rate, warm-up, drops and length to it; None leaves them.
-        overrides: ``KEY VALUE`` pairs for the config, taken as they are, after scaling.
+        overrides: ``KEY VALUE`` pairs for the config, applied after scaling.
         overwrite: Throw away the trials that the folder holds.
 
     Returns:
@@ -68,7 +68,7 @@ def run_trials(
 
     Raises:
         UsageError: Arguments that cannot be right, or a folder with trials of other settings.
-        UserError: Data sets or weights that are not there or do not fit, or a trial that failed.
+        UserError: Data sets or weights that are missing or do not fit, or a trial that failed.
     """
     task = find_task(task) if isinstance(task, str) else task
     machines = machines or Machines(default_gpus())
@@ -133,7 +133,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 def _check_batch(cfg: CfgNode, machines: Machines) -> None:
-    """Raise UsageError unless the machines are there and the batch can be spread over them evenly."""
+    """Raise UsageError unless the machines exist and the batch can be spread over them evenly."""
     machines.check()
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, machines.processes
     if batch < 1:
@@ -148,7 +148,7 @@ def _check_batch(cfg: CfgNode, machines: Machines) -> None:
 def _record(
     task: Task, init: str, config: str, cfg: CfgNode, overrides: Sequence[str], images_per_batch: int | None
 ) -> dict[str, Any]:
-    """Return what ``results.json`` says of a run before its first trial."""
+    """Return the content of ``results.json`` before the first trial."""
     settings = _plain(cfg)
     for key in OWN:
         del settings[key]
@@ -170,14 +170,14 @@ def _record(
 
 
 def _plain(value: Any) -> Any:
-    """Turn a config into what JSON holds."""
+    """Turn a config into JSON values."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machines) -> list[dict[str, Any]]:
-    """Return the finished trials that the folder holds, having checked that they are of the same experiment.
+    """Return the finished trials that the folder holds, and check that they are of the same experiment.
 
     Raises:
         UsageError: They are not, or the folder holds something else.
@@ -207,7 +207,7 @@ def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machi
 
 
 def _trial(config: str, overrides: Sequence[str], machines: Machines) -> None:
-    """Train one trial and exit as the command line tool does.
+    """Train one trial and exit with the tool's code.
 
     Its loader processes start as the platform does it, not by spawning as this process: spawned ones would import
     detectron2 without what ``moco_plugin.transfer`` prepares, unless the main module imports it, as notebooks do not.
@@ -217,7 +217,7 @@ def _trial(config: str, overrides: Sequence[str], machines: Machines) -> None:
 
 
 def _train(config: str, overrides: Sequence[str], machines: Machines) -> int:
-    """Run a trial in a process of its own, so that it leaves nothing to the next; return its exit code.
+    """Run a trial in its own process, so that no state reaches the next; return its exit code.
 
     Raises:
         Stopped: By a signal, which ends the trial as well.
@@ -254,7 +254,7 @@ def _train(config: str, overrides: Sequence[str], machines: Machines) -> int:
 
 
 def _read_trial(folder: Path, number: int, machines: Machines) -> dict[str, Any]:
-    """Return what a trial measured; its metrics are those of the first test set, as ``group/metric``."""
+    """Return the record of a trial; its metrics are those of the first test set, as ``group/metric``."""
     results = read_json(folder / RESULTS)
     first = next(iter(results.values()))
     metrics = {f"{group}/{key}": value for group, values in first.items() for key, value in values.items()}
@@ -282,5 +282,5 @@ def _draw_examples(out: Path, record: dict[str, Any]) -> None:
         return
     try:
         draw_examples(out / record["trials"][0]["folder"], out / "predictions")
-    except UserError as error:  # the numbers are there, whatever becomes of the pictures
+    except UserError as error:  # the numbers are saved, with or without pictures
         print(f"no predictions were drawn: {error}")

@@ -11,15 +11,15 @@ SCALED = ("IMS_PER_BATCH", "BASE_LR", "WARMUP_ITERS", "STEPS", "MAX_ITER", "CHEC
 
 
 def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequence[str] = ()) -> tuple[list[str], str]:
-    """Scale a config's schedule linearly to another batch, by detectron2's own rule.
+    """Scale a config's schedule linearly to another batch, by detectron2's rule.
 
     The learning rate is multiplied by the ratio of the batches (Goyal et al. 2017, "ImageNet in 1 hour"); warm-up, drops,
     length and the periods of checkpoints and evaluations are divided by it, so that as many images are seen.
 
     Args:
         cfg: The config as the paper has it; not changed.
-        images_per_batch: Images of all processes together; None leaves everything as it is.
-        overrides: ``KEY VALUE`` pairs that come after; those that change the batch alone are spoken of.
+        images_per_batch: Images of all processes together; None changes nothing.
+        overrides: ``KEY VALUE`` pairs that come after; a warning is returned if they change only the batch.
 
     Returns:
         ``KEY VALUE`` pairs of what differs from the config, and a sentence that says so.
@@ -46,8 +46,7 @@ def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequen
     scaled = DefaultTrainer.auto_scale_workers(cfg, images_per_batch)
     if not scaled.SOLVER.MAX_ITER:
         raise UsageError(
-            f"--images-per-batch {images_per_batch} leaves no iteration of the {cfg.SOLVER.MAX_ITER} that there are "
-            f"with {batch}"
+            f"--images-per-batch {images_per_batch} leaves no iteration of the {cfg.SOLVER.MAX_ITER} with {batch}"
         )
     scaled.SOLVER.CHECKPOINT_PERIOD = max(1, scaled.SOLVER.CHECKPOINT_PERIOD)
     if cfg.TEST.EVAL_PERIOD:  # 0 means never

@@ -64,7 +64,7 @@ def read_labels(path: str) -> np.ndarray:
         labels = np.array(image)
     if labels.ndim != 2:
         raise UsageError(
-            f"label image {path} is of mode {image.mode}; expected one number a pixel, grey or with a palette"
+            f"label image {path} is of mode {image.mode}; expected one number per pixel, grey or with a palette"
         )
     return labels
 
@@ -84,7 +84,7 @@ def training_steps(scale_range: Sequence[float], crop_size: tuple[int, int], ign
 class SemanticMapper(DatasetMapper):
     """detectron2's DatasetMapper with the augmentation of MoCo v1's appendix, for labels with a palette as well.
 
-    Training scales by a random factor, crops (and pads what is smaller) and flips. Inference takes the image as it is,
+    Training scales by a random factor, crops (and pads what is smaller) and flips. Inference uses the unchanged image,
     without labels.
     """
 

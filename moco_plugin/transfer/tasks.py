@@ -60,7 +60,7 @@ class Task:
 
 
 def find_task(name: str) -> Task:
-    """Return the task of a name.
+    """Return the task with a name.
 
     Raises:
         UsageError: There is none; names the nearest.
@@ -106,7 +106,7 @@ _TASKS = (
     ),
     Task(
         "voc07_c4",
-        "VOC detection, trainval2007 alone, Faster R-CNN R50-C4",
+        "VOC detection, trainval2007 only, Faster R-CNN R50-C4",
         _configs("voc/pascal_voc_2007_R_50_C4_9k"),
         _VOC_2007,
         _VOC_BOX,
@@ -114,7 +114,7 @@ _TASKS = (
     ),
     Task(
         "voc07_dilated_c5",
-        "VOC detection, trainval2007 alone, Faster R-CNN R50-dilated-C5",
+        "VOC detection, trainval2007 only, Faster R-CNN R50-dilated-C5",
         _configs("voc/pascal_voc_2007_R_50_dilated_C5_9k"),
         _VOC_2007,
         _VOC_BOX,

@@ -1,4 +1,4 @@
-"""Backbones as detectron2 reads them: for its own ResNet, or for ``build_timm_backbone``."""
+"""detectron2's format: for its own ResNet, or for ``build_timm_backbone``."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -36,7 +36,7 @@ def detectron2_name(name: str) -> str:
 
 
 def is_plain_resnet(names: Iterable[str]) -> bool:
-    """Tell whether all tensors have a twin in detectron2's own ResNet."""
+    """Return whether all tensors have a twin in detectron2's own ResNet."""
     return all(PLAIN_RESNET.fullmatch(name) for name in names)
 
 
@@ -45,7 +45,7 @@ def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> di
 
     Args:
         state: Weights of a plain ResNet in torchvision's (and timm's) names.
-        head: The projection head (``fc...``); it goes along as ``stem.fc...``, which detectron2 leaves aside.
+        head: The projection head (``fc...``); it is written as ``stem.fc...``, which detectron2 ignores.
 
     Raises:
         UserError: A tensor that no detectron2 ResNet has, such as those of a deep stem.
@@ -57,7 +57,7 @@ def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> di
 
 
 def detectron2_source(checkpoint: Checkpoint) -> Network:
-    """Return detectron2's ResNet with the weights of a detectron2 file as they are there.
+    """Return detectron2's ResNet with the unchanged weights of a detectron2 file.
 
     Raises:
         UserError: They do not make up a ResNet.
@@ -70,7 +70,7 @@ def detectron2_source(checkpoint: Checkpoint) -> Network:
 
 
 def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> nn.Module:
-    """Build ``build_timm_backbone``'s network and lets it hold weights, whose names start with ``model.``.
+    """Build ``build_timm_backbone``'s network and load weights, whose names start with ``model.``.
 
     Raises:
         UserError: The weights leave a tensor of the network unfilled.

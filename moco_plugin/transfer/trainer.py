@@ -40,7 +40,7 @@ RESULTS = "results.json"
 
 
 def load_detector_config(config_file: str, overrides: list[str]) -> CfgNode:
-    """Read a detectron2 config, without running code, and check everything that can be checked before work begins.
+    """Read a detectron2 config, without running code, and check it.
 
     Args:
         config_file: A path, or a name below ``configs/detectron2``.
@@ -81,7 +81,7 @@ def load_detector_config(config_file: str, overrides: list[str]) -> CfgNode:
 
 
 def _check_chain(path: str, below: tuple[str, ...] = ()) -> None:
-    """Check a config file and all that it inherits from through ``_BASE_``, as fvcore finds them.
+    """Check a config file and all that it inherits from through ``_BASE_``, resolved as in fvcore.
 
     Raises:
         UsageError: One of them is not safe and valid YAML, or they form a loop.
@@ -117,7 +117,7 @@ def _keys(node: Any, prefix: str = "") -> list[str]:
 
 
 class _Description:
-    """What a model file says of itself: its config, and the names of its classes."""
+    """The metadata of a model file: its config and the names of its classes."""
 
     def __init__(self, cfg: CfgNode) -> None:
         self.cfg = cfg
@@ -137,7 +137,7 @@ class _Description:
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's trainer; checks that the backbone is loaded, and leaves a ``results.json``.
+    """detectron2's trainer; checks that the backbone is loaded, and writes ``results.json``.
 
     Args:
         cfg: A detectron2 config.
@@ -150,7 +150,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.add_checkpointable("moco_plugin", _Description(cfg))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Continue the run in ``OUTPUT_DIR`` if asked to and possible, else loads ``MODEL.WEIGHTS``."""
+        """Resume the run in ``OUTPUT_DIR`` if requested and possible, else load ``MODEL.WEIGHTS``."""
         if resume and self.checkpointer.has_checkpoint():
             read_file(self.checkpointer.get_checkpoint_file())
             super().resume_or_load(resume=True)
@@ -190,12 +190,12 @@ class Trainer(DefaultTrainer):
 
 
 def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | None:
-    """Return the mapping of data set entries; None takes detectron2's own, which knows no random scale."""
+    """Return the mapping of data set entries; None takes detectron2's own, which has no random scale."""
     return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else None
 
 
 def _plain(value: Any) -> Any:
-    """Turn numpy numbers into Python's, and what could not be computed (NaN) into None, which JSON knows."""
+    """Turn numpy numbers into Python's, and NaN into None, for JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return None if math.isnan(value) else float(value)
@@ -203,10 +203,10 @@ def _plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Machines:
-    """The processes of a run, as detectron2's launcher takes them.
+    """The processes of a run, in the terms of detectron2's launcher.
 
     Attributes:
-        gpus: Processes of this machine, one a GPU; 1 is the CPU on a machine without GPUs.
+        gpus: Processes of this machine, one per GPU; 1 is the CPU on a machine without GPUs.
         num_machines: Machines that train together.
         machine_rank: Number of this machine, from 0.
         dist_url: Where the machines meet, such as ``tcp://10.0.0.1:29500``; None on a single machine.
@@ -271,7 +271,7 @@ def train(
         overwrite: Replace the run in ``OUTPUT_DIR``.
         allow_partial: Accept weights that leave a part of the backbone random.
         machines: The processes.
-        brief: Print progress and warnings alone; ``log.txt`` and ``stdout.txt`` in ``OUTPUT_DIR`` have the rest.
+        brief: Print only progress and warnings; ``log.txt`` and ``stdout.txt`` in ``OUTPUT_DIR`` have the rest.
 
     Raises:
         UsageError: Invalid arguments, or a run in ``OUTPUT_DIR`` that is neither resumed nor overwritten.

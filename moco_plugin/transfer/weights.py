@@ -24,7 +24,7 @@ ADVICE = "convert the file with tools/convert_to_d2.py"
 
 @dataclass(frozen=True)
 class Coverage:
-    """How much of a detector's backbone a weight file filled."""
+    """The part of a detector's backbone that a weight file filled."""
 
     source: str
     tensors: tuple[str, ...]  # names of all backbone tensors in the detector
@@ -61,13 +61,13 @@ def backbone_tensors(model: nn.Module) -> list[str]:
 
 
 class _CountingCheckpointer(DetectionCheckpointer):
-    """detectron2's own loading and matching of names, of content read safely; remembers what stayed unfilled."""
+    """detectron2's loading and name matching of safely read content; records unfilled tensors."""
 
     content: dict[str, Any]
     missing_keys: frozenset[str] = frozenset()
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        content = self.content  # detectron2 would unpickle the file again, whatever it holds
+        content = self.content  # detectron2 would unpickle the file again, without checks
         if not filename.endswith(".pkl"):
             return content if "model" in content else {"model": content}
         if "model" in content and "__author__" in content:
@@ -99,7 +99,7 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
-    """Compare what a converter of ours wrote into a weight file with the config that is to use the weights.
+    """Compare the metadata that our converters wrote into a weight file with the config.
 
     Colour order, pixel statistics, the stride's place and a timm network's name and arguments (a ViT's number of
     heads, for one) change what the weights compute, but no shape, so that nothing else would show a mistake.
@@ -161,17 +161,17 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _matters(argument: str) -> bool:
-    """Tell whether an argument of timm.create_model changes the weights or what they compute."""
+    """Return whether an argument of timm.create_model changes the weights or what they compute."""
     return "drop" not in argument and argument not in ("dynamic_img_size", "strict_img_size", "num_classes")
 
 
 def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: Any = None) -> Coverage:
-    """Load weights into a detector as detectron2 does, and refuses a backbone that stays random in part.
+    """Load weights into a detector as detectron2 does, and refuse a backbone that stays partly random.
 
     Args:
         model: A detector with a ``backbone``.
         path: File or address as in ``MODEL.WEIGHTS``; empty keeps the random initialisation.
-        allow_partial: Go on with whatever the file fills.
+        allow_partial: Accept weights that fill only a part of the backbone.
         cfg: The detector's config, compared with what the file says of its weights' input.
 
     Returns:
@@ -189,7 +189,7 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
         return coverage
     try:
         local = path if is_released(path) else PathManager.get_local_path(path)
-    except Exception as error:  # whatever a download may raise
+    except Exception as error:  # downloads raise many errors
         raise UserError(f"weights {path} cannot be fetched: {error}") from error
     content = read_file(local)
     metadata = content.get("moco_plugin")

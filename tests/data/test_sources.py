@@ -1,4 +1,4 @@
-"""Image sets in zip archives, shares of a set, and lists of several labels an image."""
+"""Image sets in zip archives, shares of a set, and lists of several labels per image."""
 
 import io
 import os

@@ -21,7 +21,7 @@ def write_idx(path: Path, array: np.ndarray) -> None:
 
 
 def write_transfer(folder: Path, values: dict[str, list[float]]) -> None:
-    """Write the results and two drawn images of both detectors, from both initialisations, from box APs, one a seed."""
+    """Write the results and two drawn images of both detectors, from both initialisations, from box APs, one per seed."""
     for detector in ("c4", "fpn"):
         for init in ("random", "moco"):
             run = folder / "transfer" / detector / init

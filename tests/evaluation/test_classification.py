@@ -131,7 +131,7 @@ def test_result_and_log_of_a_linear_classification(linear: Path, tiny_run: Path)
     assert result["weights"] == f"{tiny_run}/checkpoints/last.ckpt" and len(result["weights_sha256"]) == 64
     log = rows(linear)
     lrs = [float(row["lr"]) for row in log if row["lr"]]
-    assert lrs == pytest.approx([3.75, 0.375])  # one row an epoch of three steps, x0.1 after the first
+    assert lrs == pytest.approx([3.75, 0.375])  # one row per epoch of three steps, x0.1 after the first
     top1 = [float(row["top1"]) for row in log if row["top1"]]
     assert len(top1) == 2 and result["top1"] == top1[-1]
     assert result["top1"] == pytest.approx(100 * round(37 * result["top1"] / 100) / 37, abs=1e-4)
@@ -298,7 +298,7 @@ def test_mistakes_end_in_one_sentence(tiny_run: Path, tmp_path: Path, capsys: py
     pets = folder_of_images(tmp_path / "pets", {"cat": 2, "dog": 2})
     birds = folder_of_images(tmp_path / "birds", {"cat": 2, "owl": 2})
     for command, train, test, more, message in (
-        ("linear", flat, flat, [], f"{flat} has no labels; expected a folder of one subfolder a class"),
+        ("linear", flat, flat, [], f"{flat} has no labels; expected a folder of one subfolder per class"),
         ("finetune", pets, flat, [], f"{flat} has no labels"),
         ("lowshot", flat, pets, [], f"{flat} has no labels"),
         ("linear", pets, birds, [], f"differ: only {pets} has dog; only {birds} has owl"),

@@ -53,7 +53,9 @@ def test_through_the_tool(lists: Path, tiny_run: Path, tool: Tool) -> None:
     assert result["linear_map"] > 70 > result["chance_map"] and result["knn_map"] > result["chance_map"]
     assert f"linear {result['linear_map']:.2f}%" in done.stdout
     refused = tool("evaluate", "knn", "--weights", weights, *sets, code=2)
-    assert "train.csv has several labels an image, expected one; evaluate multilabel takes such lists" in refused.stderr
+    assert (
+        "train.csv has several labels per image, expected one; evaluate multilabel takes such lists" in refused.stderr
+    )
 
 
 def test_one_folder_is_split(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:

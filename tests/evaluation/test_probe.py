@@ -161,6 +161,6 @@ def test_tool_measures_with_few_labels(tiny_run: Path, tmp_path: Path, capsys: p
     assert json.loads(again.read_text())["top1"] == all_labels["top1"]
     capsys.readouterr()
     assert main(arguments("lowshot", tiny_run, "--shares", "0.001")) == 2
-    assert "are one a class, and none is left to choose a learning rate by" in capsys.readouterr().err
+    assert "are one per class, and none is left to choose a learning rate by" in capsys.readouterr().err
     assert main(arguments("lowshot", tiny_run, "--shares", "10")) == 2
     assert "a share of 10 of the labels was asked for" in capsys.readouterr().err

@@ -92,7 +92,7 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
     assert data.notes[0] == "left out 1 of 11 images that are not there: gone.jpg"
     assert data.notes[1] == "left out 2 boxes of less than a pixel, or outside of the image, in bild ä 0.jpg"
     assert data.notes[2] == "1 of 3 classes have no object in train.json: zebra"
-    assert "1 of 11 objects have no mask, so boxes alone are trained" in data.notes[4] and not data.masks
+    assert "1 of 11 objects have no mask, so only boxes are trained" in data.notes[4] and not data.masks
     boxes = [row["bbox"] for file in (data.train, data.test) for row in json.loads(file.read_text())["annotations"]]
     assert [50, 40, 14, 8] in boxes and len(boxes) == 12
 
@@ -298,7 +298,7 @@ def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels:
             prepare_semantic(tmp_path / "data", labels, photos)
 
     refused(Image.new("L", (32, 48)), r"1\.png has 32 x 48 pixels, and its image 64 x 48")
-    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one number a pixel")
+    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one number per pixel")
     refused(Image.fromarray(np.full((48, 64), 300, np.uint16)), r"has the label 300; expected 0 to 254")
     (labels / "classes.txt").write_text("background\n")
     refused(Image.new("L", (64, 48)), r"has the label [12], and there are 1 names")

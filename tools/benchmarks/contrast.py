@@ -1,4 +1,4 @@
-"""Contrast with a queue, forward and backward, beside the released formulation."""
+"""Contrast with a queue, forward and backward, compared with the released formulation."""
 
 from collections.abc import Callable
 from typing import Any

@@ -60,7 +60,7 @@ def _memory(name: str) -> int:
 
 
 def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:
-    """Run one conversion and sends what it took once everything was imported, or why it failed."""
+    """Run one conversion; send its cost without the imports, or the reason of its failure."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # not the user's to mend
     import moco_plugin.conversion
     import moco_plugin.transfer.to_detectron2  # noqa: F401
@@ -75,9 +75,9 @@ def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:
 
 
 def measure(file: Path | None = None, backbone: str = "resnet50", rounds: int = 3) -> dict[str, Any]:
-    """Count CPU seconds and peak memory of a conversion to detectron2 with its proof, and of renaming alone.
+    """Count CPU seconds and peak memory of a conversion to detectron2 with its proof, and of bare renaming.
 
-    Each conversion runs in a process of its own, on one thread; what the imports took is left out. CPU seconds do
+    Each conversion runs in its own process, on one thread; imports are not counted. CPU seconds do
     not depend on what else the machine does, seconds of a clock would.
 
     Args:

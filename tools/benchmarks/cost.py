@@ -1,4 +1,4 @@
-"""Images a second that a cost model predicts for a number of GPUs, and what limits them."""
+"""Images per second that a cost model predicts for a number of GPUs, and what limits them."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ def measure(
     engine: str = "fast",
     gigabytes_per_second: float = 10.0,
 ) -> dict[str, Any]:
-    """Predict images a second of loading, encoders, contrast and traffic, and of the slowest of them.
+    """Predict images per second of loading, encoders, contrast and traffic, and of the slowest of them.
 
     Args:
         backbone: A timm model; its multiply-adds are counted by fvcore.
@@ -35,10 +35,10 @@ def measure(
         queue_size: K; 0 for v3, whose negatives are the batch.
         symmetric: Both views are query and key, as in v3.
         gpus: Numbers of GPUs.
-        teraflops: Floating-point operations a second that a GPU sustains on this network, in 10^12.
+        teraflops: Floating-point operations per second that a GPU sustains on this network, in 10^12.
         cores: CPU cores for each GPU's loader processes.
         engine: Which makes the views.
-        gigabytes_per_second: Bytes a second between GPUs, each way, for each GPU.
+        gigabytes_per_second: Bytes per second between GPUs, each way, for each GPU.
     """
     at_least(1, image_size=image_size, batch_size=batch_size, cores=cores, gpus=min(gpus))
     logging.getLogger("fvcore").setLevel(logging.ERROR)

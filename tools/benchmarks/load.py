@@ -1,4 +1,4 @@
-"""The parts of a run of one's own, and which of them limits it."""
+"""The parts of a run, and which of them limits it."""
 
 import statistics
 import sys
@@ -115,7 +115,7 @@ def _advice(parts: dict[str, float], loader: float, trained: float, settings: di
     workers, cpu = settings["workers"], settings["device"] == "cpu"
     kept = f"{needed:.1f} loader process{'es keep' if needed > 1 else ' keeps'} up with the device"
     if cpu or needed <= max(1, workers):
-        sentences = [f"the step limits this run ({trained:.1f} ms an image against {loader:.1f} of a loader); {kept}"]
+        sentences = [f"the step limits this run ({trained:.1f} ms per image against {loader:.1f} of a loader); {kept}"]
         if needed < 0.5 * workers and not cpu:
             sentences.append(f"data.workers={max(1, round(needed + 1))} is enough")
         faster = "" if cpu else "trainer.precision=bf16-mixed and compile=true, "

@@ -1,4 +1,4 @@
-"""A training step of MoCo v2 beside its two encoders alone."""
+"""A training step of MoCo v2, compared with its bare encoders."""
 
 from collections.abc import Callable
 from typing import Any

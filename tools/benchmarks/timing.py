@@ -1,4 +1,4 @@
-"""Timings of contestants in turn, as ratios to one of them."""
+"""Interleaved timings of contestants, as ratios to one of them."""
 
 import statistics
 import sys

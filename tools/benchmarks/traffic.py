@@ -49,7 +49,7 @@ def _exchange_rank(rank: int, processes: int, port: int, shape: list[int], round
 def measure(
     processes: tuple[int, ...] = (2, 4, 8), batch_size: int = 8, image_size: int = 64, rounds: int = 10
 ) -> dict[str, Any]:
-    """Count the bytes that each process sends a step when keys are shuffled: here, and by gathering all images.
+    """Count the bytes that each process sends per step when keys are shuffled: here, and by gathering all images.
 
     ``batch_size`` is each process's own. The bytes are the kernel's count on the loopback device, over gloo.
     """

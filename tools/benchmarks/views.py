@@ -1,4 +1,4 @@
-"""Two MoCo v2 views of JPEG files on one core, beside other pipelines."""
+"""Two MoCo v2 views of JPEG files on one core, compared with other pipelines."""
 
 import random
 import tempfile

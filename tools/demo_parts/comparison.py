@@ -14,7 +14,7 @@ class Comparison:
     Attributes:
         name: What is measured.
         baseline_name: What MoCo is compared with.
-        baseline: The values without MoCo, one a seed.
+        baseline: The values without MoCo, one per seed.
         moco: The values with MoCo, as many.
         unit: What is written after a value in a sentence, such as "%".
     """
@@ -41,7 +41,7 @@ class Comparison:
         return round(self.gain, 1) > 0 and not self.within_spread
 
     def sentence(self) -> str:
-        """Return what came out, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
+        """Return the outcome, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
         change = round(self.gain, 1)
         verb = "rises" if change > 0 else "falls" if change < 0 else "stays the same,"
         before, after = (f"{statistics.fmean(v):.1f}{self.unit}" for v in (self.baseline, self.moco))
@@ -64,14 +64,14 @@ class Comparison:
 
 
 def headline(comparisons: Sequence[Comparison]) -> str:
-    """Return one sentence: whether MoCo helps in all, some or none of the comparisons, and by how much."""
+    """Return a sentence on whether MoCo helps in all, some or none of the comparisons, and by how much."""
     won = [comparison.won for comparison in comparisons]
     verdict = "helps" if all(won) else "helps in part" if any(won) else "does not help here"
     return f"MoCo pre-training {verdict}: {'; '.join(c.sentence() for c in comparisons)}."
 
 
 def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Table:
-    """Return a table of one comparison a row: both means with their spreads, and the gain."""
+    """Return a table of one comparison per row: both means with their spreads, and the gain."""
     rows = [
         (c.name, mean_and_spread(c.baseline), mean_and_spread(c.moco), f"{c.gain:+.1f}", str(len(c.moco)))
         for c in comparisons
@@ -80,7 +80,7 @@ def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Ta
 
 
 def seed_table(comparisons: Sequence[Comparison], seeds: Sequence[str], caption: str = "") -> Table:
-    """Return a table of the single values: a column a seed."""
+    """Return a table of the single values: a column per seed."""
     rows = [
         (f"{c.name}, {name}", *(f"{value:.1f}" for value in values))
         for c in comparisons

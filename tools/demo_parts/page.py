@@ -22,7 +22,7 @@ SCENES = 3
 
 
 def write_demo_report(folder: Path, output: Path) -> str:
-    """Write the page of a demo run, with a ``results.json`` beside it.
+    """Write the page of a demo run, with a ``results.json`` next to it.
 
     Args:
         folder: What ``tools/demo.py`` fills: ``pretrain``, ``knn_*.json``, ``neighbours.json`` and ``transfer``.
@@ -89,7 +89,7 @@ def _add_results(page: Page, results: DemoResults) -> None:
     page.add(
         "text",
         f"kNN accuracy says how often the {protocol.get('k', 'k')} nearest training images vote for the "
-        "right class of a test image, with images compared by the network's features alone. AP and AP50 "
+        "right class of a test image, with images compared only by the network's features. AP and AP50 "
         "are COCO's average precision of the boxes and masks of two Mask R-CNNs trained on few labelled scenes, "
         "once from random weights and once from MoCo's, with everything else the same: C4 has res5 of the backbone "
         "as its head, as in the papers, FPN a feature pyramid.",
@@ -133,7 +133,7 @@ def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
     page.add(
         "charts",
         charts,
-        "Contrastive loss: how hard it is to tell the other view of an image from the keys in the queue, as "
+        "Contrastive loss: how hard it is to find the other view of an image from the keys in the queue, as "
         "logged (pale) and averaged (bold). kNN accuracy: measured with labels that training never sees. "
         "Feature spread: the standard deviation of the queries, 1 where they use the whole sphere and 0 "
         "where all images look the same to the network.",
@@ -193,9 +193,9 @@ def _add_making(page: Page, folder: Path, config: PretrainConfig) -> None:
             "backbone": ", ".join(backbone),
             "images": f"{config.data.root}, without labels",
             "view size": f"{config.data.image_size} pixels",
-            "images a step": str(config.data.batch_size),
+            "images per step": str(config.data.batch_size),
             "training": f"{config.schedule.epochs} epochs, {steps[-1] + 1} steps, "
-            f"{statistics.median(rate):.0f} images a second",
+            f"{statistics.median(rate):.0f} images per second",
             "learning rate": f"{config.optimizer.lr}, {config.schedule.name}",
         },
     )

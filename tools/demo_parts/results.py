@@ -18,7 +18,7 @@ class DemoResults:
 
     Attributes:
         knn: Top-1 accuracy of frozen features.
-        transfer: Detection, a comparison a measure of each detector; box AP comes first.
+        transfer: Detection: a comparison per measure of each detector, box AP first.
         seeds: That each detector was trained with.
         knn_protocol: What ``tools/evaluate.py knn`` wrote about MoCo's features.
     """

@@ -41,7 +41,7 @@ class Command:
     Attributes:
         name: The tool's.
         arguments: Its command line.
-        makes: What is there once it has been run.
+        makes: Its output.
         trials: How many have to be finished for that, of a transfer.
     """
 
@@ -52,12 +52,12 @@ class Command:
 
     @property
     def shown(self) -> str:
-        """What a user types."""
+        """The command line."""
         return f"moco-{self.name.replace('_', '-')}"
 
     @property
     def done(self) -> bool:
-        """Whether it need not be run."""
+        """Whether its output exists."""
         if not self.makes.exists():
             return False
         return not self.trials or len(read_json(self.makes).get("trials", ())) >= self.trials
@@ -69,14 +69,14 @@ def _cores() -> int:
 
 
 def _enter(command: Command, environment: dict[str, str]) -> None:
-    """Run a tool in this process, and exit as it does."""
+    """Run a tool in this process, and exit with its code."""
     os.environ.update(environment)
     tool = importlib.import_module(f"moco_plugin.tools.{command.name}")
     sys.exit(tool.main(command.arguments))
 
 
 class Demo:
-    """Runs the stages in one folder; a stage whose output is there is not run again.
+    """Runs the stages in one folder; a stage whose output exists is not run again.
 
     Args:
         folder: Where everything goes.
@@ -91,11 +91,11 @@ class Demo:
         self.commands: list[str] = []
 
     def tool(self, name: str, *arguments: str, makes: Path) -> None:
-        """Run one of the console commands, unless what it makes is there."""
+        """Run one of the console commands, unless its output exists."""
         self.tools([Command(name, arguments, makes)])
 
     def tools(self, commands: Sequence[Command]) -> None:
-        """Run console commands side by side, each with its share of the cores; those that are done are left out."""
+        """Run console commands in parallel, each with its share of the cores; finished ones are skipped."""
         threads = {"OMP_NUM_THREADS": str(max(1, _cores() // len(commands)))} if len(commands) > 1 else {}
         started = []
         for command in commands:

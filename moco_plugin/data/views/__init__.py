@@ -30,7 +30,7 @@ VIEWS: dict[str, tuple[Callable[..., Any], Callable[..., Any], dict[str, Any]]] 
         {**_JITTER, "cj_prob": 1.0, "cj_hue": 0.4, "min_scale": 0.2, "gaussian_blur": 0.0},
     ),
     "moco_v2": (SimCLRViewTransform, SimCLRViewTransform, {**_JITTER, "min_scale": 0.2, "gaussian_blur": 0.5}),
-    # blur 1.0 and 0.1, solarize 0 and 0.2 are what tells the two apart; ViTs take min_scale 0.08
+    # blur 1.0 and 0.1, solarize 0 and 0.2 are the only differences between the two; ViTs take min_scale 0.08
     "moco_v3": (BYOLView1Transform, BYOLView2Transform, {**_JITTER, "cj_sat": 0.2, "min_scale": 0.2}),
 }
 GREY_FIRST = {"moco_v1"}  # the paper's order: grey comes before the jitter, which then works on grey images
@@ -88,7 +88,7 @@ class Views:
         self.whole = whole and engine == "device" and not self.turned
 
     def __call__(self, image: np.ndarray, rng: Random) -> tuple[list[np.ndarray], list[ViewPlan]]:
-        """Return uint8 arrays, and what of the plans is still to be carried out.
+        """Return uint8 arrays, and the part of the plans that is left to the device.
 
         Args:
             image: H x W for grey ones, or H x W x ``channels``, uint8.
@@ -96,7 +96,7 @@ class Views:
 
         Returns:
             Two views, ``image_size`` x ``image_size`` x ``channels``, and no plans. With the engine ``device``, two
-            crops, or the image alone if ``whole``, and two plans.
+            crops, or only the image if ``whole``, and two plans.
         """
         height, width = image.shape[:2]
         plans = [draw_plan(arguments, width, height, rng, self.grey_first) for arguments in self.arguments]

@@ -1,7 +1,7 @@
-"""Views by torch on a whole batch, on the training device.
+"""Views computed by torch on whole batches, on the training device.
 
 Each operation of a plan runs once on all images that have it in the same place. Crop, resize and flip are one pair of
-small matrices an image, blur another pair, so the work is a few batched products.
+small matrices per image, blur another pair, so the work is a few batched products.
 """
 
 import math
@@ -159,7 +159,7 @@ def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
 
 
 def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Turn the hue by ``factor`` of a full circle (-0.5 to 0.5)."""
+    """Shift the hue by ``factor`` of a full circle (-0.5 to 0.5)."""
     if images.shape[1] == 1:
         return images
     red, green, blue = images.unbind(dim=1)

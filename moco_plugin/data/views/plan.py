@@ -13,7 +13,7 @@ Step = tuple[str, float]  # operation and its factor: of the jitter, sigma of a 
 
 
 class ViewPlan(NamedTuple):
-    """What is done to an image to make one view, in this order."""
+    """The operations that make one view of an image, in this order."""
 
     box: tuple[int, int, int, int]
     """Left, top, width and height of the crop, in pixels of the image."""

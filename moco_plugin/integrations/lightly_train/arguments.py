@@ -84,7 +84,7 @@ class ScheduleArgs(PydanticConfig):
 
 
 class MoCoArgs(MethodArgs):
-    """What the arguments of all versions share; the method's own are added by ``method_args``."""
+    """The arguments that all versions share; ``method_args`` adds the method's own."""
 
     method: ClassVar[str]
     own: ClassVar[tuple[str, ...]]

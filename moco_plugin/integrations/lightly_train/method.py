@@ -64,7 +64,7 @@ class MoCoTransform(SimCLRTransform):
 
 
 class Features(nn.Module):
-    """LightlyTrain's embedding model as a backbone of ours: N x C x H x W images to N x D features."""
+    """LightlyTrain's embedding model as a backbone: N x C x H x W images to N x D features."""
 
     def __init__(self, embedding_model: nn.Module) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ def with_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
 
 
 class MoCoMethod(Method):
-    """A method of ours as one of LightlyTrain's; subclasses name it.
+    """One of our methods as a LightlyTrain method; subclasses name it.
 
     LightlyTrain saves and exports the network that it made, which becomes the query encoder's backbone.
     """
@@ -134,7 +134,7 @@ class MoCoMethod(Method):
         if method_args.paper_start and isinstance(model, nn.Module):
             start_as_in_paper(model, recipe_of(self.method_name, embedding_model.wrapped_model))
         arguments = {name: getattr(method_args, name) for name in method_args.own}
-        self.embedding_model = [embedding_model]  # in a list: torch is to know it as the backbone alone
+        self.embedding_model = [embedding_model]  # in a list: torch must register it only as the backbone
         self.batch_norms = batch_norms(embedding_model)  # before the method puts its own in their place
         self.method = build_method(self.method_name, Features(embedding_model), embedding_model.embed_dim, **arguments)
 
@@ -155,7 +155,7 @@ class MoCoMethod(Method):
         return type("MoCoTransform", (MoCoTransform,), {"method": cls.method_name})
 
     def setup(self, stage: str) -> None:
-        """Leave batch norm over several processes to the method, and sends no buffers between them."""
+        """Leave batch norm over several processes to the method, and broadcast no buffers."""
         strategy: Any = self.trainer.strategy
         # LightlyTrain asks for SyncBN on GPUs, which would undo shuffled and split BN; Lightning has no public switch
         strategy._layer_sync = None
@@ -163,7 +163,7 @@ class MoCoMethod(Method):
             strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
 
     def on_train_start(self) -> None:
-        """Check the batch, of whose size LightlyTrain has the last word, and warns of a queue larger than the set."""
+        """Check the batch size, which LightlyTrain may have changed; warn if the queue is larger than the set."""
         processes = self.trainer.world_size
         loader: Any = self.trainer.train_dataloader
         batch = getattr(loader, "batch_size", None)
@@ -174,7 +174,7 @@ class MoCoMethod(Method):
             print(sentence)
 
     def training_step_impl(self, batch: Any, batch_idx: int) -> TrainingStepResult:
-        """One step of the method; the key encoder moves once per optimizer step."""
+        """Run one step of the method; the key encoder is updated once per optimizer step."""
         view_q, view_k = batch["views"]
         progress = min(1.0, self.trainer.global_step / self.trainer.estimated_stepping_batches)
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
@@ -182,7 +182,7 @@ class MoCoMethod(Method):
         return TrainingStepResult(loss=loss, log_dict=metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the network into the checkpoint with the layers it came with, to be read without moco_plugin."""
+        """Save the network with its original layers, so that it can be read without moco_plugin."""
         model = copy.deepcopy(self.embedding_model[0])
         with_layers(model, self.batch_norms)
         wrapped = model.wrapped_model
@@ -191,7 +191,7 @@ class MoCoMethod(Method):
             checkpoint["lightly_train"]["models"] = models
 
     def on_fit_end(self) -> None:
-        """Give the network back as it came; LightlyTrain exports it next."""
+        """Restore the network's original layers; LightlyTrain exports it next."""
         with_layers(self.embedding_model[0], self.batch_norms)
 
     def trainable_modules(self) -> TrainableModules:
@@ -200,7 +200,7 @@ class MoCoMethod(Method):
         return TrainableModules(modules=parts)
 
     def configure_optimizers(self) -> Any:
-        """The optimizer, with weight decay on every parameter as in the papers, and the method's schedule."""
+        """Return the optimizer, with weight decay on every parameter as in the papers, and the method's schedule."""
         scale = self.global_batch_size / self.method_args.reference_batch_size
         if self.method_args.lr_scale_method == "sqrt":
             scale = math.sqrt(scale)

@@ -23,7 +23,7 @@ def lightly_train_method(name: str) -> type[MoCoMethod]:
 
 
 def register() -> None:
-    """Add METHODS to the one table that LightlyTrain looks methods up in; a second call changes nothing.
+    """Add METHODS to LightlyTrain's table of methods; a second call changes nothing.
 
     Raises:
         UserError: LightlyTrain has no such table any more.
@@ -39,7 +39,7 @@ def register() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run LightlyTrain's own command line; returns the exit code.
+    """Run LightlyTrain's command line; return the exit code.
 
     Args:
         arguments: Such as ``["pretrain", "out=run", "data=photos", "model=timm/resnet50", "method=moco"]``.

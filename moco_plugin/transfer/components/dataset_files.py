@@ -19,7 +19,7 @@ DENSEPOSE = {  # of detectron2's DensePose project, which registers them if it i
     "densepose_coco_2014_minival": ("coco/val2014", "coco/annotations/densepose_minival2014.json"),
     "densepose_coco_2014_valminusminival": ("coco/val2014", "coco/annotations/densepose_valminusminival2014.json"),
 }
-SOURCES = {  # first part of the names: where the files can be had
+SOURCES = {  # first part of the names: where to get the files
     "voc_2007": "http://host.robots.ox.ac.uk/pascal/VOC/voc2007/ (VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar)",
     "voc_2012_sem_seg_train_aug": "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ (VOCtrainval_11-May-2012.tar) and "
     "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
@@ -47,7 +47,7 @@ PACKAGES = {  # by kind: what reading or evaluating it takes
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one sort that a data set needs.
+    """Files of one kind that a data set needs.
 
     Attributes:
         sort: What they are: "images", "annotations", "list" and so on.
@@ -75,7 +75,7 @@ def datasets_root() -> Path:
 
 
 def source(name: str) -> str:
-    """Return where the files of a data set can be had, or an empty string."""
+    """Return where to get the files of a data set, or an empty string."""
     return next((text for prefix, text in SOURCES.items() if name.startswith(prefix)), "")
 
 
@@ -113,7 +113,7 @@ def _files(sort: str, paths: Iterable[str | Path]) -> Files:
 
 
 def _folder(sort: str, path: str | Path) -> Files:
-    """Look for a folder whose files are not known."""
+    """Look for a folder whose files are unknown."""
     return Files(sort, 0, () if os.path.isdir(path) else (Path(path),))
 
 
@@ -166,7 +166,7 @@ def _sem_seg(metadata: Any) -> list[Files]:
     names = semantic_ids(voc, split, sbd)
     own = set(read_ids(lists[0]))
     labels = [label_file(voc, split, name, own) for name in names]
-    # what is not there as PNG is converted from Matlab's format
+    # what does not exist as PNG is converted from Matlab's format
     labels = [
         sbd / "cls" / f"{path.stem}.mat" if path.parent.name == AUGMENTED and not path.exists() else path
         for path in labels
@@ -188,7 +188,7 @@ def _cityscapes(metadata: Any, *labels: str) -> list[Files]:
 
 
 def _below(root: Path, suffix: str) -> list[Path]:
-    """Return the files in the folders of a folder, relative to it."""
+    """Return the files in a folder's subfolders, relative to it."""
     return [path.relative_to(root) for path in root.glob(f"*/*{suffix}")]
 
 

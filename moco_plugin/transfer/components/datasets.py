@@ -1,4 +1,4 @@
-"""Data sets that detectron2 lacks, and checks of those that are registered."""
+"""Registration of data sets that detectron2 lacks, and checks of registered ones."""
 
 import importlib.util
 import re
@@ -53,7 +53,7 @@ def _load_voc(root: Path, split: str, name: str) -> list[dict]:
 
 
 def _register_file(name: str) -> None:
-    """Register a data set that is named by its file, if it is."""
+    """Register a data set whose name contains its file."""
     if name.startswith(FILE_PREFIX):
         path = name.removeprefix(FILE_PREFIX)
         register_coco_instances(name, keypoint_metadata(Path(path)), path, "")
@@ -71,7 +71,7 @@ def _register_file(name: str) -> None:
 
 
 def keypoint_metadata(path: Path) -> dict[str, Any]:
-    """Return what detectron2 needs to know of the keypoints that a COCO file's first class names; nothing if none.
+    """Return detectron2's metadata for the keypoints of a COCO file's first class that has some; empty if none.
 
     Keypoints whose names differ in left and right change places in flipped images.
     """
@@ -104,7 +104,7 @@ def register_datasets() -> None:
 
 
 def require_dataset(name: str) -> None:
-    """Check that a data set is registered, that all its files are there, and what it takes to read them.
+    """Check that a data set is registered, that its files exist, and that the packages for reading it are installed.
 
     Raises:
         UsageError: No data set of that name is registered.
@@ -124,6 +124,6 @@ def require_dataset(name: str) -> None:
     if missing:
         how = f"get it from {source(name)}" if source(name) else "get it as detectron2 describes"
         raise UserError(
-            f"data set {name!r} is not there: {' and '.join(map(str, missing))}; {how}, or set "
+            f"data set {name!r} is missing: {' and '.join(map(str, missing))}; {how}, or set "
             f"DETECTRON2_DATASETS (now {datasets_root()}) to the folder that holds the data sets"
         )

@@ -13,7 +13,7 @@ from moco_plugin.transfer.registration import offer
 
 
 class DilatedC5(Backbone):
-    """Puts a 3 x 3 convolution with a norm, and nothing after it, on the last stage of a backbone.
+    """A backbone whose last stage is followed by a 3 x 3 convolution with a norm.
 
     What is pre-trained is called ``bottom_up``, as below detectron2's FPN, so that weights find it and are counted.
 

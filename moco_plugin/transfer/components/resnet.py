@@ -1,4 +1,4 @@
-"""detectron2's ResNet at any width and depth, built from a config or from weights alone."""
+"""detectron2's ResNet at any width and depth, built from a config or from weights."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -154,7 +154,7 @@ def build_any_width_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN
 
 
 def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
-    """Build the ResNet that weights under detectron2's names belong to, and loads them.
+    """Build the ResNet that weights under detectron2's names belong to, and load them.
 
     Depth, widths and groups are read from the shapes; the stride is taken to be in the 3 x 3 convolutions, as
     in torchvision's and timm's models.

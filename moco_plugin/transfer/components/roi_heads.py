@@ -16,7 +16,7 @@ from moco_plugin.transfer.registration import offer
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """detectron2's res5 head with a norm of kind ``MODEL.RESNETS.NORM`` on its output (MoCo v1, section 4.2).
 
-    Where detectron2's own head knows bottlenecks alone, this one builds res5 from ``MODEL.RESNETS`` as the
+    detectron2's own head supports only bottlenecks; this one builds res5 from ``MODEL.RESNETS`` as the
     backbone is built: of bottlenecks or of the two-layer blocks of ResNet-18 and 34, of any width and number.
 
     The last layer is called ``norm``, as in the authors' models, so that checkpoints can be exchanged.

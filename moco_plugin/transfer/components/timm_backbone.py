@@ -30,7 +30,7 @@ def add_timm_config(cfg: Any) -> None:
     # arguments of moco_plugin.backbones.create_backbone and so of timm.create_model, what backbone_args is in
     # pre-training, as pairs of KEY VALUE, e.g. ["num_heads", 12, "img_size", 384]
     cfg.MODEL.TIMM.setdefault("ARGS", [])
-    # the network's batch norms: "BN" (trained on each GPU), "SyncBN" (over all) or "FrozenBN"; others stay as they are
+    # the network's batch norms: "BN" (trained on each GPU), "SyncBN" (over all) or "FrozenBN"; others do not change
     cfg.MODEL.TIMM.setdefault("NORM", "BN")
     # the maps to return, res2 to res5 for strides 4 to 32; empty: all from stride 4 on
     cfg.MODEL.TIMM.setdefault("OUT_FEATURES", [])
@@ -86,7 +86,7 @@ class TimmBackbone(Backbone):
 
 
 def is_plain(model: nn.Module) -> bool:
-    """Tell whether all maps of a timm network have one stride, as those of a plain ViT."""
+    """Return whether all maps of a timm network have one stride, as those of a plain ViT."""
     info = cast(Any, model).feature_info
     return len({i["reduction"] for i in info}) == 1 and len(list(info)) > 1
 
@@ -100,8 +100,8 @@ def _maps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
         stride = info["reduction"]
         if stride & (stride - 1):
             raise UsageError(
-                f"timm's {type(model).__name__} has maps of stride {stride}, and detectron2 takes powers of two "
-                "alone; choose another MODEL.TIMM.NAME, or another patch_size in MODEL.TIMM.ARGS"
+                f"timm's {type(model).__name__} has maps of stride {stride}, and detectron2 takes only "
+                "powers of two; choose another MODEL.TIMM.NAME, or another patch_size in MODEL.TIMM.ARGS"
             )
         number = max(number + 1, round(math.log2(stride)))
         maps[f"res{number}"] = (index, stride, info["num_chs"])
@@ -240,7 +240,7 @@ def freeze(model: nn.Module, freeze_at: int) -> None:
 
 
 def set_norm(model: nn.Module, norm: str) -> nn.Module:
-    """Return a network with its batch norms as ``MODEL.TIMM.NORM`` wants them; other norms are left alone.
+    """Return a network with the batch norms of ``MODEL.TIMM.NORM``; other norms do not change.
 
     Raises:
         UsageError: Neither BN, SyncBN nor FrozenBN.
@@ -255,7 +255,7 @@ def set_norm(model: nn.Module, norm: str) -> nn.Module:
 
 
 def _backbone(cfg: Any, input_shape: ShapeSpec, out_features: Sequence[str]) -> TimmBackbone:
-    """Build the backbone, having seen it take an image of an uncommon shape and return the maps it promises."""
+    """Build the backbone, and check its maps for an image of an uncommon shape."""
     model = create_network(cfg, input_shape.channels)
     backbone = TimmBackbone(model, () if is_plain(model) else out_features)
     _check_maps(backbone, cfg.MODEL.TIMM.NAME, input_shape.channels)
@@ -303,7 +303,7 @@ def build_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
 
 @offer(BACKBONE_REGISTRY)
 def build_retinanet_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
-    """The same with RetinaNet's two convolved levels on top: ``p3`` to ``p7`` from res3 to res5."""
+    """Build the same with RetinaNet's two convolved levels on top: ``p3`` to ``p7`` from res3 to res5."""
     out = cfg.MODEL.FPN.OUT_CHANNELS
     return _pyramid(cfg, input_shape, lambda channels, name: LastLevelP6P7(channels, out, name))
 

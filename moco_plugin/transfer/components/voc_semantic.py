@@ -14,7 +14,7 @@ from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
 from moco_plugin.transfer.voc_files import VOID, voc_palette, write_palette_png
 
-AUGMENTED = "SegmentationClassAug"  # folder of label images for all of SBD, as it is passed around
+AUGMENTED = "SegmentationClassAug"  # the usual name of a folder of label images for all of SBD
 TRAIN_AUG = "train_aug"
 
 
@@ -43,7 +43,7 @@ def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
 
 
 def read_ids(path: Path) -> list[str]:
-    """Read a list of image names, one a line."""
+    """Read a list of image names, one per line."""
     return path.read_text().split()
 
 

@@ -1,1 +1,1 @@
-"""Detection on own data: any usual format in, a trained detector and an honest comparison out."""
+"""Detection on own data: from any usual format to a trained detector and a comparison."""

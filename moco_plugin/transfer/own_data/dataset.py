@@ -92,7 +92,7 @@ def prepare(
     masks = all(row.get("segmentation") for row in objects)
     if not masks and any(row.get("segmentation") for row in objects):
         lacking = sum(not row.get("segmentation") for row in objects)
-        notes.append(f"{lacking} of {len(objects)} objects have no mask, so boxes alone are trained")
+        notes.append(f"{lacking} of {len(objects)} objects have no mask, so only boxes are trained")
     keypoints = _count_keypoints(content["categories"], objects, notes)
     write_json(out / "train.json", content)
     write_json(out / "test.json", held_out)
@@ -122,7 +122,7 @@ def _count_keypoints(categories: list[dict[str, Any]], objects: list[dict[str, A
 
 
 def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return data without what cannot be trained on, and sentences that count it."""
+    """Return the data that can be trained on, and sentences that count what was left out."""
     notes = []
     twice = [str(number) for number, count in Counter(str(row["id"]) for row in content["images"]).items() if count > 1]
     if twice:
@@ -147,11 +147,11 @@ def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[
         images[row["id"]] = {**row, "width": size[0], "height": size[1]}
     if len(images) < 2:
         raise UserError(
-            f"{source} lists {len(content['images'])} images, of which {len(missing)} are not there"
+            f"{source} lists {len(content['images'])} images, of which {len(missing)} are missing"
             f"{f' ({missing[0]})' if missing else ''}; expected 2 or more, so check the folder of images"
         )
     if missing:
-        notes.append(f"left out {len(missing)} of {len(content['images'])} images that are not there: {few(missing)}")
+        notes.append(f"left out {len(missing)} of {len(content['images'])} missing images: {few(missing)}")
     listed = [images.get(row["id"], row) for row in content["images"]]
     if problem := check_content({**content, "images": listed}):
         raise UserError(f"{source}: {problem}; correct the file")
@@ -215,5 +215,5 @@ def _check_categories(train: dict[str, Any], test: dict[str, Any], source: Path,
 
 
 def few(names: Sequence[object]) -> str:
-    """Return the first of some names."""
+    """Return the first names of a list as text."""
     return ", ".join(map(str, names[:MOST_NAMES])) + (" ..." if len(names) > MOST_NAMES else "")

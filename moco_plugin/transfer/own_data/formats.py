@@ -1,4 +1,4 @@
-"""Detection data as users have them: COCO files, VOC folders and YOLO folders, read into COCO's form."""
+"""Readers of detection data: COCO files, VOC folders and YOLO folders, converted to COCO's form."""
 
 import math
 import os
@@ -120,7 +120,7 @@ def _read_yolo(root: Path) -> dict[str, Any]:
 
 
 def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Return the files below a folder that end so, sorted, without hidden ones."""
+    """Return the files below a folder with these suffixes, sorted, without hidden ones."""
     return sorted(
         Path(folder, name)
         for folder, _, names in os.walk(root, followlinks=True)
@@ -130,7 +130,7 @@ def _files(root: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def class_names(root: Path) -> list[str]:
-    """Return the names of the classes that a YAML file or ``classes.txt`` in a folder, or above, has; else none."""
+    """Return the class names from a YAML file or ``classes.txt`` in a folder or its parent; else none."""
     for folder in (root, root.parent):
         for path in (*sorted(folder.glob("*.yaml")), *sorted(folder.glob("*.yml"))):
             names = read_yaml_file(path, str(path)).get("names")

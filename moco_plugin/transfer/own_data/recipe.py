@@ -1,4 +1,4 @@
-"""How a detector is trained on own data: the config, and its changes by a stated rule."""
+"""Training recipe for own detection data: the config, and its changes by a stated rule."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +101,7 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
         f"{data.images} training images, {len(data.classes)} classes: {', '.join(data.classes[:10])}"
         + (" ..." if len(data.classes) > 10 else ""),
         *data.notes,
-        *(["keypoints are trained by --model fpn alone"] if data.keypoints and not keypoints else []),
+        *(["only --model fpn trains keypoints"] if data.keypoints and not keypoints else []),
         *(["res5 has stride 32: a ResNet-18 or 34 of detectron2's has no dilation"] if semantic and shallow else []),
         f"{model}: {trained}, batch {batch}, learning rate {lr:g} ({rate:g} for 16 images), "
         f"{steps} steps, {steps * batch / data.images:.0f} epochs ({epochs}, and {least} "
@@ -111,7 +111,7 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
 
 
 def _for_labels(data: OwnData, steps: int, shallow: bool, cpu: bool) -> dict[str, Any]:
-    """Return the overrides of semantic segmentation."""
+    """Return the overrides for semantic segmentation."""
     side = CROP_ON_CPU if cpu else CROP
     return {
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(data.classes),
@@ -123,7 +123,7 @@ def _for_labels(data: OwnData, steps: int, shallow: bool, cpu: bool) -> dict[str
 
 
 def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: bool) -> dict[str, Any]:
-    """Return the overrides of detection."""
+    """Return the overrides for detection."""
     chosen: dict[str, Any] = {
         "MODEL.RETINANET.NUM_CLASSES" if kind == "retinanet" else "MODEL.ROI_HEADS.NUM_CLASSES": len(data.classes),
         "MODEL.MASK_ON": masks,

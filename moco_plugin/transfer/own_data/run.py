@@ -13,7 +13,7 @@ from moco_plugin.transfer.own_data.semantic import prepare_semantic
 from moco_plugin.transfer.runner import run_trials
 from moco_plugin.transfer.trainer import Machines, default_gpus
 
-SUPERVISED = "supervised.safetensors"  # timm's ImageNet weights, as they are fetched
+SUPERVISED = "supervised.safetensors"  # timm's ImageNet weights, as fetched
 
 
 def train_on_own_data(
@@ -116,7 +116,7 @@ def train_on_own_data(
 
 
 def _fetch_supervised(weights: str | Path, out: Path) -> Path | None:
-    """Return timm's ImageNet weights for the network of a checkpoint, or None, having said why."""
+    """Return timm's ImageNet weights for the network of a checkpoint, or None, and print why."""
     from safetensors.torch import save_file
 
     from moco_plugin.backbones import create_backbone

@@ -29,7 +29,7 @@ def prepare_semantic(
 ) -> OwnData:
     """Check images and their label images, and write ``train.json`` and ``test.json`` into a folder.
 
-    A label image has its image's name, but for the suffix, and one number a pixel, grey or with a palette: the class,
+    A label image has its image's name, but for the suffix, and one number per pixel, grey or with a palette: the class,
     from 0, or 255 for pixels to ignore. ``classes.txt`` or a YAML file with ``names``, in the folder of labels or
     above, names the classes.
 

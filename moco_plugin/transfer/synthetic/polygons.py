@@ -7,7 +7,7 @@ _SIDES = (((-1, 0), (0, 0), (1, 0)), ((0, 1), (1, 0), (1, 1)), ((1, 0), (1, 1), 
 
 
 def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """Traces the outlines of a mask along the edges of its pixels; holes are filled.
+    """Trace the outlines of a mask along the edges of its pixels; holes are filled.
 
     Rasterised as COCO does, the polygons give back exactly the mask without its holes.
 
@@ -34,7 +34,7 @@ def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _follow(ends: dict[tuple[int, int], list[tuple[int, int]]]) -> np.ndarray:
-    """Take one closed outline out of the pixel sides, given as start: ends."""
+    """Remove one closed outline from the pixel sides, given as start: ends."""
     first = point = next(iter(ends))
     corners: list[tuple[int, int]] = []
     step = (0, 0)

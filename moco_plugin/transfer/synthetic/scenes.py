@@ -35,7 +35,7 @@ class SceneObject:
 
 
 def safe_class_name(name: str) -> str:
-    """Make a class name a file name, as VOC's evaluation uses it: ``T-shirt/top`` to ``T-shirt-top``."""
+    """Turn a class name into a file name for VOC's evaluation: ``T-shirt/top`` to ``T-shirt-top``."""
     return re.sub(r"[^\w-]+", "-", name)
 
 
@@ -48,7 +48,7 @@ def compose_scene(
     order: Sequence[int] | None = None,
     canvas: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[SceneObject]]:
-    """Put objects on a textured ground, with little overlap.
+    """Put objects on a textured background, with little overlap.
 
     Args:
         images: N object images, uint8: grey on black (H x W), which are tinted, or photos with opacity
@@ -146,7 +146,7 @@ def make_scenes(
     """Write a detection data set of composed scenes, whole or not at all.
 
     The folder is in VOC layout (``JPEGImages``, ``Annotations``, ``ImageSets``, ``SegmentationObject`` and
-    ``SegmentationClass``) and has COCO files beside it (``annotations/instances_{train,test}.json``, masks as
+    ``SegmentationClass``) and has COCO files too (``annotations/instances_{train,test}.json``, masks as
     uncompressed run lengths). The same arguments give the same bytes, and a scene depends on the seed and on
     its number only, so that a larger set begins with the smaller one.
 
@@ -159,7 +159,7 @@ def make_scenes(
         num_test: Number of test scenes.
         size: Side of the scenes in pixels; at least that of the object images.
         seed: Seed of all random choices.
-        overwrite: Replace scenes that are there already.
+        overwrite: Replace existing scenes.
         progress: Show progress bars.
 
     Returns:
@@ -197,7 +197,7 @@ def make_scenes(
 def _check_free(output: Path, overwrite: bool) -> Path:
     check_output(output, overwrite)
     if output.exists() and not (output / "annotations" / "instances_train.json").exists():
-        raise UsageError(f"{output} is there and holds no scenes, so it was kept; choose another output")
+        raise UsageError(f"{output} exists and holds no scenes, so it was kept; choose another output")
     return output
 
 

@@ -47,7 +47,7 @@ def write_cityscapes(
 
 
 def _objects(scene: TinyScene, things: Sequence[str], group: bool) -> list[dict[str, Any]]:
-    """Return what is in a scene as Cityscapes has it, label and polygon, from back to front."""
+    """Return a scene's objects in Cityscapes' form, label and polygon, from back to front."""
     height, width = scene.shape
     objects = [
         {"label": name, "polygon": _rectangle(0, rows.start, width - 1, rows.stop - 1)}

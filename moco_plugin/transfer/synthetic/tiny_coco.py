@@ -42,7 +42,7 @@ def write_coco(
 ) -> None:
     """Write the images of a split, ``instances_{split}.json`` and ``person_keypoints_{split}.json``.
 
-    Classes are given out in turn, but the first look of objects is always a person, so that there are enough
+    Classes are assigned round-robin, but the first look of objects is always a person, so that there are enough
     of these. The last object of the first image is marked as a crowd, by its run lengths.
 
     Args:
@@ -87,7 +87,7 @@ def write_coco(
 
 
 def write_lvis(path: Path, split: str, scenes: Sequence[TinyScene], categories: Sequence[Mapping[str, Any]]) -> None:
-    """Write LVIS's annotations of a COCO split: every object has a class of its own among the 1230.
+    """Write LVIS's annotations of a COCO split: every object has its own class among the 1230.
 
     Args:
         path: ``lvis/lvis_v0.5_train.json`` or ``lvis/lvis_v0.5_val.json``.
@@ -129,7 +129,7 @@ def _image(split: str, number: int, scene: TinyScene) -> dict[str, Any]:
     return {
         "license": 1,
         "file_name": name,
-        "coco_url": f"http://images.cocodataset.org/{split}/{name}",  # LVIS tells the folder by it
+        "coco_url": f"http://images.cocodataset.org/{split}/{name}",  # LVIS derives the folder from it
         "height": height,
         "width": width,
         "date_captured": "2013-11-14 16:28:13",
@@ -152,7 +152,7 @@ def _annotation(number: int, image_id: int, category: int, obj: SceneObject) -> 
 
 
 def keypoints(obj: SceneObject) -> list[int]:
-    """Lay a standing figure into the box of an object.
+    """Return the keypoints of a standing figure in an object's box.
 
     Returns:
         x, y and visibility of each of the 17 keypoints: 2 where the object is, 1 (hidden) elsewhere.

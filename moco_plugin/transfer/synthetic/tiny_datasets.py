@@ -38,7 +38,7 @@ def make_tiny_datasets(
 
     It holds ``VOC2007``, ``VOC2012``, ``benchmark_RELEASE`` (SBD), ``coco``, ``lvis`` (whose images are
     COCO's) and ``cityscapes``, in the layouts in which these are published. What is in a scene is composed of
-    real images of objects; the classes are the real data sets', given out in turn. The same arguments give
+    real images of objects; the classes are the real data sets', assigned round-robin. The same arguments give
     the same bytes.
 
     Args:
@@ -49,7 +49,7 @@ def make_tiny_datasets(
         num_test: Scenes of each test split; from seven on, every class of VOC is among them.
         size: Height and width in pixels; Cityscapes is twice as wide.
         seed: Seed of all random choices.
-        overwrite: Replace tiny data sets that are there already.
+        overwrite: Replace existing tiny data sets.
         progress: Show a progress bar.
 
     Returns:
@@ -97,7 +97,7 @@ def make_tiny_datasets(
 def _check_free(output: Path, overwrite: bool) -> Path:
     check_output(output, overwrite)
     if output.exists() and not (output / MARKER).exists():
-        raise UsageError(f"{output} is there and holds no tiny data sets, so it was kept; choose another output")
+        raise UsageError(f"{output} exists and holds no tiny data sets, so it was kept; choose another output")
     return output
 
 

@@ -41,7 +41,7 @@ class TinyScene:
 
 
 def group_looks(images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray | None) -> Looks:
-    """Group object images by their labels, or puts all in one group."""
+    """Group object images by their labels; without labels, in one group."""
     labels = np.zeros(len(images), np.int64) if labels is None else labels
     classes = np.unique(labels).tolist()
     count = max(number for number in (1, 2, 5, 10) if number <= len(classes))
@@ -105,7 +105,7 @@ def compose_split(
 ) -> list[TinyScene]:
     """Compose the scenes of one split.
 
-    Object number n of the split has the look of group n modulo their number, so that classes given out in turn
+    Object number n of the split has the look of group n modulo their number, so that classes assigned round-robin
     all occur: 20 of them in seven scenes.
 
     Args:
