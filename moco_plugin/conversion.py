@@ -113,7 +113,7 @@ def find_format(name: str) -> Format:
     try:
         found: Format = known[name].load()
     except ModuleNotFoundError as error:
-        raise UserError(f"conversion to {name} needs {error.name}, which is not installed") from error
+        raise UserError(f"conversion to {name} needs {error.name}, which is not installed; install it") from error
     return found
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -297,3 +299,39 @@ def test_networks_with_tied_weights_are_written(tmp_path: Path) -> None:
     modes = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "coat").iterdir()}
     assert modes == {"config.json": 0o666 & ~umask, "model.safetensors": 0o666 & ~umask}
     assert_equal(timm.create_model(f"local-dir:{tmp_path / 'coat'}", pretrained=True).state_dict(), model)
+
+
+def test_conversion_without_detectron2(tmp_path: Path) -> None:
+    """Only formats of detectron2 need it."""
+    torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "plain.pth")
+    code = f"""
+import sys
+sys.modules["detectron2"] = None
+from moco_plugin import convert
+from moco_plugin.errors import UserError
+convert("{tmp_path}/plain.pth", "{tmp_path}/timm.pth", "timm")
+try:
+    convert("{tmp_path}/plain.pth", "{tmp_path}/d2.pkl")
+except UserError as error:
+    print(error)
+"""
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "detectron2 is not installed; run `make setup`" in shown
+    assert (tmp_path / "timm.pth").exists() and not (tmp_path / "d2.pkl").exists()
+
+
+def test_another_package_adds_a_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As CONTRIBUTING.md describes it: a distribution on the path whose entry point names a Format."""
+    (tmp_path / "other_format.py").write_text(
+        "from dataclasses import replace\n"
+        "from moco_plugin.checkpoints.to_timm import TIMM\n"
+        "FORMAT = replace(TIMM, name='other', suffixes=('.pth',))\n"
+    )
+    info = tmp_path / "other_format-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-format\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[moco_plugin.formats]\nother = other_format:FORMAT\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "plain.pth")
+    convert(tmp_path / "plain.pth", tmp_path / "other.pth", "other")
+    assert read_checkpoint(tmp_path / "other.pth").architecture == "resnet18"
