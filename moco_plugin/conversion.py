@@ -17,14 +17,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 import moco_plugin
-from moco_plugin.checkpoints.describe import describe
 from moco_plugin.checkpoints.formats import Format, Network, random_images, stages_of
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.errors import UsageError, UserError, did_you_mean
-from moco_plugin.files import atomic_folder, atomic_path
+from moco_plugin.files import atomic_folder, atomic_path, check_output
 
 # Share of a stage's largest feature. Two ways to compute the same leave 1e-15 in float64; a wrong weight leaves 1e-3.
 TOLERANCE = 1e-6
+FOLDER_FILES = {"config.json", "model.safetensors"}  # of timm's folders
 
 
 def convert(
@@ -64,7 +64,7 @@ def convert(
     """
     output = Path(output).expanduser()
     format = find_format(to)
-    format.check(output, overwrite)
+    _check_output(format, output, overwrite)
     checkpoint = (
         source
         if isinstance(source, Checkpoint)
@@ -97,6 +97,38 @@ def convert(
     return metadata
 
 
+def describe(checkpoint: Checkpoint) -> list[str]:
+    """Return the lines that describe a checkpoint: a name, blanks to column 14, and the value."""
+    view, backbone = checkpoint.view, checkpoint.backbone
+    arguments = ", ".join(f"{name}={value}" for name, value in checkpoint.arguments.items())
+    parameters = sum(p.numel() for p in backbone.parameters())
+    rows = [
+        ("file", str(checkpoint.path)),
+        ("layout", checkpoint.layout),
+        ("architecture", checkpoint.architecture + (f" ({arguments})" if arguments else "")),
+        ("method", checkpoint.method or "unknown"),
+        ("epoch", "unknown" if checkpoint.epoch is None else str(checkpoint.epoch)),
+        ("encoders", f"{' and '.join(checkpoint.encoders)}; read: {checkpoint.encoder}"),
+        ("backbone", f"{parameters:,} parameters, {len(backbone.state_dict())} tensors"),
+        ("head", ", ".join(f"{n} {tuple(v.shape)}" for n, v in checkpoint.head.items()) or "none with the encoder"),
+        (
+            "images",
+            f"{view.image_size} x {view.image_size}, centre crop {view.crop_ratio:g}, "
+            f"mean {_numbers(view.mean)}, std {_numbers(view.std)}",
+        ),
+        ("sha256", checkpoint.sha256),
+        *(("note", note) for note in checkpoint.notes),
+    ]
+    if checkpoint.unused:
+        rows.append(("unused", f"{len(checkpoint.unused)} tensors, neither read nor known to be heads or queues:"))
+        rows += [("", name) for name in checkpoint.unused]
+    return [f"{name:<14}{value}" for name, value in rows]
+
+
+def _numbers(values: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
 def find_format(name: str) -> Format:
     """Return the format that ``to`` names.
 
@@ -115,6 +147,17 @@ def find_format(name: str) -> Format:
     except ModuleNotFoundError as error:
         raise UserError(f"conversion to {name} needs {error.name}, which is not installed; install it") from error
     return found
+
+
+def _check_output(format: Format, output: Path, overwrite: bool) -> None:
+    """Raise UsageError if the output's suffix is wrong, or a file exists that must be kept."""
+    if output.suffix not in format.suffixes:
+        *first, last = (suffix or "no ending (a folder)" for suffix in format.suffixes)
+        expected = f"{', '.join(first)} or {last}" if first else last
+        raise UsageError(f"{output} does not end in {expected}, as files for {format.name} do")
+    check_output(output, overwrite)
+    if output.is_dir() and not {path.name for path in output.iterdir()} <= FOLDER_FILES:
+        raise UsageError(f"{output} holds other things than a timm model and was kept; choose another output")
 
 
 def _own_network(checkpoint: Checkpoint, target: str) -> Network:

@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     check_checkpoint(args.file)
 
     if inspecting:
-        from moco_plugin.checkpoints.describe import describe
         from moco_plugin.checkpoints.read import read_checkpoint
+        from moco_plugin.conversion import describe
 
         print(
             "\n".join(

@@ -14,10 +14,6 @@ from torch import Tensor, nn
 from moco_plugin.backbones import input_channels
 from moco_plugin.checkpoints.load import load_file
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.errors import UsageError
-from moco_plugin.files import check_output
-
-FOLDER_FILES = {"config.json", "model.safetensors"}
 
 
 @dataclass
@@ -130,16 +126,6 @@ class Format:
     target: Callable[[Checkpoint, Path], Target]
     any_channels: bool = False
     source: Callable[[Checkpoint], Network] | None = None
-
-    def check(self, output: Path, overwrite: bool) -> None:
-        """Raise UsageError if the output's suffix is wrong, or a file exists that must be kept."""
-        if output.suffix not in self.suffixes:
-            *first, last = (suffix or "no ending (a folder)" for suffix in self.suffixes)
-            expected = f"{', '.join(first)} or {last}" if first else last
-            raise UsageError(f"{output} does not end in {expected}, as files for {self.name} do")
-        check_output(output, overwrite)
-        if output.is_dir() and not {path.name for path in output.iterdir()} <= FOLDER_FILES:
-            raise UsageError(f"{output} holds other things than a timm model and was kept; choose another output")
 
 
 def keywords(arguments: Mapping[str, Any]) -> str:

@@ -1,9 +1,10 @@
 """detectron2's format: for its own ResNet, or for ``build_timm_backbone``."""
 
+import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -11,16 +12,19 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from moco_plugin.checkpoints import unpickle
 from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.to_timm import create_model_arguments
-from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle, save_zoo_pickle
+from moco_plugin.checkpoints.unpickle import UnsafePickle
 from moco_plugin.errors import UserError
+from moco_plugin.files import atomic_path
 from moco_plugin.transfer.components.resnet import resnet_for_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 
 # of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
 PLAIN_RESNET = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+")
+_rebuild_array = np.zeros(1).__reduce__()[0]
 # The network itself returns these four, so nothing more is compared.
 STAGES = ("res2", "res3", "res4", "res5", "")
 
@@ -88,6 +92,72 @@ def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: M
     if missing:
         raise UserError(f"the weights lack {missing[0]} and {len(missing) - 1} more tensors of timm's {name}")
     return network.eval()
+
+
+class _Pickler(pickle._Pickler):
+    """Writes numpy's old module name, which every numpy reads (1.x knows no ``numpy._core``)."""
+
+    def save_global(self, obj: Any, name: str | None = None) -> None:
+        if obj is _rebuild_array:
+            self.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n")  # type: ignore[attr-defined]
+        else:
+            super().save_global(obj, name)  # type: ignore[misc]
+
+
+def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
+    """Read a ``.pkl`` of detectron2's or Detectron's model zoo; no code in the file is run.
+
+    Args:
+        path: A pickle of dicts, lists, strings, numbers and numpy arrays.
+
+    Returns:
+        The pickled dict: ``{"model": {name: array}, "__author__": ...}`` in detectron2's format.
+
+    Raises:
+        UserError: The file cannot be read, is not a pickle of a dict, or has anything but the above.
+    """
+    try:
+        with open(path, "rb") as file:
+            model = unpickle.load(file, placeholders=False)
+    except UnsafePickle as error:
+        raise UserError(
+            f"{path} is unsafe: unpickling it would call {error}; a weight file needs only arrays and "
+            "builtins, so get one that holds nothing else"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
+    except Exception as error:  # broken pickles raise almost anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path} is not a complete pickle file ({reason})") from error
+    if not isinstance(model, dict):
+        raise UserError(f"{path} holds a {type(model).__name__}; expected a dict, as in the model zoo")
+    return model
+
+
+def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+    """Write weights so that any detectron2 loads them with ``MODEL.WEIGHTS``; equal input gives equal bytes.
+
+    Args:
+        path: The ``.pkl`` file to write, whole or not at all.
+        model: Arrays under detectron2's names, such as ``res2.0.conv1.weight``.
+        metadata: Where the weights come from, of dicts, lists, strings and numbers; kept as ``moco_plugin``.
+    """
+    content = {
+        "model": {name: np.asarray(model[name], order="C") for name in sorted(model)},
+        "__author__": "MOCO",
+        "matching_heuristics": True,  # "res2.0..." then fits any "...res2.0..." of the model
+        "moco_plugin": metadata,
+    }
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            _dump(content, file)
+        load_zoo_pickle(temporary)  # what cannot be read back safely is not written
+
+
+def _dump(content: dict[str, Any], file: IO[bytes]) -> None:
+    pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
+    pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
+    pickler.dump(content)
 
 
 def _target(checkpoint: Checkpoint, output: Path) -> Target:

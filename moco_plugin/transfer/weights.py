@@ -13,9 +13,9 @@ from torch import nn
 
 from moco_plugin.checkpoints.read import load_file
 from moco_plugin.checkpoints.released import is_released
-from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
+from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
 
 logger = logging.getLogger(__name__)
 

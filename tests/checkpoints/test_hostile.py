@@ -155,7 +155,7 @@ def attacks(folder: Path) -> dict[str, str]:
     codec = call(b"_codecs encode", b"X\x01\x00\x00\x00aX\x04\x00\x00\x00idna\x86")
     attack("codec", codec[:-4] + b"Rs.", "the encoding 'idna'")
     attack("tensor", call(b"torch Tensor", number(10**12)), "no known layout")
-    attack("shape", call(b"numpy ndarray", number(10**12)), "made by its shape alone")
+    attack("shape", call(b"numpy ndarray", number(10**12)), "defined by its shape only")
     array = np.zeros(4).__reduce__()
     state = (1, (10**12,), np.dtype("f8"), False, b"\0" * 32)
     reduced = pickle.dumps(_Reduced((array[0], array[1], state)), 2)
@@ -174,7 +174,7 @@ def attacks(folder: Path) -> dict[str, str]:
         wide = ResNet(Bottleneck, (1, 1, 1, 1), num_classes=0).state_dict()
     shared = torch.zeros(max(v.numel() for v in wide.values()))
     tied = {n: shared[: v.numel()].view(v.shape) if v.is_floating_point() else torch.tensor(0) for n, v in wide.items()}
-    torch.save(tied, attack("tied", None, "weights of their own for each layer"))
+    torch.save(tied, attack("tied", None, "separate weights for each layer"))
     cyclic: dict[Any, Any] = {"state_dict": {}}
     cyclic["state_dict"]["state_dict"] = cyclic
     torch.save(cyclic, attack("cyclic", None, "no known layout"))

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
-from moco_plugin.checkpoints.describe import describe
 from moco_plugin.checkpoints.networks import resnet_from_state, vit_from_state
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.checkpoints.zoo_pickle import save_zoo_pickle
 from moco_plugin.config import config_dict, load_config
+from moco_plugin.conversion import describe
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.methods.moco import MoCo
+from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from tests.helpers.checkpoints import OFFICIAL, official
 from tests.helpers.foreign import detectron2_pickle
 from tests.helpers.networks import features, narrow_resnet, prefixed, seen, tiny_vit
@@ -238,7 +238,7 @@ def test_detectron2_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     ours = read_checkpoint(tmp_path / "ours.pkl")
     assert (ours.method, ours.epoch, ours.notes) == ("moco_v2", 7, [])
     assert sorted(ours.head) == ["fc.0.weight", "fc.2.weight"]
-    from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
+    from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
 
     arrays = load_zoo_pickle(tmp_path / "ours.pkl")["model"]
     msra = {**arrays, "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).numpy(), "pixel_std": torch.ones(3).numpy()}

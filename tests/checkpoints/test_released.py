@@ -127,7 +127,7 @@ def test_broken_off_and_taken_up_at_once(server: Server, tmp_path: Path) -> None
 
 def test_what_an_earlier_run_left_is_gone_on_with(server: Server, tmp_path: Path) -> None:
     server.breaks = [5000, 0]  # the second attempt brings nothing, so the run gives up
-    with pytest.raises(UserError, match=rf"{NAME} could not be fetched .*broke off after 5000 of 10240 bytes"):
+    with pytest.raises(UserError, match=rf"{NAME} could not be fetched .*was interrupted after 5000 of 10240 bytes"):
         resolve(NAME)
     assert parts(tmp_path)[0].read_bytes() == CONTENT[:5000] and not cache_path(server.url).exists()
     server.asked.clear()
@@ -151,7 +151,7 @@ def test_a_server_that_cannot_go_on_in_the_middle(server: Server, tmp_path: Path
     assert resolve(NAME).read_bytes() == CONTENT and server.asked == [None, "bytes=4000-"]
     cache_path(server.url).unlink()
     server.breaks = [4000, 4000, 4000]  # never gets further: an end, not a loop
-    with pytest.raises(UserError, match="broke off after 4000 of 10240 bytes"):
+    with pytest.raises(UserError, match="was interrupted after 4000 of 10240 bytes"):
         resolve(NAME)
     assert len(server.breaks) == 1
 

@@ -13,8 +13,7 @@ from lightly_train._commands.common_helpers import ModelFormat
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints.zoo_pickle import save_zoo_pickle
-from moco_plugin.transfer.to_detectron2 import detectron2_name
+from moco_plugin.transfer.to_detectron2 import detectron2_name, save_zoo_pickle
 from tests.helpers.foreign_lightly import (
     lightly_benchmark,
     lightly_generator,

@@ -216,7 +216,7 @@ def signal_loaders_and(process: BaseProcess, number: int) -> None:
 def test_changed_settings_are_named_by_their_full_key() -> None:
     assert differences({"a": {"b": 1, "c": {}}, "d": 0}, {"a": {"b": 2, "c": {"e": "x"}}, "d": None}) == [
         "a.b was 1, now 2",
-        "a.c.e was not set, now 'x'",
+        "a.c.e was not set, now x",
         "d was 0, now None",
     ]
     assert differences({"a": {}}, {}) == []

@@ -13,7 +13,6 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.checkpoints.zoo_pickle import load_zoo_pickle
 from moco_plugin.config import find_config
 from moco_plugin.conversion import convert
 from moco_plugin.errors import UserError
@@ -21,7 +20,7 @@ from moco_plugin.tools.convert import main as convert_main
 from moco_plugin.tools.convert_to_d2 import main
 from moco_plugin.transfer import to_detectron2
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
-from moco_plugin.transfer.to_detectron2 import detectron2_name
+from moco_plugin.transfer.to_detectron2 import detectron2_name, load_zoo_pickle
 from moco_plugin.transfer.weights import check_input
 from tests.helpers.checkpoints import OFFICIAL, official
 from tests.helpers.checkpoints import checkpoint as read

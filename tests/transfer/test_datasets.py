@@ -242,7 +242,7 @@ def test_absent_data_sets_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 assert any(files.missing for files in dataset_files.find_files(name)), name
                 assert dataset_files.source(name).startswith("http"), name
                 if task != "coco_densepose":  # registered by its project
-                    with pytest.raises(UserError, match=f"is not there: .*{root}.*DETECTRON2_DATASETS"):
+                    with pytest.raises(UserError, match=f"is missing: .*{root}.*DETECTRON2_DATASETS"):
                         require_dataset(name)
         with pytest.raises(UsageError, match="did you mean 'voc_2012_sem_seg_train"):
             require_dataset("voc_2012_sem_seg_trian")
@@ -275,7 +275,7 @@ def test_evaluation_gets_what_it_wants(monkeypatch: pytest.MonkeyPatch, package:
 
 def test_check_datasets_tool(tiny_datasets: Path, capsys: pytest.CaptureFixture[str], tool: Tool) -> None:
     shown = tool("check_datasets", "--root", tiny_datasets, "lvis", "coco_densepose", code=1).stdout
-    assert "lvis_1x, lvis_2x: everything is there" in shown and "coco_densepose: not complete" in shown
+    assert "lvis_1x, lvis_2x: complete" in shown and "coco_densepose: not complete" in shown
     assert "densepose_train2014.json is missing" in shown and "DENSEPOSE_DATASETS.md" in shown
     assert check(["vocc4"]) == 2 and check(["--root", "/no/such/folder"]) == 2
     errors = capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
         content["categories"].append({"id": 40, "name": "zebra"})
 
     data = prepare(tmp_path / "data", coco(tmp_path / "train.json", photos, spoil), photos)
-    assert data.notes[0] == "left out 1 of 11 images that are not there: gone.jpg"
+    assert data.notes[0] == "left out 1 of 11 missing images: gone.jpg"
     assert data.notes[1] == "left out 2 boxes of less than a pixel, or outside of the image, in bild ä 0.jpg"
     assert data.notes[2] == "1 of 3 classes have no object in train.json: zebra"
     assert "1 of 11 objects have no mask, so only boxes are trained" in data.notes[4] and not data.masks
@@ -106,7 +106,7 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
         (lambda c: c["images"][0].update(width=10), "bild ä 0.jpg has 10 x 48 pixels; it has 64 x 48"),
         (lambda c: c.update(images=c["images"][:1], annotations=c["annotations"][:1]), "lists 1 images"),
         (lambda c: c.update(annotations=[]), "has no object to train on"),
-        (lambda c: [i.update(file_name="none.jpg") for i in c["images"]], r"of which 10 are not there \(none.jpg\)"),
+        (lambda c: [i.update(file_name="none.jpg") for i in c["images"]], r"of which 10 are missing \(none.jpg\)"),
         (lambda c: c.pop("categories"), "is not a COCO file"),
     ],
 )
