@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds")
     args = parser.parse_args(argv)
 
-    from moco_plugin.transfer.trainer import Machines, train
+    from moco_plugin.transfer.launch import Machines
+    from moco_plugin.transfer.trainer import train
 
     train(
         args.config_file,

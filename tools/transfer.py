@@ -106,8 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     init = args.init or "moco"
     task.config(init)
 
+    from moco_plugin.transfer.launch import Machines, default_gpus
     from moco_plugin.transfer.runner import run_trials
-    from moco_plugin.transfer.trainer import Machines, default_gpus
 
     gpus = default_gpus() if args.gpus is None else args.gpus
     out = args.out or Path("runs/transfer") / task.name / init
@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _own_data(args: argparse.Namespace) -> int:
     from moco_plugin.report.comparison import comparison_table, write_comparison
+    from moco_plugin.transfer.launch import Machines, default_gpus
     from moco_plugin.transfer.own_data.run import train_on_own_data
-    from moco_plugin.transfer.trainer import Machines, default_gpus
 
     if args.task:
         raise UsageError(f"--task {args.task} and own data exclude each other; leave one out")

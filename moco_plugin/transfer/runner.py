@@ -25,9 +25,10 @@ from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.examples import MIN_SCORE, draw_examples
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
+from moco_plugin.transfer.launch import Machines, default_gpus
 from moco_plugin.transfer.scaling import scale_to_batch
 from moco_plugin.transfer.tasks import Task, find_task
-from moco_plugin.transfer.trainer import RESULTS, Machines, default_gpus, load_detector_config, train
+from moco_plugin.transfer.trainer import RESULTS, load_detector_config, train
 
 CONTEXT = multiprocessing.get_context("spawn")
 OWN = ("OUTPUT_DIR", "SEED")  # config keys that the runner sets

@@ -5,7 +5,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_setup, launch
+from detectron2.engine import DefaultTrainer, default_setup
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
@@ -33,6 +32,7 @@ from moco_plugin.transfer.densepose import add_densepose_config, densepose_train
 from moco_plugin.transfer.device import fit_device
 from moco_plugin.transfer.evaluators import build_evaluator
 from moco_plugin.transfer.initial_weights import find_weights
+from moco_plugin.transfer.launch import Machines, launch
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.weights import load_weights, read_file
 
@@ -201,55 +201,6 @@ def _plain(value: Any) -> Any:
     return None if math.isnan(value) else float(value)
 
 
-@dataclass(frozen=True)
-class Machines:
-    """The processes of a run, in the terms of detectron2's launcher.
-
-    Attributes:
-        gpus: Processes of this machine, one per GPU; 1 is the CPU on a machine without GPUs.
-        num_machines: Machines that train together.
-        machine_rank: Number of this machine, from 0.
-        dist_url: Where the machines meet, such as ``tcp://10.0.0.1:29500``; None on a single machine.
-    """
-
-    gpus: int = 1
-    num_machines: int = 1
-    machine_rank: int = 0
-    dist_url: str | None = None
-
-    @property
-    def processes(self) -> int:
-        """Training processes on all machines."""
-        return self.gpus * self.num_machines
-
-    def arguments(self) -> list[str]:
-        """Return them for the command line of train_net."""
-        arguments = ["--num-gpus", str(self.gpus)]
-        if self.num_machines > 1:
-            arguments += ["--num-machines", str(self.num_machines), "--machine-rank", str(self.machine_rank)]
-        return arguments + (["--dist-url", self.dist_url] if self.dist_url else [])
-
-    def check(self) -> None:
-        """Raise UsageError unless this machine has the GPUs and its number is one of theirs."""
-        if not 1 <= self.gpus <= default_gpus():
-            raise UsageError(
-                f"--num-gpus (--gpus) is {self.gpus}, and this machine has {torch.cuda.device_count()} GPUs; expected 1"
-                + (f" to {default_gpus()}" if default_gpus() > 1 else ", which is the CPU")
-            )
-        if self.num_machines > 1 and not self.dist_url:
-            raise UsageError("several machines need --dist-url, such as tcp://10.0.0.1:29500 of the first of them")
-        if self.num_machines < 1 or not 0 <= self.machine_rank < self.num_machines:
-            raise UsageError(
-                f"--machine-rank is {self.machine_rank} of --num-machines {self.num_machines}; expected "
-                "0 for the first machine to one less than their number for the last"
-            )
-
-
-def default_gpus() -> int:
-    """Return the number of GPUs of this machine; 1, which is the CPU, if there are none."""
-    return max(1, torch.cuda.device_count())
-
-
 def train(
     config: str,
     overrides: Sequence[str] = (),
@@ -258,7 +209,7 @@ def train(
     eval_only: bool = False,
     overwrite: bool = False,
     allow_partial: bool = False,
-    machines: Machines = Machines(),
+    machines: Machines | None = None,
     brief: bool = False,
 ) -> None:
     """Train and evaluate a model of detectron2, or only evaluate it, on the GPUs of this machine.
@@ -270,13 +221,14 @@ def train(
         eval_only: Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
         overwrite: Replace the run in ``OUTPUT_DIR``.
         allow_partial: Accept weights that leave a part of the backbone random.
-        machines: The processes.
+        machines: The processes; None for one.
         brief: Print only progress and warnings; ``log.txt`` and ``stdout.txt`` in ``OUTPUT_DIR`` have the rest.
 
     Raises:
         UsageError: Invalid arguments, or a run in ``OUTPUT_DIR`` that is neither resumed nor overwritten.
         UserError: Data sets or weights that are missing or do not fit.
     """
+    machines = machines or Machines()
     machines.check()
     cfg = load_detector_config(config, list(overrides))
     datasets = (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
@@ -310,14 +262,7 @@ def train(
         overrides=list(overrides),
         brief=brief,
     )
-    launch(
-        _run,
-        machines.gpus,
-        num_machines=machines.num_machines,
-        machine_rank=machines.machine_rank,
-        dist_url=machines.dist_url or "auto",
-        args=(cfg, args),
-    )
+    launch(_run, machines, cfg, args)
 
 
 def _run(cfg: CfgNode, args: SimpleNamespace) -> None:

@@ -6,6 +6,8 @@ import os
 import re
 import signal
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from moco_plugin.files import sha256
 from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.tools.transfer import main
 from moco_plugin.training.run_folder import locked
-from moco_plugin.transfer import runner, trainer
+from moco_plugin.transfer import launch, runner
 from moco_plugin.transfer.densepose import wants_densepose
+from moco_plugin.transfer.launch import Machines
 from moco_plugin.transfer.tasks import TASKS
-from moco_plugin.transfer.trainer import Machines, load_detector_config
+from moco_plugin.transfer.trainer import load_detector_config
 from tests.helpers.checkpoints import official
 from tests.transfer.conftest import catalog_of
 
@@ -269,8 +272,19 @@ def test_folder_of_something_else_is_kept(
     assert (tmp_path / "results.json").read_text() == '{"top1": 1}'
 
 
+def test_processes_start_without_a_main_module_that_prepares_detectron2() -> None:
+    """As from a notebook; detectron2's worker then asks for the GPUs, which are not there."""
+    code = """
+from moco_plugin.transfer.launch import Machines, launch
+launch(print, Machines(gpus=2))
+"""
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert "AssertionError: cuda is not available" in result.stderr
+
+
 def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trainer, "default_gpus", lambda: 8)
+    monkeypatch.setattr(launch, "default_gpus", lambda: 8)
     cfg = load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", [])
     runner._check_batch(cfg, Machines(8, 2, 1, "tcp://host:1"))
     with pytest.raises(UsageError, match="16 images per batch cannot be spread evenly over 6 processes"):

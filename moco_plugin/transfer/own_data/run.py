@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.transfer.launch import Machines, default_gpus
 from moco_plugin.transfer.own_data.dataset import prepare
 from moco_plugin.transfer.own_data.recipe import Recipe, choose_recipe
 from moco_plugin.transfer.own_data.semantic import prepare_semantic
 from moco_plugin.transfer.runner import run_trials
-from moco_plugin.transfer.trainer import Machines, default_gpus
 
 SUPERVISED = "supervised.safetensors"  # timm's ImageNet weights, as fetched
 

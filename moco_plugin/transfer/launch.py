@@ -1,0 +1,88 @@
+"""The training processes of detectron2, on one machine or several."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import detectron2.engine  # noqa: F401  (imports the launcher)
+import torch
+
+from moco_plugin.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Machines:
+    """The processes of a run, in the terms of detectron2's launcher.
+
+    Attributes:
+        gpus: Processes of this machine, one per GPU; 1 is the CPU on a machine without GPUs.
+        num_machines: Machines that train together.
+        machine_rank: Number of this machine, from 0.
+        dist_url: Where the machines meet, such as ``tcp://10.0.0.1:29500``; None on a single machine.
+    """
+
+    gpus: int = 1
+    num_machines: int = 1
+    machine_rank: int = 0
+    dist_url: str | None = None
+
+    @property
+    def processes(self) -> int:
+        """Training processes on all machines."""
+        return self.gpus * self.num_machines
+
+    def arguments(self) -> list[str]:
+        """Return them for the command line of train_net."""
+        arguments = ["--num-gpus", str(self.gpus)]
+        if self.num_machines > 1:
+            arguments += ["--num-machines", str(self.num_machines), "--machine-rank", str(self.machine_rank)]
+        return arguments + (["--dist-url", self.dist_url] if self.dist_url else [])
+
+    def check(self) -> None:
+        """Raise UsageError unless this machine has the GPUs and its number is one of theirs."""
+        if not 1 <= self.gpus <= default_gpus():
+            raise UsageError(
+                f"--num-gpus (--gpus) is {self.gpus}, and this machine has {torch.cuda.device_count()} GPUs; expected 1"
+                + (f" to {default_gpus()}" if default_gpus() > 1 else ", which is the CPU")
+            )
+        if self.num_machines > 1 and not self.dist_url:
+            raise UsageError("several machines need --dist-url, such as tcp://10.0.0.1:29500 of the first of them")
+        if self.num_machines < 1 or not 0 <= self.machine_rank < self.num_machines:
+            raise UsageError(
+                f"--machine-rank is {self.machine_rank} of --num-machines {self.num_machines}; expected "
+                "0 for the first machine to one less than their number for the last"
+            )
+
+
+def default_gpus() -> int:
+    """Return the number of GPUs of this machine; 1, which is the CPU, if there are none."""
+    return max(1, torch.cuda.device_count())
+
+
+def launch(function: Callable[..., None], machines: Machines, *args: Any) -> None:
+    """Call ``function(*args)`` in the processes of this machine, by detectron2's launcher.
+
+    The launcher spawns processes that import detectron2 before anything of this package, so that 0.6 lacks what
+    ``compat`` supplies, unless the main module imports ``moco_plugin.transfer``. They start at ``_worker`` instead.
+    """
+    module: Any = sys.modules["detectron2.engine.launch"]  # as an attribute of its package it is the function
+    original, module._distributed_worker = module._distributed_worker, _worker
+    try:
+        module.launch(
+            function,
+            machines.gpus,
+            num_machines=machines.num_machines,
+            machine_rank=machines.machine_rank,
+            dist_url=machines.dist_url or "auto",
+            args=args,
+        )
+    finally:
+        module._distributed_worker = original
+
+
+def _worker(*arguments: Any) -> None:
+    """Run detectron2's own worker in a spawned process."""
+    from detectron2.engine.launch import _distributed_worker
+
+    _distributed_worker(*arguments)
