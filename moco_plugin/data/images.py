@@ -40,6 +40,7 @@ class ImageSet:
             ``[80%:,seed=1]`` by another than 0.
         value_range: Of images of more than 8 bits, the values that become 0 and 255; see ``decode``.
         channels: 3 for RGB; with 1, images are turned grey, with others, files must have as many.
+        files: The image files and their labels, where ``spec`` is only the set's name.
 
     Attributes:
         labels: int64, N; bool, N x C, where images have several; or None.
@@ -48,7 +49,13 @@ class ImageSet:
         paths: The image files, where each is one, else empty.
     """
 
-    def __init__(self, spec: str, value_range: Sequence[float] | None = None, channels: int = 3) -> None:
+    def __init__(
+        self,
+        spec: str,
+        value_range: Sequence[float] | None = None,
+        channels: int = 3,
+        files: tuple[list[Path], Sequence[int]] | None = None,
+    ) -> None:
         self.spec = spec
         self.value_range, self.channels = value_range, channels
         self.array: np.ndarray | None = None
@@ -56,7 +63,9 @@ class ImageSet:
         self.labels: np.ndarray | None = None
         self.classes: tuple[str, ...] | None = None
         self.archive: TarShards | ZipImages | None = None
-        if match := _SHARES.fullmatch(spec):
+        if files is not None:
+            self.paths, self.labels = files[0], np.array(files[1], np.int64)
+        elif match := _SHARES.fullmatch(spec):
             self._open(match["source"])
             self._take(share_of(self.labels, len(self), *_shares(match)))
         else:

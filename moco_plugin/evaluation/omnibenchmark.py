@@ -27,24 +27,14 @@ L2_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0)
 MOCO_V2 = 34.8  # the benchmark's own mean for MoCo v2
 
 
-class ListedImages(ImageSet):
-    """The images of one text file of a realm, with the labels that it gives."""
-
-    def __init__(self, file: Path, paths: list[Path], labels: list[int]) -> None:
-        self.spec, self.paths = str(file), paths
-        self.labels = np.array(labels, dtype=np.int64)
-        self.array = self.archive = self.classes = self.value_range = None
-        self.channels = 3
-
-
 @dataclass
 class Realm:
     """A realm's three sets."""
 
     name: str
-    train: ListedImages
-    val: ListedImages
-    test: ListedImages
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
 
 
 def read_realm(root: Path, name: str) -> Realm | None:
@@ -79,7 +69,7 @@ def read_realm(root: Path, name: str) -> Realm | None:
     return Realm(name, *sets)
 
 
-def _read_split(root: Path, folder: Path, split: str) -> ListedImages:
+def _read_split(root: Path, folder: Path, split: str) -> ImageSet:
     stems = (split, f"{folder.name}.{split}")
     names = [f"{stem}{end}" for stem in stems for end in ("", ".txt", "/record.txt", "/records.txt")]
     file = next((folder / name for name in names if (folder / name).is_file()), None)
@@ -113,10 +103,10 @@ def _read_split(root: Path, folder: Path, split: str) -> ListedImages:
         labels.append(int(label))
     if not paths:
         raise UserError(f"{file} lists no image; expected lines of a path and a label")
-    return ListedImages(file, paths, labels)
+    return ImageSet(str(file), files=(paths, labels))
 
 
-def _labels(images: ListedImages) -> np.ndarray:
+def _labels(images: ImageSet) -> np.ndarray:
     assert images.labels is not None
     return images.labels
 
