@@ -96,9 +96,10 @@ def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> Backbone:
     name, arguments, seed = str(about.architecture), about.arguments, about.seed
 
     def untrained() -> nn.Module:
-        if seed is not None:
-            torch.manual_seed(seed)
-        return create_backbone(name, **arguments).eval()
+        with torch.random.fork_rng(devices=[], enabled=seed is not None):
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)
+            return create_backbone(name, **arguments).eval()
 
     expected = tensors_of(name, arguments)
     roots = {n.partition(".")[0] for n in expected}

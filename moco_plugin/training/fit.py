@@ -35,6 +35,21 @@ QUIET = (
 )
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence messages of Lightning that a user cannot act on, inside the block."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")  # devices, tips
+    level = logger.level
+    with warnings.catch_warnings():
+        for message in QUIET:
+            warnings.filterwarnings("ignore", message=f".*{message}.*")
+        logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
 @dataclass(kw_only=True)
 class Run:
     """A training run in a folder; the same command resumes it.
@@ -94,6 +109,7 @@ class Run:
             saved.check_same(self.identity, self.accept_changed_images)
         return saved
 
+    @_quiet()
     def fit(
         self,
         module: pl.LightningModule,
@@ -150,9 +166,6 @@ class Run:
         return self._result(trainer, total_steps)
 
     def _trainer(self) -> pl.Trainer:
-        logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # devices, tips
-        for message in QUIET:
-            warnings.filterwarnings("ignore", message=f".*{message}.*")
         saver = Saver(self.last, self.save_every, self.log, self.identity)
         callbacks = [*self.callbacks, self.guard, saver]
         given = dict(self.trainer)

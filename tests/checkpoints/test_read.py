@@ -121,6 +121,11 @@ def test_own_layout(tiny_run: Path) -> None:
     state = torch.load(path, weights_only=True)["state_dict"]
     for key, value in checkpoint.backbone.state_dict().items():
         assert torch.equal(value, state[f"method.encoder_q.backbone.{key}"])
+    state = torch.get_rng_state()
+    one, other = (found.untrained().state_dict()["conv1.weight"] for found in (checkpoint, checkpoint))
+    assert torch.equal(one, other) and torch.equal(
+        torch.get_rng_state(), state
+    )  # by the run's seed, which moves no other
 
 
 def own(backbone: str, image_size: int = 64, **arguments: Any) -> tuple[dict[str, Any], nn.Module]:
