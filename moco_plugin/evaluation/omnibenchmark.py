@@ -14,6 +14,7 @@ from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.probe import fit_l2_weights
 from moco_plugin.evaluation.run import Subject, read_subject, record
 from moco_plugin.files import check_output, read_json, write_json
+from moco_plugin.training.run_folder import differences
 
 REALMS = tuple(
     (
@@ -209,12 +210,11 @@ def _measured(path: Path, subject: Subject, protocol: str) -> dict[str, Any] | N
     if not isinstance(result, dict):
         raise UserError(f"{path} is not a result of a realm; remove it to measure that realm again")
     now = record(f"omnibenchmark_realm_{protocol}", subject)
-    for key in ("protocol", "weights_sha256", "encoder", "untrained", "image_size"):
-        if result.get(key) != now[key]:
-            raise UsageError(
-                f"{path} is another run's ({key} was {result.get(key)}, now {now[key]}) and was kept; "
-                "choose another --out, or --overwrite to start again"
-            )
+    keys = ("protocol", "weights_sha256", "encoder", "untrained", "image_size")
+    if changed := differences(*({key: part.get(key) for key in keys} for part in (result, now))):
+        raise UsageError(
+            f"{path} is another run's ({changed[0]}) and was kept; choose another --out, or --overwrite to start again"
+        )
     return result
 
 

@@ -1,6 +1,6 @@
 """The papers' optimizers: SGD for v1 and v2, LARS for v3's ResNets, AdamW for its ViTs."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -8,11 +8,6 @@ from torch import nn
 
 from moco_plugin.config import OptimizerConfig
 from moco_plugin.errors import UsageError, did_you_mean
-
-
-def sgd(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """SGD with momentum; weight decay on every parameter, as in v1 and v2."""
-    return torch.optim.SGD(parameters, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
 
 class LARS(torch.optim.Optimizer):
@@ -31,13 +26,8 @@ class LARS(torch.optim.Optimizer):
     def __init__(
         self, params: Any, lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust_coefficient: float = 0.001
     ) -> None:
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "weight_decay": weight_decay,
-            "trust_coefficient": trust_coefficient,
-        }
-        super().__init__(params, defaults)
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        super().__init__(params, {**defaults, "trust_coefficient": trust_coefficient})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -63,21 +53,13 @@ class LARS(torch.optim.Optimizer):
         return loss
 
 
-def lars(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """LARS, trust coefficient 0.001, as for v3's ResNets."""
-    return LARS(parameters, lr, momentum, weight_decay)
-
-
-def adamw(parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW with torch's betas; weight decay on every parameter, as in v3. ``momentum`` is not used."""
-    return torch.optim.AdamW(parameters, lr=lr, weight_decay=weight_decay)
-
-
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"sgd": sgd, "lars": lars, "adamw": adamw}
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "lars": LARS, "adamw": torch.optim.AdamW}
 
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     """Build the optimizer that ``config.name`` names.
+
+    SGD and AdamW decay every parameter, as in the papers. AdamW has torch's betas and does not use ``config.momentum``.
 
     Raises:
         UsageError: Unknown name.
@@ -87,4 +69,6 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter],
         raise UsageError(
             f"unknown optimizer.name {config.name!r}; known are {known}{did_you_mean(config.name, OPTIMIZERS)}"
         )
-    return OPTIMIZERS[config.name](parameters, lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    momentum = {} if config.name == "adamw" else {"momentum": config.momentum}
+    arguments: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay, **momentum}
+    return OPTIMIZERS[config.name](parameters, **arguments)

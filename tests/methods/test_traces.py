@@ -8,7 +8,7 @@ import torch
 
 from moco_plugin.methods import MoCo, MoCoV3, contrast
 from moco_plugin.methods.encoder import momentum_at
-from moco_plugin.training.optimizers import lars
+from moco_plugin.training.optimizers import LARS
 from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
 
@@ -76,7 +76,7 @@ def run_v3(
         for parameter in model.parameters():
             parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = lars(parameters, lr=config["lr"], momentum=0.9, weight_decay=config["wd"])
+    optimizer = LARS(parameters, lr=config["lr"], momentum=0.9, weight_decay=config["wd"])
     losses = []
     for step in range(config["steps"]):
         progress = step / config["steps"]
