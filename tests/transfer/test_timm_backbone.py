@@ -235,7 +235,7 @@ def test_pyramid_of_fewer_levels() -> None:
         ("resnet18", {"depht": 3}, {}, r"MODEL\.TIMM: .*depht"),
         ("resnet18", {}, {"NORM": "GN"}, r"MODEL\.TIMM\.NORM is 'GN'; expected BN, SyncBN or FrozenBN"),
         ("resnet18", {}, {"OUT_FEATURES": ["p2"]}, r"ResNet has no map 'p2'.*it has res1, res2, res3, res4, res5"),
-        ("eva02_tiny_patch14_224", {"depth": 2}, {}, r"maps of stride 14, and detectron2 takes powers of two"),
+        ("eva02_tiny_patch14_224", {"depth": 2}, {}, r"maps of stride 14, and detectron2 takes only powers of two"),
         ("efficientformerv2_s0", {}, {}, r"timm's efficientformerv2_s0 does not take images of any size \("),
     ],
 )
