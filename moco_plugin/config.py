@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import MISSING, OmegaConf
 
 from moco_plugin.errors import UsageError, did_you_mean
-from moco_plugin.schema import build_config, check_positive, parse_overrides
+from moco_plugin.schema import build_config, parse_overrides
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,6 +22,11 @@ SMALL_SET = 100_000
 
 TRAINER = ("accelerator", "devices", "num_nodes", "precision", "strategy", "max_time", "accumulate_grad_batches")
 """Arguments of the Trainer that ``open_keys`` suggests."""
+
+POSITIVE = (
+    "image_size batch_size crop_ratio reference_batch_size epochs steps save_every timeout k every temperature"
+).split()
+"""Keys whose numbers are above 0."""
 
 
 @dataclass
@@ -283,21 +288,7 @@ def load_config(name: str | Path | None = None, overrides: Sequence[str] = ()) -
     """
     recipe = default_recipe(overrides) if name is None else name
     file = None if recipe is None else find_config(recipe, "pretrain")
-    config = build_config(PretrainConfig, file, parse_overrides(overrides), open_keys)
-    check_positive(
-        config,
-        "data.image_size",
-        "data.batch_size",
-        "data.crop_ratio",
-        "optimizer.reference_batch_size",
-        "schedule.epochs",
-        "schedule.steps",
-        "save_every",
-        "timeout",
-        "knn.k",
-        "knn.every",
-        "knn.temperature",
-    )
+    config = build_config(PretrainConfig, file, parse_overrides(overrides), open_keys, POSITIVE)
     value_range = config.data.value_range
     channels = image_channels(config)
     if value_range is not None and (

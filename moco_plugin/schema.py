@@ -1,6 +1,6 @@
 """Configs whose schema is a dataclass: YAML files that inherit, key=value overrides, errors that name the key."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -53,7 +53,11 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
 
 
 def build_config(
-    schema: type[Schema], file: Path | None, overrides: Any, open_keys: Callable[[], Iterable[str]] = list
+    schema: type[Schema],
+    file: Path | None,
+    overrides: Any,
+    open_keys: Callable[[], Iterable[str]] = list,
+    positive: Collection[str] = (),
 ) -> Schema:
     """Build a config: the schema's defaults, then a YAML file, then overrides.
 
@@ -62,9 +66,10 @@ def build_config(
         file: The YAML file, or None.
         overrides: What ``parse_overrides`` returns.
         open_keys: Returns full keys of sections without a schema, for suggestions.
+        positive: Keys, without their sections, whose numbers must be above 0 if they are set.
 
     Raises:
-        UsageError: An unknown key, a value of the wrong type, or a key that has none.
+        UsageError: An unknown key, a value of the wrong type or not above 0, or a key that has none.
     """
     config = OmegaConf.structured(schema)
     try:
@@ -90,6 +95,9 @@ def build_config(
             ) from error
         reason = str(error).splitlines()[0]
         raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error
+    for key, value in _values(result).items():
+        if key.rpartition(".")[2] in positive and value is not None and not value > 0:
+            raise UsageError(f"{key} is {value}; expected a number above 0")
     return result
 
 
@@ -101,30 +109,16 @@ def same_leaf(schema: Any, name: str, open_keys: Iterable[str] = ()) -> list[str
         name: Such as ``batch_size``, for ``data.batch_size``.
         open_keys: Further full keys, of sections without a schema.
     """
-    return [key for key in (*_leaves(schema(), ""), *open_keys) if key.rpartition(".")[2] == name]
+    return [key for key in (*_values(schema()), *open_keys) if key.rpartition(".")[2] == name]
 
 
-def _leaves(section: Any, prefix: str) -> list[str]:
-    found = []
+def _values(section: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a config by their full keys."""
+    found: dict[str, Any] = {}
     for field in fields(section):
-        value = getattr(section, field.name)
-        inner = _leaves(value, f"{prefix}{field.name}.") if is_dataclass(value) else [f"{prefix}{field.name}"]
-        found += inner
+        name, value = f"{prefix}{field.name}", getattr(section, field.name)
+        found |= _values(value, f"{name}.") if is_dataclass(value) else {name: value}
     return found
-
-
-def check_positive(config: Any, *keys: str) -> None:
-    """Check that numbers of a config are above 0; None passes.
-
-    Raises:
-        UsageError: One is not.
-    """
-    for key in keys:
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if value is not None and not value > 0:
-            raise UsageError(f"{key} is {value}; expected a number above 0")
 
 
 def _valid_keys(schema: Any, full_key: str) -> tuple[str, list[str]]:

@@ -7,8 +7,8 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.config import OptimizerConfig, ScheduleConfig, find_config
-from moco_plugin.schema import build_config, check_positive, parse_overrides
+from moco_plugin.config import POSITIVE, OptimizerConfig, ScheduleConfig, find_config
+from moco_plugin.schema import build_config, parse_overrides
 
 
 @dataclass
@@ -60,18 +60,8 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
     Raises:
         UsageError: No such protocol, an unknown key or a value of the wrong type.
     """
-    config = build_config(ClassificationConfig, find_config(name, f"evaluate/{task}"), parse_overrides(overrides))
-    check_positive(
-        config,
-        "data.image_size",
-        "data.batch_size",
-        "data.crop_ratio",
-        "optimizer.reference_batch_size",
-        "schedule.epochs",
-        "save_every",
-        "timeout",
-    )
-    return config
+    file = find_config(name, f"evaluate/{task}")
+    return build_config(ClassificationConfig, file, parse_overrides(overrides), positive=POSITIVE)
 
 
 def linear_protocol(checkpoint: Checkpoint) -> str:
