@@ -145,7 +145,8 @@ def find_format(name: str) -> Format:
     try:
         found: Format = known[name].load()
     except ModuleNotFoundError as error:
-        raise UserError(f"conversion to {name} needs {error.name}, which is not installed; install it") from error
+        how = "moco-install-detectron2" if error.name == "detectron2" else f"pip install {error.name}"
+        raise UserError(f"conversion to {name} needs {error.name}, which is not installed; run `{how}`") from error
     return found
 
 

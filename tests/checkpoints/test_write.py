@@ -306,7 +306,11 @@ def test_conversion_without_detectron2(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "plain.pth")
     code = f"""
 import sys
-sys.modules["detectron2"] = None
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "detectron2":
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Missing())
 from moco_plugin import convert
 from moco_plugin.errors import UserError
 convert("{tmp_path}/plain.pth", "{tmp_path}/timm.pth", "timm")
@@ -316,7 +320,7 @@ except UserError as error:
     print(error)
 """
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "detectron2 is not installed; run `make setup`" in shown
+    assert "needs detectron2, which is not installed; run `moco-install-detectron2`" in shown
     assert (tmp_path / "timm.pth").exists() and not (tmp_path / "d2.pkl").exists()
 
 
