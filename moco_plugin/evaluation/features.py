@@ -124,24 +124,3 @@ def extract_feature_set(
     if not labels:
         raise UserError(f"none of the {count} images of {images.spec} can be decoded")
     return FeatureSet(file or torch.cat(features), torch.cat(labels), torch.cat(numbers))
-
-
-def extract_features(
-    backbone: nn.Module,
-    images: ImageSet,
-    view: View,
-    *,
-    device: torch.device | str = "cpu",
-    batch_size: int = 256,
-    workers: int = 0,
-    progress: str | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return L2-normalised float32 features (N x D) and labels (N, -1 without labels), on the CPU.
-
-    See extract_feature_set.
-    """
-    found = extract_feature_set(
-        backbone, images, view, device=device, batch_size=batch_size, workers=workers, progress=progress
-    )
-    assert isinstance(found.features, Tensor)
-    return found.features, found.labels

@@ -5,15 +5,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from moco_plugin.evaluation.feature_file import FeatureFile
+from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.neighbours import nearest
 
 
 def knn_accuracy(
-    train_features: Tensor | FeatureFile,
-    train_labels: Tensor,
-    test_features: Tensor | FeatureFile,
-    test_labels: Tensor,
+    train: FeatureSet,
+    test: FeatureSet,
     ks: Sequence[int] = (200,),
     temperature: float = 0.1,
     *,
@@ -26,43 +24,29 @@ def knn_accuracy(
     lightly's ``knn_predict`` counts the same votes; it needs memory for k one-hot vectors a test image.
 
     Args:
-        train_features: L2-normalised, N x D.
-        train_labels: N.
-        test_features: L2-normalised, M x D.
-        test_labels: M.
-        ks: Numbers of neighbours that vote, each 1 to N; one search serves all.
+        train: L2-normalised features that vote.
+        test: L2-normalised features to classify.
+        ks: Numbers of neighbours that vote, each 1 to the number of training images; one search serves all.
         temperature: T, above 0.
         same: Both are the same set: an image does not vote for itself.
         device: Where similarities are computed.
         progress: Label of a progress bar; None shows none.
 
     Raises:
-        UsageError: A k is above N.
+        UsageError: A k is above the number of training images.
     """
-    classes = int(train_labels.max()) + 1
+    classes = int(train.labels.max()) + 1
     correct = dict.fromkeys(ks, 0)
-    found = nearest(test_features, train_features, max(ks), same=same, device=device, progress=progress)
+    found = nearest(test.features, train.features, max(ks), same=same, device=device, progress=progress)
     for part, similarities, places in found:
-        neighbours, truth = train_labels[places.cpu()].to(device), test_labels[part].to(device)
+        neighbours, truth = train.labels[places.cpu()].to(device), test.labels[part].to(device)
         # votes over those of the nearest neighbour, which orders them the same and cannot overflow
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         for k in correct:
             votes = weights.new_zeros(len(weights), classes)
             votes.scatter_add_(1, neighbours[:, :k], weights[:, :k])
             correct[k] += int((votes.argmax(dim=1) == truth).sum())
-    return {k: 100 * count / len(test_labels) for k, count in correct.items()}
-
-
-def knn_top1(
-    train_features: Tensor,
-    train_labels: Tensor,
-    test_features: Tensor,
-    test_labels: Tensor,
-    k: int = 200,
-    temperature: float = 0.1,
-) -> float:
-    """Return the accuracy for one k; see knn_accuracy."""
-    return knn_accuracy(train_features, train_labels, test_features, test_labels, [k], temperature)[k]
+    return {k: 100 * count / len(test.labels) for k, count in correct.items()}
 
 
 def default_k(labels: Tensor) -> int:

@@ -170,17 +170,8 @@ def evaluate_knn(
         weights, train, test, k or (1,), encoder, untrained, image_size, batch_size, workers
     )
     ks = k or [default_k(bank.labels)]
-    top1 = knn_accuracy(
-        bank.features,
-        bank.labels,
-        queries.features,
-        queries.labels,
-        ks,
-        temperature,
-        same=train == test,
-        device=subject.device,
-        progress="neighbours",
-    )
+    search: dict[str, Any] = {"same": train == test, "device": subject.device, "progress": "neighbours"}
+    top1 = knn_accuracy(bank, queries, ks, temperature, **search)
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
     for number, value in top1.items():
         print(

@@ -14,8 +14,8 @@ from moco_plugin.data.datasets import CorruptImages, check_labels
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation.features import extract_features
-from moco_plugin.evaluation.knn import baseline, default_k, knn_top1
+from moco_plugin.evaluation.features import extract_feature_set
+from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
 from moco_plugin.training.callbacks import mid_epoch
 
 TAGS = {
@@ -124,17 +124,17 @@ class KNNMonitor(pl.Callback):
         if trainer.is_global_zero:
             method = pl_module.method
             network = method.encoder if self.knn.features == "encoder" else method.backbone
-            sets: list[torch.Tensor] = []
-            for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
-                sets += extract_features(network, images, self.view, device=pl_module.device, progress=name)
-            k = default_k(sets[1]) if self.knn.k is None else min(self.knn.k, len(sets[0]))
-            top1 = knn_top1(sets[0], sets[1], sets[2], sets[3], k=k, temperature=self.knn.temperature)
+            train, test = (
+                extract_feature_set(network, images, self.view, device=pl_module.device, progress=name)
+                for images, name in ((self.train, "kNN train"), (self.test, "kNN test"))
+            )
+            k = default_k(train.labels) if self.knn.k is None else min(self.knn.k, len(train.labels))
+            top1 = knn_accuracy(train, test, [k], self.knn.temperature)[k]
             trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
             for logger in trainer.loggers:
                 logger.log_metrics({"knn_top1": top1}, step=trainer.global_step)
-            print(
-                f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}% (k {k}; {baseline(sets[3])})", flush=True
-            )
+            compared = baseline(test.labels)
+            print(f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}% (k {k}; {compared})", flush=True)
         trainer.strategy.barrier()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -12,7 +12,7 @@ from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError
 from moco_plugin.evaluation import features
 from moco_plugin.evaluation.feature_file import FeatureFile
-from moco_plugin.evaluation.features import extract_feature_set, extract_features
+from moco_plugin.evaluation.features import extract_feature_set
 from tests.conftest import TEST
 
 VIEW = View(28, 1.0, [0.5] * 3, [0.25] * 3)
@@ -27,10 +27,10 @@ def network() -> nn.Module:
 def test_mode_of_the_network_is_eval_and_put_back(network: nn.Module) -> None:
     network.train()
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    found, labels = extract_features(network, ImageSet(f"{TEST}[0:20]"), VIEW, batch_size=8)
+    found = extract_feature_set(network, ImageSet(f"{TEST}[0:20]"), VIEW, batch_size=8)
     assert network.training and all(torch.equal(before[k], v) for k, v in network.state_dict().items())
-    assert found.shape == (20, 4) and labels.shape == (20,)
-    torch.testing.assert_close(found.norm(dim=1), torch.ones(20))
+    assert found.in_memory().shape == (20, 4) and found.labels.shape == (20,)
+    torch.testing.assert_close(found.in_memory().norm(dim=1), torch.ones(20))
 
 
 def test_some_images_and_no_normalisation(network: nn.Module) -> None:

@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,12 +19,16 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import neighbours
 from moco_plugin.evaluation.feature_file import FeatureFile
-from moco_plugin.evaluation.features import IN_MEMORY
-from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy, knn_top1
+from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet
+from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
 from moco_plugin.evaluation.neighbours import TEST_BLOCK, TRAIN_BLOCK, nearest
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 from tests.helpers.processes import Tool
+
+
+def of(features: Any, labels: torch.Tensor) -> FeatureSet:
+    return FeatureSet(features, labels, torch.arange(len(labels)))
 
 
 def test_votes_are_weighted_by_similarity() -> None:
@@ -32,9 +37,8 @@ def test_votes_are_weighted_by_similarity() -> None:
 
     train, labels = at(5, 40, -40), torch.tensor([1, 0, 0])
     # exp(cos 5 / T) against 2 exp(cos 40 / T): at T 0.1 the one near neighbour wins, at T 10 the two far ones
-    assert knn_top1(train, labels, at(0), torch.tensor([1]), k=3, temperature=0.1) == 100
-    assert knn_top1(train, labels, at(0), torch.tensor([1]), k=3, temperature=10) == 0
-    assert knn_top1(train, labels, at(0), torch.tensor([0]), k=3, temperature=10) == 100
+    for label, temperature, expected in ((1, 0.1, 100), (1, 10, 0), (0, 10, 100)):
+        assert knn_accuracy(of(train, labels), of(at(0), torch.tensor([label])), [3], temperature) == {3: expected}
 
 
 def test_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,12 +53,12 @@ def test_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
         for i in sorted(range(80), key=lambda i: -float(train[i] @ feature))[:20]:
             votes[int(labels[i])] += math.exp(float(train[i] @ feature) / 0.1)
         correct += votes.index(max(votes)) == label
-    assert knn_top1(train, labels, test, truth, k=20) == pytest.approx(100 * correct / 30)
+    assert knn_accuracy(of(train, labels), of(test, truth), [20])[20] == pytest.approx(100 * correct / 30)
 
 
 def test_k_above_the_number_of_images() -> None:
     with pytest.raises(UsageError, match="k is 200 with 3 labelled training images"):
-        knn_top1(torch.eye(3), torch.arange(3), torch.eye(3), torch.arange(3))
+        knn_accuracy(of(torch.eye(3), torch.arange(3)), of(torch.eye(3), torch.arange(3)))
 
 
 def features_of_fashion_mnist() -> tuple[torch.Tensor, ...]:
@@ -71,7 +75,7 @@ def features_of_fashion_mnist() -> tuple[torch.Tensor, ...]:
 def test_agrees_with_lightly_and_scikit_learn() -> None:
     train, labels, test, truth = features_of_fashion_mnist()
     ks = (1, 10, 20, 200)
-    found = knn_accuracy(train, labels, test, truth, ks)
+    found = knn_accuracy(of(train, labels), of(test, truth), ks)
     for k in ks:
         votes = knn_predict(test, train.T, labels, num_classes=10, knn_k=k, knn_t=0.1)
         assert found[k] == pytest.approx(100 * float((votes[:, 0] == truth).float().mean()))
@@ -99,14 +103,17 @@ def test_features_on_disk_count_as_those_in_memory() -> None:
     for part in train.split(111):
         file.append(part)
     assert len(file) == 600 and torch.equal(file[100:300], train[100:300]) and len(file[600:]) == 0
-    assert knn_accuracy(file, labels, test, truth, [20]) == knn_accuracy(train, labels, test, truth, [20])
+    assert knn_accuracy(of(file, labels), of(test, truth), [20]) == knn_accuracy(
+        of(train, labels), of(test, truth), [20]
+    )
 
 
 MEASURE = """
 import resource, sys, torch
 from moco_plugin.evaluation import neighbours
 from moco_plugin.evaluation.feature_file import FeatureFile
-from moco_plugin.evaluation.features import IN_MEMORY
+from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet
+from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.knn import knn_accuracy
 neighbours.TEST_BLOCK, neighbours.TRAIN_BLOCK = 512, 1024
 count, dim = int(sys.argv[1]), 64
@@ -118,9 +125,11 @@ def features():
     return file
 
 bank, labels = features(), torch.arange(count) % 10
-knn_accuracy(torch.eye(dim), torch.arange(dim), torch.eye(dim), torch.arange(dim), [2])
+small = FeatureSet(torch.eye(dim), torch.arange(dim), torch.arange(dim))
+knn_accuracy(small, small, [2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-knn_accuracy(bank, labels, bank, labels, [10, 20], same=True)
+whole = FeatureSet(bank, labels, labels)
+knn_accuracy(whole, whole, [10, 20], same=True)
 print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 """
 

@@ -8,8 +8,8 @@ import torch
 
 from moco_plugin.config import load_config
 from moco_plugin.data.images import ImageSet
-from moco_plugin.evaluation.features import View, extract_features
-from moco_plugin.evaluation.knn import knn_top1
+from moco_plugin.evaluation.features import View, extract_feature_set
+from moco_plugin.evaluation.knn import knn_accuracy
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.tools.pretrain import main
 from tests.conftest import TEST, TINY, TRAIN
@@ -29,8 +29,8 @@ def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> Non
     view = View(32, 1.0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
     def top1(network: torch.nn.Module) -> float:
-        sets = [extract_features(network, ImageSet(spec), view) for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]")]
-        return knn_top1(*sets[0], *sets[1], k=100, temperature=0.1)
+        sets = [extract_feature_set(network, ImageSet(spec), view) for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]")]
+        return knn_accuracy(*sets, [100], 0.1)[100]
 
     measured = json.loads((tmp_path / "run" / "result.json").read_text())["knn_top1"]
     assert measured == pytest.approx(top1(module.method.encoder_q))
