@@ -166,9 +166,8 @@ def evaluate_knn(
         check_output(out, overwrite)
     if temperature <= 0:
         raise UsageError(f"--temperature is {temperature}; expected a value above 0")
-    subject, bank, queries = _features(
-        weights, train, test, k or (1,), encoder, untrained, image_size, batch_size, workers
-    )
+    subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
+    bank, queries = _features(subject, train, test, k or (1,), batch_size, workers)
     ks = k or [default_k(bank.labels)]
     search: dict[str, Any] = {"same": train == test, "device": subject.device, "progress": "neighbours"}
     top1 = knn_accuracy(bank, queries, ks, temperature, **search)
@@ -215,7 +214,8 @@ def evaluate_retrieval(
     """
     if out:
         check_output(out, overwrite)
-    subject, bank, queries = _features(weights, train, test, k, encoder, untrained, image_size, batch_size, workers)
+    subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
+    bank, queries = _features(subject, train, test, k, batch_size, workers)
     recall, neighbours = retrieval(bank, queries, k, same=train == test, device=subject.device, progress="neighbours")
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
     chance = {number: chance_recall(bank.labels, queries.labels, number, train == test) for number in recall}
@@ -240,21 +240,12 @@ def evaluate_retrieval(
 
 
 def _features(
-    weights: str | Path,
-    train: str,
-    test: str,
-    k: Sequence[int],
-    encoder: str,
-    untrained: bool,
-    image_size: int | None,
-    batch_size: int,
-    workers: int,
-) -> tuple[Subject, FeatureSet, FeatureSet]:
+    subject: Subject, train: str, test: str, k: Sequence[int], batch_size: int, workers: int
+) -> tuple[FeatureSet, FeatureSet]:
     """Return the features to search, and those to search for; a set searched in itself is read once."""
     bank_images, query_images = read_sets(train, test)
     same = train == test
     check_neighbours(k, len(bank_images), same)
-    subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
     options = {"disk": True, "batch_size": batch_size, "workers": workers}
     bank = subject.features(bank_images, "train features", **options)
-    return subject, bank, bank if same else subject.features(query_images, "test features", **options)
+    return bank, bank if same else subject.features(query_images, "test features", **options)
