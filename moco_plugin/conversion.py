@@ -7,7 +7,6 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 import moco_plugin
 from moco_plugin.checkpoints.formats import Format, Network, random_images, stages_of
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
+from moco_plugin.early_checks import formats
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import atomic_folder, atomic_path, check_output
 
@@ -136,7 +136,7 @@ def find_format(name: str) -> Format:
         UsageError: There is none of that name.
         UserError: A package is not installed.
     """
-    known = entry_points(group="moco_plugin.formats")
+    known = formats()
     if not known:
         raise UserError("moco_plugin was installed before formats became entry points; install it again")
     if name not in known.names:

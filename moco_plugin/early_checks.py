@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from importlib.metadata import EntryPoints, entry_points
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,11 @@ from moco_plugin.errors import UsageError, UserError, did_you_mean
 EXPECTED_IMAGES = (
     "expected a folder of images, a .txt or .csv list of them, tar shards, a .zip archive or an idx images file"
 )
+
+
+def formats() -> EntryPoints:
+    """Return the formats that checkpoints are converted to, by name: entry points, which load a ``Format``."""
+    return entry_points(group="moco_plugin.formats")
 
 
 def check_overrides(given: Any, paths: bool = True) -> None:

@@ -13,7 +13,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.early_checks import check_checkpoint
+from moco_plugin.early_checks import check_checkpoint, formats
 from moco_plugin.errors import UsageError, command
 from moco_plugin.safe_yaml import parse_yaml
 
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s inspect FILE [--encoder ...] [--architecture NAME [KEY=VALUE ...]] [--prefix PREFIX]\n"
-        "       %(prog)s FILE OUTPUT --to {detectron2,detectron2-timm,timm,torchvision,lightly-train,onnx}\n"
+        f"       %(prog)s FILE OUTPUT --to {{{','.join(sorted(formats().names))}}}\n"
         "                  [--encoder {query,key}] [--architecture NAME [KEY=VALUE ...]]\n"
         "                  [--prefix PREFIX] [--overwrite]",
     )
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         parser.add_argument(
             "--to",
             required=True,
-            choices=("detectron2", "detectron2-timm", "timm", "torchvision", "lightly-train", "onnx"),
+            choices=sorted(formats().names) or None,
             help="whose file to write; detectron2: for its own ResNet, or for build_timm_backbone where the network is "
             "another; detectron2-timm: for build_timm_backbone always",
         )

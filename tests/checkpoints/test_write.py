@@ -21,6 +21,7 @@ from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.checkpoints.to_torchvision import to_torchvision, torchvision_network
 from moco_plugin.conversion import convert
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.tools.convert import main
 from tests.helpers.checkpoints import NETWORKS, checkpoint
 
 
@@ -337,5 +338,5 @@ def test_another_package_adds_a_format(tmp_path: Path, monkeypatch: pytest.Monke
     (info / "entry_points.txt").write_text("[moco_plugin.formats]\nother = other_format:FORMAT\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "plain.pth")
-    convert(tmp_path / "plain.pth", tmp_path / "other.pth", "other")
+    assert main([str(tmp_path / "plain.pth"), str(tmp_path / "other.pth"), "--to", "other"]) == 0
     assert read_checkpoint(tmp_path / "other.pth").architecture == "resnet18"
