@@ -199,6 +199,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     command = [*data, "--weights", weights, "--compare", "--supervised", weights, "--trials", "1", "--out", out]
     shown = tool("transfer", *command, *short).stdout
     assert "8 training images, 2 classes: cat, hot dog" in shown and "not compared; give --continued" in shown
+    assert "3 trainings follow, and the eta shown is that of one\n" in shown
     rows = [line.split("  ")[0] for line in shown.splitlines()]
     assert {"random weights", "supervised (ImageNet)", "MoCo on your images"} <= set(rows)
     page = (out / "comparison.html").read_text()

@@ -98,6 +98,9 @@ def train_on_own_data(
     else:
         init = init or ("moco" if weights else "random")
         starts[init] = (init, weights)
+    if (count := trials * len(starts)) > 1:
+        faster = "; --trials 1 is faster" if trials > 1 else ""
+        print(f"{count} trainings follow, and the eta shown is that of one{faster}", flush=True)
     results = []
     for name, (config, file) in starts.items():
         task = replace(recipe.task, configs={**recipe.task.configs, name: recipe.task.configs[config]})
