@@ -181,9 +181,15 @@ def feature_dim(backbone: nn.Module) -> int:
     return int(getattr(backbone, "head_hidden_size", None) or backbone.num_features)  # type: ignore[arg-type]
 
 
+def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
+    """Return name and layer of a network's first convolution, which takes the images; None if it has none."""
+    return next(((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d)), None)
+
+
 def input_channels(network: nn.Module) -> int:
     """Return the channels of the images that a network takes: those of its first convolution; 3 if it has none."""
-    return next((layer.in_channels for layer in network.modules() if isinstance(layer, nn.Conv2d)), 3)
+    found = first_convolution(network)
+    return found[1].in_channels if found else 3
 
 
 def check_features(backbone: nn.Module, name: str, image_size: int, channels: int = 3) -> int:
@@ -199,10 +205,10 @@ def check_features(backbone: nn.Module, name: str, image_size: int, channels: in
             features = backbone(torch.zeros(2, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
         reason = str(error).splitlines()[0]
-        first = next((layer for layer in backbone.modules() if isinstance(layer, nn.Conv2d)), None)
-        if first is not None and first.in_channels != channels:
+        first = first_convolution(backbone)
+        if first is not None and first[1].in_channels != channels:
             raise UsageError(
-                f"backbone {name} takes images of {first.in_channels} channels, expected {channels}; "
+                f"backbone {name} takes images of {first[1].in_channels} channels, expected {channels}; "
                 f"set backbone_args.in_chans={channels}"
             ) from error
         raise UsageError(

@@ -42,12 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line, and convert or inspect."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     inspecting = arguments[:1] == ["inspect"]
+    names = sorted(formats().names)
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s inspect FILE [--encoder ...] [--architecture NAME [KEY=VALUE ...]] [--prefix PREFIX]\n"
-        f"       %(prog)s FILE OUTPUT --to {{{','.join(sorted(formats().names))}}}\n"
+        f"       %(prog)s FILE OUTPUT --to {{{','.join(names)}}}\n"
         "                  [--encoder {query,key}] [--architecture NAME [KEY=VALUE ...]]\n"
         "                  [--prefix PREFIX] [--overwrite]",
     )
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         parser.add_argument(
             "--to",
             required=True,
-            choices=sorted(formats().names) or None,
+            choices=names or None,
             help="whose file to write; detectron2: for its own ResNet, or for build_timm_backbone where the network is "
             "another; detectron2-timm: for build_timm_backbone always",
         )

@@ -15,7 +15,7 @@ from moco_plugin.backbones import input_channels
 from moco_plugin.checkpoints.layouts import FOREIGN, LAYOUTS, PLAIN, WHERE, Layout
 from moco_plugin.checkpoints.load import File, Mismatch, load, load_file, named_tensors
 from moco_plugin.checkpoints.metadata import IMAGENET_VIEW, claimed_architecture, hints
-from moco_plugin.checkpoints.networks import Backbone, find_backbone, tensors_of
+from moco_plugin.checkpoints.networks import find_backbone, tensors_of
 from moco_plugin.checkpoints.released import resolve
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError, UserError, did_you_mean
@@ -149,14 +149,14 @@ def _read(
     if architecture is not None:
         about.architecture, about.arguments = architecture, arguments
     try:
-        network = find_backbone(found.layout, about, state, file.size, named=architecture is not None)
+        backbone = find_backbone(found.layout, about, state, file.size, named=architecture is not None)
     except Mismatch as error:
         if architecture is not None or found.layout.names_backbone or "--architecture" in str(error):
             raise
         raise Mismatch(f"{error}; if it is another network, give --architecture with timm's name of it") from error
-    head_names = [name for name in state if name not in network.used and HEADS.match(name)]
+    head_names = [name for name in state if name not in backbone.used and HEADS.match(name)]
     unused = unused_names(
-        tensors, found, before, (full[n] for n in full if renamed[n] in network.used or renamed[n] in head_names)
+        tensors, found, before, (full[n] for n in full if renamed[n] in backbone.used or renamed[n] in head_names)
     )
     if inner := [name for name in unused if name in set(full.values()) and not HARMLESS.search(name)]:
         raise UserError(
@@ -165,21 +165,21 @@ def _read(
         )
     framework = found.layout.framework
     if found.layout is PLAIN:
-        layout = _whose_names(file, network, full, architecture)
+        layout = _whose_names(file, backbone.network, full, architecture)
         framework = "timm" if layout == "timm" else "torchvision"
-    side = getattr(getattr(network.network, "patch_embed", None), "img_size", None)
+    side = getattr(getattr(backbone.network, "patch_embed", None), "img_size", None)
     if isinstance(side, tuple) and side[0] == side[1]:
         about.view.image_size = side[0]
-    channels = input_channels(network.network)
+    channels = input_channels(backbone.network)
     if channels != about.view.channels:
         about.view = replace(about.view, mean=[0.5] * channels, std=[0.25] * channels)
         about.notes.append(f"mean 0.5 and std 0.25 are taken for its {channels} channels, which the file does not say")
     return Checkpoint(
         file.path,
         layout,
-        network.architecture,
-        network.network,
-        network.untrained,
+        backbone.architecture,
+        backbone.network,
+        backbone.untrained,
         framework=framework,
         original={name: tensors[full[name]] for name in full},
         head=_head(found.layout.head, encoder, tensors, {n: state[n] for n in head_names}),
@@ -189,7 +189,7 @@ def _read(
         sha256=sha256(file.weights),
         encoder=encoder,
         encoders=("query", "key") if found.key is not None else ("query",),
-        arguments=network.arguments,
+        arguments=backbone.arguments,
         unused=unused,
         notes=about.notes,
     )
@@ -309,12 +309,12 @@ def timm_names(state: Mapping[str, Tensor]) -> dict[str, str]:
     return {name: name.removeprefix(prefix).replace("register_tokens", "reg_token") for name in state}
 
 
-def _whose_names(file: File, network: Backbone, names: Mapping[str, str], architecture: str | None) -> str:
+def _whose_names(file: File, network: nn.Module, names: Mapping[str, str], architecture: str | None) -> str:
     """Whose names a plain state dict has; a ResNet's are the same in torchvision and timm."""
     if "patch_embed.projection.weight" in names:
         return "MMSelfSup/MMPreTrain"
     said = architecture or file.config or file.metadata.get("target") in ("timm", "lightly-train")
-    resnet_of_both = isinstance(network.network, ResNet) and not said
+    resnet_of_both = isinstance(network, ResNet) and not said
     return "torchvision" if resnet_of_both or "conv_proj.weight" in names else "timm"
 
 

@@ -166,11 +166,12 @@ def evaluate_knn(
         check_output(out, overwrite)
     if temperature <= 0:
         raise UsageError(f"--temperature is {temperature}; expected a value above 0")
+    sets, same = read_sets(train, test), train == test
+    check_neighbours(k or (1,), len(sets[0]), same)
     subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
-    bank, queries = _features(subject, train, test, k or (1,), batch_size, workers)
+    bank, queries = _features(subject, sets, same, batch_size, workers)
     ks = k or [default_k(bank.labels)]
-    search: dict[str, Any] = {"same": train == test, "device": subject.device, "progress": "neighbours"}
-    top1 = knn_accuracy(bank, queries, ks, temperature, **search)
+    top1 = knn_accuracy(bank, queries, ks, temperature, same=same, device=subject.device, progress="neighbours")
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
     for number, value in top1.items():
         print(
@@ -214,11 +215,13 @@ def evaluate_retrieval(
     """
     if out:
         check_output(out, overwrite)
+    sets, same = read_sets(train, test), train == test
+    check_neighbours(k, len(sets[0]), same)
     subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
-    bank, queries = _features(subject, train, test, k, batch_size, workers)
-    recall, neighbours = retrieval(bank, queries, k, same=train == test, device=subject.device, progress="neighbours")
+    bank, queries = _features(subject, sets, same, batch_size, workers)
+    recall, neighbours = retrieval(bank, queries, k, same=same, device=subject.device, progress="neighbours")
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
-    chance = {number: chance_recall(bank.labels, queries.labels, number, train == test) for number in recall}
+    chance = {number: chance_recall(bank.labels, queries.labels, number, same) for number in recall}
     for number, value in recall.items():
         print(
             f"recall at {number}: {value:.2f}% (chance {chance[number]:.2f}%; {sizes['train_images']} train, "
@@ -240,12 +243,9 @@ def evaluate_retrieval(
 
 
 def _features(
-    subject: Subject, train: str, test: str, k: Sequence[int], batch_size: int, workers: int
+    subject: Subject, sets: tuple[ImageSet, ImageSet], same: bool, batch_size: int, workers: int
 ) -> tuple[FeatureSet, FeatureSet]:
     """Return the features to search, and those to search for; a set searched in itself is read once."""
-    bank_images, query_images = read_sets(train, test)
-    same = train == test
-    check_neighbours(k, len(bank_images), same)
     options = {"disk": True, "batch_size": batch_size, "workers": workers}
-    bank = subject.features(bank_images, "train features", **options)
-    return bank, bank if same else subject.features(query_images, "test features", **options)
+    bank = subject.features(sets[0], "train features", **options)
+    return bank, bank if same else subject.features(sets[1], "test features", **options)

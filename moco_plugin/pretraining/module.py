@@ -8,7 +8,7 @@ from timm.layers import resample_abs_pos_embed
 from timm.models import VisionTransformer, adapt_input_conv
 from torch import Tensor, nn
 
-from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
+from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone, first_convolution
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.config import PretrainConfig, config_dict, image_channels
 from moco_plugin.data.normalize import normalize
@@ -172,12 +172,12 @@ def _adapted(weights: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tenso
     a ViT's position embedding is resampled.
     """
     ours = backbone.state_dict()
-    first = next((f"{name}.weight" for name, layer in backbone.named_modules() if isinstance(layer, nn.Conv2d)), "")
-    theirs = weights.get(first)
-    if theirs is not None and theirs.shape[1] != ours[first].shape[1] and theirs.shape[1] in (1, 3):
-        channels, base = ours[first].shape[1], theirs.shape[1]
-        print(f"weights: {first} is adapted from {base} to {channels} channels")
-        weights = {**weights, first: adapt_input_conv(channels, theirs, base)}
+    if first := first_convolution(backbone):
+        name, channels = f"{first[0]}.weight", first[1].in_channels
+        theirs = weights.get(name)
+        if theirs is not None and theirs.shape[1] != channels and theirs.shape[1] in (1, 3):
+            print(f"weights: {name} is adapted from {theirs.shape[1]} to {channels} channels")
+            weights = {**weights, name: adapt_input_conv(channels, theirs, theirs.shape[1])}
     position = weights.get("pos_embed")
     if not isinstance(backbone, VisionTransformer) or position is None or "pos_embed" not in ours:
         return weights

@@ -65,9 +65,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return what differs between nested settings, as in ``seed was 0, now 1``, sorted by key."""
     one, other = flatten(before), flatten(now)
-    shown = [{key: str(value) for key, value in flat.items()} for flat in (one, other)]
     return [
-        f"{key} was {shown[0].get(key, 'not set')}, now {shown[1].get(key, 'not set')}"
+        f"{key} was {one.get(key, 'not set')}, now {other.get(key, 'not set')}"
         for key in sorted(one.keys() | other.keys())
         if (key in one, one.get(key)) != (key in other, other.get(key))
     ]

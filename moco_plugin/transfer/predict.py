@@ -17,7 +17,6 @@ from tqdm import tqdm
 
 from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.data.images import ImageSet
-from moco_plugin.data.order import seeded
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path, check_output, write_json
 from moco_plugin.transfer.components.datasets import require_dataset
@@ -208,10 +207,14 @@ def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> n
     """
     visualizer = open_visualizer(image, metadata)
     drawn = visualizer.output
-    with seeded(0):  # the visualizer draws random colours
+    state = np.random.get_state()
+    np.random.seed(0)  # the visualizer draws random colours
+    try:
         if "sem_seg" in prediction:
             drawn = visualizer.draw_sem_seg(prediction["sem_seg"].argmax(dim=0).cpu(), alpha=0.5)
         if "instances" in prediction:
             drawn = visualizer.draw_instance_predictions(prediction["instances"].to("cpu"))
+    finally:
+        np.random.set_state(state)
     picture: np.ndarray = drawn.get_image()
     return picture

@@ -196,10 +196,11 @@ def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machi
             raise UsageError(f"{out} holds {folders[0].name} but no {RESULTS}; pass --overwrite or another --out")
         return []
     earlier = read_json(path)
-    if not isinstance(earlier, dict) or not {"task", "init", "weights_sha256", "settings", "trials"} <= earlier.keys():
+    kinds = {"trials": list, "settings": dict}
+    if not isinstance(earlier, dict) or not all(isinstance(earlier.get(key), kind) for key, kind in kinds.items()):
         raise UsageError(f"{path} is not of a transfer run and was kept; choose another --out")
     keys = ("task", "init", "weights_sha256")
-    before, now = ({**part["settings"], **{key: part[key] for key in keys}} for part in (earlier, record))
+    before, now = ({**part["settings"], **{key: part.get(key) for key in keys}} for part in (earlier, record))
     if changed := differences(before, now):
         raise UsageError(
             f"{out} holds trials of other settings ({changed[0]}); pass --overwrite to throw them away, or another --out"

@@ -113,7 +113,6 @@ import resource, sys, torch
 from moco_plugin.evaluation import neighbours
 from moco_plugin.evaluation.feature_file import FeatureFile
 from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet
-from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.knn import knn_accuracy
 neighbours.TEST_BLOCK, neighbours.TRAIN_BLOCK = 512, 1024
 count, dim = int(sys.argv[1]), 64

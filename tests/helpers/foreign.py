@@ -206,7 +206,7 @@ def torchvision_vision_transformer() -> Sample:
 
 
 def timm_train() -> Sample:
-    """What timm's train.py saves, EMA and arguments included; the network is one whose the shapes do not determine it."""
+    """What timm's train.py saves, EMA and arguments included; its shapes do not determine the network."""
     query = seen(timm.create_model("mobilenetv3_small_050", num_classes=10))
     key = other(query)
     content = {

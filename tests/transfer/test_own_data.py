@@ -89,7 +89,7 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
         content["categories"].append({"id": 40, "name": "zebra"})
 
     data = prepare(tmp_path / "data", coco(tmp_path / "train.json", photos, spoil), photos)
-    assert data.notes[0] == "left out 1 of 11 missing images: gone.jpg"
+    assert data.notes[0] == "left out 1 of 11 images, which are missing: gone.jpg"
     assert data.notes[1] == "left out 2 boxes of less than a pixel, or outside of the image, in bild ä 0.jpg"
     assert data.notes[2] == "1 of 3 classes have no object in train.json: zebra"
     assert "1 of 11 objects have no mask, so only boxes are trained" in data.notes[4] and not data.masks

@@ -151,7 +151,7 @@ def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[
             f"{f' ({missing[0]})' if missing else ''}; expected 2 or more, so check the folder of images"
         )
     if missing:
-        notes.append(f"left out {len(missing)} of {len(content['images'])} missing images: {few(missing)}")
+        notes.append(f"left out {len(missing)} of {len(content['images'])} images, which are missing: {few(missing)}")
     listed = [images.get(row["id"], row) for row in content["images"]]
     if problem := check_content({**content, "images": listed}):
         raise UserError(f"{source}: {problem}; correct the file")
