@@ -45,6 +45,13 @@ class Method(nn.Module):
         """Return the modules that ``compile=true`` compiles."""
         return []
 
+    def seed_step(self, seed: int) -> None:
+        """Seed the random choices of the next step that all processes must share; pass the same seed on each.
+
+        A training loop that never calls it is right as well: the choices then start from seed 0 on every process.
+        Call it with a function of the step, and a resumed run repeats them.
+        """
+
     def groups(self, processes: int) -> int:
         """Return the number of parts of equal size in which each of ``processes`` processes normalises its batch."""
         return 1

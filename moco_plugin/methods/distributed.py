@@ -50,14 +50,6 @@ def all_gather(rows: Tensor, sizes: list[int]) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
 
 
-def shared_permutation(length: int, device: torch.device) -> Tensor:
-    """Return a random permutation that is the same on all processes."""
-    order = torch.randperm(length, device=device)
-    if world_size() > 1:
-        dist.broadcast(order, src=0)
-    return order
-
-
 @torch.no_grad()
 def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
     """Redistribute the images of all processes: the r-th process gets its share of ``all_images[order]``.
@@ -66,30 +58,31 @@ def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
     batch out and in, whatever the number of processes. (The released code gathers all images on each.)
 
     Args:
-        images: This process's images, N x ...
-        order: Permutation of the images of all processes in the order of their ranks, the same on all.
+        images: This process's images, N x ..., in any memory layout.
+        order: Permutation of the images of all processes in the order of their ranks, int64, on the CPU, the same on
+            all processes.
         sizes: N of each process.
+
+    Returns:
+        N x ..., in the memory layout of ``images``.
     """
     if world_size() == 1:
-        return images[order]
+        return images[order.to(images.device, non_blocking=True)]
     me = process_number()
-    start = [sum(sizes[:r]) for r in range(len(sizes) + 1)]
-    shares = [order[start[r] : start[r + 1]] for r in range(len(sizes))]  # what each process receives
-
-    def held_by(share: Tensor, r: int) -> Tensor:
-        return (share >= start[r]) & (share < start[r + 1])
-
-    to_send = [share[held_by(share, me)] - start[me] for share in shares]
-    wanted = [held_by(shares[me], r) for r in range(len(sizes))]
-    received = images.new_empty(len(shares[me]), *images.shape[1:])
+    owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # rank of each image
+    shares = order.split(sizes)  # what each process receives
+    to_send = [share[owners[share] == me] - sum(sizes[:me]) for share in shares]
+    senders = owners[shares[me]]
+    # collectives copy memory, whatever the strides: rows travel contiguous, and get the layout of ``images`` afterwards
+    sent = images[torch.cat(to_send).to(images.device, non_blocking=True)].contiguous()
+    received = torch.empty_like(sent)
     dist.all_to_all_single(
         received,
-        images[torch.cat(to_send)],
-        output_split_sizes=[int(mask.sum()) for mask in wanted],
+        sent,
+        output_split_sizes=senders.bincount(minlength=len(sizes)).tolist(),
         input_split_sizes=[len(rows) for rows in to_send],
     )
     # rows arrive sorted by sender; put each in its place in the share
-    place = torch.cat([mask.nonzero()[:, 0] for mask in wanted])
-    result = torch.empty_like(received)
-    result[place] = received
+    result = torch.empty_like(images)
+    result[senders.argsort(stable=True).to(images.device, non_blocking=True)] = received
     return result

@@ -115,6 +115,10 @@ class MoCo(Method):
         """Return both encoders."""
         return [self.encoder_q, self.encoder_k]
 
+    def seed_step(self, seed: int) -> None:
+        """Seed the permutations of the next step's keys."""
+        self.key_shuffle.generator.manual_seed(seed)
+
     def groups(self, processes: int) -> int:
         """Return the number of groups in which each of ``processes`` processes normalises its batch."""
         return self.key_shuffle.groups(processes)

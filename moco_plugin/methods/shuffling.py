@@ -4,13 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.methods.batch_norm import has_batch_norm, set_groups, split_batch_norm, sync_batch_norm
-from moco_plugin.methods.distributed import all_gather, batch_sizes, exchange, process_number, shared_permutation
+from moco_plugin.methods.distributed import all_gather, batch_sizes, exchange, process_number
 
 MODES = ("auto", "shuffle", "split", "sync", "plain")
 
 
 class KeyShuffle:
     """Encodes keys with shuffled batch norm.
+
+    The permutations are drawn from ``generator``, which has the same state on all processes.
 
     Args:
         encoder: The query encoder, prepared in place; copy the key encoder from it afterwards.
@@ -27,6 +29,7 @@ class KeyShuffle:
         if groups < 1:
             raise ValueError(f"batch_norm_groups is {groups}; expected 1 or more")
         self.mode, self.number = mode, groups
+        self.generator = torch.Generator().manual_seed(0)  # on the CPU, whatever the device of the images
         self.shuffles = mode in ("auto", "shuffle", "split") and has_batch_norm(encoder)
         if self.shuffles:
             split_batch_norm(encoder, 1)
@@ -56,9 +59,9 @@ class KeyShuffle:
             sizes: The value of ``start``.
         """
         if self.shuffles and encoder.training:
-            order = shared_permutation(sum(sizes), images.device)
+            order = torch.randperm(sum(sizes), generator=self.generator)
             shuffled = encoder(exchange(images, order, sizes))
-            all_keys = all_gather(shuffled, sizes)[order.argsort()]
+            all_keys = all_gather(shuffled, sizes)[order.argsort().to(images.device, non_blocking=True)]
         else:
             all_keys = all_gather(encoder(images), sizes)
         first = sum(sizes[: process_number()])

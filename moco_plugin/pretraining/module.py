@@ -85,6 +85,7 @@ class PretrainModule(pl.LightningModule):
         """Seed each step by its number, so that a resumed run draws the same random numbers."""
         trainer = self.trainer
         step = trainer.fit_loop.batch_idx + 1  # within the epoch
+        self.method.seed_step(seed_of(self.config.seed, trainer.current_epoch, step))
         torch.manual_seed(seed_of(self.config.seed, trainer.current_epoch, step, self.global_rank))
         return batch
 

@@ -1,5 +1,6 @@
 """What happens between processes: two real ones, over gloo."""
 
+import itertools
 import os
 import socket
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_plugin.methods import MoCo, MoCoV3, contrast, distributed, shuffling
+from moco_plugin.methods import MoCo, MoCoV3, contrast, distributed
 from tests.helpers import processes  # noqa: F401, what the processes are forked from
 from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
@@ -42,7 +43,6 @@ def _v1_losses(rank: int, dtype: torch.dtype, steps: int | None = None) -> tuple
     images = trace_images(trace, config).to(dtype)
     mine = slice(rank * config["batch"], (rank + 1) * config["batch"])
     recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
-    shuffling.shared_permutation = lambda length, device: next(recorded)
     model = MoCo(
         tiny_backbone(),
         32,
@@ -54,6 +54,7 @@ def _v1_losses(rank: int, dtype: torch.dtype, steps: int | None = None) -> tuple
         batch_norm="shuffle",
     )
     model.load_state_dict(from_official(trace, "init/"))
+    torch.randperm = lambda length, **_: next(recorded)
     ddp = DistributedDataParallel(model.to(dtype), broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
     losses = []
@@ -94,15 +95,20 @@ def test_moco_v1_trace_of_two_processes(tmp_path: Path) -> None:
 
 
 def _exchange(rank: int, folder: Path) -> None:
-    for sizes in ([4, 4], [5, 2]):
-        everything = torch.arange(sum(sizes) * 6.0).view(-1, 1, 2, 3)
+    layouts = [torch.channels_last, torch.contiguous_format]
+    for sizes, layout, dtype in itertools.product(
+        ([4, 4], [5, 2]), layouts, (torch.float32, torch.bfloat16, torch.uint8)
+    ):
+        everything = torch.arange(sum(sizes) * 30).view(-1, 5, 2, 3).to(dtype)
         start = sum(sizes[:rank])
-        mine = everything[start : start + sizes[rank]]
+        mine = everything[start : start + sizes[rank]].contiguous(
+            memory_format=layouts[rank] if dtype.itemsize == 2 else layout
+        )
         assert distributed.batch_sizes(mine) == sizes
-        torch.manual_seed(rank)  # the permutation must be rank 0's on both
-        order = distributed.shared_permutation(sum(sizes), mine.device)
+        order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(3))
         got = distributed.exchange(mine, order, sizes)
         assert torch.equal(got, everything[order[start : start + sizes[rank]]])
+        assert got.stride() == mine.stride()
         assert torch.equal(distributed.all_gather(got, sizes), everything[order])
 
 

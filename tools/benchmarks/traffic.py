@@ -11,7 +11,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from moco_plugin.errors import UserError
-from moco_plugin.methods.distributed import all_gather, exchange, shared_permutation
+from moco_plugin.methods.distributed import all_gather, exchange
 from moco_plugin.tools.benchmarks.timing import at_least
 
 
@@ -35,7 +35,7 @@ def _exchange_rank(rank: int, processes: int, port: int, shape: list[int], round
             dist.barrier()
             before = _loopback_bytes()
             dist.barrier()
-        order = shared_permutation(sum(sizes), images.device)
+        order = torch.randperm(sum(sizes), generator=torch.Generator().manual_seed(turn + 1))
         if way == "exchange":
             exchange(images, order, sizes)
         else:

@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from moco_plugin import backbones
 from moco_plugin.config import PretrainConfig, ScheduleConfig, queue_warning
+from moco_plugin.data.order import seed_of
 from moco_plugin.integrations.lightly_train.arguments import (
     OPTIMIZER_ARGS,
     MoCoArgs,
@@ -178,6 +179,7 @@ class MoCoMethod(Method):
         view_q, view_k = batch["views"]
         progress = min(1.0, self.trainer.global_step / self.trainer.estimated_stepping_batches)
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
+        self.method.seed_step(seed_of(self.trainer.current_epoch, batch_idx))
         loss, metrics = self.method(view_q, view_k, progress, update_key_encoder=first)
         return TrainingStepResult(loss=loss, log_dict=metrics)
 
