@@ -13,14 +13,16 @@ import detectron2.utils.comm as comm
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, default_setup
+from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.engine import DefaultTrainer, HookBase, default_setup
+from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from moco_plugin.checkpoints.released import is_released
 from moco_plugin.config import find_config
+from moco_plugin.data.order import seed_of
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.files import write_json
 from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
@@ -34,6 +36,7 @@ from moco_plugin.transfer.evaluators import build_evaluator
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
+from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
@@ -137,7 +140,7 @@ class _Description:
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's trainer; checks that the backbone is loaded, and writes ``results.json``.
+    """detectron2's trainer with our order of images; checks that the backbone is loaded, and writes ``results.json``.
 
     Args:
         cfg: A detectron2 config.
@@ -154,15 +157,43 @@ class Trainer(DefaultTrainer):
         if resume and self.checkpointer.has_checkpoint():
             read_file(self.checkpointer.get_checkpoint_file())
             super().resume_or_load(resume=True)
+            self._trainer.data_loader.start = self.start_iter
         else:
             load_weights(self.model, self.cfg.MODEL.WEIGHTS, self.allow_partial, self.cfg)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return detectron2's state, the optimizer's, which v0.6 leaves out, and RetinaNet's mean count of anchors."""
+        mean = getattr(self.checkpointer.model, "loss_normalizer", None)
+        return {"_trainer": self._trainer.state_dict(), "loss_normalizer": mean, **super().state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take a state; one of v0.6's own trainer has no optimizer's."""
+        super().load_state_dict(state_dict)
+        if "_trainer" in state_dict:
+            self._trainer.load_state_dict(state_dict["_trainer"])
+        if (mean := state_dict.get("loss_normalizer")) is not None:
+            self.checkpointer.model.loss_normalizer = mean
+
+    def run_step(self) -> None:
+        """Train on a batch; what the model draws is a function of seed, iteration and process too."""
+        if self.cfg.SEED >= 0:
+            torch.manual_seed(seed_of(self.cfg.SEED, self.iter, comm.get_rank()))
+        super().run_step()
+
+    def build_hooks(self) -> list[HookBase]:
+        """Return detectron2's hooks; precise batch norm takes the same images each time."""
+        hooks: list[HookBase] = super().build_hooks()
+        for hook in hooks:
+            if isinstance(hook, PreciseBN):
+                hook._data_loader.period = self.cfg.TEST.PRECISE_BN.NUM_ITER
+        return hooks
+
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Return detectron2's loader, with the mapping that the task wants."""
+        """Return our loader, with the mapping that the task wants; DensePose's project has its own."""
         if wants_densepose(cfg):
             return densepose_trainer().build_train_loader(cfg)
-        return build_detection_train_loader(cfg, mapper=_mapper(cfg, is_train=True))
+        return TrainLoader(cfg, _mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
