@@ -75,10 +75,17 @@ def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor
     if path.suffix == ".safetensors":
         header = {"format": "pt", "moco_plugin": json.dumps(metadata)}
         safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path, header)
+        with open(path, "r+b") as file:  # safetensors writes the two in an order of chance
+            size = int.from_bytes(file.read(8), "little")
+            written = json.loads(file.read(size))
+            file.seek(8)
+            written["__metadata__"] = header
+            file.write(json.dumps(written, ensure_ascii=False, separators=(",", ":")).encode().ljust(size))
     else:
         with_metadata: Any = OrderedDict(state)
         with_metadata._metadata = {"moco_plugin": metadata}
-        torch.save(with_metadata, path)
+        with open(path, "wb") as file:  # of a path torch keeps the name, and ours is a temporary one
+            torch.save(with_metadata, file)
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:

@@ -44,6 +44,13 @@ def create_model_arguments(
     usual = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
     if side is not None and (usual is None or tuple(side) != tuple(usual.input_size[1:])):
         arguments["img_size"] = list(side)
+    if arguments.get("in_chans") == 3:  # timm's folders say this and the pooling of every network
+        del arguments["in_chans"]
+    if usual is not None and "global_pool" in arguments:
+        with torch.device("meta"):
+            pool = getattr(timm.create_model(architecture), "global_pool", None)
+        if arguments["global_pool"] == getattr(pool, "pool_type", pool):
+            del arguments["global_pool"]
     if isinstance(backbone, ResNet):
         stages: list[Any] = [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
         first = stages[0][0]

@@ -1,0 +1,204 @@
+"""The same weights in the layouts of many frameworks: each conversion writes the same bytes."""
+
+import copy
+import functools
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from torch import nn
+
+from moco_plugin.checkpoints.metadata import IMAGENET_VIEW
+from moco_plugin.checkpoints.to_torchvision import torchvision_name
+from moco_plugin.conversion import convert
+from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
+from tests.helpers import foreign, foreign_lightly, foreign_methods
+from tests.helpers.foreign import SAMPLES
+from tests.helpers.networks import seen
+
+# what a file says of its source, and nothing else, may differ
+ABOUT_THE_SOURCE = {"source", "source_sha256", "layout", "architecture", "method", "epoch"}
+ABOUT_THE_PROOF = {"source", "largest_differences"}  # whose network the weights came in
+HEAD = "stem.fc."  # detectron2's files keep the projection head of the layouts that name one, as the released code's do
+RESNETS = """official_v2 official_v3_resnet lightly_sequential lightly_benchmark lightly_train_timm lightly_train_moco
+    lightly_train_export lightly_train_whole solo_learn_old mmselfsup vissl torchvision_plain detectron2_pickle densecl
+    pixpro byol barlow_twins vicreg vicregl swav simsiam model_and_ema hugging_face_resnet""".split()
+VITS = "official_v3_vit_small torchvision_vit mae dino hugging_face_vit".split()
+FORMATS = {
+    "detectron2": ".pkl",
+    "detectron2-timm": ".pkl",
+    "timm": "",
+    "torchvision": ".pth",
+    "lightly-train": ".pt",
+    "onnx": ".onnx",
+}
+
+
+@functools.cache
+def network(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    if kind == "resnet":
+        return seen(timm.create_model("resnet18", num_classes=0, layers=(1, 1, 1, 1), zero_init_last=False))
+    return seen(timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=2, img_size=64))
+
+
+def in_timm(*_: Any, kind: str, **__: Any) -> nn.Module:
+    """The network, with its weights in channels-last memory."""
+    return copy.deepcopy(network(kind)).to(memory_format=torch.channels_last)
+
+
+def resnet_in_torchvision(*_: Any, **__: Any) -> nn.Module:
+    model = torchvision.models.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
+    model.fc = nn.Identity()
+    model.load_state_dict(network("resnet").state_dict())
+    return model.eval().to(memory_format=torch.channels_last)
+
+
+def vit_in_torchvision() -> nn.Module:
+    model = torchvision.models.VisionTransformer(64, 16, 2, 3, 192, 768)
+    model.heads = nn.Identity()
+    model.load_state_dict({torchvision_name(name): value for name, value in network("vit").state_dict().items()})
+    return model.eval()
+
+
+def write_timm_folder(kind: str, path: Path) -> None:
+    """Write a folder as timm does; its images are shown as those of the layouts that do not say how."""
+    model: Any = copy.deepcopy(network(kind))
+    view = {"crop_pct": IMAGENET_VIEW.crop_ratio, "mean": IMAGENET_VIEW.mean, "std": IMAGENET_VIEW.std}
+    model.pretrained_cfg = {**model.pretrained_cfg, **view}
+    layers = {"layers": (1, 1, 1, 1)} if kind == "resnet" else {"depth": 2, "img_size": 64}
+    timm.models.save_for_hf(model, path, model_args=layers, safe_serialization=True)
+
+
+def write_own(kind: str, path: Path, memory: torch.memory_format) -> None:
+    """Write what the reader needs of a checkpoint of our own run."""
+    names = {"resnet": ("resnet18", {"layers": [1, 1, 1, 1]}), "vit": ("vit_tiny_patch16_224", {"depth": 2})}
+    backbone, arguments = names[kind]
+    data: dict[str, Any] = {
+        "image_size": 64 if kind == "vit" else IMAGENET_VIEW.image_size,
+        "crop_ratio": IMAGENET_VIEW.crop_ratio,
+    }
+    data |= {"mean": IMAGENET_VIEW.mean, "std": IMAGENET_VIEW.std}
+    config = {"method": "moco", "seed": 0, "backbone": backbone, "backbone_args": arguments, "data": data}
+    state = {
+        f"method.encoder_{encoder}.backbone.{name}": value.to(memory_format=memory, copy=True)
+        if value.ndim == 4
+        else value.clone()
+        for encoder in "qk"
+        for name, value in network(kind).state_dict().items()
+    }
+    content = {"pytorch-lightning_version": "2.5", "epoch": 1, "state_dict": state}
+    torch.save({**content, "hyper_parameters": {"config": config}}, path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+    """The weights of a ResNet and of a ViT in every layout; all but the first and those of safetensors channels-last."""
+    root = tmp_path_factory.mktemp("layouts")
+    found: dict[str, dict[str, Path]] = {"resnet": {}, "vit": {}}
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (foreign, foreign_lightly, foreign_methods):
+            patch.setattr(module, "narrow_resnet", functools.partial(in_timm, kind="resnet"), raising=False)
+            patch.setattr(module, "tiny_vit", functools.partial(in_timm, kind="vit"), raising=False)
+            patch.setattr(module, "torchvision_resnet", resnet_in_torchvision, raising=False)
+            patch.setattr(module, "torchvision_vit", vit_in_torchvision, raising=False)
+            patch.setattr(module, "other", copy.deepcopy, raising=False)
+        for kind, names in (("resnet", RESNETS), ("vit", VITS)):
+            plain = {name: value.contiguous() for name, value in network(kind).state_dict().items()}
+            writers: dict[str, Callable[[Path], Any]] = {
+                "moco_plugin": functools.partial(write_own, kind, memory=torch.contiguous_format),
+                "moco_plugin_channels_last": functools.partial(write_own, kind, memory=torch.channels_last),
+                "timm_folder": functools.partial(write_timm_folder, kind),
+                "safetensors": functools.partial(safetensors.torch.save_file, plain),
+                **{name: SAMPLES[name]().write for name in names},
+            }
+            for name, write in writers.items():
+                found[kind][name] = root / f"{kind}_{name}"
+                write(found[kind][name])
+    return found
+
+
+def content_of(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Everything in a file or folder, with bytes where there are tensors, and the metadata of the conversion apart."""
+    if path.is_dir():
+        config = json.loads((path / "config.json").read_text())
+        weights, metadata = content_of(path / "model.safetensors")
+        assert config.pop("moco_plugin") == metadata
+        return (sorted(file.name for file in path.iterdir()), config, weights), metadata
+    if path.suffix == ".safetensors":
+        raw = path.read_bytes()
+        start = 8 + int.from_bytes(raw[:8], "little")
+        header = json.loads(raw[8:start])
+        assert list(header["__metadata__"]) == ["format", "moco_plugin"]
+        metadata = json.loads(header["__metadata__"].pop("moco_plugin"))
+        return (list(header.items()), raw[start:]), metadata
+    if path.suffix == ".onnx":
+        model = onnx.load(path)
+        (held,) = model.metadata_props
+        del model.metadata_props[:]
+        return model.SerializeToString(deterministic=True), json.loads(held.value)
+    if path.suffix == ".pkl":
+        zoo = load_zoo_pickle(path)
+        arrays = [
+            (name, array.dtype.str, array.shape, array.flags.c_contiguous, array.tobytes())
+            for name, array in zoo.pop("model").items()
+            if not name.startswith(HEAD)
+        ]
+        metadata = zoo.pop("moco_plugin")
+        return (list(zoo.items()), arrays), metadata
+    state = torch.load(path, weights_only=True)
+    metadata = state._metadata.pop("moco_plugin")
+    tensors = [
+        (name, value.dtype, value.shape, value.stride(), value.storage_offset(), value.requires_grad, type(value))
+        for name, value in state.items()
+    ]
+    with zipfile.ZipFile(path) as archive:
+        members = [
+            (item.filename, item.compress_type, archive.read(item) if "/data.pkl" not in item.filename else b"")
+            for item in archive.infolist()
+        ]
+    # PyTorch's digest of the pickle, which holds the metadata, and of the other members
+    members = [member for member in members if not member[0].endswith("/.data/serialization_id")]
+    return (type(state), state._metadata, tensors, members), metadata
+
+
+def converted(source: Path, to: str, folder: Path) -> Path:
+    output = folder / f"weights{FORMATS[to]}"
+    convert(source, output, to, overwrite=True)
+    return output
+
+
+@pytest.mark.parametrize("kind", ["resnet", "vit"])
+@pytest.mark.parametrize("to", FORMATS)
+def test_every_layout_gives_the_same_bytes(
+    files: dict[str, dict[str, Path]], to: str, kind: str, tmp_path: Path
+) -> None:
+    first, *others = files[kind]
+    if to == "onnx":  # an export takes seconds
+        others = others[:1]
+    elif to != "timm":  # all formats are written from what one reader gives
+        others = others[::3]
+    expected, about = content_of(converted(files[kind][first], to, tmp_path / first))
+    for name in others:
+        found, metadata = content_of(converted(files[kind][name], to, tmp_path))
+        assert found == expected, f"{name} gives other bytes than {first}"
+        assert list(metadata) == list(about)
+        odd = {key for key in metadata if metadata[key] != about[key]} - {"proof"}
+        odd_proof = {key for key in metadata["proof"] if metadata["proof"][key] != about["proof"][key]}
+        assert odd <= ABOUT_THE_SOURCE and odd_proof <= ABOUT_THE_PROOF, name
+    if to == "onnx":
+        return
+    again = converted(files[kind][first], to, tmp_path)
+    one, two = (
+        [file.read_bytes() for file in (sorted(path.iterdir()) if path.is_dir() else [path])]
+        for path in (again, tmp_path / first / again.name)
+    )
+    assert one == two  # whole files, metadata included
