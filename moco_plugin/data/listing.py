@@ -85,7 +85,7 @@ def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, t
     _report_splits(files)
     if not all(parents) or len(set(parents)) < 2:
         return None, None
-    classes = tuple(sorted(set(parents)))
+    classes = tuple(sort_classes(parents))  # as those of lists and shards
     number = {name: i for i, name in enumerate(classes)}
     return np.array([number[name] for name in parents], dtype=np.int64), classes
 

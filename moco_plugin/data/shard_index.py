@@ -33,8 +33,8 @@ _Result = TypeVar("_Result")
 
 def sort_classes(names: Iterable[str]) -> list[str]:
     """Return each name once, in numeric order where all are integers."""
-    found = set(names)
-    return sorted(found, key=int) if all(re.fullmatch(r"-?\d+", name) for name in found) else sorted(found)
+    found = sorted(set(names))  # which also orders 01 and 1
+    return sorted(found, key=int) if all(re.fullmatch(r"-?\d+", name) for name in found) else found
 
 
 @dataclass

@@ -35,7 +35,8 @@ class ZipImages:
         self.path = path
         self._opened: tuple[int, zipfile.ZipFile] | None = None
         names = (info.filename for info in self._archive().infolist() if not info.is_dir())
-        self._names = sorted(name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name))
+        images = (name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name))
+        self._names = sorted(images, key=lambda name: name.split("/"))  # as paths compare: "a/b" is before "a-b/a"
         if not self._names:
             raise UserError(f"{path} holds no image; expected files such as .jpg, .png or .tif")
         firsts = {PurePosixPath(name).parts[0] for name in self._names}

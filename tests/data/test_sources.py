@@ -54,6 +54,19 @@ def test_zip_is_read_as_its_folder(compression: int, tmp_path: Path) -> None:
     assert len(part) == 4 and part.name(0) == images.name(5) and part.labels[0] == images.labels[5]
 
 
+def test_folder_zip_and_list_agree_on_the_order_of_images_and_classes(tmp_path: Path) -> None:
+    names = [f"all/{name}/{place}.png" for name in ("10", "01", "1", "2") for place in ("a/1", "a-b/1")]
+    folder = ImageSet(str(unpacked(tmp_path, names) / "all"))
+    archive = ImageSet(str(packed(tmp_path / "all.zip", names)))
+    (tmp_path / "all.txt").write_text("".join(f"{path} {path.parts[-3]}\n" for path in folder.paths))
+    listed = ImageSet(str(tmp_path / "all.txt"))
+    assert folder.classes == archive.classes == listed.classes == ("01", "1", "2", "10")
+    for images in (archive, listed):
+        assert np.array_equal(images.labels, folder.labels)
+        for index in range(8):
+            assert np.array_equal(images.try_load_array(index)[0], folder.try_load_array(index)[0])
+
+
 def test_loader_processes_read_a_zip(tmp_path: Path) -> None:
     images = ImageSet(str(packed(tmp_path / "a.zip", NAMES)))
     images.load(0)  # opened before the processes are forked
