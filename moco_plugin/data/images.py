@@ -1,5 +1,6 @@
 """Image sets: a folder, a list, tar shards, a zip archive or an idx file."""
 
+import copy
 import hashlib
 import io
 import re
@@ -12,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from moco_plugin.data.bands import CannotDecode
+from moco_plugin.data.bands import CannotDecode, with_channels
 from moco_plugin.data.decode import decode, decode_array
 from moco_plugin.data.idx import is_idx, load_idx_images, split_slice
 from moco_plugin.data.listing import folder_labels, image_files, read_list
@@ -107,6 +108,12 @@ class ImageSet:
             self.paths = [self.paths[number] for number in numbers]
         self.labels = None if self.labels is None else self.labels[numbers]
 
+    def decoded_for(self, value_range: Sequence[float] | None, channels: int) -> "ImageSet":
+        """Return the same images as a network takes them that was trained with this range and number of channels."""
+        other = copy.copy(self)
+        other.value_range, other.channels = value_range, channels
+        return other
+
     def __len__(self) -> int:
         if self.archive is not None:
             return len(self.archive)
@@ -161,7 +168,8 @@ class ImageSet:
     ) -> tuple[np.ndarray | None, str]:
         """Return an image as ``decode_array`` does, or None and the name of what cannot be decoded."""
         if self.array is not None:
-            return self.array[index].copy(), ""
+            array = self.array[index].copy()  # grey, which a network of three channels takes as well
+            return array if self.channels == 3 else with_channels(array, self.name(index), self.channels), ""
         return self._try(
             lambda source, name: decode_array(source, name, self.value_range, shrink, self.channels), index
         )

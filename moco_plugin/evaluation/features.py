@@ -62,8 +62,8 @@ def _stream(
     progress: str | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield features, labels and numbers, a batch at a time."""
-    images.value_range, images.channels = view.value_range, view.channels
-    dataset: Dataset[Any] = LabelledImages(images, evaluation_transform(view.image_size, view.crop_ratio))
+    shown = images.decoded_for(view.value_range, view.channels)
+    dataset: Dataset[Any] = LabelledImages(shown, evaluation_transform(view.image_size, view.crop_ratio))
     numbers = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     if indices is not None:
         dataset = Subset(dataset, indices)

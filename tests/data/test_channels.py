@@ -20,6 +20,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.statistics import measure_statistics
 from moco_plugin.data.views import Views, device
 from moco_plugin.errors import UserError
+from tests.conftest import TRAIN
 from tests.helpers.processes import Tool
 
 PHOTO = load_sample_images().images[0][:200, :300]
@@ -103,6 +104,8 @@ def test_other_channels_are_refused(tmp_path: Path) -> None:
     Image.fromarray(PHOTO).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"b\.png is an image of 200 x 300 x 3; expected 4 channels.*in_chans=3"):
         ImageSet(str(tmp_path), channels=4).load(1)
+    with pytest.raises(UserError, match=r"image 1 is an image of 28 x 28 x 1; expected 4 channels.*in_chans=1"):
+        ImageSet(f"{TRAIN}[0:2]", channels=4).load(1)
 
 
 def test_hostile_arrays(tmp_path: Path) -> None:

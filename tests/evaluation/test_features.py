@@ -33,6 +33,12 @@ def test_mode_of_the_network_is_eval_and_put_back(network: nn.Module) -> None:
     torch.testing.assert_close(found.in_memory().norm(dim=1), torch.ones(20))
 
 
+def test_the_callers_set_stays_as_it_is(network: nn.Module) -> None:
+    images = ImageSet(f"{TEST}[0:4]", [0, 9], channels=1)
+    assert extract_feature_set(network, images, VIEW).in_memory().shape == (4, 4)
+    assert (images.value_range, images.channels) == ([0, 9], 1)
+
+
 def test_some_images_and_no_normalisation(network: nn.Module) -> None:
     images = ImageSet(f"{TEST}[0:20]")
     whole = extract_feature_set(network, images, VIEW, normalized=False)
