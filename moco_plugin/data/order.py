@@ -68,6 +68,15 @@ class EpochOrder(Sampler[int]):
         """Draw the order of another epoch (called by Lightning)."""
         self.epoch = epoch
 
+    def counts(self, batch: int) -> tuple[int, int]:
+        """Return the images of an epoch's n-th batch over all processes, and how many of this process's are its own.
+
+        Those are its first; the others are padding.
+        """
+        images = min(self.batch_size, self.length - batch * self.batch_size)
+        share = -(-images // self.processes)
+        return images, max(0, min(share, images - share * self.rank))
+
     def __len__(self) -> int:
         whole, rest = divmod(self.length, self.batch_size)
         padded = 0 if self.drop_last else -(-rest // self.processes)

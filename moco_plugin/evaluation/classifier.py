@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from moco_plugin.data.datasets import CorruptImages, first_whole
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View, normalize
-from moco_plugin.data.order import seed_of, seeded
+from moco_plugin.data.order import EpochOrder, seed_of, seeded
 from moco_plugin.evaluation.probe import count_correct, scores
 from moco_plugin.evaluation.protocols import ClassificationConfig
 from moco_plugin.training.optimizers import build_optimizer
@@ -134,9 +134,12 @@ class ClassifierModule(pl.LightningModule):
         """Compute the cross-entropy of a batch; log it with its top-1 and the learning rate."""
         images, labels, names = batch
         self.corrupt_train.add(names)
-        logits = self.logits(images)
-        loss = F.cross_entropy(logits.float(), labels)
-        right = (logits.argmax(dim=1) == labels).float().mean()
+        order = cast(DataLoader[Any], self.trainer.train_dataloader).sampler
+        whole, own = cast(EpochOrder, order).counts(batch_idx)
+        logits, labels = self.logits(images)[:own], labels[:own]  # padding does not count
+        # the mean over processes, which DDP takes, is then the mean over the images of the whole batch
+        loss = F.cross_entropy(logits.float(), labels, reduction="sum") * self.trainer.world_size / whole
+        right = (logits.argmax(dim=1) == labels).sum() * self.trainer.world_size / whole
         self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
         self.log("train_top1", 100 * right, sync_dist=True)
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])

@@ -229,8 +229,11 @@ def _loaders(
             "choose a multiple"
         )
     share = data.batch_size // processes
-    for images in (train, test):
-        images.value_range, images.channels = view.value_range, view.channels
+    if len(test) < processes:
+        raise UsageError(
+            f"{test.spec} has {len(test)} images for {processes} processes; expected one for each: use fewer trainer.devices"
+        )
+    train, test = (images.decoded_for(view.value_range, view.channels) for images in (train, test))
     options = training_loader_options(data.workers)
     crops = TrainingCrops(train, indices, training_crop(view.image_size, data.min_scale), config.seed)
     order = EpochOrder(len(crops), config.seed, data.batch_size, rank, processes, drop_last=False)

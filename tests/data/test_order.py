@@ -34,6 +34,19 @@ def test_batches_are_the_same_whatever_the_number_of_processes() -> None:
     assert together == alone
 
 
+def test_padding_is_told_from_images() -> None:
+    for processes in (1, 2, 3, 4):
+        orders = [EpochOrder(29, 3, 12, rank, processes, drop_last=False) for rank in range(processes)]
+        shares = [list(order) for order in orders]
+        for batch, images in enumerate((12, 12, 5)):
+            own: list[int] = []
+            for order, share in zip(orders, shares, strict=True):
+                assert order.counts(batch)[0] == images
+                start = batch * 12 // processes
+                own += share[start : start + order.counts(batch)[1]]
+            assert len(own) == len(set(own)) == images
+
+
 def test_seeded_gives_the_generators_back() -> None:
     def draw() -> tuple[float, float, float]:
         return float(torch.rand(())), float(np.random.rand()), random.random()
