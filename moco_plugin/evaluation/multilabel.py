@@ -53,7 +53,7 @@ def evaluate_multilabel(
         encoder: "query" or "key", where the checkpoint has both.
         untrained: Measure random weights in the same network.
         image_size: Side of the test view in pixels; None for that of pre-training.
-        batch_size: Images at a time.
+        batch_size: Images at a time through the network; the regressions take 256.
         workers: Loader processes; -1 takes the available cores.
         out: JSON file to write.
         overwrite: Replace the file.
@@ -81,7 +81,7 @@ def evaluate_multilabel(
         for images, found in ((train_set, bank), (test_set, queries))
     )
     votes = _votes(bank, queries, known, k, temperature, train == test, subject.device)
-    logits, lr = _logits(bank, queries, known, lrs, epochs, batch_size, seed, subject.device)
+    logits, lr = _logits(bank, queries, known, lrs, epochs, seed, subject.device)
     names = train_set.classes or ()
     there = truth.any(dim=0)
     result: dict[str, Any] = {}
@@ -135,7 +135,6 @@ def _logits(
     known: Tensor,
     lrs: Sequence[float],
     epochs: int,
-    batch_size: int,
     seed: int,
     device: str,
 ) -> tuple[Tensor, float]:
@@ -143,7 +142,7 @@ def _logits(
     features = bank.in_memory()
     order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
     held, fitted = order[: max(1, len(known) // 10)], order[max(1, len(known) // 10) :]
-    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "device": device}
+    options: dict[str, Any] = {"epochs": epochs, "seed": seed, "device": device}
     classes = known.shape[1]
     tried = fit_learning_rates(features[fitted], known[fitted], classes, lrs, progress="learning rates", **options)
     precisions = [
