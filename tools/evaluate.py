@@ -2,6 +2,7 @@
 """Evaluate a checkpoint: kNN, retrieval, linear classification, fine-tuning, few labels, OmniBenchmark."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -163,6 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             arguments.pop(name)
     elif protocol == "linear":
         arguments.pop("lrs")
+
+    if protocol not in ("linear", "finetune") and os.environ.get("RANK", "0") != "0":
+        return 0  # the others take one process: under torchrun the first
 
     from moco_plugin import evaluation
 
