@@ -130,13 +130,7 @@ def _votes(
 
 
 def _logits(
-    bank: FeatureSet,
-    queries: FeatureSet,
-    known: Tensor,
-    lrs: Sequence[float],
-    epochs: int,
-    seed: int,
-    device: str,
+    bank: FeatureSet, queries: FeatureSet, known: Tensor, lrs: Sequence[float], epochs: int, seed: int, device: str
 ) -> tuple[Tensor, float]:
     """Return the logits of the logistic regressions, M x C, and the learning rate that was chosen."""
     features = bank.in_memory()
