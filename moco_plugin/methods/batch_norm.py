@@ -19,11 +19,16 @@ def has_batch_norm(module: nn.Module) -> bool:
     return any(isinstance(layer, _BatchNorm) for layer in module.modules())
 
 
+def _precise(input: Tensor) -> torch.dtype:
+    """Return the type of an input's statistics: float32, or float64 where the input is."""
+    return torch.promote_types(input.dtype, torch.float32)
+
+
 def _in_parts(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalize contiguous groups of the batch separately; return them, and their means and variances, groups x C."""
-    means, variances = torch.zeros(2, groups, input.shape[1], device=input.device)
+    means, variances = input.new_zeros(2, groups, input.shape[1], dtype=_precise(input))
     parts = [
         # with momentum 1 the buffers come back as this group's own statistics
         F.batch_norm(part, mean, variance, weight, bias, True, 1.0, eps)
@@ -41,7 +46,8 @@ class _GroupedBatchNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         output = torch.empty_like(input)
         # as running statistics with momentum 1, and as saved for backward
-        means, variances, saved_means, saved_deviations = torch.zeros(4, groups, input.shape[1], device=input.device)
+        zeros = input.new_zeros(4, groups, input.shape[1], dtype=_precise(input))
+        means, variances, saved_means, saved_deviations = zeros
         for group, (part, place) in enumerate(
             zip(input.tensor_split(groups), output.tensor_split(groups), strict=True)
         ):
@@ -60,7 +66,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
         grad, affine = torch.empty_like(input), weight is not None
         output_grad = torch.empty_like(input).copy_(grads[0]) if grads[0].stride() != input.stride() else grads[0]
         parts = (tensor.tensor_split(ctx.groups) for tensor in (input, output_grad, grad))
-        grad_weight, grad_bias = torch.zeros(2, input.shape[1], device=input.device) if affine else (None, None)
+        grad_weight, grad_bias = torch.zeros_like(means[:2]) if affine else (None, None)
         for group, (part, part_grad, place) in enumerate(zip(*parts, strict=True)):
             saved = (None, None, means[group], deviations[group], True, ctx.eps, [True, affine, affine])
             part_of = torch.ops.aten.native_batch_norm_backward(part_grad, part, weight, *saved)

@@ -86,7 +86,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
 def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the InfoNCE loss of queries against the keys of the whole batch, times 2T (v3, Algorithm 1).
 
-    Computed in float32 whatever the precision around it.
+    Computed in float32 whatever the precision around it, float64 in float64.
 
     Args:
         q: This process's queries of unit length, N x C.
@@ -99,7 +99,8 @@ def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> t
         count against it).
     """
     with torch.autocast(q.device.type, enabled=False):
-        logits = q.float() @ keys.detach().float().T / temperature  # N x M
+        precision = torch.promote_types(q.dtype, torch.float32)
+        logits = q.to(precision) @ keys.detach().to(precision).T / temperature  # N x M
         labels = torch.arange(first, first + len(q), device=q.device)
         loss = F.cross_entropy(logits, labels, reduction="none") * (2 * temperature)
         positive = logits.detach().gather(1, labels[:, None])

@@ -31,7 +31,9 @@ def lr_schedule(schedule: ScheduleConfig) -> Any:
         )
     warmup = schedule.warmup_epochs / schedule.epochs
     parts: list[Any] = [LinearParamScheduler(0.0, 1.0), main]
-    return CompositeParamScheduler(parts, lengths=[warmup, 1 - warmup], interval_scaling=["rescaled"] * 2)
+    # a cosine spans what the warm-up leaves; milestones are epochs of the whole training
+    scaling = ["rescaled", "rescaled" if schedule.name == "cosine" else "fixed"]
+    return CompositeParamScheduler(parts, lengths=[warmup, 1 - warmup], interval_scaling=scaling)
 
 
 def _main_schedule(schedule: ScheduleConfig) -> Any:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 from typing import Any, ClassVar, Literal, cast
 
 import albumentations
@@ -179,7 +180,8 @@ class MoCoMethod(Method):
         view_q, view_k = batch["views"]
         progress = min(1.0, self.trainer.global_step / self.trainer.estimated_stepping_batches)
         first = batch_idx % self.trainer.accumulate_grad_batches == 0
-        self.method.seed_step(seed_of(self.trainer.current_epoch, batch_idx))
+        seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))  # where Lightning keeps LightlyTrain's
+        self.method.seed_step(seed_of(seed, self.trainer.current_epoch, batch_idx))
         loss, metrics = self.method(view_q, view_k, progress, update_key_encoder=first)
         return TrainingStepResult(loss=loss, log_dict=metrics)
 
