@@ -7,6 +7,8 @@ COPY pyproject.toml README.md LICENSE ./
 COPY moco_plugin moco_plugin
 COPY configs configs
 COPY tools tools
+COPY demo demo
+COPY benchmarks benchmarks
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE}

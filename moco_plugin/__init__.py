@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
+    from moco_plugin.checkpoints.convert import convert
     from moco_plugin.checkpoints.read import read_checkpoint
-    from moco_plugin.config import load_config
-    from moco_plugin.conversion import convert
     from moco_plugin.evaluation import (
         evaluate_finetune,
         evaluate_knn,
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
         evaluate_retrieval,
     )
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
+    from moco_plugin.pretraining.config import load_config
     from moco_plugin.pretraining.run import pretrain
     from moco_plugin.transfer.predict import predict
     from moco_plugin.transfer.runner import run_trials
@@ -32,8 +32,8 @@ __version__ = "0.1.0"
 _MODULES = {
     "moco_plugin.backbones": ("create_backbone", "feature_dim"),
     "moco_plugin.checkpoints.read": ("read_checkpoint",),
-    "moco_plugin.config": ("load_config",),
-    "moco_plugin.conversion": ("convert",),
+    "moco_plugin.pretraining.config": ("load_config",),
+    "moco_plugin.checkpoints.convert": ("convert",),
     "moco_plugin.evaluation": (
         "evaluate_finetune",
         "evaluate_knn",

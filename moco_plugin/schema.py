@@ -12,6 +12,10 @@ from omegaconf.errors import OmegaConfBaseException
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.safe_yaml import MAX_DEPTH, parse_yaml, read_yaml_file
 
+POSITIVE = (
+    "image_size batch_size crop_ratio reference_batch_size epochs steps save_every timeout k every temperature"
+).split()
+"""Keys whose numbers are above 0."""
 Schema = TypeVar("Schema")
 
 
@@ -131,3 +135,31 @@ def _valid_keys(schema: Any, full_key: str) -> tuple[str, list[str]]:
             break
         section, prefix = child, f"{prefix}{part}."
     return prefix, [f.name for f in fields(section)]
+
+
+def configs_folder() -> Path:
+    """Return the folder of shipped configs: inside the installed package, or next to it in a checkout."""
+    package = Path(__file__).parent
+    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
+
+
+def find_config(name: str | Path, kind: str) -> Path:
+    """Find a config file by path, or a shipped one by name.
+
+    Args:
+        name: A path, or what follows ``configs/KIND/`` in the path of a shipped config, with or without suffix.
+        kind: Folder under ``configs/``: "pretrain" or "detectron2".
+
+    Raises:
+        UsageError: Not found; the shipped names are listed.
+    """
+    shipped = configs_folder() / kind
+    text = str(name)
+    tail = text.split(f"configs/{kind}/")[-1]
+    for path in (Path(text).expanduser(), shipped / tail, shipped / f"{tail}.yaml"):
+        if path.is_file():
+            return path
+    names = sorted(
+        str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml") if p.stem[0] not in "_B"
+    )
+    raise UsageError(f"no config {text!r}; shipped are {', '.join(names)}{did_you_mean(tail, names)}")

@@ -9,12 +9,13 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from moco_plugin.backbones import create_backbone
-from moco_plugin.config import config_dict, configs_folder, default_recipe, load_config, queue_for, queue_warning
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, build_method
+from moco_plugin.pretraining.config import config_dict, default_recipe, load_config, queue_for, queue_warning
 from moco_plugin.pretraining.module import scaled_lr
+from moco_plugin.runs.schedules import lr_schedule
+from moco_plugin.schema import configs_folder
 from moco_plugin.tools.pretrain import main as pretrain
-from moco_plugin.training.schedules import lr_schedule
 
 SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yaml"))
 

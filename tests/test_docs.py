@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from moco_plugin.config import find_config
+from moco_plugin.schema import find_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
-    for name in ("moco_plugin", "tools", "configs"):
+    for name in ("moco_plugin", "tools", "demo", "benchmarks", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
@@ -26,7 +26,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_wheel_holds_all_code_and_configs(wheel: Path) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
-    for folder, home in (("moco_plugin", ""), ("tools", "moco_plugin/"), ("configs", "moco_plugin/")):
+    for folder, home in (
+        ("moco_plugin", ""),
+        *((f, "moco_plugin/") for f in ("tools", "demo", "benchmarks", "configs")),
+    ):
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".html"):
                 assert f"{home}{path.relative_to(ROOT).as_posix()}" in files
@@ -48,7 +51,7 @@ def test_installed_package_finds_its_configs_by_name(wheel: Path, tmp_path: Path
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     code = (
         f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
-        "from moco_plugin.config import find_config\n"
+        "from moco_plugin.schema import find_config\n"
         "print(find_config('moco_v2_resnet50_200ep', 'pretrain'), find_config('voc/pascal_voc_R_50_C4_24k', 'detectron2'))"
     )
     result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from moco_plugin.config import PretrainConfig, configs_folder, load_config
 from moco_plugin.papers import FINETUNE, LINEAR, LVIS_2X_FROZEN, OMNIBENCHMARK, TRANSFER
-from moco_plugin.schema import read_yaml
+from moco_plugin.pretraining.config import PretrainConfig, load_config
+from moco_plugin.schema import configs_folder, read_yaml
 from tests.helpers.papers import TEXT, numbers, short, table
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     from moco_plugin.files import write_json
 
-    result = importlib.import_module(f"moco_plugin.tools.benchmarks.{what_to_measure}").measure(**args)
+    result = importlib.import_module(f"moco_plugin.benchmarks.{what_to_measure}").measure(**args)
     for name, row in result["results"].items():
         values = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
         print(f"{name:>16}  " + "  ".join(values))

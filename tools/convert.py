@@ -86,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     check_checkpoint(args.file)
 
     if inspecting:
+        from moco_plugin.checkpoints.convert import describe
         from moco_plugin.checkpoints.read import read_checkpoint
-        from moco_plugin.conversion import describe
 
         print(
             "\n".join(
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             )
         )
         return 0
-    from moco_plugin.conversion import convert
+    from moco_plugin.checkpoints.convert import convert
 
     convert(
         args.file,

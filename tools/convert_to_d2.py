@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     check_checkpoint(args.input)
 
-    from moco_plugin.conversion import convert
+    from moco_plugin.checkpoints.convert import convert
 
     convert(args.input, args.output, "detectron2", encoder=args.encoder, overwrite=args.overwrite)
     return 0

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="throw away what is in the folder")
     args = parser.parse_args(argv)
 
-    from moco_plugin.tools.demo_parts.run import Demo
+    from moco_plugin.demo.run import Demo
 
     folder = args.out or Path("runs/demo_quick" if args.quick else "runs/demo")
     if args.overwrite and folder.exists():

@@ -11,8 +11,8 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.data.idx import load_idx_images
+from moco_plugin.demo.scenes import make_scenes
 from moco_plugin.errors import command
-from moco_plugin.transfer.synthetic.scenes import make_scenes
 
 EXAMPLES = """example:
   %(prog)s datasets/scenes \\

@@ -39,7 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
     args, unknown = parser.parse_known_intermixed_args(argv)
 
-    from moco_plugin.config import PretrainConfig, config_dict, default_recipe, describe_recipe, load_config, open_keys
+    from moco_plugin.pretraining.config import (
+        PretrainConfig,
+        config_dict,
+        default_recipe,
+        describe_recipe,
+        load_config,
+        open_keys,
+    )
     from moco_plugin.schema import same_leaf
 
     for option in unknown:

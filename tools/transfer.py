@@ -129,9 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 
 def _own_data(args: argparse.Namespace) -> int:
+    from moco_plugin.detectors.run import train_on_own_data
     from moco_plugin.report.comparison import comparison_table, write_comparison
     from moco_plugin.transfer.launch import Machines, default_gpus
-    from moco_plugin.transfer.own_data.run import train_on_own_data
 
     if args.task:
         raise UsageError(f"--task {args.task} and own data exclude each other; leave one out")

@@ -20,8 +20,8 @@ from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.order import EpochOrder, seed_of, seeded
 from moco_plugin.evaluation.probe import count_correct, scores
 from moco_plugin.evaluation.protocols import ClassificationConfig
-from moco_plugin.training.optimizers import build_optimizer
-from moco_plugin.training.schedules import lr_schedule, with_schedule
+from moco_plugin.runs.optimizers import build_optimizer
+from moco_plugin.runs.schedules import lr_schedule, with_schedule
 
 
 def training_crop(image_size: int, min_scale: float) -> Callable[[Image.Image | Tensor], Tensor]:

@@ -25,9 +25,9 @@ from moco_plugin.evaluation.knn import baseline
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
-from moco_plugin.training.fit import Run
-from moco_plugin.training.run_folder import Identity
-from moco_plugin.training.trainer_arguments import check_trainer_arguments
+from moco_plugin.runs.fit import Run
+from moco_plugin.runs.run_folder import Identity
+from moco_plugin.runs.trainer_arguments import check_trainer_arguments
 
 
 def evaluate_linear(

@@ -14,7 +14,7 @@ from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.probe import fit_l2_weights
 from moco_plugin.evaluation.run import Subject, read_subject, record
 from moco_plugin.files import check_output, read_json, write_json
-from moco_plugin.training.run_folder import differences
+from moco_plugin.runs.run_folder import differences
 
 REALMS = tuple(
     (

@@ -7,8 +7,8 @@ from typing import Any
 from timm.models.vision_transformer import VisionTransformer
 
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.config import POSITIVE, OptimizerConfig, ScheduleConfig, find_config
-from moco_plugin.schema import build_config, parse_overrides
+from moco_plugin.runs.config import OptimizerConfig, ScheduleConfig
+from moco_plugin.schema import POSITIVE, build_config, find_config, parse_overrides
 
 
 @dataclass

@@ -9,7 +9,7 @@ from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.methods.base import Method
 from moco_plugin.methods.moco import MoCo, MoCoV1
 from moco_plugin.methods.moco_v3 import MoCoV3
-from moco_plugin.registry import METHODS
+from moco_plugin.methods.registry import METHODS
 
 __all__ = ["METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "arguments_of", "build_method", "method_class"]
 

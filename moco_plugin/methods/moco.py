@@ -11,8 +11,8 @@ from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, m
 from moco_plugin.methods.heads import linear_head, mlp_head
 from moco_plugin.methods.key_queue import KeyQueue
 from moco_plugin.methods.metrics import batch_metrics
+from moco_plugin.methods.registry import METHODS
 from moco_plugin.methods.shuffling import KeyShuffle
-from moco_plugin.registry import METHODS
 
 
 @METHODS.register("moco", "moco_v2")

@@ -13,7 +13,7 @@ from moco_plugin.methods.distributed import all_gather, batch_sizes, process_num
 from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, momentum_copy, update_momentum
 from moco_plugin.methods.heads import batch_norm_mlp
 from moco_plugin.methods.metrics import batch_metrics
-from moco_plugin.registry import METHODS
+from moco_plugin.methods.registry import METHODS
 
 
 @METHODS.register("moco_v3")

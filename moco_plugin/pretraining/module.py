@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone, first_convolution
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.config import PretrainConfig, config_dict, image_channels
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
 from moco_plugin.data.views.device import finish
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import build_method, method_class
-from moco_plugin.training.optimizers import build_optimizer
-from moco_plugin.training.schedules import lr_schedule, with_schedule
+from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels
+from moco_plugin.runs.optimizers import build_optimizer
+from moco_plugin.runs.schedules import lr_schedule, with_schedule
 
 # Attributes of modules that change no features in eval mode.
 _OF_TRAINING = frozenset(

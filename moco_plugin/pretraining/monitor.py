@@ -9,14 +9,14 @@ import torch
 from pytorch_lightning.loggers import TensorBoardLogger
 from torchvision.utils import make_grid
 
-from moco_plugin.config import PretrainConfig
 from moco_plugin.data.datasets import CorruptImages, check_labels
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import extract_feature_set
 from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
-from moco_plugin.training.callbacks import mid_epoch
+from moco_plugin.pretraining.config import PretrainConfig
+from moco_plugin.runs.callbacks import mid_epoch
 
 TAGS = {
     "loss": "train/loss",

@@ -8,7 +8,6 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from moco_plugin.config import PretrainConfig, config_dict, image_channels, queue_warning
 from moco_plugin.data.datasets import TrainImages, collate_views
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import training_loader_options
@@ -18,12 +17,13 @@ from moco_plugin.data.views import Views
 from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_path, write_json
 from moco_plugin.methods import Method
+from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels, queue_warning
 from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
 from moco_plugin.pretraining.monitor import CorruptImageWatch, GroupedTensorBoard, KNNMonitor, Throughput, ViewPairs
 from moco_plugin.pretraining.sizing import check_memory
-from moco_plugin.training.fit import Run
-from moco_plugin.training.run_folder import Identity
-from moco_plugin.training.trainer_arguments import check_trainer_arguments
+from moco_plugin.runs.fit import Run
+from moco_plugin.runs.run_folder import Identity
+from moco_plugin.runs.trainer_arguments import check_trainer_arguments
 
 FILES = ("result.json", "checkpoints", "tensorboard", "metrics.csv", "config.yaml")
 

@@ -9,9 +9,9 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from moco_plugin.config import SMALL_SET, PretrainConfig, queue_for
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import Method
+from moco_plugin.pretraining.config import SMALL_SET, PretrainConfig, queue_for
 from moco_plugin.schema import parse_overrides
 
 CPU: dict[str, Any] = {"backbone": "resnet18", "data.image_size": 96, "data.batch_size": 64}

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_plugin.detectors.recipe import Recipe
 from moco_plugin.report.curves import line_chart
 from moco_plugin.report.page import Page
 from moco_plugin.report.tables import Table, spread
 from moco_plugin.report.transfer_page import add_predictions, training_loss
 from moco_plugin.report.transfer_table import measured
-from moco_plugin.transfer.own_data.recipe import Recipe
 from moco_plugin.transfer.tasks import Metric, Task
 
 START_TITLES = {

@@ -4,10 +4,10 @@ from random import Random
 
 import torch
 
-from moco_plugin.config import PretrainConfig
 from moco_plugin.data.datasets import collate_views
 from moco_plugin.data.images import as_picture
 from moco_plugin.data.views.device import finish
+from moco_plugin.pretraining.config import PretrainConfig
 from moco_plugin.pretraining.run import build_views, open_images
 from moco_plugin.report.page import Picture, tile
 

@@ -14,8 +14,8 @@ from detectron2.evaluation import (
     SemSegEvaluator,
 )
 
-from moco_plugin.compat import before_evaluation
 from moco_plugin.errors import UsageError
+from moco_plugin.transfer.compat import before_evaluation
 from moco_plugin.transfer.components.dataset_files import PACKAGES
 
 KINDS = ("cityscapes_instance", "cityscapes_sem_seg", "coco", "lvis", "pascal_voc", "sem_seg")

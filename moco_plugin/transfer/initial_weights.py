@@ -8,8 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
+from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.released import is_released, resolve
-from moco_plugin.conversion import convert
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import sha256
 from moco_plugin.transfer.device import fit_device

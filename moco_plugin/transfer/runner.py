@@ -19,7 +19,7 @@ from detectron2.config import CfgNode
 import moco_plugin
 from moco_plugin.errors import Stopped, UsageError, UserError, command
 from moco_plugin.files import read_json, write_json
-from moco_plugin.training.run_folder import differences, locked
+from moco_plugin.runs.run_folder import differences, locked
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.class_count import check_class_count
 from moco_plugin.transfer.components.datasets import require_dataset

@@ -21,11 +21,11 @@ from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from moco_plugin.checkpoints.released import is_released
-from moco_plugin.config import find_config
 from moco_plugin.data.order import seed_of
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.files import write_json
 from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
+from moco_plugin.schema import find_config
 from moco_plugin.transfer.annotations import check_annotations
 from moco_plugin.transfer.brief import Brief
 from moco_plugin.transfer.class_count import check_class_count

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from moco_plugin.checkpoints.convert import describe
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.conversion import describe
 from moco_plugin.errors import UserError
 from tests.helpers.foreign import SAMPLES
 from tests.helpers.networks import features

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
+from moco_plugin.checkpoints.convert import describe
 from moco_plugin.checkpoints.networks import resnet_from_state, vit_from_state
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.config import config_dict, load_config
-from moco_plugin.conversion import describe
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.methods.moco import MoCo
+from moco_plugin.pretraining.config import config_dict, load_config
 from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from tests.helpers.checkpoints import OFFICIAL, official
 from tests.helpers.foreign import detectron2_pickle
@@ -194,7 +194,7 @@ def detector(config: str, *overrides: Any) -> Any:
     from detectron2.config import get_cfg
     from detectron2.modeling import build_model
 
-    from moco_plugin.config import find_config
+    from moco_plugin.schema import find_config
 
     cfg = get_cfg()
     cfg.merge_from_file(str(find_config(config, "detectron2")))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from moco_plugin.config import config_dict, load_config
+from moco_plugin.pretraining.config import config_dict, load_config
 
 BOX_AP = {"random": [10.0, 12.0, 14.0], "moco": [20.0, 21.0, 25.0]}  # of both detectors
 COMMAND = "moco-pretrain 'data.root=<photos>' & more"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from moco_plugin.demo import run
 from moco_plugin.tools.demo import main
-from moco_plugin.tools.demo_parts import run
 from tests.conftest import FASHION_MNIST
 from tests.helpers.browser import load
 from tests.helpers.processes import context

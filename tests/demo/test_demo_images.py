@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from moco_plugin.demo import images as fashion_mnist
 from moco_plugin.errors import UserError
-from moco_plugin.tools.demo_parts import images as fashion_mnist
 from tests.conftest import FASHION_MNIST
 
 

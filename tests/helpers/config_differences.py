@@ -6,7 +6,7 @@ from typing import Any
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
-from moco_plugin.config import configs_folder
+from moco_plugin.schema import configs_folder
 
 FOLDER = configs_folder() / "detectron2"
 

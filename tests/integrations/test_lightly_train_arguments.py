@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from moco_plugin.methods import build_method
-from moco_plugin.training.optimizers import LARS
+from moco_plugin.runs.optimizers import LARS
 from tests.helpers.lightly_train import CHANNELS, helpers, make, network, packages
 
 lightly_train = pytest.importorskip("lightly_train")

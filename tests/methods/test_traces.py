@@ -8,7 +8,7 @@ import torch
 
 from moco_plugin.methods import MoCo, MoCoV3, contrast
 from moco_plugin.methods.encoder import momentum_at
-from moco_plugin.training.optimizers import LARS
+from moco_plugin.runs.optimizers import LARS
 from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
 
 

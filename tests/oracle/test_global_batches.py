@@ -15,9 +15,9 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
+from moco_plugin.detectors.dataset import prepare
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.datasets import require_dataset
-from moco_plugin.transfer.own_data.dataset import prepare
 from moco_plugin.transfer.train_loader import global_batches
 from moco_plugin.transfer.trainer import Trainer, load_detector_config
 from tests.helpers.processes import Tool

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.training.callbacks import AtomicCheckpoints
+from moco_plugin.runs.callbacks import AtomicCheckpoints
 
 tool, kept = sys.argv[1], Path(sys.argv[2])
 save_checkpoint = AtomicCheckpoints.save_checkpoint

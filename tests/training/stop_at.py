@@ -6,8 +6,8 @@ import sys
 from typing import Any
 
 from moco_plugin.methods import MoCo
+from moco_plugin.runs.logs import CSVLog
 from moco_plugin.tools.pretrain import main
-from moco_plugin.training.logs import CSVLog
 
 number, step = signal.Signals[sys.argv[1]], int(sys.argv[2])
 forward, calls = MoCo.forward, 0

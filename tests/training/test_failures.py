@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from moco_plugin.runs.run_folder import differences
 from moco_plugin.tools.pretrain import main
-from moco_plugin.training.run_folder import differences
 from tests.helpers.processes import Tool, output_of, start_tool
 
 FAULTS = Path(__file__).with_name("run_with.py")

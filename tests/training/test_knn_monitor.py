@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_plugin.config import load_config
 from moco_plugin.data.images import ImageSet
 from moco_plugin.evaluation.features import View, extract_feature_set
 from moco_plugin.evaluation.knn import knn_accuracy
+from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.tools.pretrain import main
 from tests.conftest import TEST, TINY, TRAIN

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from moco_plugin.config import load_config
 from moco_plugin.data.images import ImageSet
+from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
+from moco_plugin.runs.callbacks import TimeLimit
 from moco_plugin.tools.pretrain import main
-from moco_plugin.training.callbacks import TimeLimit
 from tests.conftest import TINY, TRAIN
 from tests.helpers.foreign import official_v3_vit
 from tests.helpers.processes import Tool

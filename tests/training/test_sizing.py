@@ -10,10 +10,10 @@ from PIL import Image
 
 from moco_plugin.backbones import create_backbone
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.config import load_config
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo
 from moco_plugin.pretraining import sizing
+from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.sizing import check_memory, fit_recipe, step_memory
 from tests.helpers.processes import Tool
 

@@ -29,8 +29,8 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for DETECTRON2_DATASETS with tiny data sets in all layouts; only to be read."""
-    from moco_plugin.transfer.synthetic.tiny_datasets import make_tiny_datasets
-    from moco_plugin.transfer.synthetic.tiny_scenes import group_looks
+    from moco_plugin.demo.tiny_datasets import make_tiny_datasets
+    from moco_plugin.demo.tiny_scenes import group_looks
 
     train, test = (group_looks(*load_idx_images(f"{spec}[0:200]")[:2]) for spec in (TRAIN, TEST))
     root = tmp_path_factory.mktemp("datasets") / "tiny"

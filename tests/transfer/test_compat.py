@@ -12,8 +12,8 @@ from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
-from moco_plugin import compat
 from moco_plugin.errors import UserError
+from moco_plugin.transfer import compat
 from moco_plugin.transfer.device import fit_device
 
 TRANSFORM, MASKS, DEFORM = "data/transforms/transform.py", "structures/masks.py", "layers/deform_conv.py"

@@ -12,10 +12,10 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 
+from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.config import find_config
-from moco_plugin.conversion import convert
 from moco_plugin.errors import UserError
+from moco_plugin.schema import find_config
 from moco_plugin.tools.convert import main as convert_main
 from moco_plugin.tools.convert_to_d2 import main
 from moco_plugin.transfer import to_detectron2

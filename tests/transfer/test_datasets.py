@@ -11,9 +11,9 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from moco_plugin import compat
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.tools.check_datasets import main as check
+from moco_plugin.transfer import compat
 from moco_plugin.transfer.components import dataset_files, datasets
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.evaluators import build_evaluator

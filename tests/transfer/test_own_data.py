@@ -10,12 +10,12 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
+from moco_plugin.detectors.dataset import prepare
+from moco_plugin.detectors.formats import read_detection_data
+from moco_plugin.detectors.recipe import choose_recipe
+from moco_plugin.detectors.semantic import prepare_semantic
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
-from moco_plugin.transfer.own_data.dataset import prepare
-from moco_plugin.transfer.own_data.formats import read_detection_data
-from moco_plugin.transfer.own_data.recipe import choose_recipe
-from moco_plugin.transfer.own_data.semantic import prepare_semantic
 from tests.helpers.processes import Tool
 
 Content = dict[str, Any]

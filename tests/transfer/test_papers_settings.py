@@ -6,8 +6,8 @@ from pathlib import Path
 from detectron2.config import CfgNode
 from yaml import safe_load
 
-from moco_plugin.config import configs_folder
-from moco_plugin.config import load_config as load_pretrain_config
+from moco_plugin.pretraining.config import load_config as load_pretrain_config
+from moco_plugin.schema import configs_folder
 from moco_plugin.transfer.trainer import load_detector_config
 from tests.helpers.papers import TEXT, short, thousands
 

@@ -73,7 +73,7 @@ def test_names_are_known_without_the_data_set() -> None:
 
 
 def test_names_of_scenes_come_from_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from moco_plugin.transfer.synthetic.scenes import make_scenes
+    from moco_plugin.demo.scenes import make_scenes
 
     images = np.full((2, 28, 28), 255, np.uint8)
     root = make_scenes(

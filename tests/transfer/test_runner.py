@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 import torch
 
-from moco_plugin.config import find_config
 from moco_plugin.errors import Stopped, UsageError
 from moco_plugin.files import sha256
+from moco_plugin.runs.run_folder import locked
+from moco_plugin.schema import find_config
 from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.tools.transfer import main
-from moco_plugin.training.run_folder import locked
 from moco_plugin.transfer import launch, runner
 from moco_plugin.transfer.densepose import wants_densepose
 from moco_plugin.transfer.launch import Machines

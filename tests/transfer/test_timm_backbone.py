@@ -13,8 +13,8 @@ from detectron2.utils.events import EventStorage
 from timm.layers import FrozenBatchNormAct2d
 from torch import nn
 
-from moco_plugin.config import find_config
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.schema import find_config
 from moco_plugin.transfer.components.timm_backbone import SimplePyramid, TimmBackbone
 from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, load_weights

@@ -8,14 +8,14 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
 
-from moco_plugin.config import find_config
 from moco_plugin.data.idx import load_idx_images
+from moco_plugin.demo.scenes import make_scenes
 from moco_plugin.files import sha256
+from moco_plugin.schema import find_config
 from moco_plugin.tools.train_net import main
 from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.components.resnet import make_resnet
-from moco_plugin.transfer.synthetic.scenes import make_scenes
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
 from tests.conftest import TEST, TRAIN
 from tests.helpers.checkpoints import official

@@ -11,8 +11,8 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import build_model
 
-from moco_plugin.config import find_config
 from moco_plugin.errors import UserError
+from moco_plugin.schema import find_config
 from moco_plugin.transfer.components.resnet import make_resnet
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, check_input, load_weights

@@ -16,11 +16,11 @@ from pydantic import Field, create_model, model_validator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from moco_plugin.config import PretrainConfig, load_config, queue_for, recipe_for
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.methods import arguments_of, method_class
-from moco_plugin.training.optimizers import LARS
+from moco_plugin.pretraining.config import PretrainConfig, load_config, queue_for, recipe_for
+from moco_plugin.runs.optimizers import LARS
 
 ArgsClass = TypeVar("ArgsClass", bound=PydanticConfig)
 

@@ -18,7 +18,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from moco_plugin import backbones
-from moco_plugin.config import PretrainConfig, ScheduleConfig, queue_warning
 from moco_plugin.data.order import seed_of
 from moco_plugin.integrations.lightly_train.arguments import (
     OPTIMIZER_ARGS,
@@ -32,8 +31,10 @@ from moco_plugin.integrations.lightly_train.arguments import (
     transform_args,
 )
 from moco_plugin.methods import build_method, method_class
+from moco_plugin.pretraining.config import PretrainConfig, queue_warning
 from moco_plugin.pretraining.run import check_batch
-from moco_plugin.training.schedules import lr_schedule
+from moco_plugin.runs.config import ScheduleConfig
+from moco_plugin.runs.schedules import lr_schedule
 
 
 class MoCoTransform(SimCLRTransform):

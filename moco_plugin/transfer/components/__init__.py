@@ -1,6 +1,6 @@
 """Components, data sets and config keys for detectron2; importing this package registers them."""
 
-from moco_plugin import compat
+from moco_plugin.transfer import compat
 
 compat.apply()  # before the modules below, which import detectron2
 

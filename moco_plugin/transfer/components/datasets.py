@@ -14,7 +14,7 @@ from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_roo
 from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
 
 FILE_PREFIX = "coco:"  # a data set of this name is the COCO file whose path follows
-SEMANTIC_PREFIX = "semantic:"  # the same for a list of images and label images, see own_data/semantic.py
+SEMANTIC_PREFIX = "semantic:"  # the same for a list of images and label images, see detectors/semantic.py
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 

@@ -14,12 +14,12 @@ from PIL import Image, ImageFilter
 from torch.utils.data import default_collate
 from torchvision import transforms
 
+from moco_plugin.benchmarks.timing import at_least, compare, ratios
 from moco_plugin.data.datasets import TrainImages, collate_views
 from moco_plugin.data.decode import decode_array
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.views import VIEWS, Views, view_arguments
 from moco_plugin.errors import UsageError
-from moco_plugin.tools.benchmarks.timing import at_least, compare, ratios
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHOTOS = 16  # of the default set

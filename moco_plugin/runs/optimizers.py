@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from moco_plugin.config import OptimizerConfig
+from moco_plugin.runs.config import OptimizerConfig
 from moco_plugin.errors import UsageError, did_you_mean
 
 

@@ -14,8 +14,8 @@ import torch
 from tqdm import tqdm
 
 from moco_plugin.backbones import create_backbone
+from moco_plugin.benchmarks.timing import at_least
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.tools.benchmarks.timing import at_least
 
 
 def _write_official(path: Path, backbone: str) -> None:
@@ -62,7 +62,7 @@ def _memory(name: str) -> int:
 def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:
     """Run one conversion; send its cost without the imports, or the reason of its failure."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.jit")  # not the user's to mend
-    import moco_plugin.conversion
+    import moco_plugin.checkpoints.convert
     import moco_plugin.transfer.to_detectron2  # noqa: F401
 
     torch.set_num_threads(1)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from moco_plugin.transfer.synthetic.polygons import mask_polygons, pixel_centres
-from moco_plugin.transfer.synthetic.tiny_scenes import TinyScene, band_rows
+from moco_plugin.demo.polygons import mask_polygons, pixel_centres
+from moco_plugin.demo.tiny_scenes import TinyScene, band_rows
 from moco_plugin.transfer.voc_files import VOID
 
 BANDS = ("sky", "building", "road")  # the ground of every scene, top to bottom

@@ -1,4 +1,4 @@
-"""The pre-training config as dataclasses, and where config files are found."""
+"""The pre-training config, and which recipe fits a method, a network and a set."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING, OmegaConf
 
-from moco_plugin.errors import UsageError, did_you_mean
-from moco_plugin.schema import build_config, parse_overrides
+from moco_plugin.errors import UsageError
+from moco_plugin.runs.config import OptimizerConfig, ScheduleConfig
+from moco_plugin.schema import POSITIVE, build_config, configs_folder, find_config, parse_overrides
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,11 +23,6 @@ SMALL_SET = 100_000
 
 TRAINER = ("accelerator", "devices", "num_nodes", "precision", "strategy", "max_time", "accumulate_grad_batches")
 """Arguments of the Trainer that ``open_keys`` suggests."""
-
-POSITIVE = (
-    "image_size batch_size crop_ratio reference_batch_size epochs steps save_every timeout k every temperature"
-).split()
-"""Keys whose numbers are above 0."""
 
 
 @dataclass
@@ -65,39 +61,6 @@ class ViewsConfig:
     decode, crop and resize; the training device does the rest)."""
     jpeg_scaling: bool = False
     """Let the JPEG decoder halve images as long as every crop stays as large as its view; for large photos."""
-
-
-@dataclass
-class OptimizerConfig:
-    """The optimizer, with the learning rate stated for a reference batch."""
-
-    name: str = "sgd"
-    """sgd (v1, v2), lars (v3's ResNets) or adamw (v3's ViTs)."""
-    lr: float = 0.03
-    """Learning rate for reference_batch_size images per step."""
-    reference_batch_size: int = 256
-    scale_lr: bool = True
-    """Scale lr linearly by batch_size / reference_batch_size."""
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
-
-
-@dataclass
-class ScheduleConfig:
-    """How long to train, and the learning rate along the way."""
-
-    epochs: int = 200
-    steps: int | None = None
-    """Train for this many steps, regardless of epochs; needs interval: step."""
-    warmup_epochs: int = 0
-    """Epochs in which the learning rate rises from 0, before what `name` says; needs interval: step."""
-    name: str = "cosine"
-    """cosine (to 0), step (times gamma at each milestone) or constant."""
-    milestones: list[float] = field(default_factory=list)
-    """Where `step` drops: epochs, or shares of training, above 0 and below 1."""
-    gamma: float = 0.1
-    interval: str = "epoch"
-    """When the learning rate moves: each epoch (as v1 and v2 do) or each step."""
 
 
 @dataclass
@@ -147,34 +110,6 @@ class PretrainConfig:
     """Folder for checkpoints, logs and the config as it ran."""
     channels_last: bool = True
     """Memory layout of images and convolutions; same numbers to round-off, faster on most devices."""
-
-
-def configs_folder() -> Path:
-    """Return the folder of shipped configs: inside the installed package, or next to it in a checkout."""
-    package = Path(__file__).parent
-    return next(folder for folder in (package / "configs", package.parent / "configs") if folder.is_dir())
-
-
-def find_config(name: str | Path, kind: str) -> Path:
-    """Find a config file by path, or a shipped one by name.
-
-    Args:
-        name: A path, or what follows ``configs/KIND/`` in the path of a shipped config, with or without suffix.
-        kind: Folder under ``configs/``: "pretrain" or "detectron2".
-
-    Raises:
-        UsageError: Not found; the shipped names are listed.
-    """
-    shipped = configs_folder() / kind
-    text = str(name)
-    tail = text.split(f"configs/{kind}/")[-1]
-    for path in (Path(text).expanduser(), shipped / tail, shipped / f"{tail}.yaml"):
-        if path.is_file():
-            return path
-    names = sorted(
-        str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml") if p.stem[0] not in "_B"
-    )
-    raise UsageError(f"no config {text!r}; shipped are {', '.join(names)}{did_you_mean(tail, names)}")
 
 
 def default_recipe(overrides: Sequence[str]) -> str | None:

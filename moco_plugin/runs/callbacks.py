@@ -16,8 +16,8 @@ from pytorch_lightning.callbacks import Checkpoint, Timer
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
-from moco_plugin.training.logs import CSVLog, check_folder
-from moco_plugin.training.run_folder import Identity
+from moco_plugin.runs.logs import CSVLog, check_folder
+from moco_plugin.runs.run_folder import Identity
 
 # SIGUSR1 is what SLURM can be asked to send before a time limit; Windows has neither it nor SIGHUP.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name))

@@ -10,11 +10,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco_plugin.data.listing import image_files
+from moco_plugin.detectors.dataset import TEST_SHARE, OwnData, few
+from moco_plugin.detectors.formats import class_names
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
-from moco_plugin.transfer.own_data.dataset import TEST_SHARE, OwnData, few
-from moco_plugin.transfer.own_data.formats import class_names
 from moco_plugin.transfer.semantic_mapper import read_labels
 from moco_plugin.transfer.voc_files import VOID
 

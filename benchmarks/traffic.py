@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from moco_plugin.benchmarks.timing import at_least
 from moco_plugin.errors import UserError
 from moco_plugin.methods.distributed import all_gather, exchange
-from moco_plugin.tools.benchmarks.timing import at_least
 
 
 def _loopback_bytes() -> int:

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from moco_plugin.data.images import ImageSet
+from moco_plugin.demo.scenes import MAX_OBJECTS, MIN_OBJECTS, SceneObject, background, compose_scene
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.synthetic.scenes import MAX_OBJECTS, MIN_OBJECTS, SceneObject, background, compose_scene
 
 MAX_SIDE = 96  # pixels that photos of objects are reduced to
 MAX_PHOTOS = 400

@@ -8,13 +8,13 @@ from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from tqdm import tqdm
 
+from moco_plugin.demo.scenes import MAX_SCALE
+from moco_plugin.demo.tiny_cityscapes import BANDS, write_cityscapes
+from moco_plugin.demo.tiny_coco import write_coco, write_lvis
+from moco_plugin.demo.tiny_scenes import Looks, TinyScene, compose_split
+from moco_plugin.demo.tiny_voc import write_sbd, write_voc
 from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_folder, check_output, write_json
-from moco_plugin.transfer.synthetic.scenes import MAX_SCALE
-from moco_plugin.transfer.synthetic.tiny_cityscapes import BANDS, write_cityscapes
-from moco_plugin.transfer.synthetic.tiny_coco import write_coco, write_lvis
-from moco_plugin.transfer.synthetic.tiny_scenes import Looks, TinyScene, compose_split
-from moco_plugin.transfer.synthetic.tiny_voc import write_sbd, write_voc
 
 COCO_CLASSES = {category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]}
 MARKER = "tiny_datasets.json"

@@ -8,7 +8,7 @@ import torch
 from fvcore.nn import FlopCountAnalysis
 
 from moco_plugin.backbones import create_backbone
-from moco_plugin.tools.benchmarks.timing import at_least
+from moco_plugin.benchmarks.timing import at_least
 
 # milliseconds of one core a pair of 224-pixel views of a 500 x 375 JPEG, measured by the benchmark of views
 LOADER_MILLISECONDS = {"fast": 2.9, "device": 1.8, "reference": 10.8}

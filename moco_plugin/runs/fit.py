@@ -21,10 +21,10 @@ from torch.utils.data import DataLoader
 
 from moco_plugin.data.loading import ended_with
 from moco_plugin.errors import Stopped, UserError
-from moco_plugin.training.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
-from moco_plugin.training.logs import CSVLog, check_folder
-from moco_plugin.training.run_folder import Identity, SavedRun, locked, remove_files, remove_stale
-from moco_plugin.training.trainer_arguments import build_trainer
+from moco_plugin.runs.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
+from moco_plugin.runs.logs import CSVLog, check_folder
+from moco_plugin.runs.run_folder import Identity, SavedRun, locked, remove_files, remove_stale
+from moco_plugin.runs.trainer_arguments import build_trainer
 
 QUIET = (
     "does not have many workers",

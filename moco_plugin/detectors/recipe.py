@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from moco_plugin.checkpoints.read import read_checkpoint
+from moco_plugin.detectors.dataset import OwnData
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
-from moco_plugin.transfer.own_data.dataset import OwnData
 from moco_plugin.transfer.tasks import INITIALISATIONS, Metric, Task
 
 MODELS = {

@@ -6,11 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moco_plugin.detectors.dataset import prepare
+from moco_plugin.detectors.recipe import Recipe, choose_recipe
+from moco_plugin.detectors.semantic import prepare_semantic
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.launch import Machines, default_gpus
-from moco_plugin.transfer.own_data.dataset import prepare
-from moco_plugin.transfer.own_data.recipe import Recipe, choose_recipe
-from moco_plugin.transfer.own_data.semantic import prepare_semantic
 from moco_plugin.transfer.runner import run_trials
 
 SUPERVISED = "supervised.safetensors"  # timm's ImageNet weights, as fetched

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from moco_plugin.demo.comparison import Comparison
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
-from moco_plugin.tools.demo_parts.comparison import Comparison
 
 DETECTORS = {"c4": "C4", "fpn": "FPN"}  # folder and name
 MEASURES = (("bbox/AP", "box AP"), ("bbox/AP50", "box AP50"), ("segm/AP", "mask AP"), ("segm/AP50", "mask AP50"))

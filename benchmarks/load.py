@@ -12,17 +12,17 @@ import cv2
 import torch
 from tqdm import tqdm
 
-from moco_plugin.config import load_config
+from moco_plugin.benchmarks.timing import at_least
 from moco_plugin.data.datasets import TrainImages, collate_views
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.views.device import finish
 from moco_plugin.errors import UsageError
+from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.pretraining.run import build_views, fit_statistics, open_images
-from moco_plugin.tools.benchmarks.timing import at_least
-from moco_plugin.training.optimizers import build_optimizer
+from moco_plugin.runs.optimizers import build_optimizer
 
 
 def measure(config: str | None = None, overrides: Sequence[str] = (), batches: int = 4) -> dict[str, Any]:

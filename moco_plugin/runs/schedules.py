@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler, LinearParamScheduler
 
-from moco_plugin.config import ScheduleConfig
+from moco_plugin.runs.config import ScheduleConfig
 from moco_plugin.errors import UsageError
 
 

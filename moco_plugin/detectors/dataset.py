@@ -11,11 +11,11 @@ from typing import Any
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
+from moco_plugin.detectors.formats import read_detection_data
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.annotations import check_content
 from moco_plugin.transfer.components.datasets import FILE_PREFIX
-from moco_plugin.transfer.own_data.formats import read_detection_data
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
 MOST_NAMES = 3  # names in a message

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from moco_plugin.transfer.synthetic.polygons import mask_polygons, signed_area
-from moco_plugin.transfer.synthetic.scenes import SceneObject, run_lengths
-from moco_plugin.transfer.synthetic.tiny_scenes import TinyScene
+from moco_plugin.demo.polygons import mask_polygons, signed_area
+from moco_plugin.demo.scenes import SceneObject, run_lengths
+from moco_plugin.demo.tiny_scenes import TinyScene
 
 PERSON = 1  # COCO's category id
 # where COCO's 17 keypoints of a standing person are, as parts of the width and height of the box

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from moco_plugin.demo.images import get_fashion_mnist
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path, read_json
-from moco_plugin.tools.demo_parts.images import get_fashion_mnist
 
 CONTEXT = multiprocessing.get_context("spawn")
 DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
@@ -203,7 +203,7 @@ class Demo:
         with atomic_path(folder / "commands.txt") as temporary:
             temporary.write_text("\n".join(self.commands) + "\n")
 
-        from moco_plugin.tools.demo_parts.page import write_demo_report  # not needed before, and heavy
+        from moco_plugin.demo.page import write_demo_report  # not needed before, and heavy
 
         report = folder / "report.html"
         print(write_demo_report(folder, report))

@@ -8,8 +8,8 @@ from lightly.loss import NTXentLoss
 from lightly.models.utils import update_momentum
 
 from moco_plugin.backbones import check_features, create_backbone
+from moco_plugin.benchmarks.timing import at_least, check_device, compare, ratios
 from moco_plugin.methods import MoCo
-from moco_plugin.tools.benchmarks.timing import at_least, check_device, compare, ratios
 
 BATCH_NORM = {"bare encoders": "plain", "plain batch norm": "plain", "groups": "auto", "lightly": "plain"}
 
