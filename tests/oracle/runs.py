@@ -20,16 +20,16 @@ from tests.oracle.oracle import (
     Outcome,
     State,
     epoch_order,
+    evaluation_view,
     knn_bounds,
     normalized,
-    test_view,
     train,
     two_views,
 )
 
-SIZE = 64
+SIZE = 40
 CHANNELS = [8, 16, 24, 32]
-VIT: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 3, "patch_size": 16}
+VIT: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 LR = {"sgd": 0.24, "lars": 2.4, "adamw": 0.016}
 WRAPPED = "embedding_model.wrapped_model._model."  # LightlyTrain's names around a backbone
 RECORD, LOOP_SCRIPT = (Path(__file__).with_name(name) for name in ("record.py", "loop.py"))
@@ -266,5 +266,5 @@ def run_oracle(
 
 def _probe(picture: Any) -> Tensor:
     if not isinstance(picture, list):
-        return test_view(picture, SIZE, 0.875)
-    return test_view(torch.stack([torch.from_numpy(np.array(band)) for band in picture]), SIZE, 0.875)
+        return evaluation_view(picture, SIZE, 0.875)
+    return evaluation_view(torch.stack([torch.from_numpy(np.array(band)) for band in picture]), SIZE, 0.875)
