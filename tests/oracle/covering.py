@@ -119,8 +119,11 @@ LIGHTLY_TRAIN: dict[str, list[Any]] = {
     "accumulate": OPTIONS["accumulate"],
 }
 # few: a compilation takes longer than a run
-COMPILED = [Case(compile=True), Case(compile=True, method="v3_vit", precision="bf16-mixed")]
+COMPILED = [Case(compile=True, batch_norm="plain"), Case(compile=True, method="v3_vit", processes=2, stop=3)]
 COMPILED_TOO = [
+    Case(compile=True, batch_norm="split"),
+    Case(compile=True, method="v3_resnet", accumulate=3),
+    Case(compile=True),
     Case(compile=True, processes=2, stop=3),
     Case(compile=True, method="symmetric", batch_norm="split", channels_last=False, accumulate=3, queue=1500, stop=5),
 ]
@@ -132,7 +135,7 @@ REFUSED = [
     (Case(channels=4, source="idx"), "expected 4"),
     (Case(queue=31), "method_args.queue_size is 31, below the 32 keys of a batch"),
     (Case(method="symmetric", queue=48), "method_args.queue_size is 48, below the 64 keys of a batch"),
-    (Case(batch_norm="sync", processes=2), "sync"),
+    (Case(batch_norm="sync", processes=2), "method_args.batch_norm is sync, which torch has on CUDA only"),
     (Case(precision="bf16-true"), "keeps the weights in 16 bits"),
     (Case(processes=3), "cannot be split evenly over 3 processes"),
 ]

@@ -48,7 +48,6 @@ class Experiment:
     optimizer: str = "sgd"
     lr: float = 0.03  # for the batch that is used
     weight_decay: float = 1e-4
-    optimizer_momentum: float = 0.9
     clip: float = 0.0  # largest norm of the gradient; 0 for any
     accumulate: int = 1
     epochs: int = 2
@@ -160,8 +159,7 @@ def _encode(o: Experiment, network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=o.autocast):
             vectors.append(network(part))
         after.append([(n.running_mean, n.running_var) for n in norms])
-    own = after[: max(1, o.parts // o.processes)]
-    for norm, *parts in zip(norms, *own, strict=True):
+    for norm, *parts in zip(norms, *after[: max(1, o.parts // o.processes)], strict=True):
         norm.running_mean, norm.running_var = (torch.stack([part[i] for part in parts]).mean(dim=0) for i in (0, 1))
         norm.num_batches_tracked -= o.parts - 1  # type: ignore[operator,assignment]
     return torch.cat(vectors)
@@ -187,8 +185,8 @@ def train(
         batches: Return the two views of a batch over all processes, by epoch and number.
         per_epoch: Batches in an epoch.
         probe: Images whose features are wanted, N x C x H x W.
-        followed: The states of another run before each batch. Each batch starts from these, so that round-off, which
-            grows tenfold a step, stays that of one step.
+        followed: The states of another run before each batch, and at the end. Each batch starts from these, so that
+            round-off, which grows tenfold a step, stays that of one step.
     """
     f_q, f_k = (_encoder(o).to(o.precision) for _ in "qk")
     networks: dict[str, nn.Module] = {"encoder_q": f_q, "encoder_k": f_k}
@@ -212,14 +210,20 @@ def train(
         counts = {"queue.pointer": torch.tensor(pointer), "queue.filled": torch.tensor(filled)}
         return found | counts | {"queue.keys": queue.clone()}
 
+    def follow() -> None:
+        nonlocal queue
+        outcome.states.append(state())
+        if followed:
+            before = followed[len(outcome.losses)]
+            for name, network in networks.items():
+                network.load_state_dict(_below(before, f"{name}."))
+            queue = before.get("queue.keys", queue).to(o.precision).clone()
+        if len(outcome.losses) % per_epoch == 0:
+            outcome.features.append(_features(f_q[0], probe))
+
     for epoch in range(o.epochs):
-        outcome.features.append(_features(f_q[0], probe))
         for number in range(per_epoch):
-            outcome.states.append(state())
-            if followed:
-                for name, network in networks.items():
-                    network.load_state_dict(_below(followed[len(outcome.losses)], f"{name}."))
-                queue = followed[len(outcome.losses)].get("queue.keys", queue).to(o.precision).clone()
+            follow()
             x_1, x_2 = (view.to(o.precision) for view in batches(epoch, number))
             if o.seeded_steps:
                 generator.manual_seed(seed_of(o.seed, epoch, number))
@@ -241,8 +245,7 @@ def train(
                 step += 1
             outcome.losses.append(float(loss.detach()))
             outcome.rates.append(rate)
-    outcome.states.append(state())
-    outcome.features.append(_features(f_q[0], probe))
+    follow()
     return outcome
 
 
@@ -310,7 +313,7 @@ def _step(o: Experiment, parameters: list[Tensor], moments: list[State], lr: flo
             g = g + o.weight_decay * p
         if o.optimizer == "lars" and p.ndim > 1 and p.norm() > 0 and g.norm() > 0:
             g = g * 0.001 * p.norm() / g.norm()
-        state["v"] = o.optimizer_momentum * state.get("v", 0) + g
+        state["v"] = 0.9 * state.get("v", 0) + g
         p.sub_(lr * state["v"])
 
 

@@ -135,9 +135,12 @@ def experiment(case: Case) -> Experiment:
     local = BATCH // case.processes
     groups = {"auto": max(1, 8 // case.processes), "split": 2}.get(case.batch_norm, 1)
     parts = case.processes * (1 if case.v3 else min(groups, local // 2))
+    bfloat16 = case.precision == "bf16-mixed"  # its rounding depends on the layout: the oracle takes the run's
+    last = case.channels == 1 or (case.channels_last and case.entry != "lightly_train_cli")  # one channel is both
+    layout = torch.channels_last if bfloat16 and last else torch.contiguous_format
     common = Experiment(
         "v3",
-        lambda: backbone(case),
+        lambda: backbone(case).to(memory_format=layout),
         VIT["embed_dim"] if case.method == "v3_vit" else CHANNELS[-1],
         queue=case.queue,
         m=0.9,
@@ -154,8 +157,8 @@ def experiment(case: Case) -> Experiment:
         epochs=EPOCHS,
         warmup=int(case.schedule == "step"),
         per_step=case.schedule == "step",
-        precision=torch.float32 if case.precision == "bf16-mixed" else torch.float64,
-        autocast=case.precision == "bf16-mixed",
+        precision=torch.float32 if bfloat16 else torch.float64,
+        autocast=bfloat16,
         seeded_steps=case.entry != "loop",
     )
     if case.entry == "loop":  # as in README
