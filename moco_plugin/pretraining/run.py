@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
@@ -17,6 +18,7 @@ from moco_plugin.data.views import Views
 from moco_plugin.errors import UsageError
 from moco_plugin.files import atomic_path, write_json
 from moco_plugin.methods import Method
+from moco_plugin.methods.batch_norm import SyncBatchNorm
 from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels, queue_warning
 from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
 from moco_plugin.pretraining.monitor import CorruptImageWatch, GroupedTensorBoard, KNNMonitor, Throughput, ViewPairs
@@ -80,6 +82,7 @@ def pretrain(
         if (sentence := module.fit_layout(trainer.strategy.root_device)) and trainer.is_global_zero:
             print(sentence)
         check_batch(config.data.batch_size, module.method, trainer.world_size)
+        check_synchronized(module.method, trainer.strategy.root_device, trainer.world_size)
         if trainer.is_global_zero:
             local = getattr(trainer, "num_devices", 1)
             device = trainer.strategy.root_device
@@ -157,6 +160,15 @@ def check_batch(batch: int, method: Method, processes: int, key: str = "data.bat
     if method.queue_size is not None and method.queue_size < keys:
         raise UsageError(
             f"method_args.queue_size is {method.queue_size}, below the {keys} keys of a batch; choose a larger queue"
+        )
+
+
+def check_synchronized(method: Method, device: torch.device, processes: int) -> None:
+    """Raise UsageError if batch norm is to be synchronised between processes on a device that torch cannot do it on."""
+    if processes > 1 and device.type != "cuda" and any(isinstance(m, SyncBatchNorm) for m in method.modules()):
+        raise UsageError(
+            f"method_args.batch_norm is sync, which torch has on CUDA only, and {processes} processes train on {device}; "
+            "choose auto or plain"
         )
 
 

@@ -161,6 +161,8 @@ class Run:
                 print(begin(trainer, total_steps))
                 if saved:
                     print(f"resuming from {self.last}, step {step}")
+            # Lightning converts the module once the checkpoint is loaded, which would cut float64 weights to float32
+            trainer.precision_plugin.convert_module(module)
             with self._failures(trainer), self.guard.listening(), ended_with(batches, validation):
                 trainer.fit(module, batches, validation, ckpt_path=self.last if saved else None, weights_only=True)
         return self._result(trainer, total_steps)

@@ -21,17 +21,17 @@ COPIED = ("moco_plugin", "configs", "tools", "tests", "pyproject.toml")
 Mutant = tuple[str, str, str, str]  # file, text that occurs in it once, text in its place, test that fails
 
 M, P, T, V = (f"moco_plugin/{room}/" for room in ("methods", "pretraining", "training", "data/views"))
+# names of cases in tests/oracle/test_pretraining.py
 TWO = "processes=2"
-PLAIN64 = "batch_norm=plain,queue=1500,processes=2,precision=64-true,schedule=step,engine=reference,workers=3,source=shards,stop=1,start=weights"
-SHUFFLE64 = "method=moco_v1,batch_norm=shuffle,precision=64-true,clip=0.3,engine=reference,workers=3,source=tiff,stop=7,entry=python"
-AUTO64 = "queue=1500,processes=4,channels_last=False,precision=64-true,accumulate=3,schedule=step,source=zip,channels=1,entry=python"
-SYMMETRIC = "method=symmetric,batch_norm=split,clip=0.3,engine=reference,workers=3,source=csv,start=weights"
-SYMMETRIC64 = "method=symmetric,batch_norm=plain,queue=1024,precision=64-true,accumulate=3,engine=device,workers=0,source=tiff,channels=4,knn=True"
-RESNET = "method=v3_resnet,batch_norm=plain,precision=64-true,workers=0,stop=3"
-RESNET2 = "method=v3_resnet,queue=1500,processes=2,clip=0.3,schedule=step,source=tiff,channels=1,stop=1,knn=True,start=weights"
-VIT64 = "method=v3_vit,queue=1024,channels_last=False,precision=64-true,schedule=step,engine=reference,source=npy,channels=1,stop=7,entry=python"
-STOPPED = "batch_norm=shuffle,workers=0,source=csv,stop=3"
-KNN = "method=moco_v1,batch_norm=split,queue=1024,channels_last=False,precision=64-true,accumulate=3,schedule=step,engine=device,workers=3,channels=1,stop=1,knn=True,start=weights,entry=python"
+STOPPED = "workers=0,stop=2"
+SYMMETRIC = "method=symmetric,batch_norm=split,precision=64-true,workers=0,source=csv,stop=7"
+KNN = "batch_norm=shuffle,queue=1024,channels_last=False,precision=64-true,accumulate=3,engine=reference,workers=0,source=idx,channels=1,stop=3,knn=True"
+BLOCKS = "batch_norm=plain,queue=1500,engine=device,workers=0,source=zip,stop=7"
+STARTED = "method=moco_v1,batch_norm=split,queue=1500,accumulate=3,clip=0.3,engine=reference,workers=0,source=csv,stop=2,start=weights"
+V1 = "method=moco_v1,processes=4,precision=bf16-mixed,clip=0.3,schedule=step,engine=device,workers=3,source=idx,channels=1,start=weights"
+RESNET = "method=v3_resnet,precision=64-true,workers=0,source=zip,channels=1,stop=2"
+RESNET2 = "method=v3_resnet,processes=2,accumulate=3,clip=0.3,schedule=step,workers=0,channels=1,stop=7,knn=True,start=weights"
+VIT = "method=v3_vit,processes=2,precision=64-true,source=idx,stop=5"
 
 PRETRAINING: list[Mutant] = [
     # exchange receives contiguous rows where channels-last ones were sent
@@ -78,13 +78,13 @@ PRETRAINING: list[Mutant] = [
     # a step counts once for each group
     (f"{M}batch_norm.py", "self.num_batches_tracked.add_(1)", "self.num_batches_tracked.add_(groups)", "defaults"),
     # statistics in float32 in a float64 run
-    (f"{M}batch_norm.py", "return torch.promote_types(input.dtype, torch.float32)", "return torch.float32", AUTO64),
+    (f"{M}batch_norm.py", "return torch.promote_types(input.dtype, torch.float32)", "return torch.float32", SYMMETRIC),
     # gradients of the last group alone
     (f"{M}batch_norm.py", "grad_bias += part_of[2]", "grad_bias.copy_(part_of[2])", "defaults"),
     (f"{M}batch_norm.py", "grad_weight += part_of[1]", "grad_weight.copy_(part_of[1])", "defaults"),
     # the key encoder moves with each part of an accumulated batch
-    (f"{M}moco.py", "if self.training and update_key_encoder:", "if self.training:", AUTO64),
-    # the key encoder moves after the keys
+    (f"{M}moco.py", "if self.training and update_key_encoder:", "if self.training:", KNN),
+    # keys come from the query encoder
     (
         f"{M}moco.py",
         "k, all_keys = self.key_shuffle.encode(self.encoder_k, im_k, sizes)",
@@ -109,20 +109,20 @@ PRETRAINING: list[Mutant] = [
         "logits = torch.cat([positive, negatives], dim=1) / temperature**2",
         "defaults",
     ),
-    (f"{M}contrast.py", "scaled = q / temperature", "scaled = q / temperature**2", PLAIN64),
+    (f"{M}contrast.py", "scaled = q / temperature", "scaled = q / temperature**2", BLOCKS),
     # the gradient lacks 1/T
     (
         f"{M}contrast.py",
         "ctx.save_for_backward((mean_key / total - k) / temperature)",
         "ctx.save_for_backward(mean_key / total - k)",
-        PLAIN64,
+        BLOCKS,
     ),
     # the last block of the queue is left out
     (
         f"{M}contrast.py",
         "        for keys in queue.split(QUEUE_BLOCK):\n            logits",
         "        for keys in queue[:1024].split(QUEUE_BLOCK):\n            logits",
-        PLAIN64,
+        BLOCKS,
     ),
     # v3's contrast in float32 in a float64 run
     (f"{M}contrast.py", "logits = q.to(precision) @", "logits = q.float() @", RESNET),
@@ -153,11 +153,11 @@ PRETRAINING: list[Mutant] = [
     # LARS's ratio without the decay
     (f"{T}optimizers.py", "p.norm(), update.norm()", "p.norm(), p.grad.norm()", RESNET),
     # weight decay is forgotten
-    (f"{T}optimizers.py", '"weight_decay": config.weight_decay,', '"weight_decay": 0.0,', VIT64),
+    (f"{T}optimizers.py", '"weight_decay": config.weight_decay,', '"weight_decay": 0.0,', VIT),
     # warm-up and schedule off by one
     (f"{T}schedules.py", "factor(min(done / total, 1.0))", "factor(min((done + 1) / total, 1.0))", "defaults"),
     # milestones of what a warm-up leaves
-    (f"{T}schedules.py", '"rescaled" if schedule.name == "cosine" else "fixed"', '"rescaled"', KNN),
+    (f"{T}schedules.py", '"rescaled" if schedule.name == "cosine" else "fixed"', '"rescaled"', V1),
     # the schedule takes epochs for steps
     (
         f"{T}schedules.py",
@@ -166,12 +166,7 @@ PRETRAINING: list[Mutant] = [
         RESNET2,
     ),
     # the learning rate does not count accumulated batches
-    (
-        f"{P}module.py",
-        "images = config.data.batch_size * accumulation(config)",
-        "images = config.data.batch_size",
-        AUTO64,
-    ),
+    (f"{P}module.py", "images = config.data.batch_size * accumulation(config)", "images = config.data.batch_size", KNN),
     # m is a step ahead
     (
         f"{P}module.py",
@@ -191,8 +186,10 @@ PRETRAINING: list[Mutant] = [
         f"{P}module.py",
         "    if config.weights:\n            start_from(backbone, config)",
         "    if config.weights:\n            pass",
-        SYMMETRIC,
+        STARTED,
     ),
+    # a resumed float64 run goes through float32
+    (f"{T}fit.py", "trainer.precision_plugin.convert_module(module)", "pass", RESNET),
     # a resumed epoch starts from its first images
     ("moco_plugin/data/order.py", "start = self.done[1] if self.done[0] == self.epoch else 0", "start = 0", STOPPED),
     # a resumed run takes the order of the first epoch
@@ -200,7 +197,7 @@ PRETRAINING: list[Mutant] = [
         "moco_plugin/data/order.py",
         "self.epoch, self.done = epoch, (epoch, batches)",
         "self.epoch, self.done = 0, (epoch, batches)",
-        SHUFFLE64,
+        VIT,
     ),
     # views are the same in each epoch
     (
@@ -225,7 +222,7 @@ PRETRAINING: list[Mutant] = [
         f"{V}device.py",
         "views[flipped] = views[flipped].flip(dims=(3,))",
         "views[flipped] = views[flipped].flip(dims=(2,))",
-        SYMMETRIC64,
+        BLOCKS,
     ),
     # kNN: temperature, mode of the network, view
     ("moco_plugin/evaluation/knn.py", "/ temperature).exp()", "/ (20 * temperature)).exp()", KNN),
@@ -256,9 +253,8 @@ def survives(mutant: Mutant, folder: Path) -> str:
     if text.count(old) != 1:
         return f"{file} has {old!r} {text.count(old)} times, expected once"
     (folder / file).write_text(text.replace(old, new))
-    arguments = (
-        [test] if test.startswith("tests/") else test.split(" tests/")[:1] + ["tests/" + test.split(" tests/")[1]]
-    )
+    expression, _, path = test.partition(" tests/")
+    arguments = [expression, f"tests/{path}"] if path else [test]
     command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-q", "-p", "no:cacheprovider", *arguments]
     done = subprocess.run(
         command, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(folder)}

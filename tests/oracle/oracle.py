@@ -9,7 +9,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 import torch
 from PIL import Image, ImageFilter, ImageOps
@@ -49,7 +48,6 @@ class Experiment:
     optimizer: str = "sgd"
     lr: float = 0.03  # for the batch that is used
     weight_decay: float = 1e-4
-    optimizer_momentum: float = 0.9
     clip: float = 0.0  # largest norm of the gradient; 0 for any
     accumulate: int = 1
     epochs: int = 2
@@ -70,9 +68,6 @@ class Outcome:
     rates: list[float] = field(default_factory=list)  # of each batch
     states: list[State] = field(default_factory=list)  # before each batch, and at the end
     features: list[Tensor] = field(default_factory=list)  # of ``probe``, before training and after each epoch
-
-
-# ---- images and views ----
 
 
 def epoch_order(count: int, batch: int, seed: int, epoch: int) -> list[list[int]]:
@@ -121,13 +116,10 @@ def normalized(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> T
     return (images.float() / 255 - shift) / scale
 
 
-def test_view(image: Image.Image | Tensor, size: int, ratio: float) -> Tensor:
+def evaluation_view(image: Image.Image | Tensor, size: int, ratio: float) -> Tensor:
     """Return the view of an image that evaluation takes: short side to size / ratio, then the centre."""
     view = TF.center_crop(TF.resize(image, [round(size / ratio)]), [size, size])
     return v2.PILToTensor()(view) if isinstance(view, Image.Image) else view
-
-
-# ---- networks ----
 
 
 def _encoder(o: Experiment) -> nn.Sequential:
@@ -167,20 +159,14 @@ def _encode(o: Experiment, network: nn.Module, images: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=o.autocast):
             vectors.append(network(part))
         after.append([(n.running_mean, n.running_var) for n in norms])
-    own = after[: max(1, o.parts // o.processes)]
-    for norm, *statistics in zip(norms, *own, strict=True):
-        norm.running_mean, norm.running_var = (
-            torch.stack([part[i] for part in statistics]).mean(dim=0) for i in (0, 1)
-        )
+    for norm, *parts in zip(norms, *after[: max(1, o.parts // o.processes)], strict=True):
+        norm.running_mean, norm.running_var = (torch.stack([part[i] for part in parts]).mean(dim=0) for i in (0, 1))
         norm.num_batches_tracked -= o.parts - 1  # type: ignore[operator,assignment]
     return torch.cat(vectors)
 
 
 def _unit(vectors: Tensor, dtype: torch.dtype) -> Tensor:
     return F.normalize(vectors, dim=1).to(dtype)
-
-
-# ---- training ----
 
 
 def train(
@@ -199,8 +185,8 @@ def train(
         batches: Return the two views of a batch over all processes, by epoch and number.
         per_epoch: Batches in an epoch.
         probe: Images whose features are wanted, N x C x H x W.
-        followed: The states of another run before each batch. Each batch starts from these, so that round-off, which
-            grows tenfold a step, stays that of one step.
+        followed: The states of another run before each batch, and at the end. Each batch starts from these, so that
+            round-off, which grows tenfold a step, stays that of one step.
     """
     f_q, f_k = (_encoder(o).to(o.precision) for _ in "qk")
     networks: dict[str, nn.Module] = {"encoder_q": f_q, "encoder_k": f_k}
@@ -221,36 +207,34 @@ def train(
         found = {f"{part}.{name}": v.clone() for part, net in networks.items() for name, v in net.state_dict().items()}
         if o.version == "v3":
             return found
-        queued = {
-            "queue.keys": queue.clone(),
-            "queue.pointer": torch.tensor(pointer),
-            "queue.filled": torch.tensor(filled),
-        }
-        return found | queued
+        counts = {"queue.pointer": torch.tensor(pointer), "queue.filled": torch.tensor(filled)}
+        return found | counts | {"queue.keys": queue.clone()}
+
+    def follow() -> None:
+        nonlocal queue
+        outcome.states.append(state())
+        if followed:
+            before = followed[len(outcome.losses)]
+            for name, network in networks.items():
+                network.load_state_dict(_below(before, f"{name}."))
+            queue = before.get("queue.keys", queue).to(o.precision).clone()
+        if len(outcome.losses) % per_epoch == 0:
+            outcome.features.append(_features(f_q[0], probe))
 
     for epoch in range(o.epochs):
-        outcome.features.append(_features(f_q[0], probe))
         for number in range(per_epoch):
-            outcome.states.append(state())
-            if followed:
-                for name, network in networks.items():
-                    network.load_state_dict(_below(followed[len(outcome.losses)], f"{name}."))
-                queue = followed[len(outcome.losses)].get("queue.keys", queue).to(o.precision).clone()
+            follow()
             x_1, x_2 = (view.to(o.precision) for view in batches(epoch, number))
             if o.seeded_steps:
                 generator.manual_seed(seed_of(o.seed, epoch, number))
             rate = o.lr * _rate(o, step / steps if o.per_step else epoch / o.epochs)
             m = 1 - (1 - o.m) * (math.cos(math.pi * step / steps) + 1) / 2 if o.rising_m else o.m
-            moving = pairs if number % o.accumulate == 0 else []  # once for the batches of an optimizer step
-
+            if number % o.accumulate == 0:  # once for the batches of an optimizer step; before the keys, as in the code
+                _momentum(pairs, m)
             if o.version == "v3":
-                loss = _v3(
-                    o, f_q, f_k, networks["predictor"], x_1, x_2, lambda m=m, moving=moving: _momentum(moving, m)
-                )
+                loss = _v3(o, f_q, f_k, networks["predictor"], x_1, x_2)
             else:
-                loss, keys = _v2(
-                    o, f_q, f_k, queue, x_1, x_2, generator, lambda m=m, moving=moving: _momentum(moving, m)
-                )
+                loss, keys = _v2(o, f_q, f_k, queue, x_1, x_2, generator)
                 for key in keys:  # replace the oldest
                     queue[pointer] = key
                     pointer, filled = (pointer + 1) % o.queue, min(filled + 1, o.queue)
@@ -261,28 +245,20 @@ def train(
                 step += 1
             outcome.losses.append(float(loss.detach()))
             outcome.rates.append(rate)
-    outcome.states.append(state())
-    outcome.features.append(_features(f_q[0], probe))
+    follow()
     return outcome
 
 
 def _v2(
-    o: Experiment, f_q: nn.Module, f_k: nn.Module, queue: Tensor, x_q: Tensor, x_k: Tensor, generator: Any, move: Any
+    o: Experiment, f_q: nn.Module, f_k: nn.Module, queue: Tensor, x_q: Tensor, x_k: Tensor, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Algorithm 1 of v1: return the loss and the keys to enqueue."""
-    pairs = [(x_q, x_k), (x_k, x_q)] if o.symmetric else [(x_q, x_k)]
-    queries, all_keys = [], []
-    loss: Tensor = torch.zeros(())
-    for turn, (images, other) in enumerate(pairs):
-        if turn == 0:
-            queries.append(_unit(_encode(o, f_q, images), o.precision))  # q = f_q.forward(x_q)
-            move()  # f_k = m f_k + (1 - m) f_q
+    loss, all_keys = torch.zeros(()), []
+    for images, other in [(x_q, x_k), (x_k, x_q)] if o.symmetric else [(x_q, x_k)]:
+        q = _unit(_encode(o, f_q, images), o.precision)  # q = f_q.forward(x_q)
         with torch.no_grad():  # k = f_k.forward(x_k), shuffled
             order = torch.randperm(len(other), generator=generator) if o.shuffled else torch.arange(len(other))
             k = _unit(_encode(o, f_k, other[order]), o.precision)[order.argsort()]
-        if turn:
-            queries.append(_unit(_encode(o, f_q, images), o.precision))
-        q = queries[turn]
         positive = (q * k).sum(dim=1, keepdim=True)  # N x 1
         negative = q @ queue.clone().T  # N x K
         logits = torch.cat([positive, negative], dim=1) / o.temperature
@@ -291,12 +267,9 @@ def _v2(
     return loss, torch.cat(all_keys)
 
 
-def _v3(
-    o: Experiment, f_q: nn.Module, f_k: nn.Module, predictor: nn.Module, x_1: Tensor, x_2: Tensor, move: Any
-) -> Tensor:
+def _v3(o: Experiment, f_q: nn.Module, f_k: nn.Module, predictor: nn.Module, x_1: Tensor, x_2: Tensor) -> Tensor:
     """Algorithm 1 of v3."""
     q_1, q_2 = (_unit(_encode(o, nn.Sequential(f_q, predictor), x), o.precision) for x in (x_1, x_2))
-    move()
     with torch.no_grad():
         k_1, k_2 = (_unit(_encode(o, f_k, x), o.precision) for x in (x_1, x_2))
     labels = torch.arange(len(q_1))
@@ -340,11 +313,8 @@ def _step(o: Experiment, parameters: list[Tensor], moments: list[State], lr: flo
             g = g + o.weight_decay * p
         if o.optimizer == "lars" and p.ndim > 1 and p.norm() > 0 and g.norm() > 0:
             g = g * 0.001 * p.norm() / g.norm()
-        state["v"] = o.optimizer_momentum * state.get("v", 0) + g
+        state["v"] = 0.9 * state.get("v", 0) + g
         p.sub_(lr * state["v"])
-
-
-# ---- features ----
 
 
 @torch.no_grad()
@@ -352,22 +322,16 @@ def _features(backbone: nn.Module, images: Tensor | None) -> Tensor:
     if images is None:
         return torch.zeros(0)
     backbone.eval()
-    found = F.normalize(
-        torch.cat([backbone(part) for part in images.to(next(backbone.parameters()).dtype).split(16)]), dim=1
-    )
+    images = images.to(next(backbone.parameters()).dtype)
+    features = torch.cat([backbone(part) for part in images.split(16)])
     backbone.train()
-    return found
+    return F.normalize(features, dim=1)
 
 
 def knn_bounds(features: Tensor, labels: Tensor, count: int, k: int, temperature: float) -> tuple[float, float]:
     """Return between which accuracies a kNN is, in percent: round-off decides where votes are equal to 1e-4.
 
-    Args:
-        features: Of unit length; the first ``count`` vote on the others.
-        labels: Of all.
-        count: Images that vote.
-        k: Neighbours.
-        temperature: T of the weights.
+    The first ``count`` features, of unit length, vote on the others.
     """
     sure = possible = 0
     for feature, label in zip(features[count:], labels[count:], strict=True):

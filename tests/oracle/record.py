@@ -1,7 +1,8 @@
 """Pre-train as a user does and record every step: FOLDER STOP ENTRY ARGUMENTS... (see runs.py).
 
-Each batch leaves ``NUMBER.RANK.pt`` in the folder: the views that the method was given, the loss, and on the
-first process the state before the step. ENTRY is a tool, or ``python`` for the function. At the STOP-th batch the first process sends itself SIGTERM.
+Each batch leaves ``NUMBER.RANK.pt`` in the folder: the views that the method was given, the loss, and on the first
+process the state before the step. ENTRY is a tool, or ``python`` for the function. At the STOP-th batch the first
+process sends itself SIGTERM.
 """
 
 import os
