@@ -13,7 +13,6 @@ STDLIB = sys.stdlib_module_names
 # Each room imports those before it alone; the names of files stand for modules at the top of the package.
 ORDER = (
     "errors",
-    "early_checks",
     "safe_yaml",
     "files",
     "schema",
@@ -21,6 +20,7 @@ ORDER = (
     "methods",
     "backbones",
     "data",
+    "sources",
     "checkpoints",
     "runs",
     "evaluation",

@@ -10,9 +10,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.data.idx import load_idx_images
 from moco_plugin.demo.scenes import make_scenes
 from moco_plugin.errors import command
+from moco_plugin.sources.idx import load_idx_images
 
 EXAMPLES = """example:
   %(prog)s datasets/scenes \\

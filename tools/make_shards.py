@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args(argv)
 
     from moco_plugin.data.images import ImageSet
-    from moco_plugin.data.shard_writer import make_shards
+    from moco_plugin.sources.shard_writer import make_shards
 
     images = ImageSet(args.images)
     if not images.paths:

@@ -14,11 +14,11 @@ from sklearn.datasets import load_sample_images
 
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.data.bands import CannotDecode
-from moco_plugin.data.datasets import collate_views
 from moco_plugin.data.decode import decode_array
 from moco_plugin.data.images import ImageSet
+from moco_plugin.data.source import ArraySource
 from moco_plugin.data.statistics import measure_statistics
-from moco_plugin.data.views import Views, device
+from moco_plugin.data.views import Views
 from moco_plugin.errors import UserError
 from tests.conftest import TRAIN
 from tests.helpers.processes import Tool
@@ -132,8 +132,8 @@ def test_engines_make_the_same_views(name: str, channels: int) -> None:
         pairs = {}
         for engine in ("reference", "fast", "device"):
             views = Views(name, SIZE, engine, channels=channels, vf_prob=0.5, rr_prob=0.2)
-            arrays, plans, _ = collate_views([(*views(image, Random(f"0 {turn}")), "")])
-            pairs[engine] = [view[0].numpy().astype(int) for view in device.finish(arrays, plans, SIZE, channels)]
+            arrays, plans, _ = views.collate([(*views(image, Random(f"0 {turn}")), "")])
+            pairs[engine] = [view[0].numpy().astype(int) for view in views.finish(arrays, plans)]
         for engine in ("fast", "device"):
             for one, other in zip(pairs["reference"], pairs[engine], strict=True):
                 assert one.shape == other.shape == (SIZE, SIZE, channels)
@@ -155,9 +155,8 @@ def test_colours_change_in_the_first_three_channels_alone(engine: str) -> None:
 
 
 def test_statistics() -> None:
-    images = ImageSet.__new__(ImageSet)
-    images.spec, images.channels, images.archive, images.paths = "a", 1, None, []
-    images.array = np.array([[[0, 255]], [[0, 51]]], np.uint8)
+    images = ImageSet(TRAIN, channels=1)
+    images.source = ArraySource("a", np.array([[[0, 255]], [[0, 51]]], np.uint8), None)
     mean, std = measure_statistics(images)
     assert mean == [0.3] and std == [pytest.approx(np.std([0, 1, 0, 0.2]), abs=1e-4)]
 

@@ -14,8 +14,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco_plugin.data.decode import SUFFIXES, CannotDecode, decode
-from moco_plugin.data.shard_index import INDEX_SUFFIX, scan_shard
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.sources.shard_index import INDEX_SUFFIX, scan_shard
 
 QUALITY = 90  # of JPEG files that are encoded once more
 
@@ -38,7 +38,7 @@ def make_shards(
     Args:
         output: Folder and first part of the shards' names.
         paths: The image files, in the order they are to have.
-        labels: One number per image; it becomes a ``.cls`` member.
+        labels: The index of each image's class; it becomes a ``.cls`` member.
         classes: Names of the labels; they go into the indexes.
         images_per_shard: Images in each shard but the last.
         short_side: Encode images whose short side is longer once more, shrunk to it, as JPEG of quality ``QUALITY``;
@@ -50,7 +50,7 @@ def make_shards(
         The shards.
 
     Raises:
-        UsageError: A number that cannot be right, or there are shards of that name.
+        UsageError: An argument cannot be right, or there are shards of that name.
         UserError: An image cannot be read, or nothing can be written there.
     """
     output = Path(output).expanduser()
@@ -62,18 +62,18 @@ def make_shards(
     old = [file for file in output.parent.glob("*") if pattern.fullmatch(file.name)]
     if old and not overwrite:
         raise UsageError(f"{min(old)} exists already and was kept; pass --overwrite or choose another output")
-    names = None if labels is None else list(classes or map(str, range(int(labels.max()) + 1)))
+    names = None if labels is None else tuple(classes or map(str, range(int(labels.max()) + 1)))
     count = -(-len(paths) // images_per_shard)
     digits, key_digits = max(4, len(str(count - 1))), max(8, len(str(len(paths) - 1)))
-    shards = [f"{output.name}-{number:0{digits}d}.tar" for number in range(count)]
+    shards = [f"{output.name}-{index:0{digits}d}.tar" for index in range(count)]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary,
             tqdm(total=len(paths), desc="packing", unit="image", disable=not progress) as bar,
         ):
-            for number, shard in enumerate(shards):
-                first = number * images_per_shard
+            for index, shard in enumerate(shards):
+                first = index * images_per_shard
                 part = slice(first, first + images_per_shard)
                 _pack(
                     Path(temporary, shard),
@@ -97,14 +97,14 @@ def _pack(
     shard: Path,
     paths: Sequence[Path],
     labels: np.ndarray | None,
-    classes: list[str] | None,
+    classes: tuple[str, ...] | None,
     keys: list[str],
     short_side: int | None,
     bar: Any,
 ) -> None:
     """Write one shard and its index."""
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for number, (path, key) in enumerate(zip(paths, keys, strict=True)):
+        for index, (path, key) in enumerate(zip(paths, keys, strict=True)):
             if path.suffix.lower() not in SUFFIXES:
                 raise UserError(f"{path} does not end as images do, in {', '.join(SUFFIXES)}; rename it")
             try:
@@ -112,16 +112,16 @@ def _pack(
             except OSError as error:
                 raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
             if labels is not None:
-                _add(archive, f"{key}.cls", str(labels[number]).encode())
+                _add(archive, f"{key}.cls", str(labels[index]).encode())
             suffix = path.suffix.lower()
             if short_side is not None:
                 data, suffix = _shrink(data, suffix, path, short_side)
             _add(archive, key + suffix, data)
             bar.update()
-    index = scan_shard(str(shard), shard.stat().st_size)
+    shard_index = scan_shard(str(shard), shard.stat().st_size)
     if labels is not None and classes is not None:
-        index = replace(index, labels=labels, classes=classes)
-    shard.with_name(shard.name + INDEX_SUFFIX).write_text(index.dump())
+        shard_index = replace(shard_index, labels=labels, classes=classes)
+    shard.with_name(shard.name + INDEX_SUFFIX).write_text(shard_index.dump())
 
 
 def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:

@@ -18,5 +18,5 @@ def test_large_images_are_shrunk_and_others_kept(tmp_path: Path) -> None:
     images = ImageSet(str(tmp_path / "small-0000.tar"))
     assert [image and image.size for image in map(images.load, range(4))] == [(200, 100), (60, 90), (50, 120), None]
     assert [images.name(i).rpartition(".")[2] for i in range(4)] == ["jpg", "jpg", "png", "jpg"]
-    assert images.archive is not None and images.archive.read(1) == (folder / "b.jpg").read_bytes()
+    assert images.source.read(1) == (folder / "b.jpg").read_bytes()
     assert main([str(folder), str(tmp_path / "none"), "--short-side", "0"]) == 2

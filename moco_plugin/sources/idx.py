@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from moco_plugin.data.source import ArraySource
+from moco_plugin.data.spec import parse_spec
 from moco_plugin.errors import UserError
 
 MOST_COMPRESSED = 1040  # deflate packs at most 1032 bytes into one
+_NAME = re.compile(r"[-.]idx\d-ubyte(\.gz)?$")
 FASHION_MNIST_CLASSES = (
     "T-shirt/top",
     "Trouser",
@@ -25,9 +28,12 @@ FASHION_MNIST_CLASSES = (
 )
 
 
-def is_idx(path: Path) -> bool:
-    """Return whether a file is an idx images or labels file by MNIST's naming, gzipped or not."""
-    return re.search(r"[-.]idx\d-ubyte(\.gz)?$", path.name) is not None
+def open_idx(source: str) -> ArraySource | None:
+    """Open an idx file, gzipped or not; None for files of other names than MNIST's."""
+    path = Path(source).expanduser()
+    if not _NAME.search(path.name) or not path.is_file():
+        return None
+    return ArraySource(source, *load_idx_images(path))
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -67,16 +73,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-def split_slice(spec: str) -> tuple[Path, slice]:
-    """Split ``PATH[start:stop]`` into the path and the slice; without brackets the slice is everything."""
-    match = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", str(spec))
-    if not match:
-        return Path(spec).expanduser(), slice(None)
-    start, stop = (int(text) if text else None for text in match.groups()[1:])
-    return Path(match[1]).expanduser(), slice(start, stop)
-
-
-def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
+def load_idx_images(spec: str | Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
     """Read images and, from the labels file in the same folder, their labels.
 
     Args:
@@ -86,7 +83,8 @@ def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str
         Images (uint8, N x H x W), labels (int64, N) or None without a labels file, and the class names if
         the path says that it is Fashion-MNIST, else None.
     """
-    path, part = split_slice(spec)
+    parsed = parse_spec(str(spec))
+    path = Path(parsed.source).expanduser()
     images = read_idx(path)
     if images.ndim != 3:
         raise UserError(f"{path} holds an array of {images.ndim} dimensions; expected images (N x H x W)")
@@ -96,9 +94,10 @@ def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str
         labels = read_idx(labels_path).astype(np.int64)
         if len(labels) != len(images):
             raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
-    images, labels = images[part], labels if labels is None else labels[part]
+        labels = labels[parsed.part]
+    total, images = len(images), images[parsed.part]
     if not len(images):
-        raise UserError(f"{spec} selects no image; the file holds {len(read_idx(path))}")
+        raise UserError(f"{spec} selects no image; {path} holds {total}")
     fashion = "fashion" in str(path.resolve()).lower()
     classes = FASHION_MNIST_CLASSES if fashion and labels is not None and labels.max() < 10 else None
     return images, labels, classes
