@@ -43,7 +43,7 @@ def parse_spec(text: str) -> Spec:
     """
     match = _SPEC.fullmatch(text)
     assert match is not None  # everything is a source
-    start, stop = (int(number) if number else None for number in (match["start"], match["stop"]))
+    start, stop = (int(bound) if bound else None for bound in (match["start"], match["stop"]))
     shares = None
     if match["shares"]:
         try:

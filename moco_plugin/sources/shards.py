@@ -139,11 +139,11 @@ def _expand(source: str) -> list[str]:
     """Return the shards of a source, as URLs or absolute paths."""
     if match := _BRACES.search(source):
         first, last = match.groups()
-        numbers = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-        if not numbers:
+        names = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
+        if not names:
             raise UsageError(f"{source} names no shard; expected a range such as {{0000..0099}}")
         head, tail = source[: match.start()], source[match.end() :]
-        return [url for number in numbers for url in _expand(head + number + tail)]
+        return [url for name in names for url in _expand(head + name + tail)]
     if is_remote(source):
         return [source]
     path = Path(os.path.abspath(Path(source).expanduser()))
