@@ -1,11 +1,13 @@
 """Image files of a folder, and lists of image files."""
 
+import contextlib
 import csv
+import functools
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +33,7 @@ CONTAINERS = {  # what people keep images in that is not read
 UNPACK = "unpack its images into a folder, or into tar shards (moco-make-shards)"
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 KAGGLE_SOLUTION = "LOC_val_solution.csv"  # of ImageNet's validation set at Kaggle: ImageId,"n01440764 x y x y ..."
+Exists = Callable[[Path], bool]
 _ENDS_AS_IMAGE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", re.IGNORECASE)
 
 
@@ -156,23 +159,26 @@ def read_entries(path: Path, *folders: Path) -> list[Entry]:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    files, folders = _Files(), folders or (path.parent,)
+    exists, folders = _lookup(), folders or (path.parent,)
     entries: list[Entry] = []
+    missing: list[Path] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
         if len(line) > LONGEST_LINE or "\0" in line:
             raise UserError(f"{path}, line {number}: not a path ({line[:40]!r}...); expected 'path' or 'path label'")
         cells = next(csv.reader([line])) if path.suffix.lower() == ".csv" else []
-        file, label = _locate(line, cells, folders, files)
-        if number == 1 and cells and file not in files and file.suffix.lower() not in SUFFIXES:
+        file, label, there = _locate(line, cells, folders, exists)
+        if number == 1 and cells and not there and file.suffix.lower() not in SUFFIXES:
             continue  # names of columns
         if len(cells) > 2:
             raise UserError(f"{path}, line {number}: {len(cells)} cells; expected path, or path and label")
         entries.append(Entry(file, label, f"{path}, line {number}: {line!r}"))
+        if not there:
+            missing.append(file)
     if not entries:
         raise UserError(f"{path} lists no image; expected one per line, 'path' or 'path label'")
-    if missing := [entry.path for entry in entries if entry.path not in files]:
+    if missing:
         where = "the list's folder" if folders == (path.parent,) else " or ".join(map(str, folders))
         raise UserError(
             f"{path}: {len(missing)} of its {len(entries)} images are missing, {missing[0]} first; expected 'path' or "
@@ -218,38 +224,35 @@ def _several_labels(labels: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     return matrix, classes
 
 
-class _Files:
-    """Files that exist; each folder is listed once."""
+def _lookup() -> Exists:
+    """Return a function that says whether a file exists, and lists each folder once."""
 
-    def __init__(self) -> None:
-        self.names: dict[Path, set[str]] = {}
+    @functools.cache
+    def names(folder: Path) -> set[str]:
+        with contextlib.suppress(OSError):
+            return set(os.listdir(folder))
+        return set()
 
-    def __contains__(self, path: Path) -> bool:
-        if path.parent not in self.names:
-            try:
-                self.names[path.parent] = set(os.listdir(path.parent))
-            except OSError:
-                self.names[path.parent] = set()
-        return path.name in self.names[path.parent]
+    return lambda path: path.name in names(path.parent)
 
 
-def _locate(line: str, cells: list[str], folders: Sequence[Path], files: _Files) -> tuple[Path, str]:
-    """Return the file and the label of a line, or of a row's cells; a file that does not exist is in the first folder."""
-    split: list[tuple[Path, str]] = []
+def _locate(line: str, cells: list[str], folders: Sequence[Path], exists: Exists) -> tuple[Path, str, bool]:
+    """Return the file and the label of a line, or of a row's cells, and whether the file exists."""
+    options: list[tuple[Path, str]] = []
     for folder in folders:
-        name, label = (cells[0].strip(), "".join(cells[1:2]).strip()) if cells else _split(line, folder, files)
-        split.append((folder / name, label))
-        if split[-1][0] in files:
-            return split[-1]
-    return split[0]
+        name, label = (cells[0].strip(), "".join(cells[1:2]).strip()) if cells else _split(line, folder, exists)
+        options.append((folder / name, label))
+        if exists(folder / name):
+            return *options[-1], True
+    return *options[0], False
 
 
-def _split(line: str, folder: Path, files: _Files) -> tuple[str, str]:
+def _split(line: str, folder: Path, exists: Exists) -> tuple[str, str]:
     """Split a line into path and label, which may contain blanks; an existing file decides, else the first suffix."""
-    if folder / line in files:
+    if exists(folder / line):
         return line, ""
     ends = [match.end() for match in _ENDS_AS_IMAGE.finditer(line)]
-    ends = next(([end] for end in ends if folder / line[:end] in files), ends)
+    ends = next(([end] for end in ends if exists(folder / line[:end])), ends)
     if not ends:  # a name without an image suffix
         name, _, label = line.rpartition(" ") if " " in line else (line, "", "")
         return name, label

@@ -51,7 +51,7 @@ class Source(Protocol):
 
 
 class FileSource:
-    """Image files."""
+    """Image files, named by their paths."""
 
     def __init__(self, paths: list[Path], labels: np.ndarray | None, classes: tuple[str, ...] | None = None) -> None:
         self.paths, self.labels, self.classes = paths, labels, classes
@@ -60,21 +60,18 @@ class FileSource:
         return len(self.paths)
 
     def name(self, index: int) -> str:
-        """Return the path of an image."""
         return str(self.paths[index])
 
     def read(self, index: int) -> Path:
-        """Return the file of an image."""
         return self.paths[index]
 
     def take(self, indices: np.ndarray) -> None:
-        """Keep only these images and their labels."""
         self.paths = [self.paths[index] for index in indices]
         self.labels = None if self.labels is None else self.labels[indices]
 
 
 class ArraySource:
-    """Images of one size in memory.
+    """Images of one size in memory, named by the file and their indices in it.
 
     Args:
         file: What messages call the set.
@@ -94,15 +91,12 @@ class ArraySource:
         return len(self.array)
 
     def name(self, index: int) -> str:
-        """Return the file and the index of an image in it."""
         return f"{self.file} image {self._indices[index]}"
 
     def read(self, index: int) -> np.ndarray:
-        """Return the pixels of an image, H x W."""
         return np.asarray(self.array[index])
 
     def take(self, indices: np.ndarray) -> None:
-        """Keep only these images and their labels."""
         self.array, self._indices = self.array[indices], self._indices[indices]
         self.labels = None if self.labels is None else self.labels[indices]
 

@@ -8,32 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from moco_plugin.data.source import ArraySource
-from moco_plugin.data.spec import parse_spec
+from moco_plugin.data.source import ArraySource, open_source
 from moco_plugin.errors import UserError
 
 MOST_COMPRESSED = 1040  # deflate packs at most 1032 bytes into one
 _NAME = re.compile(r"[-.]idx\d-ubyte(\.gz)?$")
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-
-
-def open_idx(source: str) -> ArraySource | None:
-    """Open an idx file, gzipped or not; None for files of other names than MNIST's."""
-    path = Path(source).expanduser()
-    if not _NAME.search(path.name) or not path.is_file():
-        return None
-    return ArraySource(source, *load_idx_images(path))
+FASHION_MNIST_CLASSES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -73,31 +53,34 @@ def read_idx(path: str | Path) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-def load_idx_images(spec: str | Path) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
-    """Read images and, from the labels file in the same folder, their labels.
+def open_idx(source: str) -> ArraySource | None:
+    """Open an ``...images-idx3-ubyte[.gz]`` file and, from the same folder, the file of its labels.
 
-    Args:
-        spec: Path of an ``...images-idx3-ubyte[.gz]`` file, with an optional ``[start:stop]``.
-
-    Returns:
-        Images (uint8, N x H x W), labels (int64, N) or None without a labels file, and the class names if
-        the path says that it is Fashion-MNIST, else None.
+    The classes are named if the path says that it is Fashion-MNIST. None for files of other names.
     """
-    parsed = parse_spec(str(spec))
-    path = Path(parsed.source).expanduser()
+    path = Path(source).expanduser()
+    if not _NAME.search(path.name) or not path.is_file():
+        return None
     images = read_idx(path)
     if images.ndim != 3:
         raise UserError(f"{path} holds an array of {images.ndim} dimensions; expected images (N x H x W)")
     labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    labels = None
-    if labels_path != path and labels_path.exists():
-        labels = read_idx(labels_path).astype(np.int64)
-        if len(labels) != len(images):
-            raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
-        labels = labels[parsed.part]
-    total, images = len(images), images[parsed.part]
-    if not len(images):
-        raise UserError(f"{spec} selects no image; {path} holds {total}")
-    fashion = "fashion" in str(path.resolve()).lower()
-    classes = FASHION_MNIST_CLASSES if fashion and labels is not None and labels.max() < 10 else None
-    return images, labels, classes
+    if labels_path == path or not labels_path.exists():
+        return ArraySource(source, images, None)
+    labels = read_idx(labels_path).astype(np.int64)
+    if len(labels) != len(images):
+        raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
+    fashion = "fashion" in str(path.resolve()).lower() and labels.max(initial=0) < 10
+    return ArraySource(source, images, labels, FASHION_MNIST_CLASSES if fashion else None)
+
+
+def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
+    """Return the images (uint8, N x H x W), labels (int64, N, or None) and classes (or None) of an idx file.
+
+    Args:
+        spec: Path of an ``...images-idx3-ubyte[.gz]`` file, with an optional ``[start:stop]``.
+    """
+    source = open_source(spec)
+    if not isinstance(source, ArraySource):
+        raise UserError(f"{spec} is not an idx file; expected a file such as train-images-idx3-ubyte.gz")
+    return source.array, source.labels, source.classes
