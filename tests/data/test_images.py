@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from moco_plugin.data.datasets import CorruptImages, LabelledImages, TrainImages, check_labels
 from moco_plugin.data.images import ImageSet
@@ -12,24 +11,16 @@ from moco_plugin.data.listing import read_entries
 from moco_plugin.data.spec import Spec, parse_spec
 from moco_plugin.errors import UsageError, UserError
 from tests.conftest import TEST, TRAIN
-
-
-def save_images(folder: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 6), (number, 0, 0)).save(path)
+from tests.helpers.image_sets import names_of, save_images
 
 
 def test_nested_folder_has_labels_and_a_fixed_order(tmp_path: Path) -> None:
     save_images(tmp_path, "cat/2.png", "cat/deep/1.png", "dog/0.JPG")
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     images = ImageSet(str(tmp_path))
-    assert [
-        images.name(i).removeprefix(f"{tmp_path}/") for i in range(3)
-    ] == "cat/2.png cat/deep/1.png dog/0.JPG".split()
+    assert names_of(images) == [f"{tmp_path}/{name}" for name in ("cat/2.png", "cat/deep/1.png", "dog/0.JPG")]
     assert images.classes == ("cat", "dog")
-    assert images.labels is not None and images.labels.tolist() == [0, 0, 1]
+    assert images.labels.tolist() == [0, 0, 1]
 
 
 def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
@@ -91,8 +82,8 @@ def test_list_with_labels(tmp_path: Path, classes: tuple[str, str]) -> None:
     images, part = ImageSet(spec), ImageSet(f"{spec}[2:]")
     assert images.paths == [tmp_path / name for name in names]
     assert images.classes == part.classes == classes
-    assert images.labels is not None and images.labels.tolist() == [1, 0, 1]
-    assert part.labels is not None and part.labels.tolist() == [1]
+    assert images.labels.tolist() == [1, 0, 1]
+    assert part.labels.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +135,7 @@ def test_csv_lists(tmp_path: Path) -> None:
     save_images(tmp_path, "a, b.png", "1.png", "2.png")
     (tmp_path / "list.csv").write_text('path,label\n"a, b.png",hot dog\n1.png,cat\n2.png,cat\n')
     images = ImageSet(str(tmp_path / "list.csv"))
-    assert images.classes == ("cat", "hot dog") and images.labels is not None and images.labels.tolist() == [1, 0, 0]
+    assert images.classes == ("cat", "hot dog") and images.labels.tolist() == [1, 0, 0]
     (tmp_path / "list.csv").write_text("1.png\n2.png\n")
     assert len(ImageSet(str(tmp_path / "list.csv"))) == 2
     (tmp_path / "list.csv").write_text("1.png,cat,3\n")
@@ -156,21 +147,20 @@ def test_test_sets_with_fewer_classes(tmp_path: Path) -> None:
     save_images(tmp_path, *(f"{name}/1.png" for name in "train/cat train/dog train/owl test/owl test/dog".split()))
     train, test = ImageSet(str(tmp_path / "train")), ImageSet(str(tmp_path / "test"))
     renumbered = check_labels(train, test)
-    assert renumbered.labels is not None and renumbered.labels.tolist() == [1, 2]
+    assert renumbered.labels.tolist() == [1, 2]
     assert renumbered.classes == train.classes and renumbered.load(0) == test.load(0)
-    assert test.labels is not None and test.labels.tolist() == [0, 1] and test.classes == ("dog", "owl")
+    assert test.labels.tolist() == [0, 1] and test.classes == ("dog", "owl")
     assert check_labels(train, train) is train
 
 
 def test_shares_are_disjoint_complete_and_of_each_class(tmp_path: Path) -> None:
     save_images(tmp_path, *(f"{'cat' if number % 3 else 'dög'}/{number:02}.png" for number in range(20)))
     whole, train, test, other = (ImageSet(f"{tmp_path}{part}") for part in ("", "[:80%]", "[80%:]", "[80%:,seed=1]"))
-    names, first, second = ([images.name(i) for i in range(len(images))] for images in (whole, train, test))
+    names, first, second = map(names_of, (whole, train, test))
     assert sorted(first + second) == names and not set(first) & set(second)
     assert train.labels is not None and np.bincount(train.labels).tolist() == [10, 6]
     assert test.labels is not None and np.bincount(test.labels).tolist() == [3, 1]
-    assert [ImageSet(f"{tmp_path}[80%:]").name(i) for i in range(4)] == second
-    assert len(other) == 4 and [other.name(i) for i in range(4)] != second
+    assert names_of(ImageSet(f"{tmp_path}[80%:]")) == second != names_of(other) and len(other) == 4
     assert len(ImageSet(f"{tmp_path}[:10][50%:]")) == 5
 
 
@@ -181,7 +171,7 @@ def test_lists_of_several_labels(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"list{suffix}"
     path.write_text(f"a.png{between}cat; dog\nb.png{between.strip()}\nc.png{between}bird\n", encoding="utf-8")
     images = ImageSet(str(path))
-    assert images.classes == ("bird", "cat", "dog") and images.labels is not None
+    assert images.classes == ("bird", "cat", "dog")
     assert images.labels.tolist() == [[False, True, True], [False] * 3, [True, False, False]]
     wider = images.with_classes(("ape", "bird", "cat", "dog")).labels
     assert wider is not None and wider[:, 1:].tolist() == images.labels.tolist() and not wider[:, 0].any()

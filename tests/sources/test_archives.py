@@ -17,33 +17,17 @@ from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UserError
 from moco_plugin.sources.idx import load_idx_images, read_idx
 from tests.conftest import TRAIN
-
-
-def png(value: int) -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8), (value, 0, 0)).save(file, "png")
-    return file.getvalue()
+from tests.helpers.image_sets import assert_same, save_images
 
 
 def packed(path: Path, names: list[str], **options: int) -> Path:
+    """A zip of the images that ``save_images`` would write."""
     with zipfile.ZipFile(path, "w", **options) as archive:
-        for number, name in enumerate(names):
-            archive.writestr(name, png(number))
+        for index, name in enumerate(names):
+            file = io.BytesIO()
+            Image.new("RGB", (8, 6), (index, 0, 0)).save(file, "png")
+            archive.writestr(name, file.getvalue())
     return path
-
-
-def unpacked(folder: Path, names: list[str]) -> Path:
-    for number, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(png(number))
-    return folder
-
-
-def assert_same(images: ImageSet, expected: ImageSet) -> None:
-    assert len(images) == len(expected) and images.classes == expected.classes
-    assert np.array_equal(images.labels, expected.labels)
-    for index in range(len(images)):
-        assert np.array_equal(images.try_load_array(index)[0], expected.try_load_array(index)[0])
 
 
 NAMES = [f"photos/{'cat' if number % 3 else 'dög'}/{number:02}.png" for number in range(20)]
@@ -56,7 +40,7 @@ def test_zip_is_read_as_its_folder(compression: int, tmp_path: Path) -> None:
     )
     images = ImageSet(str(archive))
     assert len(images) == 20 and images.classes == ("cat", "dög")
-    assert_same(images, ImageSet(str(unpacked(tmp_path / "all", NAMES) / "photos")))
+    assert_same(images, ImageSet(str(save_images(tmp_path / "all", *NAMES) / "photos")))
     part = ImageSet(f"{archive}[5:9]")
     assert len(part) == 4 and part.name(0) == images.name(5) and part.labels[0] == images.labels[5]
     middle = ImageSet(f"{archive}[25%:75%]")
@@ -65,7 +49,7 @@ def test_zip_is_read_as_its_folder(compression: int, tmp_path: Path) -> None:
 
 def test_folder_zip_and_list_agree_on_the_order_of_images_and_classes(tmp_path: Path) -> None:
     names = [f"all/{name}/{place}.png" for name in ("10", "01", "1", "2") for place in ("a/1", "a-b/1")]
-    folder = ImageSet(str(unpacked(tmp_path, names) / "all"))
+    folder = ImageSet(str(save_images(tmp_path, *names) / "all"))
     (tmp_path / "all.txt").write_text("".join(f"{path} {path.parts[-3]}\n" for path in folder.paths))
     assert folder.classes == ("01", "1", "2", "10")
     assert_same(ImageSet(str(packed(tmp_path / "all.zip", names))), folder)
@@ -142,5 +126,5 @@ def test_another_package_adds_a_source(tmp_path: Path, monkeypatch: pytest.Monke
     (info / "entry_points.txt").write_text("[moco_plugin.sources]\nsquares = other_source:open_squares\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     images = ImageSet("squares://small[1:]")
-    assert images.labels is not None and images.labels.tolist() == [1, 0, 1]
+    assert images.labels.tolist() == [1, 0, 1]
     assert np.array_equal(images.try_load_array(0)[0], [[4, 5], [6, 7]]) and images.name(0) == "squares://small image 1"
