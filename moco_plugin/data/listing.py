@@ -82,6 +82,8 @@ def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, t
 
     A folder of splits (``train``, ``val``) is reported on stderr, since all of them would be used.
     """
+    if not files:
+        return None, None
     parents = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
     if not any(parents):
         lists = [parent / KAGGLE_SOLUTION for parent in (folder, *folder.parents[:4])]

@@ -7,16 +7,14 @@ shares, and returns a ``Source``, or None for what is not its kind. Another pack
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 
 from moco_plugin.data.labels import share_of
 from moco_plugin.data.listing import folder_labels, image_files, read_list
-from moco_plugin.data.spec import Spec, parse_spec
+from moco_plugin.data.spec import parse_spec
 from moco_plugin.errors import UserError
-
-T = TypeVar("T", list[Path], np.ndarray)
 
 
 class Source(Protocol):
@@ -34,7 +32,6 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """Return what messages call an image."""
-        ...
 
     def read(self, index: int) -> Path | bytes | np.ndarray:
         """Return an image: its file, the bytes of one, or its pixels (uint8, H x W or H x W x C).
@@ -43,11 +40,9 @@ class Source(Protocol):
             CannotDecode: The image is damaged.
             UserError: It cannot be read.
         """
-        ...
 
     def take(self, indices: np.ndarray) -> None:
         """Keep only these images and their labels; the classes stay."""
-        ...
 
 
 class FileSource:
@@ -102,7 +97,7 @@ class ArraySource:
 
 
 def open_source(text: str) -> Source:
-    """Open what the name of an image set says, and keep the part that it takes.
+    """Open what the name of an image set says, and keep the part that it selects.
 
     Raises:
         UsageError: The name cannot be right.
@@ -115,13 +110,16 @@ def open_source(text: str) -> Source:
         source = FileSource(*read_list(path))
     if source is None:  # a folder: its classes are those of the images in the slice
         files = image_files(path)
-        paths = _some(files[spec.part], spec, len(files))
-        source = FileSource(paths, *folder_labels(path, paths))
-    elif spec.part != slice(None):
-        source.take(_some(np.arange(len(source))[spec.part], spec, len(source)))
+        total, files = len(files), files[spec.part]
+        source = FileSource(files, *folder_labels(path, files))
+    else:
+        total = len(source)
+        if spec.part != slice(None):
+            source.take(np.arange(total)[spec.part])
     if spec.shares:
-        indices = share_of(source.labels, len(source), *spec.shares, spec.seed)
-        source.take(_some(indices, spec, len(source)))
+        source.take(share_of(source.labels, len(source), *spec.shares, spec.seed))
+    if not len(source):
+        raise UserError(f"{text} selects no image; {spec.source} holds {total}")
     return source
 
 
@@ -135,9 +133,3 @@ def _source_of_entry_points(source: str) -> Source | None:
         if opened is not None:
             return opened
     return None
-
-
-def _some(part: T, spec: Spec, total: int) -> T:
-    if not len(part):
-        raise UserError(f"{spec.text} selects no image; {spec.source} holds {total}")
-    return part

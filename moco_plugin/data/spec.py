@@ -21,14 +21,12 @@ class Spec:
     """A parsed text.
 
     Attributes:
-        text: The text.
         source: A path, a URL, or whatever a source takes.
         part: The slice of the images, by index.
         shares: Where the part of each class that is drawn by ``seed`` starts and ends, 0 to 1; None for all.
         seed: Of the draw.
     """
 
-    text: str
     source: str
     part: slice
     shares: tuple[float, float] | None
@@ -53,7 +51,7 @@ def parse_spec(text: str) -> Spec:
         if not 0 <= first < last <= 1:
             raise UsageError(f"{text}: expected rising shares from 0% to 100%, such as [:80%] and [80%:]")
         shares = first, last
-    return Spec(text, match["source"], slice(start, stop), shares, int(match["seed"] or 0))
+    return Spec(match["source"], slice(start, stop), shares, int(match["seed"] or 0))
 
 
 def check_images(text: str) -> None:

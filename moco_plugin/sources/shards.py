@@ -7,6 +7,7 @@ seed, and each process fetches its own images only, from a disk or by range requ
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -24,7 +25,7 @@ from moco_plugin.sources.shard_index import check_ranges, fetch, is_remote, no_r
 THREADS = 8
 MOST_SHARDS = 1_000_000
 _ARCHIVE = re.compile(r".*\.(tar(\.\w+)?|tgz|tbz2?|txz)", re.IGNORECASE)
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_BRACES = re.compile(r"\{(\d{1,99})\.\.(\d{1,99})\}")
 
 
 def open_shards(source: str) -> TarShards | None:
@@ -65,7 +66,6 @@ class TarShards:
     """
 
     def __init__(self, source: str) -> None:
-        _check_ranges_of(source)
         self.urls = _expand(source)
         if is_remote(self.urls[0]):
             check_ranges(self.urls[0])
@@ -125,28 +125,24 @@ class TarShards:
         return patiently(url, read)
 
 
-def _check_ranges_of(source: str) -> None:
-    """Raise UsageError if the ranges of a source name more than MOST_SHARDS shards."""
-    ranges = [(first, last) for first, last in _BRACES.findall(source)]
-    total = math.inf if any(len(bound) > 12 for pair in ranges for bound in pair) else 1
-    if total == 1:
-        total = math.prod(max(0, int(last) - int(first) + 1) for first, last in ranges)
-    if total > MOST_SHARDS:
-        raise UsageError(f"{source} names more than {MOST_SHARDS} shards; expected a range such as {{0000..0099}}")
-
-
 def _expand(source: str) -> list[str]:
     """Return the shards of a source, as URLs or absolute paths."""
-    if match := _BRACES.search(source):
-        first, last = match.groups()
-        names = [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
-        if not names:
-            raise UsageError(f"{source} names no shard; expected a range such as {{0000..0099}}")
-        head, tail = source[: match.start()], source[match.end() :]
-        return [url for name in names for url in _expand(head + name + tail)]
+    head, *rest = _BRACES.split(source)  # after the head: first, last and the text behind, for each range
+    ranges = [(len(first), range(int(first), int(last) + 1)) for first, last in zip(rest[::3], rest[1::3], strict=True)]
+    total = math.prod(max(0, numbers.stop - numbers.start) for _, numbers in ranges)
+    if not 0 < total <= MOST_SHARDS:
+        names = f"more than {MOST_SHARDS} shards" if total else "no shard"
+        raise UsageError(f"{source} names {names}; expected a range such as {{0000..0099}}")
+    parts = [
+        [f"{number:0{digits}d}{text}" for number in numbers]
+        for (digits, numbers), text in zip(ranges, rest[2::3], strict=True)
+    ]
+    urls = [head + "".join(chosen) for chosen in itertools.product(*parts)]
     if is_remote(source):
-        return [source]
-    path = Path(os.path.abspath(Path(source).expanduser()))
-    if not path.is_dir():
-        return [str(path)]
-    return sorted(str(file) for file in path.iterdir() if _ARCHIVE.fullmatch(file.name))
+        return urls
+    paths = [Path(os.path.abspath(Path(url).expanduser())) for url in urls]
+    return [str(file) for path in paths for file in (_archives(path) if path.is_dir() else [path])]
+
+
+def _archives(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if _ARCHIVE.fullmatch(file.name))

@@ -42,7 +42,7 @@ def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     ],
 )
 def test_specs(text: str, source: str, part: slice, shares: tuple[float, float] | None) -> None:
-    assert parse_spec(text) == Spec(text, source, part, shares, 7 if "seed" in text else 0)
+    assert parse_spec(text) == Spec(source, part, shares, 7 if "seed" in text else 0)
 
 
 @pytest.mark.parametrize("text", ["a[80%:20%]", "a[:120%]", "a[1.2.3%:]"])
