@@ -121,6 +121,12 @@ def test_nothing_imports_or_names_a_tool() -> None:
     assert wrong + named == []
 
 
+@pytest.mark.parametrize("extra", ["sources"])
+def test_nothing_imports_an_extra_room(extra: str) -> None:
+    """Its parts are found by entry points."""
+    assert [n for n, names in FILES.items() if extra in map(room_of, names) and not n.startswith(extra)] == []
+
+
 @pytest.mark.parametrize("module", ["moco_plugin", "moco_plugin.transfer", "moco_plugin.transfer.tasks"])
 def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'timm', 'lightly', 'detectron2') if m in sys.modules])"

@@ -2,8 +2,11 @@
 
 import io
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from tests.helpers.processes import Tool
 
 PHOTO = load_sample_images().images[0][:200, :300]
 SIZE = 64
+TIFF = partial(tifffile.imwrite, photometric="minisblack")
 
 
 def bands(channels: int) -> np.ndarray:
@@ -34,27 +38,24 @@ def bands(channels: int) -> np.ndarray:
     return array[..., 0] if channels == 1 else array
 
 
+KINDS: dict[str, Callable[..., Any]] = {
+    "npy": np.save,
+    "npy, channels first": lambda file, array: np.save(file, np.moveaxis(array, 2, 0)),
+    "npy, Fortran": lambda file, array: np.save(file, np.asfortranarray(array)),
+    "planar tiff": lambda file, array: TIFF(file, np.moveaxis(array, 2, 0), planarconfig="separate"),
+    "deflated tiff": lambda file, array: TIFF(file, array, planarconfig="contig", compression="zlib"),
+    "tiff of pages": lambda file, array: TIFF(file, np.moveaxis(array, 2, 0)),
+}
+
+
 def encoded(array: np.ndarray, kind: str) -> bytes:
     file = io.BytesIO()
-    if kind == "npy":
-        np.save(file, array)
-    elif kind == "npy, channels first":
-        np.save(file, np.moveaxis(array, 2, 0))
-    elif kind == "npy, Fortran":
-        np.save(file, np.asfortranarray(array))
-    elif kind == "planar tiff":
-        tifffile.imwrite(file, np.moveaxis(array, 2, 0), photometric="minisblack", planarconfig="separate")
-    elif kind == "deflated tiff":
-        tifffile.imwrite(file, array, photometric="minisblack", planarconfig="contig", compression="zlib")
-    else:
-        tifffile.imwrite(file, np.moveaxis(array, 2, 0), photometric="minisblack")  # bands as pages
+    KINDS[kind](file, array)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("channels", [2, 4, 13])
-@pytest.mark.parametrize(
-    "kind", ["npy", "npy, channels first", "npy, Fortran", "planar tiff", "deflated tiff", "tiff of pages"]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_of_bands(kind: str, channels: int) -> None:
     array = bands(channels)
     assert np.array_equal(decode_array(encoded(array, kind), "a", channels=channels), array)
@@ -95,7 +96,7 @@ def test_png_with_alpha_has_four_channels(tmp_path: Path) -> None:
 
 
 def test_other_channels_are_refused(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", bands(13), photometric="minisblack", planarconfig="contig")
+    TIFF(tmp_path / "a.tif", bands(13), planarconfig="contig")
     sentence = r"a\.tif is an image of 200 x 300 x 13; expected 3 channels; set backbone_args\.in_chans=13"
     with pytest.raises(UserError, match=sentence):
         ImageSet(str(tmp_path)).load(0)
@@ -175,7 +176,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number % 4 < 2:
             np.save(path / f"{number}.npy", tile)
         else:
-            tifffile.imwrite(path / f"{number}.tif", tile, photometric="minisblack", planarconfig="contig")
+            TIFF(path / f"{number}.tif", tile, planarconfig="contig")
     return folder
 
 

@@ -50,15 +50,15 @@ def test_seeded_gives_the_generators_back() -> None:
     def draw() -> tuple[float, float, float]:
         return float(torch.rand(())), float(np.random.rand()), random.random()
 
+    def seed() -> None:
+        for generator in (torch.manual_seed, np.random.seed, random.seed):
+            generator(0)
+
     with seeded(3, 4):
         inside = draw()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
+    seed()
     expected = draw()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
+    seed()
     with seeded(3, 4):
         assert draw() == inside
     assert draw() == expected
