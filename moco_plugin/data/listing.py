@@ -61,14 +61,10 @@ def image_files(folder: Path) -> list[Path]:
             others[path.suffix.lower() or "no suffix"] += 1
     if not files:
         packed = next((kind for suffix, kind in CONTAINERS.items() if suffix in others), "")
-        raise UserError(
-            f"{folder} holds no image at any depth; "
-            + (
-                f"it holds {packed}, which is not read: {UNPACK}"
-                if packed
-                else "expected files such as .jpg, .png or .tif"
-            )
+        advice = (
+            f"it holds {packed}, which is not read: {UNPACK}" if packed else "expected files such as .jpg, .png or .tif"
         )
+        raise UserError(f"{folder} holds no image at any depth; {advice}")
     if others and os.environ.get("RANK", "0") == "0":
         kinds = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
