@@ -13,11 +13,10 @@ import torch
 from tqdm import tqdm
 
 from moco_plugin.benchmarks.timing import at_least
-from moco_plugin.data.datasets import TrainImages, collate_views
+from moco_plugin.data.datasets import TrainImages
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import normalize
-from moco_plugin.data.views.device import finish
 from moco_plugin.errors import UsageError
 from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
@@ -68,12 +67,12 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
         arrays = timed("decode", lambda n=numbers: [images.try_load_array(i, dataset.shrink)[0] for i in n])  # type: ignore[misc]
         whole = [array for array in arrays if array is not None]
         made = timed("views", lambda w=whole: [(*views(array, Random(i)), "") for i, array in enumerate(w)])  # type: ignore[misc]
-        collated = timed("collate", lambda items=made: collate_views(items))  # type: ignore[misc]
+        collated = timed("collate", lambda items=made: views.collate(items))  # type: ignore[misc]
         torch.set_num_threads(threads)
         cv2.setNumThreads(cv2_threads)
 
         def to_device(batch: Any = collated) -> list[torch.Tensor]:
-            arrays = finish([array.to(device) for array in batch[0]], batch[1], run.data.image_size)
+            arrays = views.finish([array.to(device) for array in batch[0]], batch[1])
             both = [normalize(view.permute(0, 3, 1, 2), run.data.mean, run.data.std) for view in arrays]
             return [view.contiguous(memory_format=module.layout) for view in both]
 
@@ -104,9 +103,8 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
 
 
 def _read(images: ImageSet, number: int) -> bytes:
-    if images.array is not None:
-        return b""
-    return images.archive.read(number) if images.archive is not None else Path(images.paths[number]).read_bytes()
+    content = images.source.read(number)
+    return content.read_bytes() if isinstance(content, Path) else bytes(content)
 
 
 def _advice(parts: dict[str, float], loader: float, trained: float, settings: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from torchvision import transforms
 
 from moco_plugin.benchmarks.timing import at_least, compare, ratios
-from moco_plugin.data.datasets import TrainImages, collate_views
+from moco_plugin.data.datasets import TrainImages
 from moco_plugin.data.decode import decode_array
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.views import VIEWS, Views, view_arguments
@@ -88,8 +88,9 @@ def _pipelines(photos: ImageSet, size: int) -> dict[str, Callable[[list[int]], o
         return make
 
     def by_engine(engine: str) -> Callable[[list[int]], object]:
-        dataset = TrainImages(photos, Views("moco_v2", size, engine), seed=0)
-        return lambda numbers: collate_views([dataset[number] for number in numbers])
+        views = Views("moco_v2", size, engine)
+        dataset = TrainImages(photos, views, seed=0)
+        return lambda numbers: views.collate([dataset[number] for number in numbers])
 
     pipelines = {
         "released": by_pillow(released),

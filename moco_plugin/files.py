@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -106,6 +107,12 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already and was kept; pass --overwrite or choose another output")
     return path
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise UserError if a path does not exist and is not the name of a released checkpoint."""
+    if re.search(r"[./\\]", path) and "://" not in path and not Path(path).expanduser().exists():
+        raise UserError(f"{path}: no such file; expected a checkpoint")
 
 
 def sha256(path: str | Path) -> str:

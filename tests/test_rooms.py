@@ -13,7 +13,6 @@ STDLIB = sys.stdlib_module_names
 # Each room imports those before it alone; the names of files stand for modules at the top of the package.
 ORDER = (
     "errors",
-    "early_checks",
     "safe_yaml",
     "files",
     "schema",
@@ -21,6 +20,7 @@ ORDER = (
     "methods",
     "backbones",
     "data",
+    "sources",
     "checkpoints",
     "runs",
     "evaluation",
@@ -119,6 +119,12 @@ def test_nothing_imports_or_names_a_tool() -> None:
     ]
     named = [name for name in FILES if "moco_plugin.tools" in (PACKAGE / name).read_text()]
     assert wrong + named == []
+
+
+@pytest.mark.parametrize("extra", ["sources"])
+def test_nothing_imports_an_extra_room(extra: str) -> None:
+    """Its parts are found by entry points."""
+    assert [n for n, names in FILES.items() if extra in map(room_of, names) and not n.startswith(extra)] == []
 
 
 @pytest.mark.parametrize("module", ["moco_plugin", "moco_plugin.transfer", "moco_plugin.transfer.tasks"])

@@ -13,8 +13,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.early_checks import check_checkpoint, formats
+from moco_plugin.checkpoints import known_formats
 from moco_plugin.errors import UsageError, command
+from moco_plugin.files import check_checkpoint
 from moco_plugin.safe_yaml import parse_yaml
 
 EXAMPLES = """examples:
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line, and convert or inspect."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     inspecting = arguments[:1] == ["inspect"]
-    names = sorted(formats().names)
+    names = sorted(known_formats().names)
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog=EXAMPLES,

@@ -10,8 +10,8 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.early_checks import check_checkpoint
 from moco_plugin.errors import command
+from moco_plugin.files import check_checkpoint
 
 EXAMPLES = """example:
   %(prog)s moco_v2_200ep_pretrain.pth.tar moco_v2_200ep.pkl

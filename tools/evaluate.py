@@ -13,8 +13,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.early_checks import check_checkpoint, check_images
+from moco_plugin.data.spec import check_images
 from moco_plugin.errors import command
+from moco_plugin.files import check_checkpoint
 
 W = "--weights runs/photos/checkpoints/last.ckpt"
 SETS = "--train photos/train --test photos/val"

@@ -10,7 +10,6 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.data.idx import load_idx_images
 from moco_plugin.demo.scenes import make_scenes
 from moco_plugin.errors import command
 
@@ -36,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--seed", type=int, default=0, help="of all random choices (default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace existing scenes")
     args = parser.parse_args(argv)
+
+    from moco_plugin.sources.idx import load_idx_images
 
     train, train_labels, names = load_idx_images(args.train)
     test, test_labels, _ = load_idx_images(args.test)

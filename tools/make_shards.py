@@ -10,7 +10,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import UsageError, command
+from moco_plugin.errors import command
 
 EXAMPLES = """example:
   %(prog)s photos shards/photos
@@ -39,16 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args(argv)
 
     from moco_plugin.data.images import ImageSet
-    from moco_plugin.data.shard_writer import make_shards
+    from moco_plugin.sources.shard_writer import make_shards
 
     images = ImageSet(args.images)
-    if not images.paths:
-        raise UsageError(f"{args.images} is not a folder or list of image files; there is nothing to pack")
     shards = make_shards(
+        images,
         args.output,
-        images.paths,
-        images.labels,
-        images.classes,
         images_per_shard=args.images_per_shard,
         short_side=args.short_side,
         overwrite=args.overwrite,

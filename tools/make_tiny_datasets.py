@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace existing tiny data sets")
     args = parser.parse_args(argv)
 
-    from moco_plugin.data.idx import load_idx_images
     from moco_plugin.demo.tiny_datasets import make_tiny_datasets
     from moco_plugin.demo.tiny_scenes import group_looks, read_photos
+    from moco_plugin.sources.idx import load_idx_images
 
     if args.images and not args.train and not args.test:
         train, test = read_photos(args.images)

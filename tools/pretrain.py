@@ -21,6 +21,26 @@ EXAMPLES = """examples:
 The same command resumes an interrupted run."""
 
 
+def check_paths(overrides: Sequence[str]) -> None:
+    """Raise UserError if an override names a path where nothing is."""
+    from omegaconf import OmegaConf
+
+    from moco_plugin.data.spec import check_images
+    from moco_plugin.files import check_checkpoint
+    from moco_plugin.schema import parse_overrides
+
+    given = parse_overrides(overrides)
+    checks = {
+        "data.root": check_images,
+        "knn.train": check_images,
+        "knn.test": check_images,
+        "weights": check_checkpoint,
+    }
+    for key, check in checks.items():
+        if isinstance(value := OmegaConf.select(given, key), str) and value:
+            check(value)
+
+
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and train."""
@@ -55,10 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         hint = f"; did you mean {' or '.join(f'{key}=VALUE' for key in meant)}?" if meant else ""
         raise UsageError(f"unrecognized argument {option}{hint}")
 
-    from moco_plugin.early_checks import check_overrides
-    from moco_plugin.schema import parse_overrides
-
-    check_overrides(parse_overrides(args.overrides), paths=not args.print_config)
+    if not args.print_config:
+        check_paths(args.overrides)
     recipe = None if args.config else default_recipe(args.overrides)
     config = load_config(args.config or recipe, args.overrides)
     line = describe_recipe(recipe, config) if recipe else ""

@@ -12,8 +12,8 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 import moco_plugin.transfer  # noqa: F401  (prepares detectron2 in the processes that its launcher spawns)
-from moco_plugin.early_checks import check_checkpoint
 from moco_plugin.errors import UsageError, command
+from moco_plugin.files import check_checkpoint
 
 EXAMPLES = """examples:
   %(prog)s --list

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from moco_plugin import load_config, pretrain
-from moco_plugin.data.idx import load_idx_images
+from moco_plugin.sources.idx import load_idx_images
 
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"

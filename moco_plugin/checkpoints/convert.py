@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 import moco_plugin
+from moco_plugin.checkpoints import known_formats
 from moco_plugin.checkpoints.formats import Format, Network, random_images, stages_of
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
-from moco_plugin.early_checks import formats
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import atomic_folder, atomic_path, check_output
 
@@ -136,7 +136,7 @@ def find_format(name: str) -> Format:
         UsageError: There is none of that name.
         UserError: A package is not installed.
     """
-    known = formats()
+    known = known_formats()
     if not known:
         raise UserError("moco_plugin was installed before formats became entry points; install it again")
     if name not in known.names:

@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.data.views.device import pack
-from moco_plugin.data.views.plan import ViewPlan
 from moco_plugin.errors import UsageError, UserError
 
 T = TypeVar("T")
@@ -40,11 +38,11 @@ class CorruptImages:
 
 
 def first_whole(load: Callable[[int], tuple[T | None, str]], candidates: Iterable[int]) -> tuple[T, int, str]:
-    """Return the first image that can be decoded, its number, and "" or the name of the first that cannot be.
+    """Return the first image that can be decoded, its index, and "" or the name of the first that cannot be.
 
     Args:
-        load: Returns an image by its number, or None and its name.
-        candidates: Numbers of images.
+        load: Returns the image of an index, or None and its name.
+        candidates: Indices of images.
 
     Raises:
         UserError: None of the candidates can be.
@@ -89,27 +87,6 @@ class TrainImages(Dataset[tuple[Any, Any, str]]):
         return *self.views(image, Random(f"{self.seed} {position}")), corrupt
 
 
-def collate_views(items: list[tuple[list[np.ndarray], list[ViewPlan], str]]) -> tuple[Any, Any, list[str]]:
-    """Return a batch: per view a uint8 tensor N x H x W x C and the packed plans; and the names of corrupt images.
-
-    In mixed batches, grey images get three channels.
-    """
-    views, plans, corrupt = zip(*items, strict=True)
-    batches = []
-    for arrays in zip(*views, strict=True):
-        channels = max(1 if array.ndim == 2 else array.shape[2] for array in arrays)
-        batches.append([_with_channels(array, channels) for array in arrays])
-    return (
-        [default_collate(arrays) for arrays in batches],
-        [pack(of_view) for of_view in zip(*plans, strict=True)],
-        list(corrupt),
-    )
-
-
-def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
-    return array if array.ndim == 3 else np.repeat(array[..., None], channels, axis=2)
-
-
 class LabelledImages(Dataset[tuple[Any, int, str]]):
     """Images for evaluation: (image or None if corrupt, label or -1, name of a corrupt image or "")."""
 
@@ -128,19 +105,22 @@ class LabelledImages(Dataset[tuple[Any, int, str]]):
         return self.transform(image), -1 if labels is None or labels.ndim > 1 else int(labels[index]), ""
 
 
-def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> None:
-    """Raise UsageError unless the test set's labels are among the training set's classes; renumber them.
+def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> ImageSet:
+    """Return the test set with the training set's classes.
 
     Args:
         train: Its classes count.
         test: Has these, or some of them.
         several: Whether images have several labels, or one.
+
+    Raises:
+        UsageError: A set has no such labels, or the test set has other classes.
     """
     for images in (train, test):
         if images.labels is not None and (images.labels.ndim > 1) != several:
-            found, expected = ("one label", "several") if several else ("several labels", "one")
+            given, expected = ("one label", "several") if several else ("several labels", "one")
             raise UsageError(
-                f"{images.spec} has {found} per image, expected {expected}"
+                f"{images.spec} has {given} per image, expected {expected}"
                 + ("" if several else "; evaluate multilabel takes such lists")
             )
         if images.labels is None:
@@ -149,20 +129,13 @@ def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> None
                 "paths and labels, shards with .cls members, or a labels idx file"
             )
     if train.classes and test.classes and set(test.classes) < set(train.classes):
-        places = {name: number for number, name in enumerate(train.classes)}
-        numbers = np.array([places[name] for name in test.classes], dtype=np.int64)
-        assert test.labels is not None
         print(
             f"{test.spec} has {len(test.classes)} of the {len(train.classes)} classes of {train.spec}", file=sys.stderr
         )
-        if several:
-            labels = np.zeros((len(test.labels), len(train.classes)), dtype=bool)
-            labels[:, numbers] = test.labels
-        else:
-            labels = numbers[test.labels]
-        test.labels, test.classes = labels, train.classes
+        return test.with_classes(train.classes)
     if train.classes != test.classes:
         own, other = set(train.classes or ()), set(test.classes or ())
         rows = ((train, own - other), (test, other - own))
         only = [f"only {images.spec} has {', '.join(sorted(names)[:5])}" for images, names in rows if names]
         raise UsageError(f"the classes of {train.spec} and {test.spec} differ: {'; '.join(only)}")
+    return test

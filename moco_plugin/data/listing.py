@@ -1,18 +1,21 @@
 """Image files of a folder, and lists of image files."""
 
+import contextlib
 import csv
+import functools
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from moco_plugin.data.decode import SUFFIXES
-from moco_plugin.data.shard_index import sort_classes
-from moco_plugin.early_checks import EXPECTED_IMAGES
+from moco_plugin.data.labels import class_indices, sort_classes
+from moco_plugin.data.spec import EXPECTED_IMAGES
 from moco_plugin.errors import UserError
 
 LONGEST_LINE = 4096  # characters
@@ -30,6 +33,7 @@ CONTAINERS = {  # what people keep images in that is not read
 UNPACK = "unpack its images into a folder, or into tar shards (moco-make-shards)"
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 KAGGLE_SOLUTION = "LOC_val_solution.csv"  # of ImageNet's validation set at Kaggle: ImageId,"n01440764 x y x y ..."
+Exists = Callable[[Path], bool]
 _ENDS_AS_IMAGE = re.compile(rf"(?:{'|'.join(map(re.escape, SUFFIXES))})(?=\s|$)", re.IGNORECASE)
 
 
@@ -44,8 +48,8 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         if kind := CONTAINERS.get(folder.suffix.lower()):
             raise UserError(f"{folder} is {kind}, which is not read; {UNPACK}")
-        found = "a file" if folder.exists() else "nothing"
-        raise UserError(f"{folder}: found {found}, {EXPECTED_IMAGES}; check the path")
+        what = "a file" if folder.exists() else "nothing"
+        raise UserError(f"{folder}: found {what}, {EXPECTED_IMAGES}; check the path")
     files: list[Path] = []
     others: Counter[str] = Counter()
     for path in _walk(folder):
@@ -57,14 +61,10 @@ def image_files(folder: Path) -> list[Path]:
             others[path.suffix.lower() or "no suffix"] += 1
     if not files:
         packed = next((kind for suffix, kind in CONTAINERS.items() if suffix in others), "")
-        raise UserError(
-            f"{folder} holds no image at any depth; "
-            + (
-                f"it holds {packed}, which is not read: {UNPACK}"
-                if packed
-                else "expected files such as .jpg, .png or .tif"
-            )
+        advice = (
+            f"it holds {packed}, which is not read: {UNPACK}" if packed else "expected files such as .jpg, .png or .tif"
         )
+        raise UserError(f"{folder} holds no image at any depth; {advice}")
     if others and os.environ.get("RANK", "0") == "0":
         kinds = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
@@ -78,6 +78,8 @@ def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, t
 
     A folder of splits (``train``, ``val``) is reported on stderr, since all of them would be used.
     """
+    if not files:
+        return None, None
     parents = [path.relative_to(folder).parts[0] if path.parent != folder else "" for path in files]
     if not any(parents):
         lists = [parent / KAGGLE_SOLUTION for parent in (folder, *folder.parents[:4])]
@@ -85,9 +87,8 @@ def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, t
     _report_splits(files)
     if not all(parents) or len(set(parents)) < 2:
         return None, None
-    classes = tuple(sort_classes(parents))  # as those of lists and shards
-    number = {name: i for i, name in enumerate(classes)}
-    return np.array([number[name] for name in parents], dtype=np.int64), classes
+    classes = sort_classes(parents)  # as those of lists and shards
+    return class_indices(parents, classes), classes
 
 
 def _report_splits(files: list[Path]) -> None:
@@ -133,100 +134,124 @@ def _walk(folder: Path) -> Iterator[Path]:
             raise UserError(f"{current} cannot be read ({error.strerror}); check its permissions") from error
 
 
-def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...] | None]:
-    """Return the paths of a list, and the labels and classes if its lines have them.
+class Entry(NamedTuple):
+    """An image of a list; ``where`` is its line, for messages."""
+
+    path: Path
+    label: str
+    where: str
+
+
+def read_entries(path: Path, *folders: Path) -> list[Entry]:
+    """Return the entries of a list, whose image files all exist.
 
     Args:
-        path: A ``.txt`` file of ``path`` or ``path label`` lines, or a ``.csv`` file of ``path`` or ``path,label`` rows,
-            whose first row may name the columns. Where any label has a ``;``, images have several, or none.
-
-    Returns:
-        The paths; the labels, int64, N, or bool, N x C, for several per image; the classes.
+        path: A ``.csv`` file of ``path`` or ``path,label`` rows, whose first row may name the columns, or a file of
+            ``path`` or ``path label`` lines. Blank lines and those that start with ``#`` are skipped.
+        *folders: What paths may be relative to, the first that has the image; by default the list's folder.
 
     Raises:
-        UserError: A line is neither, or files of the list are missing.
+        UserError: A line is neither, there is none, or image files are missing.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
-    files = _Files()
-    paths: list[Path] = []
-    labels: list[str] = []
-    where: list[str] = []
+    exists, folders = _lookup(), folders or (path.parent,)
+    entries: list[Entry] = []
     missing: list[Path] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
         if not line or line.startswith("#"):
             continue
         if len(line) > LONGEST_LINE or "\0" in line:
             raise UserError(f"{path}, line {number}: not a path ({line[:40]!r}...); expected 'path' or 'path label'")
-        if path.suffix.lower() == ".csv":
-            cells = next(csv.reader([line]))
-            if number == 1 and path.parent / cells[0] not in files and Path(cells[0]).suffix.lower() not in SUFFIXES:
-                continue  # names of columns
-            if len(cells) > 2:
-                raise UserError(f"{path}, line {number}: {len(cells)} cells; expected path, or path and label")
-            entry, label = cells[0].strip(), cells[1].strip() if len(cells) == 2 else ""
-        else:
-            entry, label = _entry(line, path.parent, files)
-        paths.append(path.parent / entry)
-        labels.append(label)
-        where.append(f"{path}, line {number}: {line!r}")
-        if paths[-1] not in files:
-            missing.append(paths[-1])
-    if not paths:
+        cells = next(csv.reader([line])) if path.suffix.lower() == ".csv" else []
+        file, label, there = _locate(line, cells, folders, exists)
+        if number == 1 and cells and not there and file.suffix.lower() not in SUFFIXES:
+            continue  # names of columns
+        if len(cells) > 2:
+            raise UserError(f"{path}, line {number}: {len(cells)} cells; expected path, or path and label")
+        entries.append(Entry(file, label, f"{path}, line {number}: {line!r}"))
+        if not there:
+            missing.append(file)
+    if not entries:
         raise UserError(f"{path} lists no image; expected one per line, 'path' or 'path label'")
     if missing:
+        where = "the list's folder" if folders == (path.parent,) else " or ".join(map(str, folders))
         raise UserError(
-            f"{path}: {len(missing)} of its {len(paths)} images are missing, {missing[0]} first; expected 'path' or "
-            "'path label', with paths relative to the list's folder"
+            f"{path}: {len(missing)} of its {len(entries)} images are missing, {missing[0]} first; expected 'path' or "
+            f"'path label', with paths relative to {where}"
         )
+    return entries
+
+
+def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...] | None]:
+    """Return the paths of a list, and the labels and classes if its lines have them.
+
+    Args:
+        path: A list, as for ``read_entries``. Where any label has a ``;``, images have several, or none.
+
+    Returns:
+        The paths; the labels, int64, N, or bool, N x C, for several per image; the classes.
+
+    Raises:
+        UserError: The list is invalid, or only some of its lines have a label.
+    """
+    entries = read_entries(path)
+    paths, labels = [entry.path for entry in entries], [entry.label for entry in entries]
     if any(";" in label for label in labels):
         return paths, *_several_labels(labels)
-    odd = next((place for place, label in enumerate(labels) if bool(label) != bool(labels[0])), None)
+    odd = next((entry for entry in entries if bool(entry.label) != bool(labels[0])), None)
     if odd is not None:
-        has, first = ("a", "none") if labels[odd] else ("no", "one")
-        raise UserError(f"{where[odd]} has {has} label and the first image has {first}; give each line one, or none")
+        has, first = ("a", "none") if odd.label else ("no", "one")
+        raise UserError(f"{odd.where} has {has} label and the first image has {first}; give each line one, or none")
     if not labels[0]:
         return paths, None, None
-    classes = tuple(sort_classes(labels))
-    places = {name: i for i, name in enumerate(classes)}
-    return paths, np.array([places[label] for label in labels], dtype=np.int64), classes
+    classes = sort_classes(labels)
+    return paths, class_indices(labels, classes), classes
 
 
 def _several_labels(labels: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return which classes each image has (bool, N x C), and the classes; an empty text is none."""
     sets = [{name.strip() for name in label.split(";")} - {""} for label in labels]
-    classes = tuple(sort_classes(name for names in sets for name in names))
-    places = {name: i for i, name in enumerate(classes)}
+    classes = sort_classes(name for names in sets for name in names)
+    indices = {name: index for index, name in enumerate(classes)}
     matrix = np.zeros((len(labels), len(classes)), dtype=bool)
     for row, names in zip(matrix, sets, strict=True):
-        row[[places[name] for name in names]] = True
+        row[[indices[name] for name in names]] = True
     return matrix, classes
 
 
-class _Files:
-    """Files that exist; each folder is listed once."""
+def _lookup() -> Exists:
+    """Return a function that says whether a file exists, and lists each folder once."""
 
-    def __init__(self) -> None:
-        self.names: dict[Path, set[str]] = {}
+    @functools.cache
+    def names(folder: Path) -> set[str]:
+        with contextlib.suppress(OSError):
+            return set(os.listdir(folder))
+        return set()
 
-    def __contains__(self, path: Path) -> bool:
-        if path.parent not in self.names:
-            try:
-                self.names[path.parent] = set(os.listdir(path.parent))
-            except OSError:
-                self.names[path.parent] = set()
-        return path.name in self.names[path.parent]
+    return lambda path: path.name in names(path.parent)
 
 
-def _entry(line: str, folder: Path, files: _Files) -> tuple[str, str]:
+def _locate(line: str, cells: list[str], folders: Sequence[Path], exists: Exists) -> tuple[Path, str, bool]:
+    """Return the file and the label of a line, or of a row's cells, and whether the file exists."""
+    options: list[tuple[Path, str]] = []
+    for folder in folders:
+        name, label = (cells[0].strip(), "".join(cells[1:2]).strip()) if cells else _split(line, folder, exists)
+        options.append((folder / name, label))
+        if exists(folder / name):
+            return *options[-1], True
+    return *options[0], False
+
+
+def _split(line: str, folder: Path, exists: Exists) -> tuple[str, str]:
     """Split a line into path and label, which may contain blanks; an existing file decides, else the first suffix."""
-    if folder / line in files:
+    if exists(folder / line):
         return line, ""
     ends = [match.end() for match in _ENDS_AS_IMAGE.finditer(line)]
-    ends = next(([end] for end in ends if folder / line[:end] in files), ends)
+    ends = next(([end] for end in ends if exists(folder / line[:end])), ends)
     if not ends:  # a name without an image suffix
-        entry, _, label = line.rpartition(" ") if " " in line else (line, "", "")
-        return entry, label
+        name, _, label = line.rpartition(" ") if " " in line else (line, "", "")
+        return name, label
     return line[: ends[0]], line[ends[0] :].strip()

@@ -45,7 +45,7 @@ class EpochOrder(Sampler[int]):
         length: Images in the set.
         seed: The run's seed.
         batch_size: Images per step over all processes, a multiple of ``processes``.
-        rank: This process's number, from 0.
+        rank: Which of the processes this is, from 0.
         processes: Number of processes.
         drop_last: Drop a last smaller batch. Otherwise it is kept, and padded with its own first images where the
             processes do not divide it.

@@ -78,7 +78,7 @@ def read_sets(train_images: str, test_images: str, several: bool = False) -> tup
         UsageError: One has no labels, or their classes differ.
     """
     train, test = ImageSet(train_images), ImageSet(test_images)
-    check_labels(train, test, several)
+    test = check_labels(train, test, several)
     assert train.labels is not None and test.labels is not None
     if train.classes is None and (unseen := sorted(set(test.labels.tolist()) - set(train.labels.tolist()))):
         raise UsageError(

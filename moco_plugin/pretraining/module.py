@@ -12,7 +12,7 @@ from moco_plugin.backbones import breaks_channels_last, check_features, create_b
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
-from moco_plugin.data.views.device import finish
+from moco_plugin.data.views import Views
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import build_method, method_class
 from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels
@@ -44,7 +44,7 @@ def scaled_lr(config: PretrainConfig) -> float:
 class PretrainModule(pl.LightningModule):
     """Trains a method on batches of views.
 
-    A batch is what ``collate_views`` returns.
+    A batch is what ``Views.collate`` returns.
 
     Args:
         config: The run.
@@ -71,6 +71,8 @@ class PretrainModule(pl.LightningModule):
             for network in self.method.compiled():
                 network.compile()
         self.schedule = lr_schedule(config.schedule)
+        channels, arguments = image_channels(config), config.data.view_args
+        self.views = Views(views_name(config), image_size, config.views.engine, channels=channels, **arguments)
 
     def fit_layout(self, device: torch.device) -> str:
         """Switch channels-last off where torch cannot train it on a device; return a sentence if so."""
@@ -91,10 +93,9 @@ class PretrainModule(pl.LightningModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Finish the views and normalize them, on the training device."""
-        views, plans, corrupt = batch
+        arrays, plans, corrupt = batch
         data = self.config.data
-        views = finish(views, plans, data.image_size, image_channels(self.config))
-        views = [normalize(view.permute(0, 3, 1, 2), data.mean, data.std) for view in views]
+        views = [normalize(view.permute(0, 3, 1, 2), data.mean, data.std) for view in self.views.finish(arrays, plans)]
         return [view.to(self.dtype).contiguous(memory_format=self.layout) for view in views], corrupt
 
     def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:

@@ -113,8 +113,8 @@ class KNNMonitor(pl.Callback):
     def __init__(self, config: PretrainConfig) -> None:
         knn, data = config.knn, config.data
         self.knn = knn
-        self.train, self.test = (ImageSet(str(root)) for root in (knn.train, knn.test))
-        check_labels(self.train, self.test)
+        self.train, test = (ImageSet(str(root)) for root in (knn.train, knn.test))
+        self.test = check_labels(self.train, test)
         if knn.features not in ("backbone", "encoder"):
             raise UsageError(f"knn.features is {knn.features!r}; expected backbone or encoder")
         self.view = View(data.image_size, data.crop_ratio, data.mean, data.std, data.value_range)

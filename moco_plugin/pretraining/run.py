@@ -9,7 +9,7 @@ import yaml
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.data import DataLoader
 
-from moco_plugin.data.datasets import TrainImages, collate_views
+from moco_plugin.data.datasets import TrainImages
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import training_loader_options
 from moco_plugin.data.order import EpochOrder
@@ -133,7 +133,7 @@ def train_loader(config: PretrainConfig, images: ImageSet, rank: int = 0, proces
         TrainImages(images, views, config.seed, views.shrink if config.views.jpeg_scaling else None),
         data.batch_size // processes,
         sampler=EpochOrder(len(images), config.seed, data.batch_size, rank, processes),
-        collate_fn=collate_views,
+        collate_fn=views.collate,
         drop_last=True,
         **training_loader_options(0 if views.whole else data.workers),
     )

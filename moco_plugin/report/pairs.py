@@ -4,9 +4,7 @@ from random import Random
 
 import torch
 
-from moco_plugin.data.datasets import collate_views
 from moco_plugin.data.images import as_picture
-from moco_plugin.data.views.device import finish
 from moco_plugin.pretraining.config import PretrainConfig
 from moco_plugin.pretraining.run import build_views, open_images
 from moco_plugin.report.page import Picture, tile
@@ -27,8 +25,8 @@ def view_pairs(config: PretrainConfig, count: int = 12) -> list[list[Picture]]:
         array, _ = images.try_load_array(index)
         if array is None:
             continue
-        arrays, plans, _ = collate_views([(*views(array, Random(f"{config.seed} {index}")), "")])
-        first, second = (view[0].numpy() for view in finish(arrays, plans, config.data.image_size, images.channels))
+        arrays, plans, _ = views.collate([(*views(array, Random(f"{config.seed} {index}")), "")])
+        first, second = (view[0].numpy() for view in views.finish(arrays, plans))
         parts = (("image", array), ("view 1", first), ("view 2", second))
         cards.append([tile(as_picture(part), f"Image {number}: {name}", name) for name, part in parts])
     return cards

@@ -2,8 +2,11 @@
 
 import io
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +17,18 @@ from sklearn.datasets import load_sample_images
 
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.data.bands import CannotDecode
-from moco_plugin.data.datasets import collate_views
 from moco_plugin.data.decode import decode_array
 from moco_plugin.data.images import ImageSet
+from moco_plugin.data.source import ArraySource
 from moco_plugin.data.statistics import measure_statistics
-from moco_plugin.data.views import Views, device
+from moco_plugin.data.views import Views
 from moco_plugin.errors import UserError
 from tests.conftest import TRAIN
 from tests.helpers.processes import Tool
 
 PHOTO = load_sample_images().images[0][:200, :300]
 SIZE = 64
+TIFF = partial(tifffile.imwrite, photometric="minisblack")
 
 
 def bands(channels: int) -> np.ndarray:
@@ -34,27 +38,24 @@ def bands(channels: int) -> np.ndarray:
     return array[..., 0] if channels == 1 else array
 
 
+KINDS: dict[str, Callable[..., Any]] = {
+    "npy": np.save,
+    "npy, channels first": lambda file, array: np.save(file, np.moveaxis(array, 2, 0)),
+    "npy, Fortran": lambda file, array: np.save(file, np.asfortranarray(array)),
+    "planar tiff": lambda file, array: TIFF(file, np.moveaxis(array, 2, 0), planarconfig="separate"),
+    "deflated tiff": lambda file, array: TIFF(file, array, planarconfig="contig", compression="zlib"),
+    "tiff of pages": lambda file, array: TIFF(file, np.moveaxis(array, 2, 0)),
+}
+
+
 def encoded(array: np.ndarray, kind: str) -> bytes:
     file = io.BytesIO()
-    if kind == "npy":
-        np.save(file, array)
-    elif kind == "npy, channels first":
-        np.save(file, np.moveaxis(array, 2, 0))
-    elif kind == "npy, Fortran":
-        np.save(file, np.asfortranarray(array))
-    elif kind == "planar tiff":
-        tifffile.imwrite(file, np.moveaxis(array, 2, 0), photometric="minisblack", planarconfig="separate")
-    elif kind == "deflated tiff":
-        tifffile.imwrite(file, array, photometric="minisblack", planarconfig="contig", compression="zlib")
-    else:
-        tifffile.imwrite(file, np.moveaxis(array, 2, 0), photometric="minisblack")  # bands as pages
+    KINDS[kind](file, array)
     return file.getvalue()
 
 
 @pytest.mark.parametrize("channels", [2, 4, 13])
-@pytest.mark.parametrize(
-    "kind", ["npy", "npy, channels first", "npy, Fortran", "planar tiff", "deflated tiff", "tiff of pages"]
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_files_of_bands(kind: str, channels: int) -> None:
     array = bands(channels)
     assert np.array_equal(decode_array(encoded(array, kind), "a", channels=channels), array)
@@ -95,7 +96,7 @@ def test_png_with_alpha_has_four_channels(tmp_path: Path) -> None:
 
 
 def test_other_channels_are_refused(tmp_path: Path) -> None:
-    tifffile.imwrite(tmp_path / "a.tif", bands(13), photometric="minisblack", planarconfig="contig")
+    TIFF(tmp_path / "a.tif", bands(13), planarconfig="contig")
     sentence = r"a\.tif is an image of 200 x 300 x 13; expected 3 channels; set backbone_args\.in_chans=13"
     with pytest.raises(UserError, match=sentence):
         ImageSet(str(tmp_path)).load(0)
@@ -132,8 +133,8 @@ def test_engines_make_the_same_views(name: str, channels: int) -> None:
         pairs = {}
         for engine in ("reference", "fast", "device"):
             views = Views(name, SIZE, engine, channels=channels, vf_prob=0.5, rr_prob=0.2)
-            arrays, plans, _ = collate_views([(*views(image, Random(f"0 {turn}")), "")])
-            pairs[engine] = [view[0].numpy().astype(int) for view in device.finish(arrays, plans, SIZE, channels)]
+            arrays, plans, _ = views.collate([(*views(image, Random(f"0 {turn}")), "")])
+            pairs[engine] = [view[0].numpy().astype(int) for view in views.finish(arrays, plans)]
         for engine in ("fast", "device"):
             for one, other in zip(pairs["reference"], pairs[engine], strict=True):
                 assert one.shape == other.shape == (SIZE, SIZE, channels)
@@ -155,9 +156,8 @@ def test_colours_change_in_the_first_three_channels_alone(engine: str) -> None:
 
 
 def test_statistics() -> None:
-    images = ImageSet.__new__(ImageSet)
-    images.spec, images.channels, images.archive, images.paths = "a", 1, None, []
-    images.array = np.array([[[0, 255]], [[0, 51]]], np.uint8)
+    images = ImageSet(TRAIN, channels=1)
+    images.source = ArraySource("a", np.array([[[0, 255]], [[0, 51]]], np.uint8), None)
     mean, std = measure_statistics(images)
     assert mean == [0.3] and std == [pytest.approx(np.std([0, 1, 0, 0.2]), abs=1e-4)]
 
@@ -176,7 +176,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if number % 4 < 2:
             np.save(path / f"{number}.npy", tile)
         else:
-            tifffile.imwrite(path / f"{number}.tif", tile, photometric="minisblack", planarconfig="contig")
+            TIFF(path / f"{number}.tif", tile, planarconfig="contig")
     return folder
 
 

@@ -15,6 +15,7 @@ from moco_plugin.data.decode import CannotDecode, decode, decode_array
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.listing import image_files
 from moco_plugin.errors import UserError
+from tests.helpers.image_sets import save_images
 
 PHOTO = load_sample_images().images[0]
 RAMP = np.tile(np.arange(205, dtype=np.uint8), (3, 1))  # mean 102
@@ -59,9 +60,8 @@ def test_range_is_given_or_refused(tmp_path: Path) -> None:
 
 def test_hidden_linked_and_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "photos"
-    for name in ("cat/a.jpg", "cat/b.jfif", "dog/c.gif", "dog/d.avif", "dog/e.jpe"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 6), (9, 9, 9)).save(root / name)
+    names = "cat/a.jpg cat/b.jfif dog/c.gif dog/d.avif dog/e.jpe".split()
+    save_images(root, *names)
     for name in (".hidden/x.jpg", "__MACOSX/._a.jpg", ".ipynb_checkpoints/a.jpg", "cat/._a.jpg"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b"")
@@ -72,13 +72,7 @@ def test_hidden_linked_and_other_files(tmp_path: Path, capsys: pytest.CaptureFix
     os.mkfifo(root / "cat" / "pipe.jpg")
     (root / "cat" / "moved.jpg").symlink_to("nowhere")
     images = ImageSet(str(root))
-    assert [path.relative_to(root).as_posix() for path in images.paths] == [
-        "cat/a.jpg",
-        "cat/b.jfif",
-        "dog/c.gif",
-        "dog/d.avif",
-        "dog/e.jpe",
-    ]
+    assert [path.relative_to(root).as_posix() for path in images.paths] == names
     assert images.classes == ("cat", "dog") and all(images.load(i) is not None for i in range(5))
     assert (
         capsys.readouterr().err
@@ -165,9 +159,7 @@ def test_postscript_is_not_run(tmp_path: Path) -> None:
 
 def test_splits_and_kaggles_layout(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = tmp_path / "ILSVRC" / "Data" / "CLS-LOC"
-    for name in ("train/n1/a.JPEG", "train/n2/b.JPEG", "val/v_1.JPEG", "val/v_2.JPEG"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 6)).save(root / name)
+    save_images(root, *"train/n1/a.JPEG train/n2/b.JPEG val/v_1.JPEG val/v_2.JPEG".split())
     assert len(ImageSet(str(root))) == 4
     assert len(ImageSet(str(tmp_path))) == 4
     said = f"{root} holds the splits train, val, and the images of all are used; give {root}/train for one"
@@ -177,7 +169,7 @@ def test_splits_and_kaggles_layout(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "LOC_val_solution.csv").write_text(rows)
     val = ImageSet(str(root / "val"))
     assert val.classes == ("n1", "n2") == ImageSet(str(root / "train")).classes
-    assert val.labels is not None and val.labels.tolist() == [1, 0]
+    assert val.labels.tolist() == [1, 0]
 
 
 def test_containers_are_named(tmp_path: Path) -> None:

@@ -1,37 +1,26 @@
 """Image sets and what is wrong with them."""
 
-import gzip
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from moco_plugin.data.datasets import CorruptImages, LabelledImages, TrainImages, check_labels
-from moco_plugin.data.idx import load_idx_images, read_idx, split_slice
 from moco_plugin.data.images import ImageSet
-from moco_plugin.errors import UserError
+from moco_plugin.data.listing import read_entries
+from moco_plugin.data.spec import Spec, parse_spec
+from moco_plugin.errors import UsageError, UserError
 from tests.conftest import TEST, TRAIN
-
-
-def save_images(folder: Path, *names: str) -> None:
-    for number, name in enumerate(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (8, 6), (number, 0, 0)).save(path)
+from tests.helpers.image_sets import names_of, save_images
 
 
 def test_nested_folder_has_labels_and_a_fixed_order(tmp_path: Path) -> None:
     save_images(tmp_path, "cat/2.png", "cat/deep/1.png", "dog/0.JPG")
     (tmp_path / "cat" / "notes.txt").write_text("no image")
     images = ImageSet(str(tmp_path))
-    assert [images.name(i).removeprefix(f"{tmp_path}/") for i in range(3)] == [
-        "cat/2.png",
-        "cat/deep/1.png",
-        "dog/0.JPG",
-    ]
+    assert names_of(images) == [f"{tmp_path}/{name}" for name in ("cat/2.png", "cat/deep/1.png", "dog/0.JPG")]
     assert images.classes == ("cat", "dog")
-    assert images.labels is not None and images.labels.tolist() == [0, 0, 1]
+    assert images.labels.tolist() == [0, 0, 1]
 
 
 def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
@@ -40,38 +29,26 @@ def test_flat_folder_has_no_labels(tmp_path: Path) -> None:
     assert len(ImageSet(f"{tmp_path}[1:]")) == 1
 
 
-def test_idx_file_with_slice() -> None:
-    images, labels, classes = load_idx_images(f"{TRAIN}[10:30]")
-    assert images.shape == (20, 28, 28)
-    assert (
-        labels is not None and labels.tolist() == read_idx(TRAIN.replace("images-idx3", "labels-idx1"))[10:30].tolist()
-    )
-    assert classes is not None and classes[9] == "Ankle boot"
-    assert np.array_equal(np.asarray(ImageSet(f"{TRAIN}[10:30]").load(3))[..., 1], images[3])
-
-
 @pytest.mark.parametrize(
-    ("spec", "path", "part"),
-    [("a/b[3:7]", "a/b", slice(3, 7)), ("a[:5]", "a", slice(None, 5)), ("a[1]", "a[1]", slice(None))],
-)
-def test_split_slice(spec: str, path: str, part: slice) -> None:
-    assert split_slice(spec) == (Path(path), part)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
+    ("text", "source", "part", "shares"),
     [
-        (b"", "not an idx file"),
-        (b"\x89PNG....", "not an idx file"),
-        (b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567", "holds 7 bytes where its header says 8"),
-        (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a", mtime=0)[:-9], "cannot be read"),
+        ("a/b[3:7]", "a/b", slice(3, 7), None),
+        ("a[:5]", "a", slice(None, 5), None),
+        ("a[1]", "a[1]", slice(None), None),
+        ("a[1:2][3:4]", "a[1:2]", slice(3, 4), None),
+        ("a[:]", "a", slice(None), None),
+        ("a[:80%]", "a", slice(None), (0.0, 0.8)),
+        ("s3://a-{0..9}.tar[5:][20%:,seed=7]", "s3://a-{0..9}.tar", slice(5, None), (0.2, 1.0)),
     ],
 )
-def test_broken_idx_files(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "x-images-idx3-ubyte"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=message):
-        read_idx(path)
+def test_specs(text: str, source: str, part: slice, shares: tuple[float, float] | None) -> None:
+    assert parse_spec(text) == Spec(source, part, shares, 7 if "seed" in text else 0)
+
+
+@pytest.mark.parametrize("text", ["a[80%:20%]", "a[:120%]", "a[1.2.3%:]"])
+def test_wrong_shares(text: str) -> None:
+    with pytest.raises(UsageError, match="expected rising shares from 0% to 100%"):
+        parse_spec(text)
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:
@@ -79,8 +56,10 @@ def test_folders_that_hold_nothing(tmp_path: Path) -> None:
         ImageSet(str(tmp_path))
     with pytest.raises(UserError, match="found nothing, expected a folder of images"):
         ImageSet(str(tmp_path / "absent"))
-    with pytest.raises(UserError, match="selects no image"):
-        ImageSet(f"{TRAIN}[600:]")
+    save_images(tmp_path, "a.png")
+    for part in ("[1:]", "[:1%]"):
+        with pytest.raises(UserError, match=r"selects no image; .* holds 1"):
+            ImageSet(f"{tmp_path}{part}")
 
 
 def write_list(folder: Path, *lines: str) -> str:
@@ -96,23 +75,15 @@ def test_list_keeps_its_order_and_may_have_spaces(tmp_path: Path) -> None:
     assert images.load(1) == ImageSet(str(tmp_path / "a b")).load(0)
 
 
-@pytest.mark.parametrize(
-    ("labels", "classes", "numbers"),
-    [
-        (("owl", "cat", "owl"), ("cat", "owl"), [1, 0, 1]),
-        (("10", "9", "10"), ("9", "10"), [1, 0, 1]),
-        (("snowy owl", "house cat", "snowy owl"), ("house cat", "snowy owl"), [1, 0, 1]),
-    ],
-)
-def test_list_with_labels(
-    tmp_path: Path, labels: tuple[str, ...], classes: tuple[str, ...], numbers: list[int]
-) -> None:
+@pytest.mark.parametrize("classes", [("cat", "owl"), ("9", "10"), ("house cat", "snowy owl")])
+def test_list_with_labels(tmp_path: Path, classes: tuple[str, str]) -> None:
     names = ("a b/owl.png", "a b/cat 1.png", "a b/owl 2.png")
-    spec = write_list(tmp_path, *(f"{name} \t{label}" for name, label in zip(names, labels, strict=True)))
+    spec = write_list(tmp_path, *(f"{name} \t{classes[i]}" for name, i in zip(names, (1, 0, 1), strict=True)))
     images, part = ImageSet(spec), ImageSet(f"{spec}[2:]")
     assert images.paths == [tmp_path / name for name in names]
-    assert images.classes == classes and images.labels is not None and images.labels.tolist() == numbers
-    assert part.classes == classes and part.labels is not None and part.labels.tolist() == numbers[2:]
+    assert images.classes == part.classes == classes
+    assert images.labels.tolist() == [1, 0, 1]
+    assert part.labels.tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -164,7 +135,7 @@ def test_csv_lists(tmp_path: Path) -> None:
     save_images(tmp_path, "a, b.png", "1.png", "2.png")
     (tmp_path / "list.csv").write_text('path,label\n"a, b.png",hot dog\n1.png,cat\n2.png,cat\n')
     images = ImageSet(str(tmp_path / "list.csv"))
-    assert images.classes == ("cat", "hot dog") and images.labels is not None and images.labels.tolist() == [1, 0, 0]
+    assert images.classes == ("cat", "hot dog") and images.labels.tolist() == [1, 0, 0]
     (tmp_path / "list.csv").write_text("1.png\n2.png\n")
     assert len(ImageSet(str(tmp_path / "list.csv"))) == 2
     (tmp_path / "list.csv").write_text("1.png,cat,3\n")
@@ -173,9 +144,50 @@ def test_csv_lists(tmp_path: Path) -> None:
 
 
 def test_test_sets_with_fewer_classes(tmp_path: Path) -> None:
-    for folder in ("train/cat", "train/dog", "train/owl", "test/owl", "test/dog"):
-        (tmp_path / folder).mkdir(parents=True)
-        save_images(tmp_path / folder, "1.png")
+    save_images(tmp_path, *(f"{name}/1.png" for name in "train/cat train/dog train/owl test/owl test/dog".split()))
     train, test = ImageSet(str(tmp_path / "train")), ImageSet(str(tmp_path / "test"))
-    check_labels(train, test)
-    assert test.labels is not None and test.labels.tolist() == [1, 2] and test.classes == train.classes
+    renumbered = check_labels(train, test)
+    assert renumbered.labels.tolist() == [1, 2]
+    assert renumbered.classes == train.classes and renumbered.load(0) == test.load(0)
+    assert test.labels.tolist() == [0, 1] and test.classes == ("dog", "owl")
+    assert check_labels(train, train) is train
+
+
+def test_shares_are_disjoint_complete_and_of_each_class(tmp_path: Path) -> None:
+    save_images(tmp_path, *(f"{'cat' if number % 3 else 'dög'}/{number:02}.png" for number in range(20)))
+    whole, train, test, other = (ImageSet(f"{tmp_path}{part}") for part in ("", "[:80%]", "[80%:]", "[80%:,seed=1]"))
+    names, first, second = map(names_of, (whole, train, test))
+    assert sorted(first + second) == names and not set(first) & set(second)
+    assert train.labels is not None and np.bincount(train.labels).tolist() == [10, 6]
+    assert test.labels is not None and np.bincount(test.labels).tolist() == [3, 1]
+    assert names_of(ImageSet(f"{tmp_path}[80%:]")) == second != names_of(other) and len(other) == 4
+    assert len(ImageSet(f"{tmp_path}[:10][50%:]")) == 5
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".txt"])
+def test_lists_of_several_labels(suffix: str, tmp_path: Path) -> None:
+    save_images(tmp_path, "a.png", "b.png", "c.png")
+    between = "," if suffix == ".csv" else " "
+    path = tmp_path / f"list{suffix}"
+    path.write_text(f"a.png{between}cat; dog\nb.png{between.strip()}\nc.png{between}bird\n", encoding="utf-8")
+    images = ImageSet(str(path))
+    assert images.classes == ("bird", "cat", "dog")
+    assert images.labels.tolist() == [[False, True, True], [False] * 3, [True, False, False]]
+    wider = images.with_classes(("ape", "bird", "cat", "dog")).labels
+    assert wider is not None and wider[:, 1:].tolist() == images.labels.tolist() and not wider[:, 0].any()
+
+
+def test_one_label_and_none_is_still_refused(tmp_path: Path) -> None:
+    save_images(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.csv").write_text("a.png,cat\nb.png,\n")
+    with pytest.raises(UserError, match=r"line 2: 'b\.png,' has no label and the first image has one"):
+        ImageSet(str(tmp_path / "list.csv"))
+
+
+def test_paths_of_a_list_may_be_relative_to_several_folders(tmp_path: Path) -> None:
+    save_images(tmp_path, "one/a.png", "two/b.png")
+    (tmp_path / "list").write_text("a.png 3\nb.png 1\n")
+    entries = read_entries(tmp_path / "list", tmp_path / "one", tmp_path / "two")
+    assert [entry[:2] for entry in entries] == [(tmp_path / "one" / "a.png", "3"), (tmp_path / "two" / "b.png", "1")]
+    with pytest.raises(UserError, match=r"1 of its 2 images are missing.*two/a.png first.*relative to .*two"):
+        read_entries(tmp_path / "list", tmp_path / "two")

@@ -7,11 +7,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from moco_plugin.data.datasets import TrainImages, collate_views
+from moco_plugin.data.datasets import TrainImages
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.order import EpochOrder, seeded
 from moco_plugin.data.views import ENGINES, Views
-from moco_plugin.data.views.device import finish
 from tests.conftest import TRAIN
 
 
@@ -51,15 +50,15 @@ def test_seeded_gives_the_generators_back() -> None:
     def draw() -> tuple[float, float, float]:
         return float(torch.rand(())), float(np.random.rand()), random.random()
 
+    def seed() -> None:
+        for generator in (torch.manual_seed, np.random.seed, random.seed):
+            generator(0)
+
     with seeded(3, 4):
         inside = draw()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
+    seed()
     expected = draw()
-    torch.manual_seed(0)
-    np.random.seed(0)
-    random.seed(0)
+    seed()
     with seeded(3, 4):
         assert draw() == inside
     assert draw() == expected
@@ -67,11 +66,12 @@ def test_seeded_gives_the_generators_back() -> None:
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_views_do_not_depend_on_the_number_of_workers(engine: str) -> None:
-    dataset = TrainImages(ImageSet(f"{TRAIN}[0:12]"), Views("moco_v2", 16, engine), seed=5)
+    views = Views("moco_v2", 16, engine)
+    dataset = TrainImages(ImageSet(f"{TRAIN}[0:12]"), views, seed=5)
     batches = []
     for workers in (0, 1, 2):
         order = EpochOrder(12, 5)
-        loader = DataLoader(dataset, 4, sampler=order, num_workers=workers, collate_fn=collate_views)
-        batches.append(torch.stack([torch.stack(finish(views, plans, 16)) for views, plans, _ in loader]))
+        loader = DataLoader(dataset, 4, sampler=order, num_workers=workers, collate_fn=views.collate)
+        batches.append(torch.stack([torch.stack(views.finish(arrays, plans)) for arrays, plans, _ in loader]))
     assert torch.equal(batches[0], batches[1]) and torch.equal(batches[0], batches[2])
     assert not np.array_equal(dataset[0][0][0], dataset[12][0][0])  # another epoch, another view

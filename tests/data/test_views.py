@@ -13,7 +13,6 @@ from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
-from moco_plugin.data.datasets import collate_views
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.views import VIEWS, Views, device, fast, reference, view_arguments
 from moco_plugin.data.views.plan import Step, ViewPlan, draw_plan
@@ -29,8 +28,9 @@ def by_device(image: np.ndarray, plan: ViewPlan, size: int) -> np.ndarray:
     crop = fast.crop(image, plan.box, size)
     if plan.vertical_flip or plan.rotation:
         crop, plan = fast.turn(crop, plan), plan._replace(flip=False)
-    arrays, plans, _ = collate_views([([crop], [plan], "")])
-    return device.finish(arrays, plans, size)[0][0].numpy()
+    views = Views("moco_v2", size, "device")
+    arrays, plans, _ = views.collate([([crop], [plan], "")])
+    return views.finish(arrays, plans)[0][0].numpy()
 
 
 ENGINES: dict[str, Callable[[np.ndarray, ViewPlan, int], np.ndarray]] = {"fast": fast.make_view, "device": by_device}
@@ -216,7 +216,7 @@ def test_images_of_one_size_are_cropped_on_the_device() -> None:
     images = [photo[:150, :200].copy() for photo in PHOTOS]
     views = Views("moco_v2", 40, "device", whole=True)
     items = [(*views(image, Random(number)), "") for number, image in enumerate(images)]
-    made = device.finish(*collate_views(items)[:2], 40)
+    made = views.finish(*views.collate(items)[:2])
     for number, image in enumerate(images):
         for view, arguments in zip(made, [items[number][1][0], items[number][1][1]], strict=True):
             assert np.abs(view[number].numpy().astype(int) - by_device(image, arguments, 40)).mean() < 1

@@ -130,10 +130,10 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "linear-csv or linear-zip",
     ),
     # sources: a folder's classes are in the order of texts
-    ("moco_plugin/data/listing.py", "tuple(sort_classes(parents))", "tuple(sorted(set(parents)))", "linear-idx"),
+    ("moco_plugin/data/listing.py", "sort_classes(parents)", "tuple(sorted(set(parents)))", "linear-idx"),
     # sources: an archive's images are in another order than the folder's
     (
-        "moco_plugin/data/zip_images.py",
+        "moco_plugin/sources/zip.py",
         'sorted(images, key=lambda name: name.split("/"))',
         "sorted(images)",
         "retrieve-zip",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moco_plugin.data.idx import load_idx_images
+from moco_plugin.sources.idx import load_idx_images
 from tests.conftest import TEST, TRAIN
 
 if importlib.util.find_spec("detectron2") is None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_plugin.data.idx import load_idx_images
 from moco_plugin.demo.scenes import compose_scene, make_scenes, run_lengths
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.sources.idx import load_idx_images
 from tests.conftest import TEST, TRAIN
 from tests.helpers.processes import Tool
 

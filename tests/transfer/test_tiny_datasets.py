@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from moco_plugin.data.idx import load_idx_images
 from moco_plugin.demo.polygons import mask_polygons, pixel_centres, signed_area
 from moco_plugin.demo.tiny_cityscapes import write_cityscapes
 from moco_plugin.demo.tiny_coco import keypoints
@@ -15,6 +14,7 @@ from moco_plugin.demo.tiny_datasets import make_tiny_datasets
 from moco_plugin.demo.tiny_scenes import Looks, compose_split, group_looks, read_photos
 from moco_plugin.demo.tiny_voc import label_maps
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.sources.idx import load_idx_images
 from moco_plugin.tools.make_tiny_datasets import main
 from moco_plugin.transfer.voc_files import voc_palette
 from tests.conftest import TEST, TRAIN

@@ -8,10 +8,10 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
 
-from moco_plugin.data.idx import load_idx_images
 from moco_plugin.demo.scenes import make_scenes
 from moco_plugin.files import sha256
 from moco_plugin.schema import find_config
+from moco_plugin.sources.idx import load_idx_images
 from moco_plugin.tools.train_net import main
 from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes

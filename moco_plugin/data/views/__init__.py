@@ -6,7 +6,7 @@ processes, ``device`` on batches. Views leave here as uint8; they are normalised
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any, cast
 
@@ -15,9 +15,10 @@ from lightly.transforms.byol_transform import BYOLView1Transform, BYOLView2Trans
 from lightly.transforms.simclr_transform import SimCLRViewTransform
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 from torchvision.transforms import v2
 
-from moco_plugin.data.views import fast, reference
+from moco_plugin.data.views import device, fast, reference
 from moco_plugin.data.views.plan import ViewPlan, draw_plan
 from moco_plugin.errors import UsageError, did_you_mean
 
@@ -60,7 +61,7 @@ def view_arguments(name: str, image_size: int, **overrides: Any) -> list[dict[st
 
 
 class Views:
-    """Makes the two views of an image, or, with the engine ``device``, what ``device.finish`` takes.
+    """Makes the two views of an image; with the engine ``device``, ``finish`` makes them of a batch.
 
     Args:
         name: "moco_v1", "moco_v2" or "moco_v3".
@@ -111,11 +112,33 @@ class Views:
         make_view = fast.make_view if self.engine == "fast" else reference.make_view
         return [make_view(image, plan, self.image_size, self.channels) for plan in plans], []
 
+    def collate(
+        self, items: Sequence[tuple[list[np.ndarray], list[ViewPlan], str]]
+    ) -> tuple[list[Tensor], list[device.PackedPlans], list[str]]:
+        """Return a batch of ``TrainImages``: what ``finish`` takes, and the names of corrupt images.
+
+        In mixed batches, grey images get three channels.
+        """
+        views, plans, corrupt = zip(*items, strict=True)
+        batches = []
+        for arrays in zip(*views, strict=True):
+            channels = max(1 if array.ndim == 2 else array.shape[2] for array in arrays)
+            batches.append(default_collate([_with_channels(array, channels) for array in arrays]))
+        return batches, [device.pack(of_view) for of_view in zip(*plans, strict=True)], list(corrupt)
+
+    def finish(self, arrays: Sequence[Tensor], plans: Sequence[device.PackedPlans]) -> list[Tensor]:
+        """Return the two views of a batch, N x ``image_size`` x ``image_size`` x ``channels``, uint8, on its device."""
+        return device.finish(arrays, plans, self.image_size, self.channels)
+
     def shrink(self, width: int, height: int) -> int:
         """Return the largest of 1, 2, 4 and 8 that leaves every crop of an image as large as its view."""
         scale = min(arguments["min_scale"] for arguments in self.arguments)
         least = min(math.sqrt(scale * width * height * 3 / 4), width, height)  # 3/4 is the narrowest crop's ratio
         return max((divisor for divisor in (2, 4, 8) if least >= divisor * self.image_size), default=1)
+
+
+def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
+    return array if array.ndim == 3 else np.repeat(array[..., None], channels, axis=2)
 
 
 def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image | Tensor], Tensor]:

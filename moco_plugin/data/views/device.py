@@ -1,6 +1,6 @@
 """Views computed by torch on whole batches, on the training device.
 
-Each operation of a plan runs once on all images that have it in the same place. Crop, resize and flip are one pair of
+Each operation of a plan runs once on all images that have it in the same step. Crop, resize and flip are one pair of
 small matrices per image, blur another pair, so the work is a few batched products.
 """
 
@@ -20,7 +20,7 @@ BLUR_PASSES = 3  # Pillow's
 class PackedPlans(NamedTuple):
     """The plans of a batch of N views as arrays, which stay on the CPU.
 
-    ``operations`` holds numbers into ``OPERATIONS``, N x steps, -1 for none.
+    ``operations`` holds indices of ``OPERATIONS``, N x steps, -1 for none.
     """
 
     boxes: np.ndarray
@@ -36,7 +36,7 @@ def pack(plans: Sequence[ViewPlan]) -> PackedPlans:
     return PackedPlans(
         np.array([plan.box for plan in plans], np.float32),
         np.array([plan.flip for plan in plans]),
-        np.array([_NUMBERS[name] for name, _ in steps], np.int8).reshape(shape),
+        np.array([_INDICES[name] for name, _ in steps], np.int8).reshape(shape),
         np.array([factor for _, factor in steps], np.float32).reshape(shape),
     )
 
@@ -54,27 +54,27 @@ def finish(arrays: Sequence[Tensor], plans: Sequence[PackedPlans], size: int, ch
     if not plans:
         return list(arrays)
     whole = len(arrays) < len(plans)
-    return [_finish(arrays[0 if whole else turn], packed, size, channels, whole) for turn, packed in enumerate(plans)]
+    return [_finish(arrays[0 if whole else view], packed, size, channels, whole) for view, packed in enumerate(plans)]
 
 
 def _finish(arrays: Tensor, plans: PackedPlans, size: int, channels: int, whole: bool) -> Tensor:
     views = arrays.permute(0, 3, 1, 2).float()
     if whole:
         views = _crop(views, torch.from_numpy(plans.boxes).to(views.device), size)
-    colours = {1: 1, 2: 0}.get(views.shape[1], 3)
-    flipped = _numbers(plans.flips, views)
+    colours = {1: 1, 2: 0}.get(views.shape[1], 3)  # two channels are no colours
+    flipped = _indices(plans.flips, views)
     views[flipped] = views[flipped].flip(dims=(3,))
     for operations, factors in zip(plans.operations.T, plans.factors.T, strict=True):
-        for number in sorted(set(operations.tolist()) - {-1}):
-            chosen = _numbers(operations == number, views)
-            factor = torch.from_numpy(factors[operations == number]).to(views.device)
-            changed = views.shape[1] if OPERATIONS[number] is blur else colours
+        for index in sorted(set(operations.tolist()) - {-1}):
+            chosen = _indices(operations == index, views)
+            factor = torch.from_numpy(factors[operations == index]).to(views.device)
+            changed = views.shape[1] if OPERATIONS[index] is blur else colours
             if changed:
-                views[chosen, :changed] = OPERATIONS[number](views[chosen, :changed], factor[:, None, None, None])
+                views[chosen, :changed] = OPERATIONS[index](views[chosen, :changed], factor[:, None, None, None])
     return views.round().clamp(0, 255).to(torch.uint8).expand(-1, channels, -1, -1).permute(0, 2, 3, 1)
 
 
-def _numbers(mask: np.ndarray, views: Tensor) -> Tensor:
+def _indices(mask: np.ndarray, views: Tensor) -> Tensor:
     return torch.from_numpy(mask.nonzero()[0]).to(views.device)
 
 
@@ -98,9 +98,9 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
         target: Pixels after resizing.
     """
     scale = (length / target)[:, None, None]  # N x 1 x 1
-    place = torch.arange(target, device=start.device)[:, None] + 0.5  # target x 1
+    position = torch.arange(target, device=start.device)[:, None] + 0.5  # target x 1
     pixel = torch.arange(source, device=start.device)  # source
-    distance = (pixel + 0.5 - start[:, None, None] - place * scale).abs()
+    distance = (pixel + 0.5 - start[:, None, None] - position * scale).abs()
     weight = (1 - distance / scale.clamp(min=1)).clamp(min=0)
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])  # N x source
     weight = weight * inside[:, None]
@@ -192,4 +192,4 @@ OPERATIONS: list[Callable[[Tensor, Tensor], Tensor]] = [
     blur,
     solarize,
 ]
-_NUMBERS = {"": -1} | {function.__name__.removeprefix("adjust_"): number for number, function in enumerate(OPERATIONS)}
+_INDICES = {"": -1} | {function.__name__.removeprefix("adjust_"): index for index, function in enumerate(OPERATIONS)}

@@ -8,26 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from moco_plugin.data.source import ArraySource, open_source
 from moco_plugin.errors import UserError
 
 MOST_COMPRESSED = 1040  # deflate packs at most 1032 bytes into one
-FASHION_MNIST_CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-
-
-def is_idx(path: Path) -> bool:
-    """Return whether a file is an idx images or labels file by MNIST's naming, gzipped or not."""
-    return re.search(r"[-.]idx\d-ubyte(\.gz)?$", path.name) is not None
+_NAME = re.compile(r"[-.]idx\d-ubyte(\.gz)?$")
+FASHION_MNIST_CLASSES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 
 
 def read_idx(path: str | Path) -> np.ndarray:
@@ -67,38 +53,34 @@ def read_idx(path: str | Path) -> np.ndarray:
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
-def split_slice(spec: str) -> tuple[Path, slice]:
-    """Split ``PATH[start:stop]`` into the path and the slice; without brackets the slice is everything."""
-    match = re.fullmatch(r"(.*)\[(\d*):(\d*)\]", str(spec))
-    if not match:
-        return Path(spec).expanduser(), slice(None)
-    start, stop = (int(text) if text else None for text in match.groups()[1:])
-    return Path(match[1]).expanduser(), slice(start, stop)
+def open_idx(source: str) -> ArraySource | None:
+    """Open an ``...images-idx3-ubyte[.gz]`` file and, from the same folder, the file of its labels.
 
-
-def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
-    """Read images and, from the labels file in the same folder, their labels.
-
-    Args:
-        spec: Path of an ``...images-idx3-ubyte[.gz]`` file, with an optional ``[start:stop]``.
-
-    Returns:
-        Images (uint8, N x H x W), labels (int64, N) or None without a labels file, and the class names if
-        the path says that it is Fashion-MNIST, else None.
+    The classes are named if the path says that it is Fashion-MNIST. None for files of other names.
     """
-    path, part = split_slice(spec)
+    path = Path(source).expanduser()
+    if not _NAME.search(path.name) or not path.is_file():
+        return None
     images = read_idx(path)
     if images.ndim != 3:
         raise UserError(f"{path} holds an array of {images.ndim} dimensions; expected images (N x H x W)")
     labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
-    labels = None
-    if labels_path != path and labels_path.exists():
-        labels = read_idx(labels_path).astype(np.int64)
-        if len(labels) != len(images):
-            raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
-    images, labels = images[part], labels if labels is None else labels[part]
-    if not len(images):
-        raise UserError(f"{spec} selects no image; the file holds {len(read_idx(path))}")
-    fashion = "fashion" in str(path.resolve()).lower()
-    classes = FASHION_MNIST_CLASSES if fashion and labels is not None and labels.max() < 10 else None
-    return images, labels, classes
+    if labels_path == path or not labels_path.exists():
+        return ArraySource(source, images, None)
+    labels = read_idx(labels_path).astype(np.int64)
+    if len(labels) != len(images):
+        raise UserError(f"{labels_path} has {len(labels)} labels for the {len(images)} images of {path.name}")
+    fashion = "fashion" in str(path.resolve()).lower() and labels.max(initial=0) < 10
+    return ArraySource(source, images, labels, FASHION_MNIST_CLASSES if fashion else None)
+
+
+def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...] | None]:
+    """Return the images (uint8, N x H x W), labels (int64, N, or None) and classes (or None) of an idx file.
+
+    Args:
+        spec: Path of an ``...images-idx3-ubyte[.gz]`` file, with an optional ``[start:stop]``.
+    """
+    source = open_source(spec)
+    if not isinstance(source, ArraySource):
+        raise UserError(f"{spec} is not an idx file; expected a file such as train-images-idx3-ubyte.gz")
+    return source.array, source.labels, source.classes

@@ -6,10 +6,9 @@ import contextlib
 import hashlib
 import json
 import os
-import re
 import tarfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +17,7 @@ import numpy as np
 from fsspec.core import url_to_fs
 
 from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.labels import sort_classes
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path
 from moco_plugin.safe_yaml import parse_json
@@ -31,20 +31,14 @@ _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, b
 _Result = TypeVar("_Result")
 
 
-def sort_classes(names: Iterable[str]) -> list[str]:
-    """Return each name once, in numeric order where all are integers."""
-    found = sorted(set(names))  # which also orders 01 and 1
-    return sorted(found, key=int) if all(re.fullmatch(r"-?\d+", name) for name in found) else found
-
-
 @dataclass
 class ShardIndex:
     """The positions of one shard's images; ``stamp`` identifies its version among those of the same size."""
 
     size: int
     stamp: str
-    classes: list[str]
-    labels: np.ndarray  # places in classes, -1 for none
+    classes: tuple[str, ...]
+    labels: np.ndarray  # indices of classes, -1 for none
     names: np.ndarray  # bytes
     offsets: np.ndarray
     sizes: np.ndarray
@@ -67,7 +61,13 @@ class ShardIndex:
             labels, offsets, sizes = (np.array(value[k], np.int64) for k in ("labels", "offsets", "sizes"))
             names = np.array([str(name).encode(errors="surrogateescape") for name in value["names"]], "S")
             index = cls(
-                int(value["size"]), str(value["stamp"]), list(map(str, value["classes"])), labels, names, offsets, sizes
+                int(value["size"]),
+                str(value["stamp"]),
+                tuple(map(str, value["classes"])),
+                labels,
+                names,
+                offsets,
+                sizes,
             )
             whole = (
                 value["format"] == INDEX_FORMAT
@@ -225,13 +225,13 @@ def scan_shard(url: str, size: int) -> ShardIndex:
                         images.append((member.name, member.offset_data, member.size))
                     elif file.endswith(".cls"):
                         text = archive.extractfile(member)
-                        label = text.read(256).decode(errors="replace").strip() if text else ""
-                        labels[member.name.removesuffix(".cls")] = label
+                        name = text.read(256).decode(errors="replace").strip() if text else ""
+                        labels[member.name.removesuffix(".cls")] = name
                     elif file.endswith(".json") and member.size < MOST_JSON:
                         text = archive.extractfile(member)
-                        told = _json_label(text.read() if text else b"")
-                        if told is not None:
-                            labels.setdefault(member.name.removesuffix(".json"), told)
+                        label = _json_label(text.read() if text else b"")
+                        if label is not None:
+                            labels.setdefault(member.name.removesuffix(".json"), label)
                 end = archive.offset
         except tarfile.TarError as error:
             raise UserError(broken % error) from error
@@ -241,14 +241,14 @@ def scan_shard(url: str, size: int) -> ShardIndex:
     keys = {_key(name) for name, _, _ in images if _stem(name) == _key(name)}
     # webdataset's a.jpg and a.mask.png are one sample; a.v1.000.jpg alone is an image with dots in its name
     images = [image for image in images if _key(image[0]) not in keys or _stem(image[0]) == _key(image[0])]
-    found = [labels.get(_stem(name), labels.get(_key(name))) for name, _, _ in images]
+    of_images = [labels.get(_stem(name), labels.get(_key(name))) for name, _, _ in images]
     classes = sort_classes(labels.values())
-    number = {name: i for i, name in enumerate(classes)}
+    indices = {name: index for index, name in enumerate(classes)}
     return ShardIndex(
         size,
         "",
         classes,
-        np.array([-1 if label is None else number[label] for label in found], np.int64),
+        np.array([-1 if label is None else indices[label] for label in of_images], np.int64),
         np.array([name.encode(errors="surrogateescape") for name, _, _ in images], "S"),
         np.array([offset for _, offset, _ in images], np.int64),
         np.array([length for _, _, length in images], np.int64),
@@ -263,8 +263,8 @@ def _json_label(text: bytes) -> str | None:
         return None
     if not isinstance(value, dict):
         return None
-    found = next((value[key] for key in ("label", "cls", "class") if key in value), None)
-    return str(found) if isinstance(found, (int, str)) else None
+    label = next((value[key] for key in ("label", "cls", "class") if key in value), None)
+    return str(label) if isinstance(label, (int, str)) else None
 
 
 def _stem(name: str) -> str:

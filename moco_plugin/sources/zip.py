@@ -1,21 +1,28 @@
 """Image sets in a zip archive, read at random without unpacking."""
 
+from __future__ import annotations
+
 import os
 import zipfile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from moco_plugin.data.bands import CannotDecode
-from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.decode import SUFFIXES, CannotDecode
 from moco_plugin.data.listing import HIDDEN, folder_labels
 from moco_plugin.errors import UserError
 
 MOST_BYTES = 1 << 30  # of one image file
 
 
+def open_zip(source: str) -> ZipImages | None:
+    """Open a file whose name ends in .zip; None for others."""
+    path = Path(source).expanduser()
+    return ZipImages(path) if path.suffix.lower() == ".zip" and path.is_file() else None
+
+
 class ZipImages:
-    """Images of a zip archive by number, in sorted order, as of the folder that it would unpack to.
+    """Images of a zip archive, in sorted order, as of the folder that it would unpack to.
 
     Hidden files are skipped. Labels are the first level of folders, as of a folder; a single folder around all is
     passed over.
@@ -52,9 +59,10 @@ class ZipImages:
         """Return the name of an image: the archive and its name there."""
         return f"{self.path} member {self._names[index]}"
 
-    def take(self, numbers: np.ndarray) -> None:
-        """Keep only these images."""
-        self._names = [self._names[number] for number in numbers]
+    def take(self, indices: np.ndarray) -> None:
+        """Keep only these images and their labels."""
+        self._names = [self._names[index] for index in indices]
+        self.labels = None if self.labels is None else self.labels[indices]
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image file.
@@ -77,7 +85,7 @@ class ZipImages:
             raise CannotDecode("") from error
 
     def _archive(self) -> zipfile.ZipFile:
-        """Return the archive, opened once per process: a loader process must not share the place in the file."""
+        """Return the archive, opened once per process: a loader process must not share the position in the file."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
                 self._opened = os.getpid(), zipfile.ZipFile(self.path)

@@ -4,56 +4,51 @@ import io
 import re
 import tarfile
 import tempfile
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from moco_plugin.data.decode import SUFFIXES, CannotDecode, decode
-from moco_plugin.data.shard_index import INDEX_SUFFIX, scan_shard
+from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.sources.shard_index import INDEX_SUFFIX, scan_shard
 
 QUALITY = 90  # of JPEG files that are encoded once more
 
 
 def make_shards(
+    images: ImageSet,
     output: str | Path,
-    paths: Sequence[Path],
-    labels: np.ndarray | None = None,
-    classes: Sequence[str] | None = None,
     *,
     images_per_shard: int = 10000,
     short_side: int | None = None,
     overwrite: bool = False,
-    progress: bool = True,
 ) -> list[Path]:
     """Pack image files, byte for byte or shrunk, into ``OUTPUT-0000.tar`` and so on, atomically, with their indexes.
 
     The same files give the same bytes.
 
     Args:
+        images: A folder or a list. Labels become ``.cls`` members; the names of classes go into the indexes.
         output: Folder and first part of the shards' names.
-        paths: The image files, in the order they are to have.
-        labels: One number per image; it becomes a ``.cls`` member.
-        classes: Names of the labels; they go into the indexes.
         images_per_shard: Images in each shard but the last.
         short_side: Encode images whose short side is longer once more, shrunk to it, as JPEG of quality ``QUALITY``;
             None keeps the files unchanged.
         overwrite: Replace shards of that name.
-        progress: Show a progress bar.
 
     Returns:
         The shards.
 
     Raises:
-        UsageError: A number that cannot be right, or there are shards of that name.
+        UsageError: An argument cannot be right, or there are shards of that name.
         UserError: An image cannot be read, or nothing can be written there.
     """
     output = Path(output).expanduser()
+    if not images.paths:
+        raise UsageError(f"{images.spec} is not a folder or list of image files; there is nothing to pack")
     if images_per_shard < 1:
         raise UsageError(f"expected at least one image per shard, got {images_per_shard}")
     if short_side is not None and short_side < 1:
@@ -62,28 +57,18 @@ def make_shards(
     old = [file for file in output.parent.glob("*") if pattern.fullmatch(file.name)]
     if old and not overwrite:
         raise UsageError(f"{min(old)} exists already and was kept; pass --overwrite or choose another output")
-    names = None if labels is None else list(classes or map(str, range(int(labels.max()) + 1)))
-    count = -(-len(paths) // images_per_shard)
-    digits, key_digits = max(4, len(str(count - 1))), max(8, len(str(len(paths) - 1)))
-    shards = [f"{output.name}-{number:0{digits}d}.tar" for number in range(count)]
+    starts = range(0, len(images), images_per_shard)
+    digits = max(4, len(str(len(starts) - 1)))
+    shards = [f"{output.name}-{index:0{digits}d}.tar" for index in range(len(starts))]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with (
             tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary,
-            tqdm(total=len(paths), desc="packing", unit="image", disable=not progress) as bar,
+            tqdm(total=len(images), desc="packing", unit="image") as bar,
         ):
-            for number, shard in enumerate(shards):
-                first = number * images_per_shard
-                part = slice(first, first + images_per_shard)
-                _pack(
-                    Path(temporary, shard),
-                    paths[part],
-                    None if labels is None else labels[part],
-                    names,
-                    [f"{key:0{key_digits}d}" for key in range(len(paths))[part]],
-                    short_side,
-                    bar,
-                )
+            for shard, start in zip(shards, starts, strict=True):
+                part = slice(start, start + images_per_shard)
+                _pack(Path(temporary, shard), images, part, short_side, bar)
             for file in old:
                 file.unlink()
             for file in sorted(Path(temporary).iterdir()):
@@ -93,35 +78,32 @@ def make_shards(
     return [output.parent / shard for shard in shards]
 
 
-def _pack(
-    shard: Path,
-    paths: Sequence[Path],
-    labels: np.ndarray | None,
-    classes: list[str] | None,
-    keys: list[str],
-    short_side: int | None,
-    bar: Any,
-) -> None:
-    """Write one shard and its index."""
+def _pack(shard: Path, images: ImageSet, part: slice, short_side: int | None, bar: Any) -> None:
+    """Write one shard, of a part of the images, and its index."""
+    labels, paths = images.labels, images.paths
+    digits = max(8, len(str(len(paths) - 1)))
     with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as archive:
-        for number, (path, key) in enumerate(zip(paths, keys, strict=True)):
-            if path.suffix.lower() not in SUFFIXES:
+        for index in range(len(paths))[part]:
+            path = paths[index]
+            suffix = path.suffix.lower()
+            if suffix not in SUFFIXES:
                 raise UserError(f"{path} does not end as images do, in {', '.join(SUFFIXES)}; rename it")
             try:
                 data = path.read_bytes()
             except OSError as error:
                 raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
+            key = f"{index:0{digits}d}"
             if labels is not None:
-                _add(archive, f"{key}.cls", str(labels[number]).encode())
-            suffix = path.suffix.lower()
+                _add(archive, f"{key}.cls", str(labels[index]).encode())
             if short_side is not None:
                 data, suffix = _shrink(data, suffix, path, short_side)
             _add(archive, key + suffix, data)
             bar.update()
-    index = scan_shard(str(shard), shard.stat().st_size)
-    if labels is not None and classes is not None:
-        index = replace(index, labels=labels, classes=classes)
-    shard.with_name(shard.name + INDEX_SUFFIX).write_text(index.dump())
+    index_of_shard = scan_shard(str(shard), shard.stat().st_size)
+    if labels is not None:
+        classes = images.classes or tuple(map(str, range(int(labels.max()) + 1)))
+        index_of_shard = replace(index_of_shard, labels=labels[part], classes=classes)
+    shard.with_name(shard.name + INDEX_SUFFIX).write_text(index_of_shard.dump())
 
 
 def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:

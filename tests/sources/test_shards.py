@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from moco_plugin.data import shard_index
 from moco_plugin.data.datasets import LabelledImages, TrainImages
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.order import EpochOrder
-from moco_plugin.data.shards import is_shards
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.sources import shard_index
+from moco_plugin.sources.shards import is_shards
 from moco_plugin.tools.make_shards import main
+from tests.conftest import TRAIN
+from tests.helpers.image_sets import assert_same, names_of
 
 
 class Server(ThreadingHTTPServer):
@@ -129,15 +131,6 @@ def third_party(photos: Path, path: Path) -> Path:
     return write_tar(path, members)
 
 
-def assert_same(found: ImageSet, expected: ImageSet) -> None:
-    assert len(found) == len(expected)
-    assert found.classes == expected.classes
-    assert found.labels is not None and expected.labels is not None
-    assert found.labels.tolist() == expected.labels.tolist()
-    for index in range(len(found)):
-        assert found.load(index) == expected.load(index) is not None
-
-
 def count_scans(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     scans: list[str] = []
     scan: Callable[[str, int], object] = shard_index.scan_shard
@@ -153,7 +146,7 @@ def test_shards_hold_what_the_folder_holds(photos: Path, packed: Path, monkeypat
     assert ImageSet(f"{packed}/photos-0001.tar").classes == ("cat", "dog")  # also where one of them is missing
     part = ImageSet(f"{packed}[4:7]")
     assert [part.load(i) for i in range(len(part))] == [ImageSet(str(photos)).load(i) for i in (4, 5, 6)]
-    assert part.labels is not None and part.labels.tolist() == [0, 1, 1]
+    assert part.labels.tolist() == [0, 1, 1]
     assert part.name(1) == f"{packed}/photos-0001.tar member 00000005.png"
     assert scans == []  # the indexes lie beside the shards
     with pytest.raises(UserError, match=r"selects no image; .* holds 12"):
@@ -174,14 +167,12 @@ def test_packing_again_gives_the_same_bytes_and_overwrites_only_when_told(photos
 
 
 def test_index_made_from_headers_is_the_one_packed(photos: Path, packed: Path) -> None:
-    expected = ImageSet(str(packed)).archive
+    expected = ImageSet(str(packed))
     for file in packed.glob("*.json"):
         file.unlink()
     found = ImageSet(str(packed))
-    assert expected is not None and found.archive is not None
-    assert [found.archive.read(i) for i in range(12)] == [expected.read(i) for i in range(12)]
+    assert [found.source.read(i) for i in range(12)] == [expected.source.read(i) for i in range(12)]
     assert found.classes == ("0", "1")  # the names are in the index only
-    assert found.labels is not None and expected.labels is not None
     assert found.labels.tolist() == expected.labels.tolist()
 
 
@@ -308,7 +299,7 @@ def test_index_of_another_shard_is_refused(packed: Path) -> None:
 
 
 def test_folder_with_images_is_no_folder_of_shards(photos: Path, packed: Path) -> None:
-    assert is_shards(str(packed)) and is_shards(f"{packed}[:3]") and not is_shards(str(photos))
+    assert is_shards(str(packed)) and not is_shards(str(photos))
     (packed / "cover.jpg").write_bytes(b"")
     assert not is_shards(str(packed))
 
@@ -326,16 +317,25 @@ def test_names_with_dots_are_webdatasets(photos: Path, tmp_path: Path) -> None:
         "b/._0.png": b"",
     }
     images = ImageSet(str(write_tar(tmp_path / "dots.tar", members)))
-    assert [images.name(i).split(" member ")[1] for i in range(len(images))] == [
-        "img.v1.000.png",
-        "img.v1.001.png",
-        "b/0.PNG",
-    ]
-    assert images.labels is not None and images.labels.tolist() == [0, 1, 0] and images.classes == ("3", "5")
+    names = [name.split(" member ")[1] for name in names_of(images)]
+    assert names == ["img.v1.000.png", "img.v1.001.png", "b/0.PNG"]
+    assert images.labels.tolist() == [0, 1, 0] and images.classes == ("3", "5")
 
 
 def test_only_image_files_are_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.conftest import TRAIN
-
     assert main([TRAIN, str(tmp_path / "shards" / "x")]) == 2
     assert "is not a folder or list of image files" in capsys.readouterr().err
+
+
+def test_large_images_are_shrunk_and_others_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, size in (("a.png", (400, 200)), ("b.jpg", (60, 90)), ("c.png", (50, 120))):
+        Image.new("RGB", size, (10, 200, 30)).save(folder / name)
+    (folder / "d.jpg").write_bytes(b"broken")
+    assert main([str(folder), str(tmp_path / "small"), "--short-side", "100"]) == 0
+    images = ImageSet(str(tmp_path / "small-0000.tar"))
+    assert [image and image.size for image in map(images.load, range(4))] == [(200, 100), (60, 90), (50, 120), None]
+    assert [images.name(i).rpartition(".")[2] for i in range(4)] == ["jpg", "jpg", "png", "jpg"]
+    assert images.source.read(1) == (folder / "b.jpg").read_bytes()
+    assert main([str(folder), str(tmp_path / "none"), "--short-side", "0"]) == 2

@@ -1,0 +1,61 @@
+"""Texts that name an image set: ``source``, ``source[start:stop]`` or ``source[80%:,seed=1]``."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from moco_plugin.errors import UsageError, UserError
+
+EXPECTED_IMAGES = (
+    "expected a folder of images, a .txt or .csv list of them, tar shards, a .zip archive or an idx images file"
+)
+_SPEC = re.compile(
+    r"(?P<source>.*?)(?:\[(?P<start>\d*):(?P<stop>\d*)\])?"
+    r"(?P<shares>\[(?P<first>[\d.]+%)?:(?P<last>[\d.]+%)?(?:,seed=(?P<seed>\d+))?\])?",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A parsed text.
+
+    Attributes:
+        source: A path, a URL, or whatever a source takes.
+        part: The slice of the images, by index.
+        shares: Where the part of each class that is drawn by ``seed`` starts and ends, 0 to 1; None for all.
+        seed: Of the draw.
+    """
+
+    source: str
+    part: slice
+    shares: tuple[float, float] | None
+    seed: int
+
+
+def parse_spec(text: str) -> Spec:
+    """Parse the name of an image set.
+
+    Raises:
+        UsageError: The shares do not rise, or are outside of 0% to 100%.
+    """
+    match = _SPEC.fullmatch(text)
+    assert match is not None  # everything is a source
+    start, stop = (int(bound) if bound else None for bound in (match["start"], match["stop"]))
+    shares = None
+    if match["shares"]:
+        try:
+            first, last = (float(share[:-1]) / 100 for share in (match["first"] or "0%", match["last"] or "100%"))
+        except ValueError:
+            first, last = 1.0, 0.0
+        if not 0 <= first < last <= 1:
+            raise UsageError(f"{text}: expected rising shares from 0% to 100%, such as [:80%] and [80%:]")
+        shares = first, last
+    return Spec(match["source"], slice(start, stop), shares, int(match["seed"] or 0))
+
+
+def check_images(text: str) -> None:
+    """Raise UserError if an image set names a path where nothing is; URLs and ranges of shards are not checked."""
+    source = parse_spec(text).source
+    if not re.search(r"://|\{", source) and not Path(source).expanduser().exists():
+        raise UserError(f"{source}: found nothing, {EXPECTED_IMAGES}; check the path")
