@@ -17,20 +17,14 @@ from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, training_crop, weights_digest
-from moco_plugin.evaluation.classify import starting_lr
+from moco_plugin.evaluation.linear import starting_lr
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 from tests.helpers.processes import Tool
 
 SETS = ["--train", f"{TRAIN}[0:80]", "--test", f"{TEST}[0:37]"]
-TOY = [
-    "data.batch_size=32",
-    "data.workers=0",
-    "schedule.epochs=2",
-    "schedule.milestones=[1]",
-    "trainer.accelerator=cpu",
-]
+TOY = "data.batch_size=32 data.workers=0 schedule.epochs=2 schedule.milestones=[1] trainer.accelerator=cpu".split()
 
 
 def weights(run: Path) -> list[str]:
@@ -93,13 +87,13 @@ def check_schedule(config: ClassificationConfig, factors: dict[int, float]) -> N
     module.total_steps = 10**6
     made = module.configure_optimizers()
     (group,) = made["optimizer"].param_groups
-    found = {}
+    lrs = {}
     for epoch in range(config.schedule.epochs):
-        found[epoch] = group["lr"]
+        lrs[epoch] = group["lr"]
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
     assert made["lr_scheduler"]["interval"] == "epoch"
-    assert {epoch: found[epoch] for epoch in factors} == pytest.approx(factors)
+    assert {epoch: lrs[epoch] for epoch in factors} == pytest.approx(factors)
 
 
 def test_classifier_starts_as_the_papers_do() -> None:
@@ -150,10 +144,10 @@ def test_linear_classification_is_a_plain_loop_over_frozen_features(linear: Path
     for epoch in range(2):
         order.set_epoch(epoch)
         optimizer.param_groups[0]["lr"] = 3.75 * 0.1**epoch
-        places = torch.tensor(list(order))
-        assert sorted((places % 80).tolist()) == list(range(80))
-        for batch in places.split(32):
-            views, labels, _ = zip(*(crops[int(place)] for place in batch), strict=True)
+        positions = torch.tensor(list(order))
+        assert sorted((positions % 80).tolist()) == list(range(80))
+        for batch in positions.split(32):
+            views, labels, _ = zip(*(crops[int(position)] for position in batch), strict=True)
             with torch.no_grad():
                 features = checkpoint.backbone.eval()(normalize(torch.stack(views), view.mean, view.std))
             optimizer.zero_grad()
@@ -171,21 +165,8 @@ def test_backbone_that_changes_is_an_error(
 ) -> None:
     monkeypatch.setattr(ClassifierModule, "train", nn.Module.train)  # batch norm gathers statistics
     out = tmp_path / "linear.json"
-    assert (
-        main(
-            [
-                "linear",
-                *weights(tiny_run),
-                *SETS,
-                *TOY,
-                "schedule.epochs=1",
-                "schedule.milestones=[0.5]",
-                "--out",
-                str(out),
-            ]
-        )
-        == 1
-    )
+    epoch = ["schedule.epochs=1", "schedule.milestones=[0.5]"]
+    assert main(["linear", *weights(tiny_run), *SETS, *TOY, *epoch, "--out", str(out)]) == 1
     assert "the frozen backbone changed while its classifier was trained" in capsys.readouterr().err
     assert not out.exists() and not checkpoint_of(out).exists()
 
@@ -239,12 +220,12 @@ def test_last_batch_is_kept_and_shared(processes: int) -> None:
     shares = [list(order) for order in orders]
     assert all(len(share) == len(order) for share, order in zip(shares, orders, strict=True))
     assert len({len(share) for share in shares}) == 1
-    every = [place for share in shares for place in share]
+    every = [position for share in shares for position in share]
     assert set(every) == set(range(20))
     assert len(every) == 20 + (-2) % processes  # the last batch holds two
     step = 6 // processes
     whole = list(EpochOrder(20, 5, 6, drop_last=False))
-    assert sorted(place for share in shares for place in share[:step]) == sorted(whole[:6])
+    assert sorted(position for share in shares for position in share[:step]) == sorted(whole[:6])
     orders[0].resume(0, 2)
     assert list(orders[0]) == shares[0][2 * step :]
 
@@ -274,17 +255,8 @@ def test_corrupt_image_is_named_and_the_next_one_comes_with_its_own_label(
     images = ImageSet(pets)
     crops = TrainingCrops(images, torch.tensor([0, 59, 60]), training_crop(8, 0.08), seed=0)
     assert [crops[place][1:] for place in (0, 1, 4)] == [(0, ""), *2 * [(1, f"{pets}/cat/9.png")]]
-    run = [
-        "linear",
-        *weights(tiny_run),
-        "--train",
-        pets,
-        "--test",
-        pets,
-        *TOY,
-        "schedule.epochs=1",
-        "schedule.milestones=[]",
-    ]
+    sets = ["--train", pets, "--test", pets]
+    run = ["linear", *weights(tiny_run), *sets, *TOY, "schedule.epochs=1", "schedule.milestones=[]"]
     assert main(run) == 0
     assert capsys.readouterr().err.count(f"skipped: {pets}/cat/9.png cannot be decoded (1 so far)") == 2  # train, test
     for number in (3, 4):
@@ -308,7 +280,7 @@ def test_mistakes_end_in_one_sentence(tiny_run: Path, tmp_path: Path, capsys: py
         ("linear", pets, pets, ["trainer.devces=2"], "unknown key trainer.devces"),
         ("linear", pets, pets, ["schedule.interval=week"], "schedule.interval is week"),
         ("finetune", pets, pets, ["--protocol", "imagnet"], "did you mean 'imagenet'?"),
-        ("linear", pets, pets, ["--fast", "--lrs", "0"], "--lrs has 0; expected learning rates above 0"),
+        ("linear-fast", pets, pets, ["--lrs", "0"], "--lrs has 0; expected learning rates above 0"),
         ("knn", pets, pets, ["--temperature", "0"], "--temperature is 0.0; expected a value above 0"),
     ):
         code = main([command, *weights(tiny_run), "--train", train, "--test", test, *more])

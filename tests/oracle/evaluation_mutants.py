@@ -1,6 +1,6 @@
 """Faults that tests/oracle/test_evaluations.py must find: (file, text in it, text in its place, -k of a test that fails)."""
 
-_EVALUATION = "moco_plugin/evaluation/"
+_EVALUATION, _PROBES = "moco_plugin/evaluation/", "moco_plugin/probes/"
 MUTANTS: list[tuple[str, str, str, str]] = [
     # features: the last batch is left out
     (f"{_EVALUATION}features.py", "collate_fn=keep_whole)", "collate_fn=keep_whole, drop_last=True)", "knn-csv"),
@@ -13,8 +13,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
         "features if normalized else",
         "plain_search",
     ),
-    # features: their numbers begin again with each batch
-    (f"{_EVALUATION}features.py", "labels, part[places]", "labels, part[places] % batch_size", "retrieve-csv"),
+    # features: their indices begin again with each batch
+    (f"{_EVALUATION}features.py", "labels, part[positions]", "labels, part[positions] % batch_size", "retrieve-csv"),
     # features: another range of the values of deep images
     (
         f"{_EVALUATION}features.py",
@@ -36,32 +36,37 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # kNN: an image votes for itself
     (f"{_EVALUATION}neighbours.py", "own[rows]] = -torch.inf", "own[rows]] += 0", "plain_search and same"),
     # retrieval: only the nearest counts
-    (f"{_EVALUATION}retrieval.py", "right[:, :k].any(dim=1)", "right[:, :1].any(dim=1)", "plain_search"),
+    (f"{_PROBES}retrieval.py", "right[:, :k].any(dim=1)", "right[:, :1].any(dim=1)", "plain_search"),
     # several labels: votes are not divided by their sum
     (
-        f"{_EVALUATION}multilabel.py",
+        f"{_PROBES}multilabel.py",
         "(similarities / temperature).softmax(dim=1)",
         "(similarities / temperature).exp()",
         "several_labels",
     ),
     # OmniBenchmark: the L2 weight is chosen by the test images
     (
-        f"{_EVALUATION}omnibenchmark.py",
+        f"{_PROBES}omnibenchmark.py",
         'chosen_by = val if protocol == "v2"',
         'chosen_by = val if protocol == "v1"',
         "realms",
     ),
     # cached features: the classifier is fitted without the held-out images
     (
-        f"{_EVALUATION}fast.py",
+        f"{_PROBES}cached_features.py",
         "final = fit_learning_rates(features, labels,",
         "final = fit_learning_rates(features[fitted], labels[fitted],",
         "cached_features",
     ),
     # cached features: a small share of the labels is all of them
-    (f"{_EVALUATION}fast.py", "kept = torch.isin(known.numbers, rows)", "kept = known.numbers >= 0", "cached_features"),
+    (
+        f"{_PROBES}cached_features.py",
+        "kept = torch.isin(known.indices, rows)",
+        "kept = known.indices >= 0",
+        "cached_features",
+    ),
     # cached features: they are not standardised
-    (f"{_EVALUATION}probe.py", "- self.mean) / self.scale", "- self.mean)", "cached_features"),
+    (f"{_PROBES}linear_classifiers.py", "- self.mean) / self.scale", "- self.mean)", "cached_features"),
     # training: views of an epoch are those of the first
     (
         f"{_EVALUATION}classifier.py",
@@ -72,10 +77,10 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # training: views are not flipped
     (f"{_EVALUATION}classifier.py", "v2.RandomHorizontalFlip(), ", "", "plain_loop and linear-resnet"),
     # training: another smallest crop
-    (f"{_EVALUATION}classify.py", "data.min_scale)", "0.2)", "plain_loop and linear-resnet"),
+    (f"{_EVALUATION}linear.py", "data.min_scale)", "0.2)", "plain_loop and linear-resnet"),
     # training: the learning rate is not that of the batch
     (
-        f"{_EVALUATION}classify.py",
+        f"{_EVALUATION}linear.py",
         "return lr * images / optimizer.reference_batch_size if",
         "return lr if",
         "plain_loop and linear-resnet",
@@ -89,9 +94,9 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     # training: test views have the crop of pre-training
     (
-        f"{_EVALUATION}classify.py",
-        "crop_ratio=config.data.crop_ratio,",
-        "crop_ratio=None,",
+        f"{_EVALUATION}linear.py",
+        "crop_ratio=data.crop_ratio, **options",
+        "crop_ratio=None, **options",
         "plain_loop and linear-resnet",
     ),
     # processes: padding counts in the loss
@@ -110,7 +115,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     # processes: each tests all images of the first
     (
-        f"{_EVALUATION}classify.py",
+        f"{_EVALUATION}linear.py",
         "range(rank, len(shown), processes)",
         "range(0, len(shown), processes)",
         "linear-csv or linear-zip",

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from moco_plugin.errors import UserError
+from moco_plugin.pages.evaluation_results import linear_table, read_evaluations
+from moco_plugin.pages.transfer_page import write_report
 from moco_plugin.papers import LINEAR
-from moco_plugin.report.evaluation_results import linear_table, read_evaluations
-from moco_plugin.report.transfer_page import write_report
 
 
 def result(protocol: str, **more: Any) -> dict[str, Any]:

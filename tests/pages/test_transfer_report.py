@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_plugin.report.tables import Table
-from moco_plugin.report.transfer_page import write_report
-from moco_plugin.report.transfer_table import list_tasks, match, transfer_table
+from moco_plugin.pages.tables import Table
+from moco_plugin.pages.transfer_page import write_report
+from moco_plugin.pages.transfer_table import list_tasks, match, transfer_table
 from moco_plugin.tools.report import main
 from moco_plugin.transfer.tasks import TASKS
 from tests.helpers.browser import Reader, load

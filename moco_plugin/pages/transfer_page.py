@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from moco_plugin.errors import UserError
-from moco_plugin.report.curves import line_chart
-from moco_plugin.report.evaluation_results import linear_table, other_tables, read_evaluations
-from moco_plugin.report.page import Page, Picture
-from moco_plugin.report.transfer_table import read_transfers, run_name, transfer_table
+from moco_plugin.pages.curves import line_chart
+from moco_plugin.pages.evaluation_results import linear_table, other_tables, read_evaluations
+from moco_plugin.pages.page import Page, Picture
+from moco_plugin.pages.transfer_table import read_transfers, run_name, transfer_table
 from moco_plugin.transfer.tasks import TASKS, Task
 
 TransferRun = tuple[Path, dict[str, Any]]  # its folder and its results.json
@@ -128,12 +128,12 @@ def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, sh
     drawn = {name: path for name, (folder, _) in runs.items() if (path := folder / "predictions").is_dir()}
     truths = {path.name: path for folder in drawn.values() for path in sorted(folder.glob("*_truth.png"))}
     panels = []
-    for number, path in enumerate(list(truths.values())[:shown], start=1):
-        panels.append(_picture(path, f"Image {number} and what is in it", "Ground truth"))
+    for position, path in enumerate(list(truths.values())[:shown], start=1):
+        panels.append(_picture(path, f"Image {position} and what is in it", "Ground truth"))
         for name, folder in drawn.items():
-            found = folder / path.name.replace("_truth.png", ".png")
-            if found.is_file():
-                panels.append(_picture(found, f"Image {number}, predictions of {name}", name))
+            drawing = folder / path.name.replace("_truth.png", ".png")
+            if drawing.is_file():
+                panels.append(_picture(drawing, f"Image {position}, predictions of {name}", name))
     if panels:
         scores = {str(result["drawn_above"]) for _, result in runs.values() if "drawn_above" in result}
         limit = f", detections of score {' or '.join(sorted(scores))} or more" if scores else ""
