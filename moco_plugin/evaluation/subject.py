@@ -140,18 +140,11 @@ def read_subject(
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Subject:
-    """Read a checkpoint to evaluate.
+    """Read a checkpoint to evaluate; for the other arguments see ``ViewOptions``.
 
     Args:
         weights: A checkpoint of any layout that ``read_checkpoint`` knows, or what that function returned.
-        encoder: As for all evaluations, see ``ViewOptions``.
-        untrained: Likewise.
-        image_size: Likewise.
         crop_ratio: Of the view; None for that of pre-training.
-        batch_size: See ``ViewOptions``.
-        workers: Likewise.
-        out: Likewise.
-        overwrite: Likewise.
 
     Raises:
         UsageError: ``out`` exists, or the network does not take images of that size.

@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from moco_plugin.detectors.recipe import Recipe
-from moco_plugin.pages.curves import line_chart
 from moco_plugin.pages.page import Page
 from moco_plugin.pages.tables import Table, spread
-from moco_plugin.pages.transfer_page import add_predictions, training_loss
+from moco_plugin.pages.transfer_page import add_curves, add_predictions
 from moco_plugin.pages.transfer_table import measured
 from moco_plugin.transfer.tasks import Metric, Task
 
@@ -70,12 +69,7 @@ def write_comparison(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]
     page.section("Results")
     page.add("table", comparison_table(task, results))
     runs = {START_TITLES[result["name"]]: (out / result["name"], result) for result in results}
-    curves = {name: curve for name, run in runs.items() if (curve := training_loss(*run))[0]}
-    if curves:
-        alt = "Line chart: the training loss of " + ", ".join(curves)
-        page.add(
-            "charts", [line_chart(curves, "training loss", alt)], "The sum of all losses, the mean over the trials."
-        )
+    add_curves(page, runs)
     add_predictions(page, runs, "The first test images")
     page.section("How it was made")
     page.add("text", " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in recipe.sentences))
