@@ -109,8 +109,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         given = ["linear-fast", *(text for text in given[1:] if text != "--fast")]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    examples = [add_command(commands, entry) for entry in entry_points(group="moco_plugin.evaluations")]
-    parser.epilog = "\n  ".join(["examples:", *examples])
+    examples = ["examples:"]
+    for entry in entry_points(group="moco_plugin.evaluations"):
+        try:
+            examples.append(add_command(commands, entry))
+        except (ImportError, AttributeError, KeyError, SyntaxError):
+            print(f"left out: {entry.name}, since {entry.value} has no source of a function", file=sys.stderr)
+    parser.epilog = "\n  ".join(examples)
     args, others = parser.parse_known_args(given)
     arguments = vars(args)
     run, parser, picture = (arguments.pop(name, None) for name in ("run", "parser", "picture"))

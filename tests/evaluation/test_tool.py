@@ -83,11 +83,15 @@ def test_another_package_adds_an_evaluation(
     (tmp_path / "widths.py").write_text(ADDED)
     (tmp_path / "widths-1.dist-info").mkdir()
     (tmp_path / "widths-1.dist-info" / "METADATA").write_text("Name: widths\nVersion: 1\n")
-    entry = "[moco_plugin.evaluations]\nwidth = widths:evaluate_width\n"
+    entry = (
+        "[moco_plugin.evaluations]\nwidth = widths:evaluate_width\nnothing = nowhere.at_all:evaluate\nno = widths:no\n"
+    )
     (tmp_path / "widths-1.dist-info" / "entry_points.txt").write_text(entry)
     monkeypatch.syspath_prepend(str(tmp_path))
     text = shown(capsys, "width", "--help")
     assert "What it is multiplied by. (default 2)" in text and "--image-size" in text
+    for name, value in (("nothing", "nowhere.at_all:evaluate"), ("no", "widths:no")):
+        assert f"left out: {name}, since {value} has no source of a function\n" in text
     weights = f"{tiny_run}/checkpoints/last.ckpt"
     command = f"width --weights {weights} --times 3 --untrained --out {tmp_path}/a.json"
     assert main(command.split()) == 0
