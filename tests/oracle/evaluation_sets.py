@@ -86,8 +86,8 @@ def write_sources(folder: Path, split: str, seed: int, count: int) -> dict[str, 
         for name, _ in reversed(rows):
             archive.write(folder / name, name)
     assert make_shards([str(root), str(folder / f"{split}-tar" / "part"), "--images-per-shard", "17"]) == 0
-    for index in (folder / f"{split}-tar").glob("*.json"):
-        index.unlink()  # as other programs write shards
+    for file in (folder / f"{split}-tar").glob("*.json"):
+        file.unlink()  # as other programs write shards
     idx = folder / f"{split}-images-idx3-ubyte.gz"
     write_idx(idx, np.stack([np.asarray(Image.open(file)) for file in files]))
     write_idx(
