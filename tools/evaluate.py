@@ -86,7 +86,7 @@ def add_command(commands: Any, entry: EntryPoint) -> str:
     example = " ".join(["%(prog)s", *(f"--{name} {SAMPLES.get(name, name.upper())}" for name in shown)])
     parser = commands.add_parser(
         entry.name,
-        help=about.splitlines()[0].rstrip("."),
+        help=about.partition("\n")[0].rstrip("."),
         description=about,
         epilog=f"example:\n  {example} --out {entry.name}.json",
         formatter_class=argparse.RawDescriptionHelpFormatter,
