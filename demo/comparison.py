@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from moco_plugin.report.tables import Table, mean_and_spread, spread
+from moco_plugin.pages.tables import Table, mean_and_spread, spread
 
 
 @dataclass

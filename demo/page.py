@@ -9,14 +9,14 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.demo.comparison import Comparison, comparison_table, headline, seed_table
 from moco_plugin.demo.results import DETECTORS, DemoResults, read_results, run_folder
 from moco_plugin.errors import UserError
-from moco_plugin.evaluation.retrieval import Neighbours
+from moco_plugin.evaluation.neighbours import Neighbours
 from moco_plugin.files import read_json, write_json
+from moco_plugin.pages.curves import line_chart, read_curve
+from moco_plugin.pages.neighbours_picture import caption, neighbour_rows
+from moco_plugin.pages.page import Page
+from moco_plugin.pages.pairs import view_pairs
+from moco_plugin.pages.transfer_page import add_predictions
 from moco_plugin.pretraining.config import PretrainConfig, load_config
-from moco_plugin.report.curves import line_chart, read_curve
-from moco_plugin.report.neighbours_picture import caption, neighbour_rows
-from moco_plugin.report.page import Page
-from moco_plugin.report.pairs import view_pairs
-from moco_plugin.report.transfer_page import add_predictions
 
 SCENES = 3
 

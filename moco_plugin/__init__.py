@@ -11,19 +11,15 @@ if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
     from moco_plugin.checkpoints.convert import convert
     from moco_plugin.checkpoints.read import read_checkpoint
-    from moco_plugin.evaluation import (
-        evaluate_finetune,
-        evaluate_knn,
-        evaluate_linear,
-        evaluate_linear_fast,
-        evaluate_lowshot,
-        evaluate_multilabel,
-        evaluate_omnibenchmark,
-        evaluate_retrieval,
-    )
+    from moco_plugin.evaluation.knn import evaluate_knn
+    from moco_plugin.evaluation.linear import evaluate_finetune, evaluate_linear
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
     from moco_plugin.pretraining.config import load_config
     from moco_plugin.pretraining.run import pretrain
+    from moco_plugin.probes.cached_features import evaluate_linear_fast, evaluate_lowshot
+    from moco_plugin.probes.multilabel import evaluate_multilabel
+    from moco_plugin.probes.omnibenchmark import evaluate_omnibenchmark
+    from moco_plugin.probes.retrieval import evaluate_retrieval
     from moco_plugin.transfer.predict import predict
     from moco_plugin.transfer.runner import run_trials
 
@@ -34,18 +30,14 @@ _MODULES = {
     "moco_plugin.checkpoints.read": ("read_checkpoint",),
     "moco_plugin.pretraining.config": ("load_config",),
     "moco_plugin.checkpoints.convert": ("convert",),
-    "moco_plugin.evaluation": (
-        "evaluate_finetune",
-        "evaluate_knn",
-        "evaluate_linear",
-        "evaluate_linear_fast",
-        "evaluate_lowshot",
-        "evaluate_multilabel",
-        "evaluate_omnibenchmark",
-        "evaluate_retrieval",
-    ),
+    "moco_plugin.evaluation.knn": ("evaluate_knn",),
+    "moco_plugin.evaluation.linear": ("evaluate_finetune", "evaluate_linear"),
     "moco_plugin.methods": ("METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "build_method"),
     "moco_plugin.pretraining.run": ("pretrain",),
+    "moco_plugin.probes.cached_features": ("evaluate_linear_fast", "evaluate_lowshot"),
+    "moco_plugin.probes.multilabel": ("evaluate_multilabel",),
+    "moco_plugin.probes.omnibenchmark": ("evaluate_omnibenchmark",),
+    "moco_plugin.probes.retrieval": ("evaluate_retrieval",),
     "moco_plugin.transfer.predict": ("predict",),
     "moco_plugin.transfer.runner": ("run_trials",),
 }

@@ -61,9 +61,8 @@ def smaller(name: str, arguments: list[str]) -> list[str]:
         return [*arguments, *PRETRAIN.split(), *recipe]
     if name == "lightly_train_cli":
         return [*arguments, *LIGHTLY_TRAIN.split(), 'transform_args={"image_size": [32, 32]}']
-    if name == "evaluate" and arguments[0] in ("linear", "finetune", "lowshot"):
-        published = arguments[0] == "linear" and "--fast" not in arguments
-        return [*arguments, "schedule.epochs=1", *(["schedule.milestones=[0.5]"] if published else [])]
+    if name == "evaluate" and arguments[0] in ("linear", "linear-fast", "finetune", "lowshot"):
+        return [*arguments, "schedule.epochs=1", *["schedule.milestones=[0.5]"] * (arguments[0] == "linear")]
     if name == "transfer" and any(argument.startswith("--train-") for argument in arguments):
         compared = ["--supervised", CHECKPOINT, "--trials", "1"] if "--compare" in arguments else []
         sizes = ["INPUT.CROP.SIZE", "(33, 33)"] if "--train-labels" in arguments else SMALL_IMAGES

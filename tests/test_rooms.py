@@ -28,9 +28,11 @@ ORDER = (
     "transfer",
     "detectors",
     "integrations",
-    "report",
+    "probes",
+    "pages",
     "__init__",
 )
+EXTRAS = ("probes", "pages")
 
 
 def imports(path: Path) -> set[str]:
@@ -64,6 +66,15 @@ def test_rooms_import_lower_rooms_alone() -> None:
         own = name.split("/")[0].removesuffix(".py")
         rooms = {room for module in modules if (room := room_of(module)) and room != own}
         wrong += [f"{name} imports {room}" for room in rooms if ORDER.index(room) > ORDER.index(own)]
+    assert wrong == []
+
+
+def test_nothing_imports_an_extra() -> None:
+    """Nor do extras import each other; the package's __init__ names what Python calls."""
+    wrong = []
+    for name, modules in FILES.items():
+        own = name.split("/")[0].removesuffix(".py")
+        wrong += [name for module in modules if room_of(module) in EXTRAS and own not in ("__init__", room_of(module))]
     assert wrong == []
 
 
@@ -104,8 +115,8 @@ def test_methods_import_torch_alone() -> None:
     [
         ("detectron2", ("transfer/", "detectors/")),
         ("lightly_train", ("integrations/lightly_train/",)),
-        ("pytorch_lightning", ("runs/", "evaluation/class", "pretraining/")),
-        ("jinja2", ("report/",)),
+        ("pytorch_lightning", ("runs/", "evaluation/linear.py", "evaluation/classifier.py", "pretraining/")),
+        ("jinja2", ("pages/",)),
     ],
 )
 def test_each_framework_has_its_rooms(framework: str, rooms: tuple[str, ...]) -> None:
@@ -132,6 +143,12 @@ def test_import_is_light(module: str) -> None:
     code = f"import sys, {module}; print([m for m in ('torch', 'timm', 'lightly', 'detectron2') if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_neighbours_need_no_trainer() -> None:
+    code = "import sys, moco_plugin; moco_plugin.evaluate_knn; print('pytorch_lightning' in sys.modules)"
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False"
 
 
 def test_components_register_when_detectron2_is_imported() -> None:

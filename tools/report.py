@@ -38,8 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         raise UsageError(f"--out {out} does not end in .html, as a page does")
 
     check_output(out, args.overwrite)
-    from moco_plugin.report.pretraining_page import is_pretraining, write_pretraining_page
-    from moco_plugin.report.transfer_page import write_report
+    from moco_plugin.pages.pretraining_page import is_pretraining, write_pretraining_page
+    from moco_plugin.pages.transfer_page import write_report
 
     print(write_pretraining_page(args.folder, out) if is_pretraining(args.folder) else write_report(args.folder, out))
     print(f"\nthe page, with curves and pictures: {out.resolve()}")

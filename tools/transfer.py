@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         if path is not None and not Path(path).expanduser().exists():
             raise UsageError(f"{path} does not exist; check the path")
 
-    from moco_plugin.report.transfer_table import list_tasks, transfer_table
+    from moco_plugin.pages.transfer_table import list_tasks, transfer_table
     from moco_plugin.transfer.tasks import find_task
 
     if args.list:
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
 def _own_data(args: argparse.Namespace) -> int:
     from moco_plugin.detectors.run import train_on_own_data
-    from moco_plugin.report.comparison import comparison_table, write_comparison
+    from moco_plugin.pages.comparison import comparison_table, write_comparison
     from moco_plugin.transfer.launch import Machines, default_gpus
 
     if args.task:

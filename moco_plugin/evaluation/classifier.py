@@ -18,7 +18,7 @@ from moco_plugin.data.datasets import CorruptImages, first_whole
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.order import EpochOrder, seed_of, seeded
-from moco_plugin.evaluation.probe import count_correct, scores
+from moco_plugin.evaluation.metrics import count_correct, scores
 from moco_plugin.evaluation.protocols import ClassificationConfig
 from moco_plugin.runs.optimizers import build_optimizer
 from moco_plugin.runs.schedules import lr_schedule, with_schedule
@@ -124,7 +124,7 @@ class ClassifierModule(pl.LightningModule):
         return cast(Tensor, self.fc(features))
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Seed each training step by its number, so that a resumed run draws the same random numbers."""
+        """Seed each training step by its index, so that a resumed run draws the same random numbers."""
         if self.trainer.training:
             step = self.trainer.fit_loop.batch_idx + 1
             torch.manual_seed(seed_of(self.config.seed, self.trainer.current_epoch, step, self.global_rank))
@@ -162,11 +162,11 @@ class ClassifierModule(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log ``top1``, ``top5`` and ``mean_per_class`` over all processes' images."""
         counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
-        found = scores(cast(Tensor, counts).cpu())
-        self.log("top1", found.top1, prog_bar=True)
-        self.log("mean_per_class", found.mean_per_class)
-        if found.top5 is not None:
-            self.log("top5", found.top5)
+        result = scores(cast(Tensor, counts).cpu())
+        self.log("top1", result.top1, prog_bar=True)
+        self.log("mean_per_class", result.mean_per_class)
+        if result.top5 is not None:
+            self.log("top5", result.top5)
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer of the trained parameters, and the learning rate schedule."""

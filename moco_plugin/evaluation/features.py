@@ -1,9 +1,12 @@
 """Features of a frozen backbone over an image set: in memory, or on disk where they are many."""
 
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,7 +19,6 @@ from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UserError
-from moco_plugin.evaluation.feature_file import FeatureFile
 
 IN_MEMORY = 512 << 20  # bytes of features; those of a larger set go to disk where that is allowed
 
@@ -26,28 +28,23 @@ class FeatureSet:
     """Features of a set.
 
     Attributes:
-        features: float32, N x D, on the CPU or on disk.
+        features: float32, N x D, on the CPU: in memory, or mapped from a temporary file.
         labels: int64, N, -1 without labels.
-        numbers: int64, N: which images of the set these are, since corrupt ones are left out.
+        indices: int64, N: which images of the set these are, since corrupt ones are left out.
     """
 
-    features: Tensor | FeatureFile
+    features: Tensor
     labels: Tensor
-    numbers: Tensor
-
-    def in_memory(self) -> Tensor:
-        """Return the features of a set that was not put on disk."""
-        assert isinstance(self.features, Tensor)
-        return self.features
+    indices: Tensor
 
 
 def keep_whole(samples: list[tuple[Any, int, str]]) -> tuple[Tensor | None, Tensor, Tensor, list[str]]:
-    """Collate LabelledImages: images (None if all are corrupt), their labels and places, names of corrupt ones."""
-    places = [place for place, (image, _, _) in enumerate(samples) if image is not None]
-    images = [samples[place][0] for place in places]
-    labels = torch.tensor([samples[place][1] for place in places], dtype=torch.int64)
+    """Collate LabelledImages: images (None if all are corrupt), their labels and positions, names of corrupt ones."""
+    positions = [position for position, (image, _, _) in enumerate(samples) if image is not None]
+    images = [samples[position][0] for position in positions]
+    labels = torch.tensor([samples[position][1] for position in positions], dtype=torch.int64)
     corrupt = [name for _, _, name in samples if name]
-    return torch.stack(images) if images else None, labels, torch.tensor(places, dtype=torch.int64), corrupt
+    return torch.stack(images) if images else None, labels, torch.tensor(positions, dtype=torch.int64), corrupt
 
 
 def _stream(
@@ -61,24 +58,24 @@ def _stream(
     workers: int,
     progress: str | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield features, labels and numbers, a batch at a time."""
+    """Yield features, labels and indices, a batch at a time."""
     shown = images.decoded_for(view.value_range, view.channels)
     dataset: Dataset[Any] = LabelledImages(shown, evaluation_transform(view.image_size, view.crop_ratio))
-    numbers = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
+    chosen = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     if indices is not None:
         dataset = Subset(dataset, indices)
     loader = DataLoader(dataset, batch_size, num_workers=loader_processes(workers), collate_fn=keep_whole)
-    corrupt = CorruptImages(len(numbers))
+    corrupt = CorruptImages(len(chosen))
     mode = backbone.training
     dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
     backbone.eval()
     batches = tqdm(loader, desc=progress, disable=progress is None, leave=False)
-    for part, (batch, labels, places, names) in zip(numbers.split(batch_size), batches, strict=True):
+    for part, (batch, labels, positions, names) in zip(chosen.split(batch_size), batches, strict=True):
         corrupt.add(names)
         if batch is not None:
             with torch.no_grad():
                 features = backbone(normalize(batch.to(device), view.mean, view.std).to(dtype)).float()
-            yield (F.normalize(features, dim=1) if normalized else features).cpu(), labels, part[places]
+            yield (F.normalize(features, dim=1) if normalized else features).cpu(), labels, part[positions]
     backbone.train(mode)
 
 
@@ -106,21 +103,42 @@ def extract_feature_set(
         disk: Put features of more than IN_MEMORY bytes into a temporary file.
         progress: Label of a progress bar; None shows none.
     """
-    parts = _stream(backbone, images, view, indices, normalized, device, batch_size, workers, progress)
+    batches = _stream(backbone, images, view, indices, normalized, device, batch_size, workers, progress)
     count = len(images) if indices is None else len(indices)
-    file: FeatureFile | None = None
-    features: list[Tensor] = []
-    labels: list[Tensor] = []
-    numbers: list[Tensor] = []
-    for part in parts:
-        if file is None and disk and not features and 4 * count * part[0].shape[1] > IN_MEMORY:
-            file = FeatureFile()
-        if file is not None:
-            file.append(part[0])
-        else:
-            features.append(part[0])
-        labels.append(part[1])
-        numbers.append(part[2])
-    if not labels:
+    first = next(batches, None)
+    if first is None:
         raise UserError(f"none of the {count} images of {images.spec} can be decoded")
-    return FeatureSet(file or torch.cat(features), torch.cat(labels), torch.cat(numbers))
+    labels: list[Tensor] = []
+    kept: list[Tensor] = []
+
+    def features() -> Iterator[Tensor]:
+        for part, its_labels, its_indices in chain([first], batches):
+            labels.append(its_labels)
+            kept.append(its_indices)
+            yield part
+
+    many = disk and 4 * count * first[0].shape[1] > IN_MEMORY
+    joined = map_from_disk(features()) if many else torch.cat(list(features()))
+    return FeatureSet(joined, torch.cat(labels), torch.cat(kept))
+
+
+def map_from_disk(parts: Iterable[Tensor]) -> Tensor:
+    """Write rows of float32 (N x D each) to a temporary file in ``TMPDIR``, and return all as a tensor mapped from it.
+
+    Raises:
+        UserError: The disk is full.
+    """
+    with tempfile.TemporaryFile() as file:
+        width = 0
+        try:
+            for part in parts:
+                width = part.shape[1]
+                file.write(part.contiguous().float().numpy().data)
+            file.flush()
+        except OSError as error:
+            raise UserError(
+                f"features cannot be written to {tempfile.gettempdir()} ({error.strerror}); "
+                "set TMPDIR to a folder with more room"
+            ) from error
+        # copy-on-write, since torch warns of arrays that cannot be written to
+        return torch.from_numpy(np.memmap(file, np.float32, "c").reshape(-1, width))

@@ -1,16 +1,24 @@
 """The nearest features by cosine similarity, found block by block, so that memory does not grow with the sets."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation.feature_file import FeatureFile
 
 TEST_BLOCK = 8192
 TRAIN_BLOCK = 16384
+
+
+@dataclass
+class Neighbours:
+    """Index of a test image, and those of the training images nearest to it, the nearest first."""
+
+    test: int
+    train: list[int]
 
 
 def check_neighbours(ks: Sequence[int], images: int, same: bool) -> None:
@@ -23,8 +31,8 @@ def check_neighbours(ks: Sequence[int], images: int, same: bool) -> None:
 
 
 def nearest(
-    test: Tensor | FeatureFile,
-    train: Tensor | FeatureFile,
+    test: Tensor,
+    train: Tensor,
     k: int,
     *,
     same: bool = False,
@@ -43,7 +51,7 @@ def nearest(
 
     Yields:
         For one block of test features after the other: which they are, the similarities (m x k, descending) and
-        the places in ``train`` (m x k), on ``device``.
+        the indices in ``train`` (m x k), on ``device``.
 
     Raises:
         UsageError: There are fewer than k neighbours.
@@ -55,25 +63,33 @@ def nearest(
             queries = test[start : start + TEST_BLOCK].to(device)
             best: tuple[Tensor, Tensor] | None = None
             for first in range(0, len(train), TRAIN_BLOCK):
-                found = _block(queries, train[first : first + TRAIN_BLOCK], k, first, start if same else None)
-                best = found if best is None else _merge(best, found, k)
+                block = _block(queries, train[first : first + TRAIN_BLOCK], k, first, start if same else None)
+                best = block if best is None else _merge(best, block, k)
                 bar.update()
             assert best is not None
             yield slice(start, start + len(queries)), *best
 
 
 def _block(queries: Tensor, keys: Tensor, k: int, first: int, start: int | None) -> tuple[Tensor, Tensor]:
-    """Return similarities and places of the best k within a block; ``start`` is the queries' place in one set."""
+    """Return similarities and indices of the best k within a block.
+
+    Args:
+        queries: The test features.
+        keys: A block of the training features.
+        k: How many.
+        first: Index of the block's first feature.
+        start: Index of the first query where both sets are the same, else None.
+    """
     similarities = queries @ keys.to(queries.device).T
     if start is not None:
         own = torch.arange(start, start + len(queries), device=queries.device) - first
         rows = ((own >= 0) & (own < len(keys))).nonzero()[:, 0]
         similarities[rows, own[rows]] = -torch.inf
-    values, places = similarities.topk(min(k, len(keys)))
-    return values, places + first
+    values, indices = similarities.topk(min(k, len(keys)))
+    return values, indices + first
 
 
-def _merge(before: tuple[Tensor, Tensor], found: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    values, places = (torch.cat(parts, dim=1) for parts in zip(before, found, strict=True))
+def _merge(before: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
+    values, indices = (torch.cat(parts, dim=1) for parts in zip(before, block, strict=True))
     values, order = values.topk(min(k, values.shape[1]))
-    return values, places.gather(1, order)
+    return values, indices.gather(1, order)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from moco_plugin.runs.config import OptimizerConfig
 from moco_plugin.errors import UsageError, did_you_mean
+from moco_plugin.runs.config import OptimizerConfig
 
 
 class LARS(torch.optim.Optimizer):

@@ -13,11 +13,11 @@ from PIL import Image
 from moco_plugin.data.images import ImageSet
 from moco_plugin.demo.page import write_demo_report
 from moco_plugin.errors import UserError
-from moco_plugin.evaluation.retrieval import Neighbours
-from moco_plugin.report.curves import line_chart
-from moco_plugin.report.neighbours_picture import write_neighbours
-from moco_plugin.report.page import Page, Picture
-from moco_plugin.report.tables import Table
+from moco_plugin.evaluation.neighbours import Neighbours
+from moco_plugin.pages.curves import line_chart
+from moco_plugin.pages.neighbours_picture import write_neighbours
+from moco_plugin.pages.page import Page, Picture
+from moco_plugin.pages.tables import Table
 from tests.demo.conftest import BOX_AP, COMMAND, write_knn, write_transfer
 from tests.helpers.browser import Reader, load
 

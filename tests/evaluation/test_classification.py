@@ -1,4 +1,7 @@
-"""Linear classification and fine-tuning as published: the protocol's numbers, the frozen network, resume."""
+"""Linear classification and fine-tuning as published: the protocol's numbers, the frozen network, resume.
+
+That training is a plain loop, on one process and several, is in tests/oracle/test_evaluations.py.
+"""
 
 import csv
 import json
@@ -9,28 +12,19 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
-from torch.nn import functional as F
 
 from moco_plugin.checkpoints.read import IMAGENET_VIEW, Checkpoint, read_checkpoint
 from moco_plugin.data.images import ImageSet
-from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import EpochOrder
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, training_crop, weights_digest
-from moco_plugin.evaluation.classify import starting_lr
+from moco_plugin.evaluation.linear import starting_lr
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
-from tests.helpers.processes import Tool
 
 SETS = ["--train", f"{TRAIN}[0:80]", "--test", f"{TEST}[0:37]"]
-TOY = [
-    "data.batch_size=32",
-    "data.workers=0",
-    "schedule.epochs=2",
-    "schedule.milestones=[1]",
-    "trainer.accelerator=cpu",
-]
+TOY = "data.batch_size=32 data.workers=0 schedule.epochs=2 schedule.milestones=[1] trainer.accelerator=cpu".split()
 
 
 def weights(run: Path) -> list[str]:
@@ -93,13 +87,13 @@ def check_schedule(config: ClassificationConfig, factors: dict[int, float]) -> N
     module.total_steps = 10**6
     made = module.configure_optimizers()
     (group,) = made["optimizer"].param_groups
-    found = {}
+    lrs = {}
     for epoch in range(config.schedule.epochs):
-        found[epoch] = group["lr"]
+        lrs[epoch] = group["lr"]
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
     assert made["lr_scheduler"]["interval"] == "epoch"
-    assert {epoch: found[epoch] for epoch in factors} == pytest.approx(factors)
+    assert {epoch: lrs[epoch] for epoch in factors} == pytest.approx(factors)
 
 
 def test_classifier_starts_as_the_papers_do() -> None:
@@ -128,6 +122,9 @@ def test_result_and_log_of_a_linear_classification(linear: Path, tiny_run: Path)
     assert (result["protocol"], result["recipe"], result["epochs"], result["steps"]) == ("linear", "moco_v1", 2, 6)
     assert result["settings"]["optimizer"]["lr"] == 30 and result["lr"] == pytest.approx(30 * 32 / 256)
     assert (result["train_images"], result["test_images"], result["image_size"]) == (80, 37, 32)
+    backbone = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt").backbone
+    assert result["backbone_sha256"] == weights_digest(backbone)
+    assert state(linear)["state_dict"].keys() == {"fc.weight", "fc.bias"}  # the frozen network lies where it came from
     assert result["weights"] == f"{tiny_run}/checkpoints/last.ckpt" and len(result["weights_sha256"]) == 64
     log = rows(linear)
     lrs = [float(row["lr"]) for row in log if row["lr"]]
@@ -137,55 +134,13 @@ def test_result_and_log_of_a_linear_classification(linear: Path, tiny_run: Path)
     assert result["top1"] == pytest.approx(100 * round(37 * result["top1"] / 100) / 37, abs=1e-4)
 
 
-def test_linear_classification_is_a_plain_loop_over_frozen_features(linear: Path, tiny_run: Path) -> None:
-    checkpoint = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt")
-    images, seed, view = ImageSet(f"{TRAIN}[0:80]"), 0, checkpoint.view
-    crops = TrainingCrops(images, torch.arange(80), training_crop(32, 0.08), seed)
-    order = EpochOrder(80, seed, 32, drop_last=False)
-    torch.manual_seed(seed)
-    fc = nn.Linear(32, 10)
-    nn.init.normal_(fc.weight, std=0.01)
-    nn.init.zeros_(fc.bias)
-    optimizer = torch.optim.SGD(fc.parameters(), lr=3.75, momentum=0.9)
-    for epoch in range(2):
-        order.set_epoch(epoch)
-        optimizer.param_groups[0]["lr"] = 3.75 * 0.1**epoch
-        places = torch.tensor(list(order))
-        assert sorted((places % 80).tolist()) == list(range(80))
-        for batch in places.split(32):
-            views, labels, _ = zip(*(crops[int(place)] for place in batch), strict=True)
-            with torch.no_grad():
-                features = checkpoint.backbone.eval()(normalize(torch.stack(views), view.mean, view.std))
-            optimizer.zero_grad()
-            F.cross_entropy(fc(features), torch.tensor(labels)).backward()
-            optimizer.step()
-    saved = state(linear)["state_dict"]
-    assert saved.keys() == {"fc.weight", "fc.bias"}  # the frozen network lies where it came from
-    torch.testing.assert_close(saved["fc.weight"], fc.weight.detach(), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(saved["fc.bias"], fc.bias.detach(), rtol=1e-4, atol=1e-4)
-    assert json.loads(linear.read_text())["backbone_sha256"] == weights_digest(checkpoint.backbone)
-
-
 def test_backbone_that_changes_is_an_error(
     tiny_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(ClassifierModule, "train", nn.Module.train)  # batch norm gathers statistics
     out = tmp_path / "linear.json"
-    assert (
-        main(
-            [
-                "linear",
-                *weights(tiny_run),
-                *SETS,
-                *TOY,
-                "schedule.epochs=1",
-                "schedule.milestones=[0.5]",
-                "--out",
-                str(out),
-            ]
-        )
-        == 1
-    )
+    epoch = ["schedule.epochs=1", "schedule.milestones=[0.5]"]
+    assert main(["linear", *weights(tiny_run), *SETS, *TOY, *epoch, "--out", str(out)]) == 1
     assert "the frozen backbone changed while its classifier was trained" in capsys.readouterr().err
     assert not out.exists() and not checkpoint_of(out).exists()
 
@@ -223,28 +178,18 @@ def test_evaluation_cut_off_within_an_epoch_ends_as_one_that_was_not(
         assert [k for k, v in after.items() if torch.equal(v, before[k])] == []  # everything is trained
 
 
-def test_two_processes_classify_as_one_does(linear: Path, tiny_run: Path, tool: Tool, tmp_path: Path) -> None:
-    out = tmp_path / "linear.json"
-    tool("evaluate", "linear", *weights(tiny_run), *SETS, "--out", out, *TOY, "trainer.devices=2", processes=2)
-    one, two = (json.loads(path.read_text()) for path in (linear, out))
-    assert two["top1"] == pytest.approx(one["top1"], abs=100 / 37 + 0.01)
-    first, second = (state(path)["state_dict"] for path in (linear, out))
-    for key, value in first.items():
-        torch.testing.assert_close(second[key], value, rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("processes", [1, 2, 3])
 def test_last_batch_is_kept_and_shared(processes: int) -> None:
     orders = [EpochOrder(20, 5, 6, rank, processes, drop_last=False) for rank in range(processes)]
     shares = [list(order) for order in orders]
     assert all(len(share) == len(order) for share, order in zip(shares, orders, strict=True))
     assert len({len(share) for share in shares}) == 1
-    every = [place for share in shares for place in share]
+    every = [position for share in shares for position in share]
     assert set(every) == set(range(20))
     assert len(every) == 20 + (-2) % processes  # the last batch holds two
     step = 6 // processes
     whole = list(EpochOrder(20, 5, 6, drop_last=False))
-    assert sorted(place for share in shares for place in share[:step]) == sorted(whole[:6])
+    assert sorted(position for share in shares for position in share[:step]) == sorted(whole[:6])
     orders[0].resume(0, 2)
     assert list(orders[0]) == shares[0][2 * step :]
 
@@ -259,10 +204,10 @@ def test_label_share_draws_class_by_class(tiny_run: Path, tmp_path: Path) -> Non
 
 def folder_of_images(folder: Path, classes: dict[str, int]) -> str:
     for name, count in classes.items():
-        for number in range(count):
-            path = folder / name / f"{number}.png"
+        for index in range(count):
+            path = folder / name / f"{index}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("L", (8, 8), number).save(path)
+            Image.new("L", (8, 8), index).save(path)
     return str(folder)
 
 
@@ -273,22 +218,13 @@ def test_corrupt_image_is_named_and_the_next_one_comes_with_its_own_label(
     (tmp_path / "pets/cat/9.png").write_bytes(b"\x89PNG")  # the last of the cats, in sorted order
     images = ImageSet(pets)
     crops = TrainingCrops(images, torch.tensor([0, 59, 60]), training_crop(8, 0.08), seed=0)
-    assert [crops[place][1:] for place in (0, 1, 4)] == [(0, ""), *2 * [(1, f"{pets}/cat/9.png")]]
-    run = [
-        "linear",
-        *weights(tiny_run),
-        "--train",
-        pets,
-        "--test",
-        pets,
-        *TOY,
-        "schedule.epochs=1",
-        "schedule.milestones=[]",
-    ]
+    assert [crops[position][1:] for position in (0, 1, 4)] == [(0, ""), *2 * [(1, f"{pets}/cat/9.png")]]
+    sets = ["--train", pets, "--test", pets]
+    run = ["linear", *weights(tiny_run), *sets, *TOY, "schedule.epochs=1", "schedule.milestones=[]"]
     assert main(run) == 0
     assert capsys.readouterr().err.count(f"skipped: {pets}/cat/9.png cannot be decoded (1 so far)") == 2  # train, test
-    for number in (3, 4):
-        (tmp_path / f"pets/dog/{number}.png").write_bytes(b"")
+    for index in (3, 4):
+        (tmp_path / f"pets/dog/{index}.png").write_bytes(b"")
     assert main(run) == 1
     assert "of 120 images cannot be decoded, more than 1%" in capsys.readouterr().err
 
@@ -308,7 +244,7 @@ def test_mistakes_end_in_one_sentence(tiny_run: Path, tmp_path: Path, capsys: py
         ("linear", pets, pets, ["trainer.devces=2"], "unknown key trainer.devces"),
         ("linear", pets, pets, ["schedule.interval=week"], "schedule.interval is week"),
         ("finetune", pets, pets, ["--protocol", "imagnet"], "did you mean 'imagenet'?"),
-        ("linear", pets, pets, ["--fast", "--lrs", "0"], "--lrs has 0; expected learning rates above 0"),
+        ("linear-fast", pets, pets, ["--lrs", "0"], "--lrs has 0; expected learning rates above 0"),
         ("knn", pets, pets, ["--temperature", "0"], "--temperature is 0.0; expected a value above 0"),
     ):
         code = main([command, *weights(tiny_run), "--train", train, "--test", test, *more])

@@ -18,9 +18,9 @@ import moco_plugin
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import neighbours
-from moco_plugin.evaluation.feature_file import FeatureFile
-from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet
-from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
+from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet, map_from_disk
+from moco_plugin.evaluation.knn import default_k, knn_accuracy
+from moco_plugin.evaluation.metrics import baseline
 from moco_plugin.evaluation.neighbours import TEST_BLOCK, TRAIN_BLOCK, nearest
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
@@ -89,9 +89,9 @@ def test_an_image_is_no_neighbour_of_itself(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(neighbours, "TRAIN_BLOCK", 3)
     points = F.normalize(torch.randn(11, 3, generator=torch.Generator().manual_seed(0)), dim=1)
     similarities = (points @ points.T).fill_diagonal_(-2)
-    for part, values, places in nearest(points, points, 10, same=True):
+    for part, values, indices in nearest(points, points, 10, same=True):
         expected = similarities[part].topk(10)
-        assert torch.equal(places, expected.indices)
+        assert torch.equal(indices, expected.indices)
         torch.testing.assert_close(values, expected.values)
     with pytest.raises(UsageError, match="k is 11 with 10 labelled training images besides the image itself"):
         list(nearest(points, points, 11, same=True))
@@ -99,31 +99,23 @@ def test_an_image_is_no_neighbour_of_itself(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_features_on_disk_count_as_those_in_memory() -> None:
     train, labels, test, truth = features_of_fashion_mnist()
-    file = FeatureFile()
-    for part in train.split(111):
-        file.append(part)
-    assert len(file) == 600 and torch.equal(file[100:300], train[100:300]) and len(file[600:]) == 0
-    assert knn_accuracy(of(file, labels), of(test, truth), [20]) == knn_accuracy(
-        of(train, labels), of(test, truth), [20]
-    )
+    mapped = map_from_disk(train.split(111))
+    assert torch.equal(mapped, train)
+    disk, memory = (knn_accuracy(of(bank, labels), of(test, truth), [20]) for bank in (mapped, train))
+    assert disk == memory
 
 
 MEASURE = """
 import resource, sys, torch
 from moco_plugin.evaluation import neighbours
-from moco_plugin.evaluation.feature_file import FeatureFile
-from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet
+from moco_plugin.evaluation.features import FeatureSet, map_from_disk
 from moco_plugin.evaluation.knn import knn_accuracy
 neighbours.TEST_BLOCK, neighbours.TRAIN_BLOCK = 512, 1024
 count, dim = int(sys.argv[1]), 64
 
-def features():
-    file, generator = FeatureFile(), torch.Generator().manual_seed(0)
-    for _ in range(count // 1000):
-        file.append(torch.nn.functional.normalize(torch.randn(1000, dim, generator=generator), dim=1))
-    return file
-
-bank, labels = features(), torch.arange(count) % 10
+generator = torch.Generator().manual_seed(0)
+parts = (torch.randn(1000, dim, generator=generator) for _ in range(count // 1000))
+bank, labels = map_from_disk(torch.nn.functional.normalize(part, dim=1) for part in parts), torch.arange(count) % 10
 small = FeatureSet(torch.eye(dim), torch.arange(dim), torch.arange(dim))
 knn_accuracy(small, small, [2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -136,7 +128,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 def search_bytes(dim: int, k: int, classes: int, test_block: int, train_block: int) -> int:
     """The memory of a search beside the features, whatever the sizes of the sets.
 
-    Two blocks of features, their similarities, the k best of the block before and of this one (values, places and
+    Two blocks of features, their similarities, the k best of the block before and of this one (values, indices and
     their merger) and, for votes, two tables of test images by classes.
     """
     blocks = 4 * dim * (test_block + train_block) + 4 * test_block * train_block
@@ -174,27 +166,10 @@ def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_
 def test_evaluation_from_python_gives_what_the_tool_writes(tiny_run: Path, tmp_path: Path) -> None:
     weights = tiny_run / "checkpoints" / "last.ckpt"
     sets = (f"{TRAIN}[0:60]", f"{TEST}[0:20]")
-    found = moco_plugin.evaluate_knn(weights, *sets, k=[5, 10])
-    assert (
-        main(
-            [
-                "knn",
-                "--weights",
-                str(weights),
-                "--train",
-                sets[0],
-                "--test",
-                sets[1],
-                "--k",
-                "5",
-                "10",
-                "--out",
-                str(tmp_path / "knn.json"),
-            ]
-        )
-        == 0
-    )
-    assert json.loads((tmp_path / "knn.json").read_text()) == found
+    result = moco_plugin.evaluate_knn(weights, *sets, k=[5, 10])
+    out = tmp_path / "knn.json"
+    assert main(f"knn --weights {weights} --train {sets[0]} --test {sets[1]} --k 5 10 --out {out}".split()) == 0
+    assert json.loads(out.read_text()) == result
     assert {"evaluate_linear", "evaluate_finetune", "pretrain", "MoCoV1"} <= set(dir(moco_plugin))
 
 

@@ -38,9 +38,9 @@ def normal(image: Image.Image | Tensor, dtype: torch.dtype = torch.float64) -> T
     return ((view.to(dtype) / 255 - mean) / std)[None]
 
 
-def files_of(places: dict[str, Any], split: str, kind: str = "") -> list[Path]:
+def files_of(sources: dict[str, Any], split: str, kind: str = "") -> list[Path]:
     """Return the images of a set in its order."""
-    folder = places["folder"]
+    folder = sources["folder"]
     root = {"": folder / split, "bands": folder / f"bands/{split}-npy", "several": folder / f"{split}-colours"}[kind]
     return sorted(path for path in root.rglob("*.*") if path.is_file())
 
@@ -121,15 +121,15 @@ def fast_logits(features: Tensor, labels: Tensor, tests: Tensor, lr: float) -> T
     return (others @ weight + bias).detach()
 
 
-def features(places: dict[str, Any], ratio: float, kind: str = "") -> tuple[Tensor, Tensor]:
+def features(sources: dict[str, Any], ratio: float, kind: str = "") -> tuple[Tensor, Tensor]:
     """Return the oracle's features of the training and of the test images."""
     network = sets.network("bands" if kind == "bands" else "resnet")
-    bank, queries = (view_features(network, files_of(places, split, kind), ratio, kind) for split in ("train", "test"))
+    bank, queries = (view_features(network, files_of(sources, split, kind), ratio, kind) for split in ("train", "test"))
     return bank, queries
 
 
-def labels(places: dict[str, Any], kind: str = "") -> tuple[Tensor, Tensor]:
+def labels(sources: dict[str, Any], kind: str = "") -> tuple[Tensor, Tensor]:
     """Return the labels of the training and of the test images."""
     root = 0 if kind == "bands" else 1
-    train, test = (labels_of(files_of(places, split, kind), root) for split in ("train", "test"))
+    train, test = (labels_of(files_of(sources, split, kind), root) for split in ("train", "test"))
     return train, test

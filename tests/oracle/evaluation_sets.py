@@ -60,8 +60,8 @@ def pictures(seed: int, count: int, channels: int, sides: tuple[int, int] | None
     generator = np.random.default_rng(seed)
     common = np.random.default_rng(0).normal(128, 40, (len(CLASSES), 4, 5, channels))
     made = []
-    for number in range(count):
-        coarse = common[number % len(CLASSES)] + generator.normal(0, 45, (4, 5, channels))
+    for index in range(count):
+        coarse = common[index % len(CLASSES)] + generator.normal(0, 45, (4, 5, channels))
         height, width = sides or (int(side) for side in generator.integers(34, 60, 2))
         parts = [
             np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC))
@@ -74,8 +74,8 @@ def pictures(seed: int, count: int, channels: int, sides: tuple[int, int] | None
 def write_sources(folder: Path, split: str, seed: int, count: int) -> dict[str, str]:
     """Write grey JPEG images of one size in all six sources, in the order of the folder; return their specs."""
     root = folder / split
-    for number, image in enumerate(pictures(seed, count, 1, sides=(36, 46))):
-        path = root / str(CLASSES[number % len(CLASSES)]) / ("a", "a-b")[number // 7 % 2] / f"{number:03}.jpg"
+    for index, image in enumerate(pictures(seed, count, 1, sides=(36, 46))):
+        path = root / str(CLASSES[index % len(CLASSES)]) / ("a", "a-b")[index // 7 % 2] / f"{index:03}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image[..., 0]).save(path, quality=90)
     files = sorted(root.rglob("*.jpg"))
@@ -86,8 +86,8 @@ def write_sources(folder: Path, split: str, seed: int, count: int) -> dict[str, 
         for name, _ in reversed(rows):
             archive.write(folder / name, name)
     assert make_shards([str(root), str(folder / f"{split}-tar" / "part"), "--images-per-shard", "17"]) == 0
-    for index in (folder / f"{split}-tar").glob("*.json"):
-        index.unlink()  # as other programs write shards
+    for file in (folder / f"{split}-tar").glob("*.json"):
+        file.unlink()  # as other programs write shards
     idx = folder / f"{split}-images-idx3-ubyte.gz"
     write_idx(idx, np.stack([np.asarray(Image.open(file)) for file in files]))
     write_idx(
@@ -107,13 +107,13 @@ def write_idx(path: Path, values: np.ndarray) -> None:
 def write_bands(folder: Path, split: str, seed: int, count: int) -> dict[str, str]:
     """Write images of four channels of 12 bits: a folder of arrays, of TIFF files, an archive and a list of both."""
     rows = []
-    for number, image in enumerate(pictures(seed, count, 4)):
-        name, values = f"{CLASSES[number % len(CLASSES)]}/{number:03}", image.astype(np.uint16) * 12 + 40
+    for index, image in enumerate(pictures(seed, count, 4)):
+        name, values = f"{CLASSES[index % len(CLASSES)]}/{index:03}", image.astype(np.uint16) * 12 + 40
         for kind in ("npy", "tif"):
             (folder / f"{split}-{kind}" / name).parent.mkdir(parents=True, exist_ok=True)
-        np.save(folder / f"{split}-npy/{name}.npy", np.moveaxis(values, 2, 0) if number % 2 else values)
+        np.save(folder / f"{split}-npy/{name}.npy", np.moveaxis(values, 2, 0) if index % 2 else values)
         tifffile.imwrite(folder / f"{split}-tif/{name}.tif", np.moveaxis(values, 2, 0), photometric="minisblack")
-        end = ("npy", "tif")[number % 2]
+        end = ("npy", "tif")[index % 2]
         rows.append((name, f"{split}-{end}/{name}.{end},{name.split('/')[0]}\n"))
     (folder / f"{split}-both.csv").write_text("".join(row for _, row in sorted(rows)))
     shutil.make_archive(str(folder / f"{split}-zip"), "zip", folder / f"{split}-tif")
@@ -124,8 +124,8 @@ def write_bands(folder: Path, split: str, seed: int, count: int) -> dict[str, st
 def write_colours(folder: Path, split: str, seed: int, count: int) -> dict[str, str]:
     """Write lists of colour images, JPEG and PNG of many sizes, that have none to three of three labels."""
     images, rows = pictures(seed, count, 3), []
-    for number, image in enumerate(images):
-        path = folder / f"{split}-colours" / f"{number:03}.{('jpg', 'png')[number % 2]}"
+    for index, image in enumerate(images):
+        path = folder / f"{split}-colours" / f"{index:03}.{('jpg', 'png')[index % 2]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path, quality=90)
         bright = image.mean(axis=(0, 1)) > 128

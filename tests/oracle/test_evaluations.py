@@ -72,7 +72,7 @@ WAYS = [
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Checkpoints by network and layout, and specs by split and source."""
     folder = tmp_path_factory.mktemp("evaluations")
     found: dict[str, Any] = {"folder": folder, "train": {}, "test": {}, "omni": folder / "omni"}
@@ -97,31 +97,31 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def evaluate(places: dict[str, Any], tool: Tool) -> Callable[[str, Way], dict[str, Any]]:
+def evaluate(sources: dict[str, Any], tool: Tool) -> Callable[[str, Way], dict[str, Any]]:
     """The JSON of a protocol carried out in one way, and what it left in its folder; each is run once."""
 
     @functools.cache
     def run(protocol: str, way: Way, same: bool) -> dict[str, Any]:
-        out = places["folder"] / f"results{run.cache_info().misses}.json"
+        out = sources["folder"] / f"results{run.cache_info().misses}.json"
         source: Any = way.source
         source = ("several", source) if protocol == "multilabel" else source
         source = ("bands", source) if way.network == "bands" else source
-        images = ["--train", places["train"][source], "--test", places["train" if same else "test"][source]]
+        images = ["--train", sources["train"][source], "--test", sources["train" if same else "test"][source]]
         options = list(OPTIONS[protocol])
         if protocol == "omnibenchmark":
-            images = ["--root", places["omni"]]
+            images = ["--root", sources["omni"]]
         if way.workers is not None:
             options += ["--workers", str(way.workers)] if protocol in FEATURES else [f"data.workers={way.workers}"]
         if way.batch is not None and protocol in FEATURES:
             options += ["--batch-size", str(way.batch)]
         if protocol in TRAINED:
             options += ["trainer.accelerator=cpu", f"trainer.devices={way.processes}"]
-        weights = ["--weights", places[way.network, way.channels_last]]
+        weights = ["--weights", sources[way.network, way.channels_last]]
         tool("evaluate", *protocol.split(), *weights, *images, *options, "--out", out, processes=way.processes)
-        result = numbers(out)
+        result = measured(out)
         if protocol == "omnibenchmark":
             parts = sorted(out.with_name(f"{out.stem}_realms").glob("*.json"))
-            result["parts"] = {part.stem: numbers(part) for part in parts}
+            result["parts"] = {part.stem: measured(part) for part in parts}
         if protocol in TRAINED:
             result["state"] = torch.load(out.with_name(f"{out.stem}_run") / "last.ckpt")["state_dict"]
         return result
@@ -129,7 +129,7 @@ def evaluate(places: dict[str, Any], tool: Tool) -> Callable[[str, Way], dict[st
     return lambda protocol, way, same=False: run(protocol, way, same)
 
 
-def numbers(file: Path) -> dict[str, Any]:
+def measured(file: Path) -> dict[str, Any]:
     """Return what a JSON file says of the result, without how the command was given."""
     return {key: value for key, value in json.loads(file.read_text()).items() if key not in UNLIKE}
 
@@ -158,7 +158,7 @@ def check_equal(found: Any, expected: Any, where: str = "") -> None:
     ids=lambda part: part if isinstance(part, str) else part.source,
 )
 def test_every_way_gives_the_same_numbers(
-    protocol: str, way: Way, evaluate: Callable[..., dict[str, Any]], places: dict[str, Any]
+    protocol: str, way: Way, evaluate: Callable[..., dict[str, Any]], sources: dict[str, Any]
 ) -> None:
     if protocol in LISTS and way.source == "zip":
         way = replace(way, source="csv")
@@ -169,10 +169,10 @@ def test_every_way_gives_the_same_numbers(
 
 @pytest.mark.parametrize("kind", ["", "same", "bands"])
 def test_neighbours_are_those_of_a_plain_search(
-    kind: str, evaluate: Callable[..., dict[str, Any]], places: dict[str, Any]
+    kind: str, evaluate: Callable[..., dict[str, Any]], sources: dict[str, Any]
 ) -> None:
     bands, same = kind.replace("same", ""), kind == "same"
-    (bank, queries), (known, truth) = features(places, sets.CROP, bands), labels(places, bands)
+    (bank, queries), (known, truth) = features(sources, sets.CROP, bands), labels(sources, bands)
     queries, truth = (bank, known) if same else (queries, truth)
     way = Way("npy", network="bands") if bands else Way("folder")
     ones = F.one_hot(known, len(sets.CLASSES)).double()
@@ -208,23 +208,23 @@ def test_training_is_a_plain_loop(
     lr: float,
     decay: float,
     evaluate: Callable[..., dict[str, Any]],
-    places: dict[str, Any],
+    sources: dict[str, Any],
 ) -> None:
     kind = "bands" if network == "bands" else ""
     found = evaluate(protocol, Way("npy" if kind else "folder", network=network))
-    known, truth = labels(places, kind)
-    plain = trained(files_of(places, "train", kind), known, network, protocol == "linear", lr, decay)
+    known, truth = labels(sources, kind)
+    plain = trained(files_of(sources, "train", kind), known, network, protocol == "linear", lr, decay)
     state = {f"fc.{name}": value for name, value in plain["fc"].state_dict().items()}
     if protocol == "finetune":
         state |= {f"backbone.{name}": value for name, value in plain["network"].state_dict().items()}
     check_equal(found["state"], state)
-    tests = view_features(plain["network"], files_of(places, "test", kind), 0.875, kind)
+    tests = view_features(plain["network"], files_of(sources, "test", kind), 0.875, kind)
     expected = accuracies(plain["fc"].double()(tests), truth) | {"loss": plain["loss"]}
     check_equal({name: found[name] for name in expected}, expected)
 
 
-def test_fits_on_cached_features(evaluate: Callable[..., dict[str, Any]], places: dict[str, Any]) -> None:
-    (bank, queries), (known, truth) = features(places, 0.875), labels(places)
+def test_fits_on_cached_features(evaluate: Callable[..., dict[str, Any]], sources: dict[str, Any]) -> None:
+    (bank, queries), (known, truth) = features(sources, 0.875), labels(sources)
     expected = accuracies(fast_logits(bank, known, queries, 0.05), truth)
     fast, few = (evaluate(protocol, Way("folder")) for protocol in ("linear --fast", "lowshot"))
     check_equal({name: fast[name] for name in expected}, expected)
@@ -233,11 +233,11 @@ def test_fits_on_cached_features(evaluate: Callable[..., dict[str, Any]], places
     assert (half["train_images"], whole["train_images"]) == (21, 42)
 
 
-def test_several_labels(evaluate: Callable[..., dict[str, Any]], places: dict[str, Any]) -> None:
+def test_several_labels(evaluate: Callable[..., dict[str, Any]], sources: dict[str, Any]) -> None:
     names = ["blue", "green", "red"]
-    rows = [Path(places[split]["several", "csv"]).read_text().splitlines() for split in ("train", "test")]
+    rows = [Path(sources[split]["several", "csv"]).read_text().splitlines() for split in ("train", "test")]
     known, truth = (torch.tensor([[name in row.split(",")[1] for name in names] for row in part]) for part in rows)
-    scores = votes(*features(places, sets.CROP, "several"), known.double(), 5, 0.1)
+    scores = votes(*features(sources, sets.CROP, "several"), known.double(), 5, 0.1)
     expected = {n: 100 * average_precision_score(truth[:, i], scores[:, i]) for i, n in enumerate(names)}
     found = evaluate("multilabel", Way("csv"))
     check_equal(found["knn_ap"], expected)
@@ -245,9 +245,9 @@ def test_several_labels(evaluate: Callable[..., dict[str, Any]], places: dict[st
     assert found["chance_map"] == pytest.approx(100 * float(truth.double().mean()))
 
 
-def test_realms_are_logistic_regressions(evaluate: Callable[..., dict[str, Any]], places: dict[str, Any]) -> None:
-    bank, queries = (part.numpy() for part in features(places, sets.CROP))
-    known, truth = (part.numpy() for part in labels(places))
+def test_realms_are_logistic_regressions(evaluate: Callable[..., dict[str, Any]], sources: dict[str, Any]) -> None:
+    bank, queries = (part.numpy() for part in features(sources, sets.CROP))
+    known, truth = (part.numpy() for part in labels(sources))
     found = evaluate("omnibenchmark", Way("folder"))["parts"]
     for realm, classes in (("bird", range(7)), ("car", range(2, 6))):
         train, test = np.isin(known, classes), np.isin(truth, classes)
@@ -269,8 +269,8 @@ def test_realms_are_logistic_regressions(evaluate: Callable[..., dict[str, Any]]
                 assert found[realm]["mean_per_class"] == pytest.approx(hits), realm
 
 
-def test_fewer_test_images_than_processes_are_refused(places: dict[str, Any], tool: Tool) -> None:
-    images = ("--train", places["train"]["csv"], "--test", f"{places['test']['csv']}[0:1]")
-    options = ("--weights", places["resnet", False], "trainer.accelerator=cpu", "trainer.devices=2")
+def test_fewer_test_images_than_processes_are_refused(sources: dict[str, Any], tool: Tool) -> None:
+    images = ("--train", sources["train"]["csv"], "--test", f"{sources['test']['csv']}[0:1]")
+    options = ("--weights", sources["resnet", False], "trainer.accelerator=cpu", "trainer.devices=2")
     done = tool("evaluate", "linear", *images, *options, *CLASSIFY, processes=2, code=2)
     assert "has 1 images for 2 processes; expected one for each: use fewer trainer.devices" in done.stderr

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from moco_plugin.evaluation.features import FeatureSet
-from moco_plugin.evaluation.retrieval import chance_recall, retrieval
+from moco_plugin.probes.retrieval import chance_recall, retrieval
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 
@@ -27,8 +27,8 @@ def test_chance_is_the_mean_recall_of_draws(same: bool) -> None:
     test = train if same else torch.tensor([0, 0, 1, 2, 3])
     hits = []
     for _ in range(4000):
-        for place, label in enumerate(test):
-            others = np.delete(np.arange(9), place) if same else np.arange(9)
+        for index, label in enumerate(test):
+            others = np.delete(np.arange(9), index) if same else np.arange(9)
             hits.append(bool((train[random.choice(others, 3, replace=False)] == label).any()))
     assert chance_recall(train, test, 3, same) == pytest.approx(100 * np.mean(hits), abs=1)
 
@@ -48,15 +48,8 @@ def test_within_one_set_an_image_does_not_find_itself() -> None:
 
 
 def test_tool_measures_and_draws(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = [
-        "retrieve",
-        "--weights",
-        f"{tiny_run}/checkpoints/last.ckpt",
-        "--train",
-        f"{TRAIN}[0:100]",
-        "--test",
-        f"{TEST}[0:30]",
-    ]
+    weights = f"{tiny_run}/checkpoints/last.ckpt"
+    arguments = f"retrieve --weights {weights} --train {TRAIN}[0:100] --test {TEST}[0:30]".split()
     page, picture = tmp_path / "neighbours.html", tmp_path / "neighbours.png"
     assert main([*arguments, "--out", f"{tmp_path}/result.json", "--picture", str(page)]) == 0
     recall = json.loads((tmp_path / "result.json").read_text())["recall"]

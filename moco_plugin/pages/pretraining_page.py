@@ -5,10 +5,10 @@ from pathlib import Path
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
+from moco_plugin.pages.curves import line_chart, read_curve
+from moco_plugin.pages.page import Page, Picture
+from moco_plugin.pages.pairs import view_pairs
 from moco_plugin.pretraining.config import load_config
-from moco_plugin.report.curves import line_chart, read_curve
-from moco_plugin.report.page import Page, Picture
-from moco_plugin.report.pairs import view_pairs
 
 CURVES = {
     "loss": ("contrastive loss", "rises while the queue fills with keys of images, then falls slowly"),

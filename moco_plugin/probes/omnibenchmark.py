@@ -3,17 +3,18 @@
 import statistics
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from typing_extensions import Unpack
 
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.evaluation.probe import fit_l2_weights
-from moco_plugin.evaluation.run import Subject, read_subject, record
-from moco_plugin.files import check_output, read_json, write_json
+from moco_plugin.evaluation.subject import Subject, ViewOptions, read_subject
+from moco_plugin.files import read_json, write_json
+from moco_plugin.papers import OMNIBENCHMARK
+from moco_plugin.probes.linear_classifiers import fit_l2_weights
 from moco_plugin.runs.run_folder import differences
 
 REALMS = tuple(
@@ -25,7 +26,7 @@ REALMS = tuple(
 )
 SPLITS = ("train", "val", "test")
 L2_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0)
-MOCO_V2 = 34.8  # the benchmark's own mean for MoCo v2
+MOCO_V2 = OMNIBENCHMARK.values[0]
 
 
 @dataclass
@@ -113,40 +114,26 @@ def _labels(images: ImageSet) -> np.ndarray:
 
 
 def evaluate_omnibenchmark(
-    weights: str | Path,
-    root: str | Path,
-    *,
-    encoder: str = "query",
-    untrained: bool = False,
-    image_size: int | None = None,
-    batch_size: int = 256,
-    workers: int = 0,
-    protocol: str = "v2",
-    out: str | Path | None = None,
-    overwrite: bool = False,
+    weights: str | Path, root: str | Path, *, protocol: Literal["v1", "v2"] = "v2", **options: Unpack[ViewOptions]
 ) -> dict[str, Any]:
     """Measure a linear probe in each of OmniBenchmark's realms, and their mean.
+
+    With ``out``, each realm's result is written to ``NAME_realms/REALM.json`` next to it as soon as it is measured, and
+    the same call continues with the next realm.
 
     Args:
         weights: A checkpoint of any layout that ``read_checkpoint`` knows.
         root: Folder of the realms' folders.
-        encoder: "query" or "key", where the checkpoint has both.
-        untrained: Measure random weights in the same network.
-        image_size: Side of the test view in pixels; None for that of pre-training.
-        batch_size: Images at a time.
-        workers: Loader processes; -1 takes the available cores.
-        protocol: "v2" chooses each realm's L2 weight on val and penalises squared weights, as the benchmark's second
-            text asks for. "v1" does what its code does: it chooses by the best test score and penalises the norm.
-        out: JSON file to write. Each realm's result is written to ``NAME_realms/REALM.json`` next to it as soon as
-            it is measured, and an interrupted run continues with the next realm.
-        overwrite: Replace earlier results.
+        protocol: v2 chooses each realm's L2 weight on val and penalises squared weights, as the benchmark's second text
+            asks for; v1 does what its code does: it chooses by the best test score and penalises the norm.
+        **options: See ``ViewOptions``.
 
     Returns:
         The content of the JSON, with ``mean_per_class`` in percent.
 
     Raises:
         UserError: No realm was found, or a file of one is invalid.
-        UsageError: ``FILE_realms`` holds results of other weights.
+        UsageError: ``NAME_realms`` has results of other weights.
     """
     if protocol not in ("v1", "v2"):
         raise UsageError(f"protocol is {protocol!r}; expected v1 or v2")
@@ -155,39 +142,37 @@ def evaluate_omnibenchmark(
         raise UserError(
             f"{root}: no such folder; expected the realms' folders in it, {', '.join(REALMS[:3])} and so on"
         )
-    out = Path(out).expanduser() if out else None
-    if out:
-        check_output(out, overwrite)
-    found = {name: realm for name in REALMS if (realm := read_realm(root, name))}
-    missing = [name for name in REALMS if name not in found]
-    if not found:
+    realms = {name: realm for name in REALMS if (realm := read_realm(root, name))}
+    missing = [name for name in REALMS if name not in realms]
+    if not realms:
         raise UserError(f"{root} holds none of the realms; expected folders {', '.join(REALMS[:3])} and so on in it")
+    subject = read_subject(weights, **options)
     if missing:
         print(f"missing, {len(missing)} of {len(REALMS)} realms: {', '.join(missing)}")
-    subject = read_subject(weights, encoder=encoder, untrained=untrained, image_size=image_size)
-    options = {"normalized": False, "batch_size": batch_size, "workers": workers}
+    out = subject.out
     results: dict[str, Any] = {}
-    for place, (name, realm) in enumerate(found.items(), start=1):
+    for position, (name, realm) in enumerate(realms.items(), start=1):
         part = out.with_name(f"{out.stem}_realms") / f"{name}.json" if out else None
-        result = None if part is None or overwrite else _measured(part, subject, protocol)
+        result = None if part is None or subject.overwrite else _measured(part, subject, protocol)
         if result is None:
-            result = _measure(realm, root, subject, options, protocol)
+            result = _measure(realm, root, subject, protocol)
             if part:
                 write_json(part, result)
         results[name] = result
         print(
-            f"{place:2}/{len(found)} {name}: mean per class {result['mean_per_class']:.1f}%, "
+            f"{position:2}/{len(realms)} {name}: mean per class {result['mean_per_class']:.1f}%, "
             f"top-1 {result['top1']:.1f}%, L2 {result['l2']:g}"
         )
     measures = ("mean_per_class", "top1", "l2", "classes", "train_images", "test_images")
     mean, top1 = (statistics.fmean(r[key] for r in results.values()) for key in ("mean_per_class", "top1"))
-    partial = f", partial: {len(found)} of {len(REALMS)} realms" if missing else ""
+    partial = f", partial: {len(realms)} of {len(REALMS)} realms" if missing else ""
     print(f"OmniBenchmark mean {mean:.1f}% (top-1 {top1:.1f}%{partial}; the benchmark's MoCo v2 has {MOCO_V2})")
     if protocol == "v2":
-        print("L2 weights were chosen on val; the benchmark's code, which gave 34.8, chooses by test (--protocol v1)")
-    summary = record(
+        print(
+            f"L2 weights were chosen on val; the benchmark's code, which gave {MOCO_V2}, chooses by test (--protocol v1)"
+        )
+    return subject.write(
         "omnibenchmark",
-        subject,
         mean_per_class=mean,
         top1=top1,
         partial=bool(missing),
@@ -197,9 +182,6 @@ def evaluate_omnibenchmark(
         reference={"MoCo v2": MOCO_V2},
         settings={"l2_weights": list(L2_WEIGHTS), "protocol": protocol},
     )
-    if out:
-        write_json(out, summary)
-    return summary
 
 
 def _measured(path: Path, subject: Subject, protocol: str) -> dict[str, Any] | None:
@@ -209,7 +191,7 @@ def _measured(path: Path, subject: Subject, protocol: str) -> dict[str, Any] | N
     result = read_json(path)
     if not isinstance(result, dict):
         raise UserError(f"{path} is not a result of a realm; remove it to measure that realm again")
-    now = record(f"omnibenchmark_realm_{protocol}", subject)
+    now = subject.record(f"omnibenchmark_realm_{protocol}")
     keys = ("protocol", "weights_sha256", "encoder", "untrained", "image_size")
     if changed := differences(*({key: part.get(key) for key in keys} for part in (result, now))):
         raise UsageError(
@@ -218,32 +200,23 @@ def _measured(path: Path, subject: Subject, protocol: str) -> dict[str, Any] | N
     return result
 
 
-def _measure(realm: Realm, root: Path, subject: Subject, options: dict[str, Any], protocol: str) -> dict[str, Any]:
+def _measure(realm: Realm, root: Path, subject: Subject, protocol: str) -> dict[str, Any]:
     classes = torch.from_numpy(_labels(realm.train)).unique()
     features, labels = {}, {}
     for split in SPLITS:
-        found = subject.features(getattr(realm, split), f"{realm.name} {split}", **options)
-        assert isinstance(found.features, Tensor)
-        features[split], labels[split] = found.features, torch.searchsorted(classes, found.labels)
-    probes = fit_l2_weights(
-        features["train"],
-        labels["train"],
-        len(classes),
-        L2_WEIGHTS,
-        device=subject.device,
-        progress=realm.name,
-        squared=protocol == "v2",
-    )
+        part = subject.features(getattr(realm, split), f"{realm.name} {split}", normalized=False)
+        features[split], labels[split] = part.features, torch.searchsorted(classes, part.labels)
+    squared, device = protocol == "v2", subject.device
+    known = (features["train"], labels["train"], len(classes), L2_WEIGHTS)
+    probes = fit_l2_weights(*known, device=device, progress=realm.name, squared=squared)
     val = [score.mean_per_class for score in probes.score(features["val"], labels["val"])]
     tests = probes.score(features["test"], labels["test"])
     chosen_by = val if protocol == "v2" else [score.mean_per_class for score in tests]
     best = chosen_by.index(max(chosen_by))
-    test = tests[best]
-    return record(
+    return subject.record(
         f"omnibenchmark_realm_{protocol}",
-        subject,
         realm=realm.name,
-        **asdict(test),
+        **asdict(tests[best]),
         l2=L2_WEIGHTS[best],
         val_mean_per_class={f"{l2:g}": value for l2, value in zip(L2_WEIGHTS, val, strict=True)},
         classes=len(classes),

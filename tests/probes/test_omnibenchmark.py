@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.evaluation.omnibenchmark import REALMS, read_realm
+from moco_plugin.probes.omnibenchmark import REALMS, read_realm
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TRAIN
 

@@ -10,17 +10,11 @@ from torch.nn import functional as F
 from tqdm import tqdm, trange
 
 from moco_plugin.errors import UsageError
+from moco_plugin.evaluation.metrics import Scores, count_correct, scores
+from moco_plugin.evaluation.subject import draw_labels
 
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # that are tried
 ROWS = 16384  # features whose logits are computed at once
-
-
-@dataclass
-class Scores:
-    """Accuracies in percent; ``top5`` is None for fewer than six classes."""
-
-    top1: float
-    top5: float | None
-    mean_per_class: float
 
 
 @dataclass
@@ -54,55 +48,15 @@ class LinearClassifiers:
         return [scores(one) for one in counts]
 
 
-def count_correct(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return, for each class (3 x C): its images, correct ones, and those correct among the first five."""
-    classes = logits.shape[1]
-    best = logits.topk(min(5, classes)).indices == labels[:, None]
-    rows = (torch.ones_like(labels, dtype=torch.bool), best[:, 0], best.any(dim=1))
-    return torch.stack([torch.bincount(labels[row], minlength=classes) for row in rows])
-
-
-def scores(counts: Tensor) -> Scores:
-    """Return the accuracies that ``count_correct``'s sums over a set give; classes without images do not count."""
-    counts = counts.double()
-    there = counts[0] > 0
-    total = counts[0].sum()
-    return Scores(
-        top1=float(100 * counts[1].sum() / total),
-        top5=float(100 * counts[2].sum() / total) if counts.shape[1] > 5 else None,
-        mean_per_class=float(100 * (counts[1][there] / counts[0][there]).mean()),
-    )
-
-
-def class_balanced(labels: Tensor, share: float, seed: int, at_least: int) -> Tensor:
-    """Draw the same share of every class.
-
-    Args:
-        labels: N.
-        share: 0 to 1.
-        seed: Of the draw. The images of a smaller share are among those of a larger one.
-        at_least: Images of each class, where it has as many.
-
-    Returns:
-        Places, in rising order.
-    """
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    by_class = order[labels[order].argsort(stable=True)]
-    counts = labels.unique(return_counts=True)[1]
-    chosen = [places[: max(at_least, round(share * len(places)))] for places in by_class.split(counts.tolist())]
-    return torch.cat(chosen).sort().values
-
-
-def hold_out(labels: Tensor, seed: int, share: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Split indices into a fitting part and a held-out part: a share of each class with two images or more.
+def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """Split indices into a fitting part and a held-out part: a tenth of each class with two images or more.
 
     Raises:
         UsageError: No class has two.
     """
-    held = class_balanced(labels, share, seed, at_least=1)
-    several = labels.unique(return_counts=True)
-    single = several[0][several[1] == 1]
-    held = held[~torch.isin(labels[held], single)]
+    held = draw_labels(labels, 0.1, seed)
+    classes, counts = labels.unique(return_counts=True)
+    held = held[~torch.isin(labels[held], classes[counts == 1])]
     if not len(held):
         raise UsageError(
             f"the {len(labels)} labelled training images are one per class, and none is left to choose a learning rate by; "
@@ -208,7 +162,7 @@ def fit_l2_weights(
     weight = torch.zeros(1, features.shape[1], classes, device=device, requires_grad=True)
     bias = torch.zeros(1, classes, device=device, requires_grad=True)
     model = LinearClassifiers(weight, bias, mean, scale)
-    found = {}
+    minima = {}
     # the strongest first: each minimum is a good start for the next
     for l2 in tqdm(
         sorted(l2_weights, reverse=True), desc=progress, disable=progress is None, leave=False, unit="L2 weight"
@@ -233,6 +187,6 @@ def fit_l2_weights(
             return total
 
         optimizer.step(loss)
-        found[l2] = (weight.detach()[0].clone(), bias.detach()[0].clone())
-    weights, biases = zip(*(found[l2] for l2 in l2_weights), strict=True)
+        minima[l2] = (weight.detach()[0].clone(), bias.detach()[0].clone())
+    weights, biases = zip(*(minima[l2] for l2 in l2_weights), strict=True)
     return LinearClassifiers(torch.stack(weights), torch.stack(biases), mean, scale)

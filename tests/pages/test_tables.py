@@ -3,7 +3,7 @@
 import pytest
 
 from moco_plugin.demo.comparison import Comparison, comparison_table, headline
-from moco_plugin.report.tables import Table, mean_and_spread, spread
+from moco_plugin.pages.tables import Table, mean_and_spread, spread
 
 
 def compare(baseline: list[float], moco: list[float], name: str = "box AP") -> Comparison:

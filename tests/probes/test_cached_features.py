@@ -12,14 +12,9 @@ from torch.nn import functional as F
 
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation.probe import (
-    class_balanced,
-    count_correct,
-    fit_l2_weights,
-    fit_learning_rates,
-    hold_out,
-    scores,
-)
+from moco_plugin.evaluation.metrics import count_correct, scores
+from moco_plugin.evaluation.subject import draw_labels
+from moco_plugin.probes.linear_classifiers import fit_l2_weights, fit_learning_rates, hold_out
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 
@@ -53,16 +48,10 @@ def test_l2_weights_reach_scikit_learns_minima(sets: Sets) -> None:
     for l2, weight, bias, found in zip(l2_weights, probes.weight, probes.bias, probes.score(test, truth), strict=True):
         model = LogisticRegression(C=1 / (l2 * len(train)), max_iter=5000, tol=1e-8)
         model.fit(standard(train, train), labels)
-        torch.testing.assert_close(
-            weight, torch.from_numpy(model.coef_.T).float(), atol=0.01 * float(weight.std()) + 1e-3, rtol=0.01
-        )
-        # the biases are free: their sum is anybody's
-        torch.testing.assert_close(
-            bias - bias.mean(),
-            torch.from_numpy(model.intercept_ - model.intercept_.mean()).float(),
-            atol=2e-2,
-            rtol=0.01,
-        )
+        weights = torch.from_numpy(model.coef_.T).float()
+        torch.testing.assert_close(weight, weights, atol=0.01 * float(weight.std()) + 1e-3, rtol=0.01)
+        biases = torch.from_numpy(model.intercept_ - model.intercept_.mean()).float()
+        torch.testing.assert_close(bias - bias.mean(), biases, atol=2e-2, rtol=0.01)  # their sum is free
         predicted = model.predict(standard(train, test))
         assert found.top1 == pytest.approx(100 * float((predicted == truth.numpy()).mean()), abs=0.26)
         assert found.mean_per_class == pytest.approx(100 * balanced_accuracy_score(truth, predicted), abs=0.3)
@@ -117,12 +106,12 @@ def test_scores() -> None:
 
 def test_labels_are_drawn_class_by_class() -> None:
     labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 3)
-    few, more = (class_balanced(labels, share, 1, at_least=1) for share in (0.1, 0.2))
+    few, more = (draw_labels(labels, share, 1) for share in (0.1, 0.2))
     assert torch.bincount(labels[few]).tolist() == [10, 5, 1]
     assert torch.bincount(labels[more]).tolist() == [20, 10, 1]
     assert set(few.tolist()) < set(more.tolist())
-    assert torch.equal(few, class_balanced(labels, 0.1, 1, at_least=1))
-    assert not torch.equal(few, class_balanced(labels, 0.1, 2, at_least=1))
+    assert torch.equal(few, draw_labels(labels, 0.1, 1))
+    assert not torch.equal(few, draw_labels(labels, 0.1, 2))
     fitted, held = hold_out(torch.tensor([0] * 30 + [1] * 2 + [2]), 0)
     assert torch.tensor([0] * 30 + [1] * 2 + [2])[held].tolist() == [0, 0, 0, 1]
     assert sorted([*fitted.tolist(), *held.tolist()]) == list(range(33))
@@ -137,7 +126,7 @@ def arguments(command: str, run: Path, *more: str) -> list[str]:
 
 def test_tool_fits_on_cached_features(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "fast.json"
-    fast = arguments("linear", tiny_run, "--fast", "--out", str(out), "--lrs", "0.03", "0.3")
+    fast = arguments("linear-fast", tiny_run, "--out", str(out), "--lrs", "0.03", "0.3")
     assert main(fast) == 0
     result = json.loads(out.read_text())
     assert result["protocol"] == "linear_fast" and result["train_images"] == 600

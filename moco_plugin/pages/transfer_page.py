@@ -9,10 +9,10 @@ from typing import Any
 from PIL import Image
 
 from moco_plugin.errors import UserError
-from moco_plugin.report.curves import line_chart
-from moco_plugin.report.evaluation_results import linear_table, other_tables, read_evaluations
-from moco_plugin.report.page import Page, Picture
-from moco_plugin.report.transfer_table import read_transfers, run_name, transfer_table
+from moco_plugin.pages.curves import line_chart
+from moco_plugin.pages.evaluation_results import linear_table, other_tables, read_evaluations
+from moco_plugin.pages.page import Page, Picture
+from moco_plugin.pages.transfer_table import read_transfers, run_name, transfer_table
 from moco_plugin.transfer.tasks import TASKS, Task
 
 TransferRun = tuple[Path, dict[str, Any]]  # its folder and its results.json
@@ -69,28 +69,28 @@ def _add_task(page: Page, task: Task, runs: Sequence[TransferRun]) -> str:
     table = transfer_table(task, [result for _, result in runs])
     page.section(task.title)
     page.add("table", table)
-    names = _names(runs)
-    curves = {name: training_loss(*run) for name, run in zip(names, runs, strict=True)}
-    if curves := {name: curve for name, curve in curves.items() if curve[0]}:
-        alt = "Line chart: the training loss of " + ", ".join(
-            f"{name} goes from {losses[0]:.2f} to {losses[-1]:.2f}" for name, (_, losses) in curves.items()
-        )
-        caption = "The sum of all losses over iterations, as detectron2 logs it: the mean over the trials."
-        page.add("charts", [line_chart(curves, "training loss", alt)], caption)
-    add_predictions(page, dict(zip(names, runs, strict=True)), "The first test images")
+    names = [run_name(result) for _, result in runs]
+    named = {
+        f"{name} ({run[0].name})" if names.count(name) > 1 else name: run for name, run in zip(names, runs, strict=True)
+    }
+    add_curves(page, named)
+    add_predictions(page, named, "The first test images")
     return f"{task.title}\n{table.caption}\n\n{table.text()}"
 
 
-def _names(runs: Sequence[TransferRun]) -> list[str]:
-    """Return a name for each run, with its folder where names collide."""
-    names = [run_name(result) for _, result in runs]
-    return [
-        f"{name} ({folder.name})" if names.count(name) > 1 else name
-        for name, (folder, _) in zip(names, runs, strict=True)
-    ]
+def add_curves(page: Page, runs: Mapping[str, TransferRun]) -> None:
+    """Add a chart of the training losses of runs by name, if any is logged."""
+    curves = {name: curve for name, run in runs.items() if (curve := _training_loss(*run))[0]}
+    if not curves:
+        return
+    alt = "Line chart: the training loss of " + ", ".join(
+        f"{name} goes from {losses[0]:.2f} to {losses[-1]:.2f}" for name, (_, losses) in curves.items()
+    )
+    caption = "The sum of all losses over iterations, as detectron2 logs it: the mean over the trials."
+    page.add("charts", [line_chart(curves, "training loss", alt)], caption)
 
 
-def training_loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]:
+def _training_loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], list[float]]:
     """Return the iterations that all trials have logged, and the mean loss of the trials there."""
     logs = [log for trial in result["trials"] if (log := _read_log(folder / trial["folder"] / "metrics.json"))]
     steps = sorted(set.intersection(*map(set, logs))) if logs else []
@@ -128,12 +128,12 @@ def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, sh
     drawn = {name: path for name, (folder, _) in runs.items() if (path := folder / "predictions").is_dir()}
     truths = {path.name: path for folder in drawn.values() for path in sorted(folder.glob("*_truth.png"))}
     panels = []
-    for number, path in enumerate(list(truths.values())[:shown], start=1):
-        panels.append(_picture(path, f"Image {number} and what is in it", "Ground truth"))
+    for position, path in enumerate(list(truths.values())[:shown], start=1):
+        panels.append(_picture(path, f"Image {position} and what is in it", "Ground truth"))
         for name, folder in drawn.items():
-            found = folder / path.name.replace("_truth.png", ".png")
-            if found.is_file():
-                panels.append(_picture(found, f"Image {number}, predictions of {name}", name))
+            drawing = folder / path.name.replace("_truth.png", ".png")
+            if drawing.is_file():
+                panels.append(_picture(drawing, f"Image {position}, predictions of {name}", name))
     if panels:
         scores = {str(result["drawn_above"]) for _, result in runs.values() if "drawn_above" in result}
         limit = f", detections of score {' or '.join(sorted(scores))} or more" if scores else ""
@@ -177,8 +177,7 @@ def _add_evaluations(page: Page, results: Sequence[dict[str, Any]]) -> str:
         "settings",
         {f"{Path(path).name}, {digest[:8]}": f"{path}, SHA-256 {digest}" for digest, path in checkpoints.items()},
     )
-    versions = sorted({f"{k} {v}" for result in results for k, v in result["versions"].items()})
-    page.add("text", f"Versions: {', '.join(versions)}.")
+    page.add("text", _versions(results))
     return "\n\n".join(f"{heading}\n{table.text()}" for heading, table in tables)
 
 
@@ -193,5 +192,9 @@ def _add_making(page: Page, runs: Sequence[TransferRun]) -> None:
             f"{solver['BASE_LR']:g}, {solver['MAX_ITER']} iterations"
         )
     page.add("settings", lines)
-    versions = sorted({f"{name} {value}" for _, run in runs for name, value in run["versions"].items()})
-    page.add("text", f"Versions: {', '.join(versions)}.")
+    page.add("text", _versions([result for _, result in runs]))
+
+
+def _versions(results: Sequence[dict[str, Any]]) -> str:
+    versions = sorted({f"{name} {value}" for result in results for name, value in result["versions"].items()})
+    return f"Versions: {', '.join(versions)}."

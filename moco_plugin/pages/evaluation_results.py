@@ -6,24 +6,30 @@ from typing import Any
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
+from moco_plugin.pages.tables import Table, mean_and_spread
 from moco_plugin.papers import FINETUNE, LINEAR, OMNIBENCHMARK, Published
-from moco_plugin.report.tables import Table, mean_and_spread
 
-METHOD_TITLES = {"moco": "MoCo v2", "moco_v1": "MoCo v1", "moco_v2": "MoCo v2", "moco_v3": "MoCo v3"}
 NONE = "-"
+
+
+def method_title(name: Any) -> str | None:
+    """Return what tables call a method, or None for one that is not known."""
+    from moco_plugin.methods import METHODS  # imports torch, which a list of tasks does not need
+
+    return str(METHODS.get(name).title) if isinstance(name, str) and name in METHODS else None
 
 
 def find_results(folder: Path, pattern: str, keys: Set[str]) -> list[tuple[Path, dict[str, Any]]]:
     """Return path and content of each JSON file at any depth of a folder that has all the keys, by path."""
-    found = []
+    results = []
     for path in sorted(folder.rglob(pattern)):
         try:
             result = read_json(path)
         except UserError:
             continue
         if isinstance(result, dict) and keys <= result.keys():
-            found.append((path, result))
-    return found
+            results.append((path, result))
+    return results
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
@@ -65,8 +71,8 @@ def _published(result: dict[str, Any]) -> Published | None:
     """Return the paper's row that a result repeats; images are not compared."""
     architecture = str(result.get("architecture"))
     for row in LINEAR:
-        same = (METHOD_TITLES[row.method], row.feature_dim, row.epochs) == (
-            METHOD_TITLES.get(str(result.get("method"))),
+        same = (method_title(row.method), row.feature_dim, row.epochs) == (
+            method_title(result.get("method")),
             result.get("feature_dim"),
             result.get("epoch"),
         )
@@ -80,7 +86,7 @@ def _name(result: dict[str, Any]) -> str:
     architecture = str(result.get("architecture"))
     if result.get("untrained"):
         return f"random weights, {architecture}"
-    method = METHOD_TITLES.get(str(result.get("method")), str(result.get("method") or Path(result["weights"]).name))
+    method = method_title(result.get("method")) or str(result.get("method") or Path(result["weights"]).name)
     epochs = f", {result['epoch']} epochs" if result.get("epoch") else ""
     return f"{method} {architecture}{epochs}"
 
@@ -112,9 +118,9 @@ def other_tables(results: Sequence[dict[str, Any]]) -> list[tuple[str, Table]]:
     """Return heading and table of each other kind of evaluation among the results."""
     tables = []
     for kind, (heading, caption) in CAPTIONS.items():
-        if found := [result for result in results if result["protocol"] == kind]:
+        if ours := [result for result in results if result["protocol"] == kind]:
             papers = [(f"{row.name} (paper)", row.recipe, f"{row.values[0]}", "") for row in FINETUNE]
-            rows = [(_name(result), *cells, _short(result["test"])) for result in found for cells in _cells(result)]
+            rows = [(_name(result), *cells, _short(result["test"])) for result in ours for cells in _cells(result)]
             table = Table(COLUMNS[kind], [*(papers if kind == "finetune" else ()), *rows], caption)
             tables.append((heading, table))
     for result in results:

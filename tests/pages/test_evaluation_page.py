@@ -8,53 +8,29 @@ from typing import Any
 import pytest
 
 from moco_plugin.errors import UserError
+from moco_plugin.pages.evaluation_results import linear_table, read_evaluations
+from moco_plugin.pages.transfer_page import write_report
 from moco_plugin.papers import LINEAR
-from moco_plugin.report.evaluation_results import linear_table, read_evaluations
-from moco_plugin.report.transfer_page import write_report
-
-
-def result(protocol: str, **more: Any) -> dict[str, Any]:
-    base = {
-        "protocol": protocol,
-        "train": "imagenet/train",
-        "test": "data/imagenet/val",
-        "untrained": False,
-        "weights": "moco.pth.tar",
-        "weights_sha256": "0" * 64,
-        "architecture": "resnet50",
-        "feature_dim": 2048,
-        "method": "moco_v2",
-        "epoch": 200,
-        "versions": {"torch": "2.4"},
-    }
-    return {**base, **more}
+from tests.pages.conftest import evaluation
 
 
 def write(folder: Path, *results: dict[str, Any]) -> Path:
     folder.mkdir(exist_ok=True)
-    for number, one in enumerate(results):
-        (folder / f"{number}.json").write_text(json.dumps(one))
+    for index, one in enumerate(results):
+        (folder / f"{index}.json").write_text(json.dumps(one))
     return folder
 
 
 def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
+    vit = {"method": "moco_v3", "epoch": 300, "architecture": "vit_small_patch16_224", "feature_dim": 384}
     folder = write(
         tmp_path / "results",
-        result("linear", recipe="moco_v1", top1=67.0, top5=88.0),
-        result("linear", recipe="moco_v1", top1=68.0, top5=88.5),
-        result("linear", recipe="moco_v1", top1=70.0, top5=90.0, feature_dim=4096),  # R50w2x has no row in v2
-        result("linear_fast", top1=60.0, top5=None, epoch=7),
-        result(
-            "linear",
-            recipe="moco_v3_vit",
-            top1=73.0,
-            top5=91.0,
-            method="moco_v3",
-            epoch=300,
-            architecture="vit_small_patch16_224",
-            feature_dim=384,
-        ),
-        result("linear", recipe="moco_v1", top1=9.0, top5=20.0, untrained=True),
+        evaluation("linear", recipe="moco_v1", top1=67.0, top5=88.0),
+        evaluation("linear", recipe="moco_v1", top1=68.0, top5=88.5),
+        evaluation("linear", recipe="moco_v1", top1=70.0, top5=90.0, feature_dim=4096),  # R50w2x has no row in v2
+        evaluation("linear_fast", top1=60.0, top5=None, epoch=7),
+        evaluation("linear", recipe="moco_v3_vit", top1=73.0, top5=91.0, **vit),
+        evaluation("linear", recipe="moco_v1", top1=9.0, top5=20.0, untrained=True),
     )
     (folder / "other.json").write_text('{"anything": 1}')
     (folder / "broken.json").write_text("{")
@@ -77,7 +53,7 @@ def test_papers_rows_with_ours_beside_them(tmp_path: Path) -> None:
     ],
 )
 def test_resnext_of_the_paper_is_32x8d(architecture: str, parameters: int, beside: bool, tmp_path: Path) -> None:
-    mine = result("linear", recipe="moco_v1", top1=60.0, top5=80.0, method="moco_v1", architecture=architecture)
+    mine = evaluation("linear", recipe="moco_v1", top1=60.0, top5=80.0, method="moco_v1", architecture=architecture)
     table = linear_table([{**mine, "parameters": parameters}])
     (row,) = (row for row in table.rows if row[0] == "MoCo v1 RX50, 200 epochs")
     assert row[1:3] == ("63.9", "60.0" if beside else "-")
@@ -85,7 +61,7 @@ def test_resnext_of_the_paper_is_32x8d(architecture: str, parameters: int, besid
 
 
 def test_fine_tuning_with_deits_recipe_is_marked(tmp_path: Path) -> None:
-    folder = write(tmp_path / "results", result("finetune", recipe="imagenet", top1=77.25))
+    folder = write(tmp_path / "results", evaluation("finetune", recipe="imagenet", top1=77.25))
     text = write_report(folder, tmp_path / "page.html")
     assert re.search(r"^MoCo v3 ViT-S \(paper\) +DeiT's +81\.4", text, re.M)
     assert "rows with DeiT's recipe" in (tmp_path / "page.html").read_text().replace("&#39;", "'")
@@ -95,13 +71,15 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
     realm = {"mean_per_class": 30.0, "top1": 31.0, "l2": 0.001, "classes": 5}
     folder = write(
         tmp_path / "results",
-        result("linear", recipe="moco_v1", top1=67.0, top5=88.0),
-        result("finetune", recipe="imagenet", top1=77.25),
-        result("lowshot", shares=[{"share": 0.01, "train_images": 12811, "top1": 43.21}]),
-        result("knn", k=10, top1=50.0, top1_by_k={"10": 50.0, "200": 48.76}),
-        result("retrieve", recall={"1": 40.12}),
-        result("omnibenchmark", mean_per_class=30.0, top1=31.0, partial=True, missing=["car"], realms={"bird": realm}),
-        result("omnibenchmark_realm", realm="bird", top1=31.0),
+        evaluation("linear", recipe="moco_v1", top1=67.0, top5=88.0),
+        evaluation("finetune", recipe="imagenet", top1=77.25),
+        evaluation("lowshot", shares=[{"share": 0.01, "train_images": 12811, "top1": 43.21}]),
+        evaluation("knn", k=10, top1=50.0, top1_by_k={"10": 50.0, "200": 48.76}),
+        evaluation("retrieve", recall={"1": 40.12}),
+        evaluation(
+            "omnibenchmark", mean_per_class=30.0, top1=31.0, partial=True, missing=["car"], realms={"bird": realm}
+        ),
+        evaluation("omnibenchmark_realm", realm="bird", top1=31.0),
     )
     page = tmp_path / "page.html"
     text, html = write_report(folder, page), page.read_text()

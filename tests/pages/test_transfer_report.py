@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moco_plugin.report.tables import Table
-from moco_plugin.report.transfer_page import write_report
-from moco_plugin.report.transfer_table import list_tasks, match, transfer_table
+from moco_plugin.pages.tables import Table
+from moco_plugin.pages.transfer_page import write_report
+from moco_plugin.pages.transfer_table import list_tasks, match, transfer_table
 from moco_plugin.tools.report import main
 from moco_plugin.transfer.tasks import TASKS
 from tests.helpers.browser import Reader, load
+from tests.pages.conftest import evaluation
 
 V2 = {"method": "moco_v2", "epoch": 200, "architecture": "resnet50"}
 BATCH_4 = {"images_per_batch": 4, "overrides": ["SOLVER.MOMENTUM", "0.8"]}
@@ -80,21 +81,7 @@ def runs(tmp_path: Path) -> Path:
     write_losses(voc / "v2" / "trial_1", {0: 2.0, 20: 0.5})
     for name in ("random", "v2"):
         write_pictures(voc / name, "000001", "000002")
-    linear = {
-        "protocol": "linear",
-        "top1": 67.25,
-        "top5": 88.0,
-        "train": "t",
-        "test": "v",
-        "weights": "m.pth",
-        "weights_sha256": "cd" * 32,
-        "architecture": "resnet50",
-        "feature_dim": 2048,
-        "method": "moco_v2",
-        "epoch": 200,
-        "recipe": "moco_v1",
-        "versions": {"torch": "2.4"},
-    }
+    linear = evaluation("linear", recipe="moco_v1", top1=67.25, top5=88.0)
     (tmp_path / "runs" / "linear.json").write_text(json.dumps(linear))
     (voc / "random" / "trial_1" / "results.json").write_text('{"voc_2007_test": {"bbox": {"AP": 33.0}}}')
     (tmp_path / "runs" / "broken").mkdir()
@@ -117,9 +104,9 @@ def test_ours_below_theirs_by_hand(tmp_path: Path) -> None:
     assert table.columns == ("initialisation", "from", "AP50", "AP", "AP75", "trials", "changed")
     rows = rows_of(table)
     assert rows[:2] == ["random | paper | 60.2 | 33.8 | 33.1 |  | ", "random | here | 60.0 | 33.0 | 32.0 | 1 | "]
-    place = rows.index("MoCo v2 IN-1M, 200 epochs | paper | 82.4 | 57.0 | 63.6 |  | ")
+    position = rows.index("MoCo v2 IN-1M, 200 epochs | paper | 82.4 | 57.0 | 63.6 |  | ")
     # std of 82 and 83: sqrt(2 * 0.5^2 / 1) = 0.71
-    assert rows[place + 1] == "MoCo v2 IN-1M, 200 epochs | here | 82.5 ± 0.7 | 57.0 ± 0.0 | 63.5 ± 0.7 | 2 of 5 | "
+    assert rows[position + 1] == "MoCo v2 IN-1M, 200 epochs | here | 82.5 ± 0.7 | 57.0 ± 0.0 | 63.5 ± 0.7 | 2 of 5 | "
     assert rows[-1] == f"MoCo: moco.pth.tar | here | 70.0 | 40.0 | {rows[-1].split(' | ')[4]} | 1 | [1]"
     assert "[1] 4 images per batch, SOLVER.MOMENTUM 0.8" in table.caption
     assert len(rows) == 6 + 3

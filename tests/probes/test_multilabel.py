@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
-from moco_plugin.evaluation.multilabel import average_precision
+from moco_plugin.probes.multilabel import average_precision
 from tests.helpers.processes import Tool
 
 COLOURS = {"red": 0, "green": 1, "blue": 2}
@@ -21,7 +21,7 @@ def test_average_precision_is_scikit_learns() -> None:
     truth = torch.rand(200, 5, generator=generator) < 0.3
     truth[:, 4] = False
     found = average_precision(scores, truth)
-    expected = [100 * average_precision_score(truth[:, place], scores[:, place]) for place in range(4)]
+    expected = [100 * average_precision_score(truth[:, index], scores[:, index]) for index in range(4)]
     assert found[:4].tolist() == pytest.approx(expected, abs=1e-3) and found[4].isnan()
 
 
@@ -37,7 +37,7 @@ def lists(tmp_path_factory: pytest.TempPathFactory) -> Path:
             Image.fromarray((random.integers(0, 60, (32, 32, 3)) + 180 * bright).astype(np.uint8)).save(
                 folder / f"{split}{number}.png"
             )
-            rows.append(f"{split}{number}.png," + ";".join(name for name, place in COLOURS.items() if bright[place]))
+            rows.append(f"{split}{number}.png," + ";".join(name for name, index in COLOURS.items() if bright[index]))
         (folder / f"{split}.csv").write_text("path,labels\n" + "\n".join(rows) + "\n")
     return folder
 

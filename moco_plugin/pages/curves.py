@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from moco_plugin.errors import UserError
-from moco_plugin.report.page import Picture
+from moco_plugin.pages.page import Picture
 
 Curve = tuple[Sequence[int], Sequence[float]]  # steps and values
 LIGHT = ("#5b6475", "#dfe3ea")  # of text and grid
@@ -62,8 +62,8 @@ def line_chart(
     def draw(text: str, grid: str, lines: Sequence[str]) -> Image.Image:
         figure = Figure(figsize=(4.4, 3.0), dpi=180, layout="constrained")
         axes = figure.add_subplot()
-        for number, (name, (steps, values)) in enumerate(curves.items()):
-            colour = lines[number % len(lines)]
+        for index, (name, (steps, values)) in enumerate(curves.items()):
+            colour = lines[index % len(lines)]
             marker = "o" if len(steps) <= MARKED and not noisy else None
             if noisy:
                 axes.plot(steps, values, color=colour, alpha=0.3, linewidth=1)
@@ -78,7 +78,7 @@ def line_chart(
                 linewidth=2,
                 marker=marker,
                 markersize=5,
-                linestyle=DASHES[number % len(DASHES)],
+                linestyle=DASHES[index % len(DASHES)],
             )
         if reference is not None:
             axes.axhline(reference[0], color=text, linewidth=1, linestyle=(0, (4, 3)))

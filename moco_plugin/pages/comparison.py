@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from moco_plugin.detectors.recipe import Recipe
-from moco_plugin.report.curves import line_chart
-from moco_plugin.report.page import Page
-from moco_plugin.report.tables import Table, spread
-from moco_plugin.report.transfer_page import add_predictions, training_loss
-from moco_plugin.report.transfer_table import measured
+from moco_plugin.pages.page import Page
+from moco_plugin.pages.tables import Table, spread
+from moco_plugin.pages.transfer_page import add_curves, add_predictions
+from moco_plugin.pages.transfer_table import measured
 from moco_plugin.transfer.tasks import Metric, Task
 
 START_TITLES = {
@@ -33,7 +32,7 @@ def conclusion(metric: Metric, results: Sequence[dict[str, Any]], test_images: i
     values = {
         result["name"]: [trial["metrics"].get(metric.path) or 0.0 for trial in result["trials"]] for result in results
     }
-    means = {name: sum(numbers) / len(numbers) for name, numbers in values.items()}
+    means = {name: sum(trials) / len(trials) for name, trials in values.items()}
     ours = max((name for name in means if name in ("moco", "continued")), key=lambda name: means[name])
     sentences = []
     if max(means.values()) == 0:
@@ -42,17 +41,19 @@ def conclusion(metric: Metric, results: Sequence[dict[str, Any]], test_images: i
         if name not in means or max(means.values()) == 0:
             continue
         difference = means[ours] - means[name]
-        numbers = f"{metric.name} {means[ours]:.1f} against {means[name]:.1f}"
+        means_of_both = f"{metric.name} {means[ours]:.1f} against {means[name]:.1f}"
         spreads = [spread(values[start]) for start in (ours, name)]
         if None in spreads:
             verdict = "ahead" if difference > 0 else "behind" if difference < 0 else "equal"
-            sentences.append(f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} in one trial ({numbers}).")
+            sentences.append(
+                f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} in one trial ({means_of_both})."
+            )
             continue
-        noise = max(number or 0.0 for number in spreads)
+        noise = max(one or 0.0 for one in spreads)
         clear = "pays" if difference > 0 else "does not pay"
         verdict = clear if abs(difference) > noise else "makes no clear difference"
         sentences.append(
-            f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} ({numbers}; trials differ by {noise:.1f})."
+            f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} ({means_of_both}; trials differ by {noise:.1f})."
         )
     if test_images < FEW_IMAGES:
         sentences.append(f"There are only {test_images} test images: small differences mean little.")
@@ -68,12 +69,7 @@ def write_comparison(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]
     page.section("Results")
     page.add("table", comparison_table(task, results))
     runs = {START_TITLES[result["name"]]: (out / result["name"], result) for result in results}
-    curves = {name: curve for name, run in runs.items() if (curve := training_loss(*run))[0]}
-    if curves:
-        alt = "Line chart: the training loss of " + ", ".join(curves)
-        page.add(
-            "charts", [line_chart(curves, "training loss", alt)], "The sum of all losses, the mean over the trials."
-        )
+    add_curves(page, runs)
     add_predictions(page, runs, "The first test images")
     page.section("How it was made")
     page.add("text", " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in recipe.sentences))

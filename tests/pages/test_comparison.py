@@ -2,7 +2,7 @@
 
 import pytest
 
-from moco_plugin.report.comparison import conclusion
+from moco_plugin.pages.comparison import conclusion
 from moco_plugin.transfer.tasks import Metric
 
 

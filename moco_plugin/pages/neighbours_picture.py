@@ -8,10 +8,10 @@ from PIL import Image, ImageDraw
 
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.evaluation.retrieval import Neighbours
+from moco_plugin.evaluation.neighbours import Neighbours
 from moco_plugin.files import atomic_path, check_output
-from moco_plugin.report.page import Page, Picture, tile
-from moco_plugin.report.tables import Table
+from moco_plugin.pages.page import Page, Picture, tile
+from moco_plugin.pages.tables import Table
 
 TILE, FRAME, GAP = 96, 4, 6  # pixels of the PNG
 COLOURS = {"right": "#1a7f37", "wrong": "#cf222e", "": "white"}
@@ -28,7 +28,7 @@ def check_picture(path: str | Path, overwrite: bool) -> None:
 
 
 def write_neighbours(
-    path: str | Path, train: ImageSet, test: ImageSet, found: Sequence[Neighbours], result: Mapping[str, Any]
+    path: str | Path, train: ImageSet, test: ImageSet, neighbours: Sequence[Neighbours], result: Mapping[str, Any]
 ) -> None:
     """Draw each test image at the left and its neighbours to the right, the nearest first.
 
@@ -36,10 +36,10 @@ def write_neighbours(
         path: An .html or a .png file.
         train: The images that were searched.
         test: The images that were searched for.
-        found: What to draw.
+        neighbours: What to draw.
         result: What ``evaluate_retrieval`` has returned.
     """
-    rows, sentence = neighbour_rows(train, test, found)
+    rows, sentence = neighbour_rows(train, test, neighbours)
     if Path(path).suffix == ".html":
         page = Page("Nearest neighbours", sentence)
         page.section("Recall")
@@ -67,17 +67,19 @@ def caption(train: str, test: str) -> str:
     )
 
 
-def neighbour_rows(train: ImageSet, test: ImageSet, found: Sequence[Neighbours]) -> tuple[list[list[Picture]], str]:
+def neighbour_rows(
+    train: ImageSet, test: ImageSet, neighbours: Sequence[Neighbours]
+) -> tuple[list[list[Picture]], str]:
     """Return a row of tiles for each test image, and a sentence on how many neighbours are of its class."""
     rows, right, total = [], 0, 0
-    for one in found:
+    for one in neighbours:
         query, label, name = _read(test, one.test)
         row = [tile(query, f"Test image: {name}", name)]
-        for place, index in enumerate(one.train, start=1):
+        for position, index in enumerate(one.train, start=1):
             image, its, other = _read(train, index)
             same = its == label
             right, total = right + same, total + 1
-            alt = f"Neighbour {place} of {name}: {other}, {'right' if same else 'wrong'} class"
+            alt = f"Neighbour {position} of {name}: {other}, {'right' if same else 'wrong'} class"
             row.append(tile(image, alt, other, "right" if same else "wrong"))
         rows.append(row)
     return rows, f"{right} of {total} neighbours have the class of their test image."

@@ -1,0 +1,1 @@
+"""Further evaluations of a frozen backbone, which `tools/evaluate.py` finds by their entry points."""
