@@ -19,9 +19,10 @@ from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.views.device import finish
 from moco_plugin.errors import UsageError
-from moco_plugin.pretraining.config import load_config
+from moco_plugin.pretraining.config import image_channels
 from moco_plugin.pretraining.module import PretrainModule
-from moco_plugin.pretraining.run import build_views, fit_statistics, open_images
+from moco_plugin.pretraining.prepare import open_images, prepare_run
+from moco_plugin.pretraining.run import build_views, measure_missing_statistics
 from moco_plugin.runs.optimizers import build_optimizer
 
 
@@ -29,14 +30,15 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
     """Time reading, decoding, views and collation on one core, and transfer and step on the device.
 
     Args:
-        config: As for ``load_config``.
-        overrides: As for ``load_config``.
+        config: Name of a config, as for ``prepare_run``.
+        overrides: As for ``prepare_run``.
         batches: Of each part; medians are returned.
     """
     at_least(1, batches=batches)
-    run = load_config(config, overrides)
-    images = open_images(run)
-    fit_statistics(run, images)
+    prepared = prepare_run(overrides, config)
+    run = prepared.config
+    images = prepared.images or open_images(run)
+    measure_missing_statistics(run, images)
     size, workers = run.data.batch_size, loader_processes(run.data.workers)
     if len(images) < size:
         raise UsageError(f"data.batch_size is {size} and {run.data.root} holds {len(images)} images")
@@ -61,11 +63,11 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
         return result
 
     for batch in tqdm(range(batches + 1), desc="batches", file=sys.stderr):
-        numbers = [(batch * size + number) % len(images) for number in range(size)]
+        indices = [(batch * size + offset) % len(images) for offset in range(size)]
         torch.set_num_threads(1)
         cv2.setNumThreads(0)
-        timed("read", lambda numbers=numbers: [_read(images, number) for number in numbers])  # type: ignore[misc]
-        arrays = timed("decode", lambda n=numbers: [images.try_load_array(i, dataset.shrink)[0] for i in n])  # type: ignore[misc]
+        timed("read", lambda indices=indices: [_read(images, i) for i in indices])  # type: ignore[misc]
+        arrays = timed("decode", lambda n=indices: [images.try_load_array(i, dataset.shrink)[0] for i in n])  # type: ignore[misc]
         whole = [array for array in arrays if array is not None]
         made = timed("views", lambda w=whole: [(*views(array, Random(i)), "") for i, array in enumerate(w)])  # type: ignore[misc]
         collated = timed("collate", lambda items=made: collate_views(items))  # type: ignore[misc]
@@ -73,7 +75,9 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
         cv2.setNumThreads(cv2_threads)
 
         def to_device(batch: Any = collated) -> list[torch.Tensor]:
-            arrays = finish([array.to(device) for array in batch[0]], batch[1], run.data.image_size)
+            arrays = finish(
+                [array.to(device) for array in batch[0]], batch[1], run.data.image_size, image_channels(run)
+            )
             both = [normalize(view.permute(0, 3, 1, 2), run.data.mean, run.data.std) for view in arrays]
             return [view.contiguous(memory_format=module.layout) for view in both]
 
@@ -103,10 +107,10 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
     return {"settings": settings, "results": results, "advice": _advice(milliseconds, loader, trained, settings)}
 
 
-def _read(images: ImageSet, number: int) -> bytes:
+def _read(images: ImageSet, index: int) -> bytes:
     if images.array is not None:
         return b""
-    return images.archive.read(number) if images.archive is not None else Path(images.paths[number]).read_bytes()
+    return images.archive.read(index) if images.archive is not None else Path(images.paths[index]).read_bytes()
 
 
 def _advice(parts: dict[str, float], loader: float, trained: float, settings: dict[str, Any]) -> list[str]:

@@ -28,11 +28,11 @@ def check_overrides(given: Any, paths: bool = True) -> None:
         paths: Check them as well.
 
     Raises:
-        UsageError: No method or timm model has the name.
+        UsageError: No timm model has the name.
         UserError: Nothing is at the path.
     """
     images = ("data.root", "knn.train", "knn.test") if paths else ()
-    checks = [("method", check_method), ("backbone", check_backbone), *((key, check_images) for key in images)]
+    checks = [("backbone", check_backbone), *((key, check_images) for key in images)]
     if paths:
         checks.append(("weights", check_checkpoint))
     for key, check in checks:
@@ -51,16 +51,6 @@ def check_checkpoint(path: str) -> None:
     """Raise UserError if a path does not exist and is not the name of a released checkpoint."""
     if re.search(r"[./\\]", path) and "://" not in path and not Path(path).expanduser().exists():
         raise UserError(f"{path}: no such file; expected a checkpoint")
-
-
-def check_method(name: str) -> None:
-    """Raise UsageError if no method is registered under a name in the source of ``methods/``."""
-    source = "".join(path.read_text() for path in sorted((Path(__file__).parent / "methods").glob("*.py")))
-    known = [
-        name for names in re.findall(r"^@METHODS\.register\((.*)\)", source, re.M) for name in re.findall(r"\w+", names)
-    ]
-    if name not in known:
-        raise UsageError(f"unknown method {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}")
 
 
 def check_backbone(name: str) -> None:

@@ -11,10 +11,11 @@ from torch import nn
 from moco_plugin.backbones import create_backbone
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, build_method
-from moco_plugin.pretraining.config import config_dict, default_recipe, load_config, queue_for, queue_warning
-from moco_plugin.pretraining.module import scaled_lr
+from moco_plugin.pretraining.config import config_dict, load_config
+from moco_plugin.pretraining.module import starting_lr
+from moco_plugin.pretraining.prepare import queue_for, queue_warning, recipe_named_by
 from moco_plugin.runs.schedules import lr_schedule
-from moco_plugin.schema import configs_folder
+from moco_plugin.schema import configs_folder, parse_overrides
 from moco_plugin.tools.pretrain import main as pretrain
 
 SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yaml"))
@@ -22,7 +23,7 @@ SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yam
 
 def rate(name: str, epoch: float) -> float:
     config = load_config(name, ["data.root=x"])
-    return scaled_lr(config) * lr_schedule(config.schedule)(epoch / config.schedule.epochs)
+    return starting_lr(config) * lr_schedule(config.schedule)(epoch / config.schedule.epochs)
 
 
 @pytest.mark.parametrize(
@@ -75,13 +76,13 @@ def test_ig_1b_schedule_is_the_papers() -> None:
     assert config.method_args["batch_norm_groups"] == 64 and config.method_args["temperature"] == 0.07
     at = lr_schedule(config.schedule)
     for step, drops in ((0, 0), (62_499, 0), (62_500, 1), (124_999, 1), (125_000, 2), (1_249_999, 19)):
-        assert scaled_lr(config) * at(step / 1_250_000) == pytest.approx(0.12 * 0.9**drops), step
+        assert starting_lr(config) * at(step / 1_250_000) == pytest.approx(0.12 * 0.9**drops), step
 
 
 def test_cifar_recipe_is_the_authors() -> None:
     config = load_config("moco_cifar10_resnet18", ["data.root=x"])
     assert config.backbone_args["small_stem"] and config.data.image_size == 32
-    assert (config.data.batch_size, scaled_lr(config), config.optimizer.weight_decay) == (512, 0.06, 5e-4)
+    assert (config.data.batch_size, starting_lr(config), config.optimizer.weight_decay) == (512, 0.06, 5e-4)
     arguments = {key: config.method_args[key] for key in ("mlp", "queue_size", "momentum", "temperature", "batch_norm")}
     assert arguments == {"mlp": False, "queue_size": 4096, "momentum": 0.99, "temperature": 0.1, "batch_norm": "split"}
 
@@ -139,9 +140,9 @@ def test_recipe_of_v3_follows_the_network(backbone: str, recipe: str, capsys: py
 
 def test_pretrained_vit_keeps_its_positions_and_heads() -> None:
     overrides = ["method=moco_v3", "backbone=vit_small_patch16_224", "backbone_args.pretrained=true"]
-    assert default_recipe(overrides) == "moco_v3_layer_norm"
-    assert default_recipe([]) == "moco_v2"
-    assert default_recipe(["method=moco_v3", "backbone=unknown"]) == "moco_v3_resnet"
+    assert recipe_named_by(parse_overrides(overrides)) == "moco_v3_layer_norm"
+    assert recipe_named_by({}) == "moco_v2"
+    assert recipe_named_by({"method": "moco_v3", "backbone": "unknown"}) == "moco_v3_resnet"
 
 
 def test_small_sets_have_one_rule() -> None:
@@ -178,9 +179,9 @@ def test_learning_rate_by_epoch(name: str, epoch: int, expected: float) -> None:
 
 
 def test_learning_rate_scales_with_the_batch_unless_told_not_to() -> None:
-    assert scaled_lr(load_config(None, ["data.root=x", "data.batch_size=512"])) == pytest.approx(0.06)
-    fixed = load_config(None, ["data.root=x", "data.batch_size=512", "optimizer.scale_lr=false"])
-    assert scaled_lr(fixed) == pytest.approx(0.03)
+    assert starting_lr(load_config("moco_v2", ["data.root=x", "data.batch_size=512"])) == pytest.approx(0.06)
+    fixed = load_config("moco_v2", ["data.root=x", "data.batch_size=512", "optimizer.scale_lr=false"])
+    assert starting_lr(fixed) == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -205,13 +206,15 @@ def test_own_file_inherits(tmp_path: Path) -> None:
         (["data.rot=x"], "unknown config key 'data.rot'; valid under data are root, .*did you mean 'root'"),
         (["metod=moco"], "unknown config key 'metod'; valid at the top are method, .*did you mean 'method'"),
         (["data.batch_size=many"], "config key 'data.batch_size'"),
+        (["data.root=x", "data.batch_size=0"], "data.batch_size is 0; expected a number above 0"),
+        (["data.root=x", "knn.k=-1"], "knn.k is -1; expected a number above 0"),
         ([], "data.root is not set"),
         (["--overwrit"], "expected key=value"),
     ],
 )
 def test_mistakes_name_their_path(overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_config(None, overrides)
+        load_config("moco_v2", overrides)
 
 
 def test_unknown_config_lists_the_shipped_ones() -> None:

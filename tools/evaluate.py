@@ -124,12 +124,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parsers["lowshot"].add_argument(
         "--shares", type=float, nargs="+", default=[0.01, 0.1], help="of the labels (default 0.01 0.1)"
     )
-    for name in ("linear", "finetune"):
-        parsers[name].add_argument(
-            "--accept-changed-images",
-            action="store_true",
-            help="resume although the images changed: the interrupted epoch starts again with the new set",
-        )
     for name in ("linear", "lowshot"):
         parsers[name].add_argument(
             "--lrs",
@@ -160,8 +154,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     picture = arguments.pop("picture", None)
     if fast and protocol == "linear":
         protocol = "linear --fast"
-        for name in ("protocol", "accept_changed_images"):
-            arguments.pop(name)
+        arguments.pop("protocol")
     elif protocol == "linear":
         arguments.pop("lrs")
 

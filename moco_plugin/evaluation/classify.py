@@ -26,6 +26,7 @@ from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protoc
 from moco_plugin.evaluation.run import Subject, class_count, read_sets, read_subject, record
 from moco_plugin.files import check_output, write_json
 from moco_plugin.runs.fit import Run
+from moco_plugin.runs.optimizers import scaled_lr
 from moco_plugin.runs.run_folder import Identity
 from moco_plugin.runs.trainer_arguments import check_trainer_arguments
 
@@ -41,7 +42,6 @@ def evaluate_linear(
     untrained: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
-    accept_changed_images: bool = False,
 ) -> dict[str, Any]:
     """Train a linear classifier on the frozen backbone, as the papers do, and test it.
 
@@ -57,7 +57,6 @@ def evaluate_linear(
         out: JSON file to write; the folder ``NAME_run`` next to it gets checkpoint and log, and an interrupted run
             resumes from there.
         overwrite: Replace an earlier result or run.
-        accept_changed_images: Resume although an image set changed.
 
     Returns:
         The content of the JSON, with ``top1``, ``top5`` and ``mean_per_class`` in percent; empty on all processes
@@ -70,9 +69,7 @@ def evaluate_linear(
     checkpoint = None if protocol else read_checkpoint(weights, encoder)
     name = linear_protocol(checkpoint) if checkpoint else str(protocol)
     config = load_protocol("linear", name, overrides)
-    task = Classification(
-        "linear", name, config, weights, train, test, encoder, untrained, out, overwrite, accept_changed_images
-    )
+    task = Classification("linear", name, config, weights, train, test, encoder, untrained, out, overwrite)
     return task.evaluate(checkpoint)
 
 
@@ -87,22 +84,17 @@ def evaluate_finetune(
     untrained: bool = False,
     out: str | Path | None = None,
     overwrite: bool = False,
-    accept_changed_images: bool = False,
 ) -> dict[str, Any]:
     """Fine-tune the whole network as the papers do, and test it; arguments and result as of ``evaluate_linear``."""
     config = load_protocol("finetune", protocol, overrides)
-    task = Classification(
-        "finetune", protocol, config, weights, train, test, encoder, untrained, out, overwrite, accept_changed_images
-    )
+    task = Classification("finetune", protocol, config, weights, train, test, encoder, untrained, out, overwrite)
     return task.evaluate()
 
 
 def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
     """Return the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
-    optimizer = config.optimizer
-    lr = config.untrained_lr if untrained and config.untrained_lr is not None else optimizer.lr
     images = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)
-    return lr * images / optimizer.reference_batch_size if optimizer.scale_lr else lr
+    return scaled_lr(config.optimizer, images, config.untrained_lr if untrained else None)
 
 
 @dataclass(frozen=True)
@@ -119,7 +111,6 @@ class Classification:
     untrained: bool
     out: str | Path | None
     overwrite: bool
-    accept_changed_images: bool
 
     def evaluate(self, checkpoint: Checkpoint | None = None) -> dict[str, Any]:
         """Train and test."""
@@ -188,21 +179,19 @@ class Classification:
             timeout=config.timeout,
             log_every=min(10, math.ceil(batches / config.trainer.get("accumulate_grad_batches", 1))),
             overwrite=self.overwrite,
-            accept_changed_images=self.accept_changed_images,
             kept=bool(self.out),
         )
         pl.seed_everything(config.seed, verbose=False)
         sizes = (len(indices), len(test))
         module = ClassifierModule(subject.backbone, subject.dim, class_count(train), config, lr, subject.view, sizes)
         digest = weights_digest(subject.backbone) if config.frozen else ""
-
-        def begin(trainer: pl.Trainer, total_steps: int) -> str:
-            return (
-                f"{self.task}, {subject.checkpoint.architecture} on {trainer.strategy.root_device}: {sizes[0]} training, "
-                f"{sizes[1]} test images, {config.schedule.epochs} epochs, batch {config.data.batch_size}, lr {lr:g}"
-            )
-
-        found = run.fit(module, lambda trainer: _loaders(config, subject, train, test, indices, trainer), begin)
+        trainer = run.trainer_for()
+        loaders = _loaders(config, subject, train, test, indices, trainer)
+        message = (
+            f"{self.task}, {subject.checkpoint.architecture} on {trainer.strategy.root_device}: {sizes[0]} training, "
+            f"{sizes[1]} test images, {config.schedule.epochs} epochs, batch {config.data.batch_size}, lr {lr:g}"
+        )
+        found = run.fit(trainer, module, *loaders, message)
         if digest and weights_digest(subject.backbone) != digest:
             run.last.unlink(missing_ok=True)
             raise UserError("the frozen backbone changed while its classifier was trained; the result was discarded")

@@ -6,10 +6,10 @@ from typing import Any
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
+from moco_plugin.methods import method_title
 from moco_plugin.papers import FINETUNE, LINEAR, OMNIBENCHMARK, Published
 from moco_plugin.report.tables import Table, mean_and_spread
 
-METHOD_TITLES = {"moco": "MoCo v2", "moco_v1": "MoCo v1", "moco_v2": "MoCo v2", "moco_v3": "MoCo v3"}
 NONE = "-"
 
 
@@ -65,8 +65,8 @@ def _published(result: dict[str, Any]) -> Published | None:
     """Return the paper's row that a result repeats; images are not compared."""
     architecture = str(result.get("architecture"))
     for row in LINEAR:
-        same = (METHOD_TITLES[row.method], row.feature_dim, row.epochs) == (
-            METHOD_TITLES.get(str(result.get("method"))),
+        same = (method_title(row.method), row.feature_dim, row.epochs) == (
+            method_title(result.get("method")),
             result.get("feature_dim"),
             result.get("epoch"),
         )
@@ -80,7 +80,7 @@ def _name(result: dict[str, Any]) -> str:
     architecture = str(result.get("architecture"))
     if result.get("untrained"):
         return f"random weights, {architecture}"
-    method = METHOD_TITLES.get(str(result.get("method")), str(result.get("method") or Path(result["weights"]).name))
+    method = method_title(result.get("method")) or result.get("method") or Path(result["weights"]).name
     epochs = f", {result['epoch']} epochs" if result.get("epoch") else ""
     return f"{method} {architecture}{epochs}"
 

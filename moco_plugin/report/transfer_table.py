@@ -4,8 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moco_plugin.methods import method_title
 from moco_plugin.papers import Published
-from moco_plugin.report.evaluation_results import METHOD_TITLES, NONE, find_results
+from moco_plugin.report.evaluation_results import NONE, find_results
 from moco_plugin.report.tables import Table
 from moco_plugin.transfer.tasks import TASKS, Task
 
@@ -74,8 +75,8 @@ def match(task: Task, result: Mapping[str, Any]) -> Published | None:
     for row in task.published:
         if row.init != result["init"]:
             continue
-        method, epoch = METHOD_TITLES.get(str(pretraining.get("method"))), pretraining.get("epoch")
-        if row.init != "moco" or (epoch and (METHOD_TITLES[row.method], row.epochs) == (method, epoch)):
+        method, epoch = method_title(pretraining.get("method")), pretraining.get("epoch")
+        if row.init != "moco" or (epoch and (method_title(row.method), row.epochs) == (method, epoch)):
             return row
     return None
 
@@ -87,7 +88,7 @@ def run_name(result: Mapping[str, Any]) -> str:
     pretraining = result.get("pretraining") or {}
     if result["init"] == "supervised":
         return "supervised"
-    method = METHOD_TITLES.get(str(pretraining.get("method")))
+    method = method_title(pretraining.get("method"))
     if method is None:
         return f"MoCo: {Path(result['weights']).name}"
     epochs = pretraining.get("epoch", -1)

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from fvcore.common.param_scheduler import CompositeParamScheduler, CosineParamScheduler, LinearParamScheduler
 
-from moco_plugin.runs.config import ScheduleConfig
 from moco_plugin.errors import UsageError
+from moco_plugin.runs.config import ScheduleConfig
 
 
 def lr_schedule(schedule: ScheduleConfig) -> Any:

@@ -115,7 +115,7 @@ def test_schedules_are_the_papers() -> None:
 def test_untrained_networks_start_as_the_papers() -> None:
     def last_gamma(name: str, **arguments: Any) -> torch.Tensor:
         method = make(name, **arguments)
-        return method.embedding_model[0].wrapped_model.get_model().layer1[0].bn2.weight
+        return method.embedding_model.wrapped_model.get_model().layer1[0].bn2.weight
 
     assert last_gamma("moco", queue_size=64).eq(1).all()
     assert last_gamma("moco_v3", hidden_dim=32).eq(0).all()

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("moco_plugin", "configs", "tools", "tests", "pyproject.toml")
 Mutant = tuple[str, str, str, str]  # file, text that occurs in it once, text in its place, test that fails
 
-M, P, T, V = (f"moco_plugin/{room}/" for room in ("methods", "pretraining", "training", "data/views"))
+M, P, T, V = (f"moco_plugin/{room}/" for room in ("methods", "pretraining", "runs", "data/views"))
 TWO = "processes=2"
 PLAIN64 = "batch_norm=plain,queue=1500,processes=2,precision=64-true,schedule=step,engine=reference,workers=3,source=shards,stop=1,start=weights"
 SHUFFLE64 = "method=moco_v1,batch_norm=shuffle,precision=64-true,clip=0.3,engine=reference,workers=3,source=tiff,stop=7,entry=python"

@@ -14,8 +14,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
+from moco_plugin.pretraining.prepare import prepare_run
 from moco_plugin.runs.callbacks import TimeLimit
 from moco_plugin.tools.pretrain import main
 from tests.conftest import TINY, TRAIN
@@ -214,7 +214,7 @@ def test_other_ways_to_train(arguments: list[str], tool: Tool, tmp_path: Path) -
 
 
 def test_compile_takes_both_encoders() -> None:
-    module = PretrainModule(load_config(None, [*TINY, "compile=true"]))
+    module = PretrainModule(prepare_run([*TINY, "compile=true"]).config)
     compiled = [n for n, child in module.method.named_children() if child._compiled_call_impl is not None]
     assert compiled == ["encoder_q", "encoder_k"]
 
@@ -267,6 +267,7 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         (["trainer.devces=1"], "unknown key trainer.devces"),
         (["trainer.enable_checkpointing=false"], "a run is resumed from its checkpoint"),
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp; expected auto, ddp"),
+        (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn; expected auto, ddp, single_device"),
         (["trainer.logger=wandbb"], "did you mean 'wandb'?"),
         (["trainer.callbacks=[RichProgresBar]"], "Lightning has no 'RichProgresBar'; did you mean 'RichProgressBar'"),
         (["trainer.profiler=simpel"], "trainer.profiler=simpel; expected simple, advanced"),
