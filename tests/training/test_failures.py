@@ -15,19 +15,11 @@ from moco_plugin.tools.pretrain import main
 from tests.helpers.processes import Tool, output_of, start_tool
 
 FAULTS = Path(__file__).with_name("run_with.py")
-RUN = [
-    "method=moco",
-    "backbone=resnet18",
-    "backbone_args.channels=[8,16,24,32]",
-    "data.image_size=32",
-    "data.batch_size=8",
-    "data.workers=1",
-    "method_args.queue_size=32",
-    "method_args.dim=16",
-    "schedule.epochs=2",
-    "trainer.log_every_n_steps=1",
-    "trainer.accelerator=cpu",
-]
+RUN = (
+    "method=moco backbone=resnet18 backbone_args.channels=[8,16,24,32] data.image_size=32 data.batch_size=8 "
+    "data.workers=1 method_args.queue_size=32 method_args.dim=16 schedule.epochs=2 trainer.log_every_n_steps=1 "
+    "trainer.accelerator=cpu"
+).split()
 
 
 @pytest.fixture
