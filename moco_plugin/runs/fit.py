@@ -186,6 +186,8 @@ class Run:
                 if first:
                     print(f"resuming from {self.last}, step {step}")
             self.log.forget_from(step + 1 if saved else 0)
+            # Lightning converts the module once the checkpoint is loaded, which would cut float64 weights to float32
+            trainer.precision_plugin.convert_module(module)
             with self._failures(trainer), self.guard.listening(), ended_with(batches, validation):
                 trainer.fit(module, batches, validation, ckpt_path=self.last if saved else None, weights_only=True)
         return self._result(trainer, total_steps)
