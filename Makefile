@@ -24,7 +24,7 @@ demo: $(INSTALLED)  ## learn from unlabelled images, then detect: minutes on two
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick)
 
 test-fast: $(INSTALLED)  ## run the tests that take less than a minute together
-	$(BIN)/python -m pytest -q tests/methods/test_traces.py tests/data tests/sources tests/test_config.py tests/test_papers.py
+	$(BIN)/python -m pytest -q -m fast
 
 test: $(INSTALLED)  ## run the tests
 	$(BIN)/python -m pytest

@@ -18,9 +18,9 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import normalize
 from moco_plugin.errors import UsageError
-from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
-from moco_plugin.pretraining.run import build_views, fit_statistics, open_images
+from moco_plugin.pretraining.prepare import open_images, prepare_run
+from moco_plugin.pretraining.run import build_views, measure_missing_statistics
 from moco_plugin.runs.optimizers import build_optimizer
 
 
@@ -28,14 +28,15 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
     """Time reading, decoding, views and collation on one core, and transfer and step on the device.
 
     Args:
-        config: As for ``load_config``.
-        overrides: As for ``load_config``.
+        config: Name of a config, as for ``prepare_run``.
+        overrides: As for ``prepare_run``.
         batches: Of each part; medians are returned.
     """
     at_least(1, batches=batches)
-    run = load_config(config, overrides)
-    images = open_images(run)
-    fit_statistics(run, images)
+    prepared = prepare_run(overrides, config)
+    run = prepared.config
+    images = prepared.images or open_images(run)
+    measure_missing_statistics(run, images)
     size, workers = run.data.batch_size, loader_processes(run.data.workers)
     if len(images) < size:
         raise UsageError(f"data.batch_size is {size} and {run.data.root} holds {len(images)} images")
@@ -60,11 +61,11 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
         return result
 
     for batch in tqdm(range(batches + 1), desc="batches", file=sys.stderr):
-        numbers = [(batch * size + number) % len(images) for number in range(size)]
+        indices = [(batch * size + offset) % len(images) for offset in range(size)]
         torch.set_num_threads(1)
         cv2.setNumThreads(0)
-        timed("read", lambda numbers=numbers: [_read(images, number) for number in numbers])  # type: ignore[misc]
-        arrays = timed("decode", lambda n=numbers: [images.try_load_array(i, dataset.shrink)[0] for i in n])  # type: ignore[misc]
+        timed("read", lambda indices=indices: [_read(images, i) for i in indices])  # type: ignore[misc]
+        arrays = timed("decode", lambda n=indices: [images.try_load_array(i, dataset.shrink)[0] for i in n])  # type: ignore[misc]
         whole = [array for array in arrays if array is not None]
         made = timed("views", lambda w=whole: [(*views(array, Random(i)), "") for i, array in enumerate(w)])  # type: ignore[misc]
         collated = timed("collate", lambda items=made: views.collate(items))  # type: ignore[misc]

@@ -27,7 +27,7 @@ def check_device(device: str) -> None:
 def compare(
     contestants: dict[str, Callable[[], object]], rounds: int, device: str = "cpu"
 ) -> dict[str, list[tuple[float, float]]]:
-    """Return CPU seconds and wall seconds of each call, round by round; each round calls all once, in turn first."""
+    """Return CPU seconds and wall seconds of each call, round by round; a round calls all, rotating who goes first."""
     names = list(contestants)
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     for turn in tqdm(range(-2, rounds), desc="rounds", file=sys.stderr):  # the first two warm up
@@ -52,7 +52,7 @@ def ratios(
         seconds: What ``compare`` returns.
         to: The contestant whose ratio is 1.
         device: On "cpu" ratios are of CPU time, which does not depend on what else the machine does; else of wall time.
-        parts: Divides the milliseconds, such as images a call.
+        parts: Divides the milliseconds, such as images per call.
     """
     clock = 0 if device == "cpu" else 1
     return {

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moco_plugin.evaluation.linear import evaluate_finetune, evaluate_linear
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
     from moco_plugin.pretraining.config import load_config
+    from moco_plugin.pretraining.prepare import prepare_run
     from moco_plugin.pretraining.run import pretrain
     from moco_plugin.probes.cached_features import evaluate_linear_fast, evaluate_lowshot
     from moco_plugin.probes.multilabel import evaluate_multilabel
@@ -29,6 +30,7 @@ _MODULES = {
     "moco_plugin.backbones": ("create_backbone", "feature_dim"),
     "moco_plugin.checkpoints.read": ("read_checkpoint",),
     "moco_plugin.pretraining.config": ("load_config",),
+    "moco_plugin.pretraining.prepare": ("prepare_run",),
     "moco_plugin.checkpoints.convert": ("convert",),
     "moco_plugin.evaluation.knn": ("evaluate_knn",),
     "moco_plugin.evaluation.linear": ("evaluate_finetune", "evaluate_linear"),

@@ -1,5 +1,6 @@
 """timm backbones with the papers' initialization."""
 
+import itertools
 import math
 from typing import Any, cast
 
@@ -53,7 +54,7 @@ def create_backbone(
         raise UsageError(f"backbone_args.{argument} is for timm's ResNets, and {name} is none; leave it out")
     if width != 1:
         arguments["channels"] = tuple(width * c for c in arguments.get("channels", (64, 128, 256, 512)))
-    # what only some families take; ours to leave out where a model does not
+    # arguments that only some families accept, left out where one does not
     optional = {"zero_init_last": arguments.pop("zero_init_last", False)}
     if conv_stem:
         arguments["embed_layer"] = ConvStem
@@ -61,7 +62,7 @@ def create_backbone(
         optional["img_size"] = image_size
     if frozen_patch_projection and "weight_init" in arguments:  # without patches a better sentence follows
         optional["weight_init"] = arguments.pop("weight_init")
-    model = _create(name, arguments, optional)
+    model = create_optional(name, arguments, optional)
     if width != 1:
         widen_stem(model, 64 * width)
     if small_stem:
@@ -88,19 +89,29 @@ def is_resnet(name: str) -> bool:
     return timm.is_model(name) and timm.model_entrypoint(name).__module__.endswith(".resnet")
 
 
-def _create(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
-    try:
-        return timm.create_model(name, num_classes=0, **arguments, **optional)
-    except (TypeError, ValueError) as error:
-        for key in optional:
-            if f"'{key}'" in str(error):
-                return _create(name, arguments, {k: v for k, v in optional.items() if k != key})
-        raise UsageError(f"backbone_args of {name}: {error}") from error
-    except (OSError, RuntimeError) as error:
-        if not arguments.get("pretrained"):
-            raise
-        reason = str(error).splitlines()[0]
-        raise UserError(f"timm's pre-trained weights of {name} cannot be fetched ({reason})") from error
+def create_optional(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
+    """Create a timm model without its classifier, with as many of the optional arguments as its family takes.
+
+    Which it takes, timm tells by a TypeError alone: the arguments go through functions of ``**kwargs`` to the class.
+
+    Raises:
+        UsageError: It does not take ``arguments``, or a value is wrong.
+        UserError: Pre-trained weights cannot be fetched.
+    """
+    sizes = range(len(optional), -1, -1)
+    for keys in itertools.chain.from_iterable(itertools.combinations(optional, size) for size in sizes):
+        try:
+            return timm.create_model(name, num_classes=0, **arguments, **{key: optional[key] for key in keys})
+        except TypeError as error:
+            refused: Exception = error
+        except ValueError as error:
+            raise UsageError(f"backbone_args of {name}: {error}") from error
+        except (OSError, RuntimeError) as error:
+            if not arguments.get("pretrained"):
+                raise
+            reason = str(error).splitlines()[0]
+            raise UserError(f"timm's pre-trained weights of {name} cannot be fetched ({reason})") from error
+    raise UsageError(f"backbone_args of {name}: {refused}") from refused
 
 
 class ConvStem(PatchEmbed):
@@ -170,9 +181,9 @@ def fix_position(model: nn.Module, name: str) -> None:
             "choose a ViT, or set it to false"
         )
     # sin and cos of the row, then of the column; zeros for the class token
-    places = build_sincos2d_pos_embed(list(cast(Any, grid).grid_size), position.shape[2], interleave_sin_cos=True)
+    fixed = build_sincos2d_pos_embed(list(cast(Any, grid).grid_size), position.shape[2], interleave_sin_cos=True)
     with torch.no_grad():
-        position.zero_()[0, position.shape[1] - len(places) :] = places
+        position.zero_()[0, position.shape[1] - len(fixed) :] = fixed
     position.requires_grad_(False)
 
 
@@ -188,8 +199,8 @@ def first_convolution(network: nn.Module) -> tuple[str, nn.Conv2d] | None:
 
 def input_channels(network: nn.Module) -> int:
     """Return the channels of the images that a network takes: those of its first convolution; 3 if it has none."""
-    found = first_convolution(network)
-    return found[1].in_channels if found else 3
+    first = first_convolution(network)
+    return first[1].in_channels if first else 3
 
 
 def check_features(backbone: nn.Module, name: str, image_size: int, channels: int = 3) -> int:

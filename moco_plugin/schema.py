@@ -1,7 +1,7 @@
 """Configs whose schema is a dataclass: YAML files that inherit, key=value overrides, errors that name the key."""
 
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,11 +12,12 @@ from omegaconf.errors import OmegaConfBaseException
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.safe_yaml import MAX_DEPTH, parse_yaml, read_yaml_file
 
-POSITIVE = (
-    "image_size batch_size crop_ratio reference_batch_size epochs steps save_every timeout k every temperature"
-).split()
-"""Keys whose numbers are above 0."""
 Schema = TypeVar("Schema")
+
+
+def positive(default: float | None) -> Any:
+    """Return a field of a schema whose number must be above 0 if it is set."""
+    return field(default=default, metadata={"above": 0})
 
 
 def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
@@ -57,11 +58,7 @@ def parse_overrides(overrides: Sequence[str]) -> Any:
 
 
 def build_config(
-    schema: type[Schema],
-    file: Path | None,
-    overrides: Any,
-    open_keys: Callable[[], Iterable[str]] = list,
-    positive: Collection[str] = (),
+    schema: type[Schema], file: Path | None, overrides: Any, open_keys: Callable[[], Iterable[str]] = list
 ) -> Schema:
     """Build a config: the schema's defaults, then a YAML file, then overrides.
 
@@ -70,7 +67,6 @@ def build_config(
         file: The YAML file, or None.
         overrides: What ``parse_overrides`` returns.
         open_keys: Returns full keys of sections without a schema, for suggestions.
-        positive: Keys, without their sections, whose numbers must be above 0 if they are set.
 
     Raises:
         UsageError: An unknown key, a value of the wrong type or not above 0, or a key that has none.
@@ -99,10 +95,18 @@ def build_config(
             ) from error
         reason = str(error).splitlines()[0]
         raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error
-    for key, value in _values(result).items():
-        if key.rpartition(".")[2] in positive and value is not None and not value > 0:
-            raise UsageError(f"{key} is {value}; expected a number above 0")
+    _check_limits(result)
     return result
+
+
+def _check_limits(section: Any, prefix: str = "") -> None:
+    """Raise UsageError for a number that is not above the limit in its field's metadata."""
+    for item in fields(section):
+        key, value = f"{prefix}{item.name}", getattr(section, item.name)
+        if is_dataclass(value):
+            _check_limits(value, f"{key}.")
+        elif "above" in item.metadata and value is not None and not value > item.metadata["above"]:
+            raise UsageError(f"{key} is {value}; expected a number above {item.metadata['above']}")
 
 
 def same_leaf(schema: Any, name: str, open_keys: Iterable[str] = ()) -> list[str]:
@@ -118,11 +122,11 @@ def same_leaf(schema: Any, name: str, open_keys: Iterable[str] = ()) -> list[str
 
 def _values(section: Any, prefix: str = "") -> dict[str, Any]:
     """Return the values of a config by their full keys."""
-    found: dict[str, Any] = {}
-    for field in fields(section):
-        name, value = f"{prefix}{field.name}", getattr(section, field.name)
-        found |= _values(value, f"{name}.") if is_dataclass(value) else {name: value}
-    return found
+    values: dict[str, Any] = {}
+    for item in fields(section):
+        name, value = f"{prefix}{item.name}", getattr(section, item.name)
+        values |= _values(value, f"{name}.") if is_dataclass(value) else {name: value}
+    return values
 
 
 def _valid_keys(schema: Any, full_key: str) -> tuple[str, list[str]]:

@@ -16,9 +16,11 @@ from tests.helpers.processes import Tool, run_tool
 os.environ |= {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests themselves run side by side
 
-FASHION_MNIST = Path(__file__).parent / "data" / "fashion-mnist"
+TESTS = Path(__file__).parent
+FASHION_MNIST = TESTS / "data" / "fashion-mnist"
 TRAIN = str(FASHION_MNIST / "train-images-idx3-ubyte.gz")
 TEST = str(FASHION_MNIST / "t10k-images-idx3-ubyte.gz")
+FAST = ("methods/test_traces.py", "data/", "test_config.py", "test_papers.py")  # what `pytest -m fast` runs
 TINY = [
     "method=moco",
     "backbone=resnet18",
@@ -36,6 +38,12 @@ TINY = [
     f"knn.test={TEST}[0:50]",
     "knn.k=100",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.is_relative_to(TESTS) and item.path.relative_to(TESTS).as_posix().startswith(FAST):
+            item.add_marker(pytest.mark.fast)
 
 
 @pytest.fixture(autouse=True)

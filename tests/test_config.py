@@ -11,18 +11,23 @@ from torch import nn
 from moco_plugin.backbones import create_backbone
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, build_method
-from moco_plugin.pretraining.config import config_dict, default_recipe, load_config, queue_for, queue_warning
-from moco_plugin.pretraining.module import scaled_lr
+from moco_plugin.pretraining.config import config_dict, load_config
+from moco_plugin.pretraining.module import starting_lr
+from moco_plugin.pretraining.prepare import queue_for, queue_warning, recipe_named_by
 from moco_plugin.runs.schedules import lr_schedule
-from moco_plugin.schema import configs_folder
+from moco_plugin.schema import configs_folder, parse_overrides
 from moco_plugin.tools.pretrain import main as pretrain
 
 SHIPPED = sorted(p.stem for p in (configs_folder() / "pretrain").glob("[!_]*.yaml"))
 
+LAYER_NORM = (
+    "convnext_atto swin_tiny_patch4_window7_224 beit_base_patch16_224 eva02_tiny_patch14_224 vit_small_r26_s32_224"
+).split()
+
 
 def rate(name: str, epoch: float) -> float:
     config = load_config(name, ["data.root=x"])
-    return scaled_lr(config) * lr_schedule(config.schedule)(epoch / config.schedule.epochs)
+    return starting_lr(config) * lr_schedule(config.schedule)(epoch / config.schedule.epochs)
 
 
 @pytest.mark.parametrize(
@@ -40,62 +45,30 @@ def test_leaves_are_answered_by_their_full_keys(typed: str, meant: str) -> None:
         load_config("moco_v2_resnet50_200ep", ["data.root=x", typed])
 
 
-@pytest.mark.parametrize(
-    ("epochs", "lr", "weight_decay", "momentum"),
-    [(100, 0.6, 1e-6, 0.99), (300, 0.3, 1e-6, 0.99), (1000, 0.3, 1.5e-6, 0.996)],
-)
-def test_v3_recipes_are_the_papers(epochs: int, lr: float, weight_decay: float, momentum: float) -> None:
-    config = load_config(f"moco_v3_resnet50_{epochs}ep", ["data.root=x"])
-    assert (config.optimizer.name, config.optimizer.lr, config.optimizer.weight_decay) == ("lars", lr, weight_decay)
-    assert (config.schedule.epochs, config.schedule.warmup_epochs, config.data.batch_size) == (epochs, 10, 4096)
-    assert config.method_args["momentum"] == momentum and config.backbone_args == {"zero_init_last": True}
+@pytest.mark.parametrize(("epochs", "lr"), [(100, 0.6), (300, 0.3), (1000, 0.3)])
+def test_rates_of_v3_recipes(epochs: int, lr: float) -> None:
     at = [rate(f"moco_v3_resnet50_{epochs}ep", epoch) for epoch in (0, 5, 10, (epochs + 10) / 2)]
     assert at == pytest.approx([0, lr * 16 / 2, lr * 16, lr * 16 / 2], abs=1e-6)
 
 
-@pytest.mark.parametrize(("size", "batch", "heads"), [("small", 4096, 12), ("base", 4096, None)])
-def test_v3_vit_recipes_are_the_papers(size: str, batch: int, heads: int | None) -> None:
-    name = f"moco_v3_vit_{size}_300ep"
-    config = load_config(name, ["data.root=x"])
-    assert (config.backbone, config.data.batch_size) == (f"vit_{size}_patch16_224", batch)
-    assert (config.optimizer.name, config.optimizer.weight_decay, config.schedule.epochs) == ("adamw", 0.1, 300)
-    assert [rate(name, epoch) for epoch in (0, 20, 40, 170)] == pytest.approx(
-        [scale * 1.5e-4 * batch / 256 for scale in (0, 0.5, 1, 0.5)], abs=1e-9
-    )
-    head = {key: config.method_args[key] for key in ("projector_layers", "predictor_last_norm", "temperature")}
-    assert head == {"projector_layers": 3, "predictor_last_norm": True, "temperature": 0.2}
-    assert config.backbone_args["sincos_position"] and config.backbone_args["frozen_patch_projection"]
-    assert config.backbone_args["weight_init"] == "moco" and config.backbone_args.get("num_heads") == heads
-    assert config.data.view_args["min_scale"] == 0.08
+@pytest.mark.parametrize("size", ["small", "base"])
+def test_rates_of_v3_vit_recipes(size: str) -> None:
+    at = [rate(f"moco_v3_vit_{size}_300ep", epoch) for epoch in (0, 20, 40, 170)]
+    assert at == pytest.approx([share * 1.5e-4 * 4096 / 256 for share in (0, 0.5, 1, 0.5)], abs=1e-9)
 
 
 def test_ig_1b_schedule_is_the_papers() -> None:
     config = load_config("moco_v1_resnet50_ig1b", ["data.root=x"])
-    assert (config.data.batch_size, config.schedule.steps) == (1024, 1_250_000)
-    assert config.method_args["batch_norm_groups"] == 64 and config.method_args["temperature"] == 0.07
     at = lr_schedule(config.schedule)
     for step, drops in ((0, 0), (62_499, 0), (62_500, 1), (124_999, 1), (125_000, 2), (1_249_999, 19)):
-        assert scaled_lr(config) * at(step / 1_250_000) == pytest.approx(0.12 * 0.9**drops), step
+        assert starting_lr(config) * at(step / 1_250_000) == pytest.approx(0.12 * 0.9**drops), step
 
 
-def test_cifar_recipe_is_the_authors() -> None:
-    config = load_config("moco_cifar10_resnet18", ["data.root=x"])
-    assert config.backbone_args["small_stem"] and config.data.image_size == 32
-    assert (config.data.batch_size, scaled_lr(config), config.optimizer.weight_decay) == (512, 0.06, 5e-4)
-    arguments = {key: config.method_args[key] for key in ("mlp", "queue_size", "momentum", "temperature", "batch_norm")}
-    assert arguments == {"mlp": False, "queue_size": 4096, "momentum": 0.99, "temperature": 0.1, "batch_norm": "split"}
-
-
-def test_other_rows_of_v1() -> None:
-    ablation = load_config("moco_v1_resnet50_momentum", ["data.root=x"])
-    assert (ablation.method, ablation.method_args["queue_size"], ablation.backbone) == ("moco_v1", 4096, "resnet50")
-    for width in (2, 4):
-        wide = load_config(f"moco_v1_resnet50w{width}x_200ep", ["data.root=x"])
-        assert (wide.method, wide.backbone, wide.backbone_args["width"]) == ("moco_v1", "resnet50", width)
-    resnext = load_config("moco_v1_resnext50_200ep", ["data.root=x"])
+def test_resnext_is_32x8d() -> None:
+    config = load_config("moco_v1_resnext50_200ep", ["data.root=x"])
     with torch.device("meta"):
-        network = create_backbone(resnext.backbone, **resnext.backbone_args)
-    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 46.0  # 32x8d; 32x4d has 23.0
+        network = create_backbone(config.backbone, **config.backbone_args)
+    assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 46.0  # 32x4d has 23.0
 
 
 @pytest.mark.parametrize(
@@ -106,16 +79,7 @@ def test_other_rows_of_v1() -> None:
         ("vit_base_patch16_224", "moco_v3_vit"),
         ("deit_tiny_patch16_224", "moco_v3_vit"),
         ("vit_small_patch16_224", "moco_v3_vit_small"),
-        *(
-            (name, "moco_v3_layer_norm")
-            for name in (
-                "convnext_atto",
-                "swin_tiny_patch4_window7_224",
-                "beit_base_patch16_224",
-                "eva02_tiny_patch14_224",
-                "vit_small_r26_s32_224",
-            )
-        ),
+        *((name, "moco_v3_layer_norm") for name in LAYER_NORM),
     ],
 )
 def test_recipe_of_v3_follows_the_network(backbone: str, recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,9 +103,9 @@ def test_recipe_of_v3_follows_the_network(backbone: str, recipe: str, capsys: py
 
 def test_pretrained_vit_keeps_its_positions_and_heads() -> None:
     overrides = ["method=moco_v3", "backbone=vit_small_patch16_224", "backbone_args.pretrained=true"]
-    assert default_recipe(overrides) == "moco_v3_layer_norm"
-    assert default_recipe([]) == "moco_v2"
-    assert default_recipe(["method=moco_v3", "backbone=unknown"]) == "moco_v3_resnet"
+    assert recipe_named_by(parse_overrides(overrides)) == "moco_v3_layer_norm"
+    assert recipe_named_by({}) == "moco_v2"
+    assert recipe_named_by({"method": "moco_v3", "backbone": "unknown"}) == "moco_v3_resnet"
 
 
 def test_small_sets_have_one_rule() -> None:
@@ -178,9 +142,9 @@ def test_learning_rate_by_epoch(name: str, epoch: int, expected: float) -> None:
 
 
 def test_learning_rate_scales_with_the_batch_unless_told_not_to() -> None:
-    assert scaled_lr(load_config(None, ["data.root=x", "data.batch_size=512"])) == pytest.approx(0.06)
-    fixed = load_config(None, ["data.root=x", "data.batch_size=512", "optimizer.scale_lr=false"])
-    assert scaled_lr(fixed) == pytest.approx(0.03)
+    assert starting_lr(load_config("moco_v2", ["data.root=x", "data.batch_size=512"])) == pytest.approx(0.06)
+    fixed = load_config("moco_v2", ["data.root=x", "data.batch_size=512", "optimizer.scale_lr=false"])
+    assert starting_lr(fixed) == pytest.approx(0.03)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -205,13 +169,15 @@ def test_own_file_inherits(tmp_path: Path) -> None:
         (["data.rot=x"], "unknown config key 'data.rot'; valid under data are root, .*did you mean 'root'"),
         (["metod=moco"], "unknown config key 'metod'; valid at the top are method, .*did you mean 'method'"),
         (["data.batch_size=many"], "config key 'data.batch_size'"),
+        (["data.root=x", "data.batch_size=0"], "data.batch_size is 0; expected a number above 0"),
+        (["data.root=x", "knn.k=-1"], "knn.k is -1; expected a number above 0"),
         ([], "data.root is not set"),
         (["--overwrit"], "expected key=value"),
     ],
 )
 def test_mistakes_name_their_path(overrides: list[str], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        load_config(None, overrides)
+        load_config("moco_v2", overrides)
 
 
 def test_unknown_config_lists_the_shipped_ones() -> None:

@@ -106,8 +106,7 @@ def test_methods_import_torch_alone() -> None:
     for path, names in FILES.items():
         if path.startswith("methods/"):
             for name in names:
-                frameworks = {"torch", "fvcore"} if path == "methods/registry.py" else {"torch"}
-                assert name.split(".")[0] in STDLIB | frameworks or name.startswith(ours), (path, name)
+                assert name.split(".")[0] in STDLIB | {"torch"} or name.startswith(ours), (path, name)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     views = what.add_parser("views", help="two views of JPEG files on one core, compared with other pipelines")
     views.add_argument("--root", help="images, as data.root (default: cuts of scikit-learn's two photographs)")
     views.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
-    views.add_argument("--images", type=int, default=32, help="images a call, at most (default %(default)s)")
+    views.add_argument("--images", type=int, default=32, help="images per call, at most (default %(default)s)")
     views.add_argument("--rounds", type=int, default=10, help="default %(default)s")
     contrast = what.add_parser("contrast", help="contrast with a queue, against the released formulation")
     contrast.add_argument("--batch-size", type=int, default=256, help="N (default %(default)s)")

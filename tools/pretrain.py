@@ -21,26 +21,6 @@ EXAMPLES = """examples:
 The same command resumes an interrupted run."""
 
 
-def check_paths(overrides: Sequence[str]) -> None:
-    """Raise UserError if an override names a path where nothing is."""
-    from omegaconf import OmegaConf
-
-    from moco_plugin.data.spec import check_images
-    from moco_plugin.files import check_checkpoint
-    from moco_plugin.schema import parse_overrides
-
-    given = parse_overrides(overrides)
-    checks = {
-        "data.root": check_images,
-        "knn.train": check_images,
-        "knn.test": check_images,
-        "weights": check_checkpoint,
-    }
-    for key, check in checks.items():
-        if isinstance(value := OmegaConf.select(given, key), str) and value:
-            check(value)
-
-
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and train."""
@@ -49,24 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("--config", help="a YAML file, or the name of one under configs/pretrain")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that the out folder holds")
-    parser.add_argument(
-        "--accept-changed-images",
-        action="store_true",
-        help="resume although the image set changed: the interrupted epoch starts again with the new set, so the "
-        "result is not that of an uninterrupted run",
-    )
     parser.add_argument("--print-config", action="store_true", help="print the whole config, with defaults, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
     args, unknown = parser.parse_known_intermixed_args(argv)
 
-    from moco_plugin.pretraining.config import (
-        PretrainConfig,
-        config_dict,
-        default_recipe,
-        describe_recipe,
-        load_config,
-        open_keys,
-    )
+    from moco_plugin.pretraining.config import PretrainConfig, config_dict, open_keys
+    from moco_plugin.pretraining.prepare import prepare_run
     from moco_plugin.schema import same_leaf
 
     for option in unknown:
@@ -75,30 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         hint = f"; did you mean {' or '.join(f'{key}=VALUE' for key in meant)}?" if meant else ""
         raise UsageError(f"unrecognized argument {option}{hint}")
 
-    if not args.print_config:
-        check_paths(args.overrides)
-    recipe = None if args.config else default_recipe(args.overrides)
-    config = load_config(args.config or recipe, args.overrides)
-    line = describe_recipe(recipe, config) if recipe else ""
+    run = prepare_run(args.overrides, args.config, dry=args.print_config)
     if args.print_config:
         import yaml
 
-        print(f"# {line}\n" * bool(line) + yaml.safe_dump(config_dict(config), sort_keys=False), end="")
+        print(
+            "".join(f"# {line}\n" for line in run.choices) + yaml.safe_dump(config_dict(run.config), sort_keys=False),
+            end="",
+        )
         return 0
-    import torch
     from pytorch_lightning.utilities import rank_zero_only
 
-    from moco_plugin.pretraining.run import open_images, pretrain
-    from moco_plugin.pretraining.sizing import fit_recipe
+    from moco_plugin.pretraining.run import pretrain
 
-    if line:
+    for line in run.choices:
         rank_zero_only(print)(line)
-    images = open_images(config)
-    if not args.config:
-        cpu = config.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
-        for line in fit_recipe(config, args.overrides, len(images), cpu):
-            rank_zero_only(print)(line)
-    pretrain(config, args.overwrite, args.accept_changed_images, images)
+    pretrain(run.config, args.overwrite, run.images)
     return 0
 
 

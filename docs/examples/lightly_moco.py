@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms as T
 
 from moco_plugin import MoCo
-from moco_plugin.pretraining.config import queue_for
+from moco_plugin.pretraining.prepare import queue_for
 
 
 class MoCoModule(LightningModule):

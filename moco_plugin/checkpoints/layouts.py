@@ -77,7 +77,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "moco_plugin",
         r"method\.encoder_q\.backbone\.",
         r"method\.encoder_k\.backbone\.",
-        others=r"method\.(?:encoder_[qk]\.head|predictor|queue)\.",
+        others=r"method\.",
         about=of_ours,
         framework="timm",
         names_backbone=True,

@@ -26,6 +26,7 @@ from moco_plugin.evaluation.metrics import baseline
 from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
 from moco_plugin.evaluation.subject import Options, Subject, class_count, draw_labels, read_sets, read_subject
 from moco_plugin.runs.fit import Run
+from moco_plugin.runs.optimizers import scaled_lr
 from moco_plugin.runs.run_folder import Identity
 from moco_plugin.runs.trainer_arguments import check_trainer_arguments
 
@@ -37,7 +38,6 @@ def evaluate_linear(
     *,
     protocol: str | None = None,
     overrides: Sequence[str] = (),
-    accept_changed_images: bool = False,
     **options: Unpack[Options],
 ) -> dict[str, Any]:
     """Train a linear classifier on the frozen backbone, as the papers do, and test it.
@@ -53,7 +53,6 @@ def evaluate_linear(
         protocol: moco_v1 (v1 and v2), moco_v3_resnet or moco_v3_vit under configs/evaluate/linear, or a YAML file; by
             default that of the checkpoint's method.
         overrides: Settings that differ from the protocol, such as optimizer.lr=3 or trainer.devices=8.
-        accept_changed_images: Resume although the images changed: the interrupted epoch starts again with the new set.
         **options: See ``Options``.
 
     Returns:
@@ -67,7 +66,7 @@ def evaluate_linear(
     checkpoint = None if protocol else read_checkpoint(weights, options.get("encoder", "query"))
     name = linear_protocol(checkpoint) if checkpoint else str(protocol)
     config = load_protocol("linear", name, overrides)
-    return _classify("linear", name, config, checkpoint or weights, (train, test), accept_changed_images, options)
+    return _classify("linear", name, config, checkpoint or weights, (train, test), options)
 
 
 def evaluate_finetune(
@@ -77,7 +76,6 @@ def evaluate_finetune(
     *,
     protocol: str = "imagenet",
     overrides: Sequence[str] = (),
-    accept_changed_images: bool = False,
     **options: Unpack[Options],
 ) -> dict[str, Any]:
     """Fine-tune the whole network as the papers do, and test it.
@@ -90,19 +88,16 @@ def evaluate_finetune(
         test: Labelled images to classify; by default a fifth of each class of ``train``.
         protocol: imagenet or inaturalist under configs/evaluate/finetune, or a YAML file.
         overrides: Settings that differ from the protocol, such as optimizer.lr=0.1 or data.label_share=0.01.
-        accept_changed_images: Resume although the images changed: the interrupted epoch starts again with the new set.
         **options: See ``Options``.
     """
     config = load_protocol("finetune", protocol, overrides)
-    return _classify("finetune", protocol, config, weights, (train, test), accept_changed_images, options)
+    return _classify("finetune", protocol, config, weights, (train, test), options)
 
 
 def starting_lr(config: ClassificationConfig, untrained: bool) -> float:
     """Return the learning rate for the images of a step: linear in their number, unless scale_lr is off."""
-    optimizer = config.optimizer
-    lr = config.untrained_lr if untrained and config.untrained_lr is not None else optimizer.lr
     images = config.data.batch_size * config.trainer.get("accumulate_grad_batches", 1)
-    return lr * images / optimizer.reference_batch_size if optimizer.scale_lr else lr
+    return scaled_lr(config.optimizer, images, config.untrained_lr if untrained else None)
 
 
 def _classify(
@@ -111,7 +106,6 @@ def _classify(
     config: ClassificationConfig,
     weights: str | Path | Checkpoint,
     images: tuple[str, str | None],
-    accept_changed_images: bool,
     options: Options,
 ) -> dict[str, Any]:
     """Train and test; see ``evaluate_linear``."""
@@ -127,7 +121,7 @@ def _classify(
     drawn = draw_labels(train.labels, data.label_share, config.seed)
     training = Classification(task, config, subject, train, test, drawn, starting_lr(config, subject.untrained))
     with tempfile.TemporaryDirectory() as folder:
-        metrics = training.run(subject.out or Path(folder) / "result.json", accept_changed_images)
+        metrics = training.run(subject.out or Path(folder) / "result.json")
     if metrics is None:
         return {}
     compared = baseline(torch.as_tensor(test.labels))
@@ -159,7 +153,7 @@ class Classification:
     drawn: Tensor
     lr: float
 
-    def run(self, out: Path, accept_changed_images: bool) -> dict[str, Any] | None:
+    def run(self, out: Path) -> dict[str, Any] | None:
         """Return the measurements, or None on all processes but the first and for an unfinished run."""
         config, subject = self.config, self.subject
         settings = asdict(config) | {
@@ -182,7 +176,6 @@ class Classification:
             timeout=config.timeout,
             log_every=min(10, math.ceil(batches / config.trainer.get("accumulate_grad_batches", 1))),
             overwrite=subject.overwrite,
-            accept_changed_images=accept_changed_images,
             kept=subject.out is not None,
         )
         pl.seed_everything(config.seed, verbose=False)
@@ -190,7 +183,8 @@ class Classification:
         classes = class_count(self.train)
         module = ClassifierModule(subject.backbone, subject.dim, classes, config, self.lr, subject.view, sizes)
         digest = weights_digest(subject.backbone) if config.frozen else ""
-        last = run.fit(module, self.loaders, self.greeting)
+        trainer = run.trainer_for()
+        last = run.fit(trainer, module, *self.loaders(trainer), self.greeting(trainer))
         if digest and weights_digest(subject.backbone) != digest:
             run.last.unlink(missing_ok=True)
             raise UserError("the frozen backbone changed while its classifier was trained; the result was discarded")
@@ -202,7 +196,7 @@ class Classification:
         measured |= {"lr": self.lr, "epochs": last["epochs"], "steps": last["steps"], "train_images": len(self.drawn)}
         return measured | ({"backbone_sha256": digest} if digest else {})
 
-    def greeting(self, trainer: pl.Trainer, total_steps: int) -> str:
+    def greeting(self, trainer: pl.Trainer) -> str:
         """Say what is trained."""
         config = self.config
         return (

@@ -8,20 +8,20 @@ from timm.models.vision_transformer import VisionTransformer
 
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.runs.config import OptimizerConfig, ScheduleConfig
-from moco_plugin.schema import POSITIVE, build_config, find_config, parse_overrides
+from moco_plugin.schema import build_config, find_config, parse_overrides, positive
 
 
 @dataclass
 class ClassificationData:
     """The classifier's images."""
 
-    image_size: int | None = None
+    image_size: int | None = positive(None)
     """Side of a view in pixels; null for that of pre-training."""
     min_scale: float = 0.08
     """Smallest share of an image's area that a training crop may have."""
-    crop_ratio: float = 0.875
+    crop_ratio: float = positive(0.875)
     """Testing resizes the short side to image_size / crop_ratio, then crops the centre."""
-    batch_size: int = 256
+    batch_size: int = positive(256)
     """Images per step over all processes; the last batch of an epoch may be smaller."""
     workers: int = -1
     """Loader processes on each training process; -1 takes the available cores, at most 16."""
@@ -42,9 +42,9 @@ class ClassificationConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     trainer: dict[str, Any] = field(default_factory=dict)
     """Further arguments of Lightning's Trainer: devices, num_nodes, precision, check_val_every_n_epoch, ..."""
-    save_every: int = 1000
+    save_every: int = positive(1000)
     """Steps between two checkpoints within an epoch; each epoch ends with one."""
-    timeout: float = 1800.0
+    timeout: float = positive(1800.0)
     """Seconds that processes wait for each other before the run fails."""
     seed: int = 0
 
@@ -61,7 +61,7 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
         UsageError: No such protocol, an unknown key or a value of the wrong type.
     """
     file = find_config(name, f"evaluate/{task}")
-    return build_config(ClassificationConfig, file, parse_overrides(overrides), positive=POSITIVE)
+    return build_config(ClassificationConfig, file, parse_overrides(overrides))
 
 
 def linear_protocol(checkpoint: Checkpoint) -> str:

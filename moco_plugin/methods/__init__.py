@@ -11,31 +11,39 @@ from moco_plugin.methods.moco import MoCo, MoCoV1
 from moco_plugin.methods.moco_v3 import MoCoV3
 from moco_plugin.methods.registry import METHODS
 
-__all__ = ["METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "arguments_of", "build_method", "method_class"]
+__all__ = [
+    "METHODS",
+    "Method",
+    "MoCo",
+    "MoCoV1",
+    "MoCoV3",
+    "arguments_of",
+    "build_method",
+    "method_class",
+    "method_title",
+]
 
 
 def method_class(name: str) -> type[Method]:
-    """Return the class that ``method=NAME`` names.
+    """Return the class that ``method=NAME`` names; errors as of ``METHODS.get``."""
+    return METHODS.get(name)
 
-    Raises:
-        UsageError: The name is unknown.
-    """
-    if name not in METHODS:
-        known = METHODS.names()
-        raise UsageError(f"unknown method {name!r}; known are {', '.join(known)}{did_you_mean(name, known)}")
-    return METHODS.get(name)  # type: ignore[no-any-return]
+
+def method_title(name: str | None) -> str | None:
+    """Return a method's name in reports, its class's title; None where no method has the name."""
+    return METHODS.get(name).title if name is not None and name in METHODS else None
 
 
 def arguments_of(method: type[Method]) -> dict[str, Any]:
     """Return the arguments that ``method_args`` takes, with their defaults."""
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for base in method.__mro__:
         for name, parameter in inspect.signature(vars(base).get("__init__", object.__init__)).parameters.items():
             if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
-                found.setdefault(name, parameter.default)
+                arguments.setdefault(name, parameter.default)
         if base is Method:
             break
-    return found
+    return arguments
 
 
 def build_method(name: str, backbone: nn.Module, feature_dim: int, **arguments: Any) -> Method:

@@ -4,6 +4,8 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from moco_plugin.methods.encoder import Encoder
+
 
 class Method(nn.Module):
     """A pre-training method: a loss on two views of each image, and the networks that it trains.
@@ -13,16 +15,18 @@ class Method(nn.Module):
     mode a call changes no state.
 
     Attributes:
+        encoder_q: The query encoder, an ``Encoder``; conversions and evaluations read its backbone.
         title: Name in messages and reports.
         views: Its two views, a name of ``moco_plugin.data.views.VIEWS``.
-        recipe: Its recipe, a file of ``configs/pretrain``, or one for each kind of network: ``batch_norm``,
-            ``plain_vit`` (without trained weights) and ``layer_norm`` (all others).
+        recipe: Its recipe: the name of a file of ``configs/pretrain``, the path of another YAML file, or one for each
+            kind of network: ``batch_norm``, ``plain_vit`` (without trained weights) and ``layer_norm`` (all others).
         queue_size: Keys that the method holds, or None. A batch may enqueue at most as many.
         keys_per_image: Keys that each image of a batch enqueues.
         queries_per_image: Views of each image that pass the query encoder.
         even_batches: Whoever trains it has batches of one size on all processes, so that they need not be exchanged.
     """
 
+    encoder_q: Encoder
     title: ClassVar[str]
     views: ClassVar[str] = "moco_v2"
     recipe: ClassVar[str | dict[str, str]]
@@ -33,17 +37,17 @@ class Method(nn.Module):
 
     @property
     def backbone(self) -> nn.Module:
-        """The network that is trained to be used."""
-        raise TypeError(f"{type(self).__name__} does not say which network it trains")
+        """The query encoder's backbone: the network that is trained to be used."""
+        return self.encoder_q.backbone
 
     @property
     def encoder(self) -> nn.Module:
-        """The backbone with its projection head; maps N x 3 x H x W images to N x C vectors."""
-        raise TypeError(f"{type(self).__name__} does not say which encoder it trains")
+        """The query encoder: the backbone with its projection head; maps N x 3 x H x W images to N x C vectors."""
+        return self.encoder_q
 
-    def compiled(self) -> list[nn.Module]:
+    def modules_to_compile(self) -> list[nn.Module]:
         """Return the modules that ``compile=true`` compiles."""
-        return []
+        return [self.encoder_q]
 
     def seed_step(self, seed: int) -> None:
         """Seed the random choices of the next step that all processes must share; pass the same seed on each.

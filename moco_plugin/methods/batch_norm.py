@@ -6,6 +6,7 @@ group is normalised separately, and the keys are shuffled over the groups (and o
 several).
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -126,19 +127,20 @@ class SyncBatchNorm(nn.SyncBatchNorm):
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:
     """Return ``module`` with every batch norm synchronised; torch's own converter drops timm's activations."""
-    if isinstance(module, _BatchNorm):
-        return SyncBatchNorm(module)
-    for name, child in module.named_children():
-        setattr(module, name, sync_batch_norm(child))
-    return module
+    return _replace(module, SyncBatchNorm)
 
 
 def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
     """Return ``module`` with every batch norm in it replaced by a SplitBatchNorm."""
+    return _replace(module, lambda layer: SplitBatchNorm(layer, groups))
+
+
+def _replace(module: nn.Module, replacement: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    """Return ``module`` with the replacement of every batch norm in it."""
     if isinstance(module, _BatchNorm):
-        return SplitBatchNorm(module, groups)
+        return replacement(module)
     for name, child in module.named_children():
-        setattr(module, name, split_batch_norm(child, groups))
+        setattr(module, name, _replace(child, replacement))
     return module
 
 

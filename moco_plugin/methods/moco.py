@@ -101,17 +101,7 @@ class MoCo(Method):
         filled = self.queue.filled / len(self.queue)
         return loss.mean(), {**batch_metrics(positions, q), "queue_filled": filled}
 
-    @property
-    def backbone(self) -> nn.Module:
-        """The query encoder's backbone."""
-        return self.encoder_q.backbone
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The query encoder; its outputs have unit length."""
-        return self.encoder_q
-
-    def compiled(self) -> list[nn.Module]:
+    def modules_to_compile(self) -> list[nn.Module]:
         """Return both encoders."""
         return [self.encoder_q, self.encoder_k]
 

@@ -97,16 +97,6 @@ class MoCoV3(Method):
         loss_2, positions_2 = batch_contrast(q2, k1, first, self.temperature)
         return (loss_1 + loss_2).mean(), batch_metrics(torch.cat([positions_1, positions_2]), q1)
 
-    @property
-    def backbone(self) -> nn.Module:
-        """The query encoder's backbone."""
-        return self.encoder_q.backbone
-
-    @property
-    def encoder(self) -> nn.Module:
-        """The query encoder without the predictor."""
-        return self.encoder_q
-
-    def compiled(self) -> list[nn.Module]:
+    def modules_to_compile(self) -> list[nn.Module]:
         """Return both encoders and the predictor."""
         return [self.encoder_q, self.predictor, self.encoder_k]

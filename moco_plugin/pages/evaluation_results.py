@@ -6,17 +6,11 @@ from typing import Any
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
+from moco_plugin.methods import method_title
 from moco_plugin.pages.tables import Table, mean_and_spread
 from moco_plugin.papers import FINETUNE, LINEAR, OMNIBENCHMARK, Published
 
 NONE = "-"
-
-
-def method_title(name: Any) -> str | None:
-    """Return what tables call a method, or None for one that is not known."""
-    from moco_plugin.methods import METHODS  # imports torch, which a list of tasks does not need
-
-    return str(METHODS.get(name).title) if isinstance(name, str) and name in METHODS else None
 
 
 def find_results(folder: Path, pattern: str, keys: Set[str]) -> list[tuple[Path, dict[str, Any]]]:

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.pages.evaluation_results import NONE, find_results, method_title
+from moco_plugin.methods import method_title
+from moco_plugin.pages.evaluation_results import NONE, find_results
 from moco_plugin.pages.tables import Table
 from moco_plugin.papers import Published
 from moco_plugin.transfer.tasks import TASKS, Task

@@ -16,12 +16,13 @@ from moco_plugin.data.order import EpochOrder
 from moco_plugin.data.statistics import describe_statistics, measure_statistics
 from moco_plugin.data.views import Views
 from moco_plugin.errors import UsageError
-from moco_plugin.files import atomic_path, write_json
+from moco_plugin.files import write_json
 from moco_plugin.methods import Method
 from moco_plugin.methods.batch_norm import SyncBatchNorm
-from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels, queue_warning
-from moco_plugin.pretraining.module import PretrainModule, accumulation, scaled_lr, views_name
+from moco_plugin.pretraining.config import PretrainConfig, config_dict
+from moco_plugin.pretraining.module import PretrainModule, accumulation, starting_lr, views_name
 from moco_plugin.pretraining.monitor import CorruptImageWatch, GroupedTensorBoard, KNNMonitor, Throughput, ViewPairs
+from moco_plugin.pretraining.prepare import open_images, queue_warning
 from moco_plugin.pretraining.sizing import check_memory
 from moco_plugin.runs.fit import Run
 from moco_plugin.runs.run_folder import Identity
@@ -30,18 +31,15 @@ from moco_plugin.runs.trainer_arguments import check_trainer_arguments
 FILES = ("result.json", "checkpoints", "tensorboard", "metrics.csv", "config.yaml")
 
 
-def pretrain(
-    config: PretrainConfig, overwrite: bool = False, accept_changed_images: bool = False, images: ImageSet | None = None
-) -> Path:
+def pretrain(config: PretrainConfig, overwrite: bool = False, images: ImageSet | None = None) -> Path:
     """Train as configured, or resume the run in the ``out`` folder.
 
     The folder gets ``config.yaml``, ``metrics.csv``, ``tensorboard/``, ``checkpoints/last.ckpt`` and, when all
     steps are done, ``result.json``.
 
     Args:
-        config: The run.
+        config: The run; ``prepare_run`` makes one that fits the images and the machine.
         overwrite: Remove the run that ``out`` holds.
-        accept_changed_images: Resume although the image set changed, from the start of the interrupted epoch.
         images: The value of ``open_images(config)``, if the images were listed already.
 
     Returns:
@@ -54,7 +52,7 @@ def pretrain(
     _check_folder(out)
     check_trainer_arguments(config.trainer)
     images = images or open_images(config)
-    fit_statistics(config, images)
+    measure_missing_statistics(config, images)
     run = Run(
         folder=out,
         files=FILES,
@@ -66,36 +64,28 @@ def pretrain(
         save_every=config.save_every,
         timeout=config.timeout,
         log_every=max(1, min(10, len(images) // config.data.batch_size)),
-        loggers=[GroupedTensorBoard(out, name="tensorboard", version="", default_hp_metric=False)],
         overwrite=overwrite,
-        accept_changed_images=accept_changed_images,
+        config_text=yaml.safe_dump(config_dict(config), sort_keys=False),
     )
     if run.saved() and (out / "result.json").exists():
         print(f"{out} holds this run, finished; nothing to do (--overwrite starts again)")
         return run.last
     pl.seed_everything(config.seed, verbose=False)
     module = PretrainModule(config)
-    monitors = [Throughput(config.data.batch_size), CorruptImageWatch(len(images)), ViewPairs(config)]
-    run.callbacks = [*monitors, *([KNNMonitor(config)] if config.knn.train and config.knn.test else [])]
-
-    def loaders(trainer: pl.Trainer) -> tuple[DataLoader[Any], None]:
-        if (sentence := module.fit_layout(trainer.strategy.root_device)) and trainer.is_global_zero:
-            print(sentence)
-        check_batch(config.data.batch_size, module.method, trainer.world_size)
-        check_synchronized(module.method, trainer.strategy.root_device, trainer.world_size)
-        if trainer.is_global_zero:
-            local = getattr(trainer, "num_devices", 1)
-            device = trainer.strategy.root_device
-            data = config.data
-            print(check_memory(module.method, data.image_size, data.batch_size, device, local, image_channels(config)))
-        return train_loader(config, images, trainer.global_rank, trainer.world_size), None
-
-    def begin(trainer: pl.Trainer, total_steps: int) -> str:
-        with atomic_path(out / "config.yaml") as temporary:
-            temporary.write_text(yaml.safe_dump(config_dict(config), sort_keys=False))
-        return _describe(config, module, len(images), total_steps, trainer)
-
-    if result := run.fit(module, loaders, begin):
+    callbacks = [Throughput(config.data.batch_size), CorruptImageWatch(len(images)), ViewPairs(config)]
+    if config.knn.train and config.knn.test:
+        callbacks.append(KNNMonitor(config))
+    board = GroupedTensorBoard(out, name="tensorboard", version="", default_hp_metric=False)
+    trainer = run.trainer_for(callbacks, [board])
+    if sentence := module.choose_layout(trainer.strategy.root_device):
+        rank_zero_only(print)(sentence)
+    check_batch(config.data.batch_size, module.method, trainer.world_size)
+    check_synchronized(module.method, trainer.strategy.root_device, trainer.world_size)
+    if trainer.is_global_zero:
+        print(check_memory(config, module.method, trainer.strategy.root_device, trainer.num_devices))
+    batches = train_loader(config, images, trainer.global_rank, trainer.world_size)
+    message = _describe(config, module, len(images), run.total_steps(trainer, batches), trainer)
+    if result := run.fit(trainer, module, batches, None, message):
         write_json(out / "result.json", result)
         print(f"checkpoint: {run.last}")
     return run.last
@@ -108,12 +98,7 @@ def _check_folder(out: Path) -> None:
         raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
 
 
-def open_images(config: PretrainConfig) -> ImageSet:
-    """Open a run's images."""
-    return ImageSet(config.data.root, config.data.value_range, image_channels(config))
-
-
-def fit_statistics(config: PretrainConfig, images: ImageSet) -> None:
+def measure_missing_statistics(config: PretrainConfig, images: ImageSet) -> None:
     """Measure ``data.mean`` and ``data.std`` where they are not of as many channels as the images have."""
     if len(config.data.mean) == images.channels:
         return
@@ -178,7 +163,7 @@ def _describe(
     """Describe the run: the model, the images, the learning rate and how it follows from the batch."""
     encoder = sum(p.numel() for p in module.method.parameters() if p.requires_grad)
     optimizer, batch, parts = config.optimizer, config.data.batch_size, accumulation(config)
-    lr = f"{scaled_lr(config):g}"
+    lr = f"{starting_lr(config):g}"
     if optimizer.scale_lr and batch * parts != optimizer.reference_batch_size:
         lr += f" = {optimizer.lr:g} x {batch * parts}/{optimizer.reference_batch_size}"
     epochs = "epochs" if config.schedule.steps else f"{config.schedule.epochs} epochs"

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from moco_plugin.schema import positive
+
 
 @dataclass
 class OptimizerConfig:
@@ -11,7 +13,7 @@ class OptimizerConfig:
     """sgd (v1, v2), lars (v3's ResNets) or adamw (v3's ViTs)."""
     lr: float = 0.03
     """Learning rate for reference_batch_size images per step."""
-    reference_batch_size: int = 256
+    reference_batch_size: int = positive(256)
     scale_lr: bool = True
     """Scale lr linearly by batch_size / reference_batch_size."""
     momentum: float = 0.9
@@ -22,8 +24,8 @@ class OptimizerConfig:
 class ScheduleConfig:
     """How long to train, and the learning rate along the way."""
 
-    epochs: int = 200
-    steps: int | None = None
+    epochs: int = positive(200)
+    steps: int | None = positive(None)
     """Train for this many steps, regardless of epochs; needs interval: step."""
     warmup_epochs: int = 0
     """Epochs in which the learning rate rises from 0, before what `name` says; needs interval: step."""

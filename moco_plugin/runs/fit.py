@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader
 
 from moco_plugin.data.loading import ended_with
 from moco_plugin.errors import Stopped, UserError
+from moco_plugin.files import atomic_path
 from moco_plugin.runs.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
 from moco_plugin.runs.logs import CSVLog, check_folder
 from moco_plugin.runs.run_folder import Identity, SavedRun, locked, remove_files, remove_stale
@@ -65,10 +66,8 @@ class Run:
         save_every: Steps between two checkpoints within an epoch.
         timeout: Seconds that processes wait for each other before the run fails.
         log_every: Steps between two rows of the log.
-        callbacks: Further ones.
-        loggers: Further ones; ``metrics.csv`` is always written.
         overwrite: Remove the run that the folder holds.
-        accept_changed_images: Resume although the image set changed.
+        config_text: Content of ``config.yaml``; "" for no such file.
         kept: False if the folder is temporary, so that the run cannot be resumed.
     """
 
@@ -82,10 +81,8 @@ class Run:
     save_every: int
     timeout: float
     log_every: int = 10
-    callbacks: Sequence[pl.Callback] = ()
-    loggers: Sequence[Logger] = ()
     overwrite: bool = False
-    accept_changed_images: bool = False
+    config_text: str = ""
     kept: bool = True
     log: CSVLog = field(init=False)
     guard: Guard = field(init=False, default_factory=Guard)
@@ -106,23 +103,59 @@ class Run:
         """
         saved = None if self.overwrite else SavedRun.read(self.last)
         if saved:
-            saved.check_same(self.identity, self.accept_changed_images)
+            saved.check_same(self.identity)
         return saved
+
+    @_quiet()
+    def trainer_for(self, callbacks: Sequence[pl.Callback] = (), loggers: Sequence[Logger] = ()) -> pl.Trainer:
+        """Return the Trainer of the run, with further callbacks and loggers; ``metrics.csv`` is always written.
+
+        Raises:
+            UsageError: The run that would be resumed is another, or Lightning refuses an argument.
+        """
+        self.saved()
+        saver = Saver(self.last, self.save_every, self.log, self.identity)
+        given = dict(self.trainer)
+        limit = given.pop("max_time", None)
+        defaults: dict[str, Any] = {
+            "max_epochs": -1 if self.steps else self.epochs,
+            "max_steps": self.steps or -1,
+            "plugins": [AtomicCheckpoints()],
+            "callbacks": [*([TimeLimit(limit)] if limit else []), *callbacks, self.guard, saver],
+            "log_every_n_steps": self.log_every,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+        }
+        trainer = build_trainer(given, defaults, [self.log, *loggers], self.folder)
+        if isinstance(trainer.strategy, DDPStrategy):
+            # set here, since only the Trainer knows whether there are several processes
+            trainer.strategy._timeout = timedelta(seconds=self.timeout)
+            # queues are equal on all processes and batch norm saves the first one's statistics: nothing to send
+            trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+        return trainer
+
+    def total_steps(self, trainer: pl.Trainer, batches: DataLoader[Any]) -> int:
+        """Return the optimizer steps of the whole training."""
+        return self.steps or self.epochs * math.ceil(len(batches) / trainer.accumulate_grad_batches)
 
     @_quiet()
     def fit(
         self,
+        trainer: pl.Trainer,
         module: pl.LightningModule,
-        loaders: Callable[[pl.Trainer], tuple[DataLoader[Any], DataLoader[Any] | None]],
-        begin: Callable[[pl.Trainer, int], str],
+        batches: DataLoader[Any],
+        validation: DataLoader[Any] | None,
+        message: str,
     ) -> dict[str, float] | None:
         """Train, or resume the run in the folder.
 
         Args:
+            trainer: The value of ``trainer_for``.
             module: Its ``total_steps`` is set here.
-            loaders: Return the training batches, with an EpochOrder as sampler, and the validation batches or None;
-                check first that the batch fits the number of processes.
-            begin: Write further files on the first process, and return what to print; gets the total steps.
+            batches: For training, with an EpochOrder as sampler.
+            validation: Batches to validate with, or None.
+            message: Printed when training starts.
 
         Returns:
             On the first process and if all steps are done, the last value of each metric with ``epochs`` and
@@ -133,13 +166,8 @@ class Run:
             Stopped: By a signal.
             KeyboardInterrupt: By a second signal.
         """
-        self.saved()
-        trainer = self._trainer()
-        batches, validation = loaders(trainer)
         first = trainer.is_global_zero
-        parts = trainer.accumulate_grad_batches
-        epoch_steps = math.ceil(len(batches) / parts)
-        total_steps = self.steps or self.epochs * epoch_steps
+        module.total_steps = total_steps = self.total_steps(trainer, batches)  # type: ignore[assignment]
         with locked(self.folder) if first else nullcontext():
             saved = self.saved()  # again: another process may have trained until now
             if first:
@@ -147,49 +175,22 @@ class Run:
                     remove_files(self.folder, self.files)
                 self.last.parent.mkdir(parents=True, exist_ok=True)
                 remove_stale(self.last, *(self.folder / name for name in self.files))
+                if self.config_text:
+                    with atomic_path(self.folder / "config.yaml") as temporary:
+                        temporary.write_text(self.config_text)
+                print(message)
             step = 0
             if saved:
-                step, epoch, done = saved.progress.step, saved.progress.epoch, saved.progress.batches
-                if saved.check_same(self.identity, self.accept_changed_images):
-                    done = 0
-                    total_steps = self.steps or step + (self.epochs - epoch) * epoch_steps
-                    trainer.callbacks.append(_EpochRestart())  # type: ignore[attr-defined]
-                batches.sampler.resume(epoch, done)  # type: ignore[attr-defined]
-            self.log.forget_from(step + 1 if saved else 0)
-            module.total_steps = total_steps  # type: ignore[assignment]
-            if first:
-                print(begin(trainer, total_steps))
-                if saved:
+                step = saved.progress.step
+                batches.sampler.resume(saved.progress.epoch, saved.progress.batches)  # type: ignore[attr-defined]
+                if first:
                     print(f"resuming from {self.last}, step {step}")
+            self.log.forget_from(step + 1 if saved else 0)
             # Lightning converts the module once the checkpoint is loaded, which would cut float64 weights to float32
             trainer.precision_plugin.convert_module(module)
             with self._failures(trainer), self.guard.listening(), ended_with(batches, validation):
                 trainer.fit(module, batches, validation, ckpt_path=self.last if saved else None, weights_only=True)
         return self._result(trainer, total_steps)
-
-    def _trainer(self) -> pl.Trainer:
-        saver = Saver(self.last, self.save_every, self.log, self.identity)
-        callbacks = [*self.callbacks, self.guard, saver]
-        given = dict(self.trainer)
-        if limit := given.pop("max_time", None):
-            callbacks.insert(0, TimeLimit(limit))
-        defaults: dict[str, Any] = {
-            "max_epochs": -1 if self.steps else self.epochs,
-            "max_steps": self.steps or -1,
-            "plugins": [AtomicCheckpoints()],
-            "callbacks": callbacks,
-            "log_every_n_steps": self.log_every,
-            "num_sanity_val_steps": 0,
-            "enable_model_summary": False,
-            "use_distributed_sampler": False,
-        }
-        trainer = build_trainer(given, defaults, [self.log, *self.loggers], self.folder)
-        if isinstance(trainer.strategy, DDPStrategy):
-            # set here, since only the Trainer knows whether there are several processes
-            trainer.strategy._timeout = timedelta(seconds=self.timeout)
-            # queues are equal on all processes and batch norm saves the first one's statistics: nothing to send
-            trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
-        return trainer
 
     @contextmanager
     def _failures(self, trainer: pl.Trainer) -> Iterator[None]:
@@ -235,21 +236,6 @@ class Run:
             print(f"stopped after step {trainer.global_step} of {total_steps}; {self._rest()}")
             return None
         return {"epochs": trainer.current_epoch, "steps": trainer.global_step, **self.log.latest()}
-
-
-class _EpochRestart(pl.Callback):
-    """Makes a resumed run start the interrupted epoch again, since its image set changed."""
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        loops = checkpoint["loops"]["fit_loop"]
-        epoch = loops["epoch_progress"]["current"]["processed"]
-        for part in loops["epoch_progress"].values():
-            part.update(dict.fromkeys(part, epoch))
-        batch = loops["epoch_loop.batch_progress"]
-        batch["current"].update(dict.fromkeys(batch["current"], 0))
-        batch["is_last_batch"] = False
 
 
 def _known_failure(error: RuntimeError, processes: int, timeout: float) -> str:

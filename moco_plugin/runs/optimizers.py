@@ -56,6 +56,18 @@ class LARS(torch.optim.Optimizer):
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "lars": LARS, "adamw": torch.optim.AdamW}
 
 
+def scaled_lr(config: OptimizerConfig, images: int, lr: float | None = None) -> float:
+    """Return the learning rate for a step of so many images: linear in their number, unless ``scale_lr`` is off.
+
+    Args:
+        config: Of the optimizer.
+        images: Of one optimizer step, over all processes.
+        lr: For ``reference_batch_size`` images; None for the config's.
+    """
+    scale = images / config.reference_batch_size if config.scale_lr else 1.0
+    return (config.lr if lr is None else lr) * scale
+
+
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
     """Build the optimizer that ``config.name`` names.
 

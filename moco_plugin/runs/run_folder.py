@@ -105,12 +105,8 @@ class SavedRun:
             ) from error
         return cls(path, progress, identity)
 
-    def check_same(self, now: Identity, accept_changed_images: bool) -> bool:
-        """Compare with the run that resumes; return whether its images changed and that was accepted.
-
-        Raises:
-            UsageError: A setting or an image set differs.
-        """
+    def check_same(self, now: Identity) -> None:
+        """Raise UsageError if a setting or an image set differs from those of the run that resumes."""
         then, state = self.identity, now.state()
         settings = ({k: v for k, v in part["settings"].items() if not _may_change(k)} for part in (then, state))
         if changed := differences(*settings):
@@ -123,8 +119,6 @@ class SavedRun:
         for key in sorted(sets[0].keys() | sets[1].keys()):
             if sets[0].get(key) == sets[1].get(key):
                 continue
-            if accept_changed_images:
-                return True
             before, after = (s.get(key, {}).get("count", 0) for s in sets)
             what = (
                 f"{before} images when {self.path} was saved and {after} now"
@@ -132,10 +126,8 @@ class SavedRun:
                 else f"other names or labels than when {self.path} was saved ({after} images)"
             )
             raise UsageError(
-                f"the images of {key} changed: {what}; restore them, pass --accept-changed-images to continue with "
-                "the new set from the start of the interrupted epoch, or --overwrite to start again"
+                f"the images of {key} changed: {what}; restore them, choose another output, or --overwrite to start again"
             )
-        return False
 
 
 def _may_change(key: str) -> bool:

@@ -1,6 +1,7 @@
 """Arguments of Lightning's Trainer from a config: checks, and objects by name."""
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from pytorch_lightning import callbacks, loggers
 from pytorch_lightning.accelerators import CPUAccelerator
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from moco_plugin.data.loading import available_cores
 from moco_plugin.errors import UsageError, did_you_mean
@@ -23,7 +25,7 @@ LOGGERS = {
     "neptune": "NeptuneLogger",
 }
 PROFILERS = ("simple", "advanced", "pytorch", "xla")
-STRATEGIES = ("auto", "ddp", "ddp_spawn", "ddp_fork", "ddp_notebook", "single_device")
+STRATEGIES = ("auto", "ddp", "single_device")
 PRECISIONS_OF_16_BITS = ("16", "16-true", "bf16-true", "transformer-engine", "transformer-engine-float16")
 
 
@@ -63,10 +65,17 @@ def _choose(key: str, value: Any, known: Sequence[str]) -> None:
         raise UsageError(f"trainer.{key}={value}; expected {', '.join(known)}{did_you_mean(str(value), known)}")
 
 
+def torchrun_arguments() -> dict[str, int]:
+    """Return ``devices`` and ``num_nodes`` of torchrun's environment; nothing where torchrun did not start us."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return {}
+    return {"devices": int(os.environ["LOCAL_WORLD_SIZE"]), "num_nodes": int(os.environ.get("GROUP_WORLD_SIZE", "1"))}
+
+
 def build_trainer(
     given: Mapping[str, Any], defaults: dict[str, Any], own_loggers: list[Logger], folder: Path
 ) -> pl.Trainer:
-    """Build a Trainer from a run's defaults and a config's arguments, which win.
+    """Build a Trainer from a run's defaults, torchrun's processes and a config's arguments, which win.
 
     Args:
         given: Arguments that ``check_trainer_arguments`` accepts.
@@ -77,20 +86,15 @@ def build_trainer(
     Raises:
         UsageError: Lightning refuses a value, or a logger's package is not installed.
     """
-    given = dict(given)
-    found = [*defaults.pop("callbacks"), *_callbacks(given.pop("callbacks", None))]
-    if given.get("enable_progress_bar", True) and not any(isinstance(c, callbacks.ProgressBar) for c in found):
-        found.insert(0, callbacks.TQDMProgressBar())
+    given = torchrun_arguments() | dict(given)
+    every = [*defaults.pop("callbacks"), *_callbacks(given.pop("callbacks", None))]
+    if given.get("enable_progress_bar", True) and not any(isinstance(c, callbacks.ProgressBar) for c in every):
+        every.insert(0, callbacks.TQDMProgressBar())
     logger = given.pop("logger", None)
     chosen = own_loggers if logger in (None, True) else [own_loggers[0], *_loggers(logger, folder)]
     try:
-        trainer = pl.Trainer(**{**defaults, **given, "callbacks": found, "logger": chosen})
-    except (ValueError, TypeError, RuntimeError, ImportError) as error:
-        # MisconfigurationException is an Exception that Lightning defines twice
-        raise UsageError(f"trainer: {' '.join(str(error).split())[:300]}") from error
-    except Exception as error:
-        if type(error).__name__ != "MisconfigurationException":
-            raise
+        trainer = pl.Trainer(**{**defaults, **given, "callbacks": every, "logger": chosen})
+    except (ValueError, TypeError, RuntimeError, ImportError, MisconfigurationException) as error:
         raise UsageError(f"trainer: {' '.join(str(error).split())[:300]}") from error
     cores, processes = available_cores(), trainer.num_devices
     if isinstance(trainer.accelerator, CPUAccelerator) and processes > cores and trainer.is_global_zero:
@@ -100,34 +104,36 @@ def build_trainer(
 
 def _loggers(value: Any, folder: Path | None) -> list[Logger]:
     """Return Lightning's loggers of these names; with no folder, only check the names."""
-    names = [] if value in (None, True, False) else [value] if isinstance(value, str) else list(value)
+    names = _names(None if value in (True, False) else value)
     for name in names:
         _choose("logger", name, tuple(LOGGERS))
     if folder is None:
         return []
-    found: list[Logger] = []
+    built: list[Logger] = []
     for name in names:
-        where = "save_path" if name == "neptune" else "offline_directory" if name == "comet" else "save_dir"
+        arguments = {} if name in ("neptune", "comet") else {"save_dir": str(folder)}
         try:
-            found.append(
-                getattr(loggers, LOGGERS[name])(**({} if name in ("neptune", "comet") else {where: str(folder)}))
-            )
-        except (ImportError, ModuleNotFoundError) as error:
+            built.append(getattr(loggers, LOGGERS[name])(**arguments))
+        except ImportError as error:
             raise UsageError(f"trainer.logger={name} needs its package, which is not installed ({error})") from error
-    return found
+    return built
 
 
 def _callbacks(value: Any) -> list[pl.Callback]:
     """Return Lightning's callbacks of these names, without arguments."""
     known = [name for name, kind in vars(callbacks).items() if isinstance(kind, type) and issubclass(kind, pl.Callback)]
-    found: list[pl.Callback] = []
-    for name in [] if value is None else [value] if isinstance(value, str) else list(value):
+    built: list[pl.Callback] = []
+    for name in _names(value):
         if name not in known:
             raise UsageError(f"trainer.callbacks: Lightning has no {name!r}{did_you_mean(str(name), known)}")
         try:
-            found.append(getattr(callbacks, name)())
-        except (TypeError, ImportError, ModuleNotFoundError) as error:
+            built.append(getattr(callbacks, name)())
+        except (TypeError, ImportError) as error:
             raise UsageError(
                 f"trainer.callbacks={name}: {error}; only callbacks without arguments can be named"
             ) from error
-    return found
+    return built
+
+
+def _names(value: Any) -> list[str]:
+    return [] if value is None else [value] if isinstance(value, str) else list(value)

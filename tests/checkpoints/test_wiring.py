@@ -8,7 +8,7 @@ import torch
 
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
-from moco_plugin.pretraining.module import wiring_differences
+from moco_plugin.pretraining.weights import wiring_differences
 from tests.helpers.networks import TINY_VIT, features, narrow_resnet, other, prefixed, tiny_vit
 
 

@@ -37,6 +37,10 @@ def make(
     embedding = helpers.get_embedding_model(wrapped)
     method = helpers.get_method(cls, arguments, optimizer, embedding, batch, 3)
     method.trainer = SimpleNamespace(
-        global_step=0, estimated_stepping_batches=10 * epochs, max_epochs=epochs, accumulate_grad_batches=1
+        global_step=0,
+        current_epoch=0,
+        estimated_stepping_batches=10 * epochs,
+        max_epochs=epochs,
+        accumulate_grad_batches=1,
     )
     return method

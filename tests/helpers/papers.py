@@ -1,39 +1,16 @@
-"""The transcription of the papers (tests/data/PAPERS.md), as text and as tables."""
+"""What the papers fix (tests/data/papers.yaml), held against configs."""
 
-import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-FILE = Path(__file__).parents[1] / "data" / "PAPERS.md"
-TEXT = FILE.read_text()
+from moco_plugin.runs.run_folder import flatten
+from moco_plugin.safe_yaml import read_yaml_file
 
-
-def table(corner: str) -> dict[str, dict[str, str]]:
-    """Return the table whose first cell is ``corner``: {row: {column: cell}}."""
-    lines = TEXT.splitlines()
-    start = next(i for i, line in enumerate(lines) if re.match(rf"\| *{re.escape(corner)} *\|", line))
-    rows = []
-    for line in lines[start:]:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in line.strip("|").split("|")])
-    header, _, *body = rows
-    return {name: dict(zip(header[1:], cells, strict=True)) for name, *cells in body}
+PAPERS: dict[str, Any] = read_yaml_file(Path(__file__).parents[1] / "data" / "papers.yaml")
 
 
-def numbers(cell: str) -> tuple[float, ...]:
-    """Return the decimal numbers in a cell."""
-    return tuple(map(float, re.findall(r"\d+\.\d+", cell)))
-
-
-def short(value: float) -> str:
-    """Write a number as the transcription does: 1e-4, 1.5e-6, 0.03, 30."""
-    if not 0 < value < 1e-3:
-        return f"{value:g}"
-    digits, power = f"{value:.3e}".split("e")
-    return f"{float(digits):g}e{int(power)}"
-
-
-def thousands(iterations: int) -> str:
-    """Write 24000 as 24k."""
-    assert iterations % 1000 == 0
-    return f"{iterations // 1000}k"
+def departures(config: Mapping[str, Any], expected: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the expected keys whose values a config does not have, with its values."""
+    values = {key: list(v) if isinstance(v, tuple) else v for key, v in flatten(config).items()}
+    return {key: values.get(key) for key, v in flatten(expected).items() if values.get(key) != v}

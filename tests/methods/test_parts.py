@@ -294,7 +294,9 @@ def test_eval_mode_changes_no_state(method: type[Method]) -> None:
     assert [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])] == []
 
 
-def test_adding_a_method_is_one_class() -> None:
+def test_adding_a_method_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(METHODS, "_classes", dict(METHODS._classes))
+
     @METHODS.register("toy", "toy_alias")
     class Toy(MoCo):
         title = "Toy"
@@ -303,6 +305,8 @@ def test_adding_a_method_is_one_class() -> None:
             super().__init__(backbone, feature_dim, **arguments)
             self.weight = weight
 
+    with pytest.raises(ValueError, match="a method 'moco' is registered already"):
+        METHODS.register("moco")(Toy)
     built = build_method("toy_alias", convnet(), 4, weight=2.0, queue_size=16)
     assert isinstance(built, Toy) and (built.weight, built.queue_size, built.views) == (2.0, 16, "moco_v2")
     with pytest.raises(UsageError, match=r"unknown key method_args\.wieght; toy takes weight, dim, queue_size"):

@@ -1,5 +1,6 @@
 """The method reproduces the released code, step by step, from recorded runs (tests/data/README.md)."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -89,9 +90,17 @@ def run_v3(
     return losses, model.state_dict()
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")  # as recorded
 def test_moco_v3_resnet() -> None:
     """The run amplifies round-off, which differs between CPUs: what a change of 1e-7 in the weights does is allowed."""
-    torch.set_num_threads(2)  # as recorded
     trace, config = load_trace("moco_v3_resnet_1rank")
     losses, state = run_v3(trace, config)
     others, other = run_v3(trace, config, noise=1e-7)

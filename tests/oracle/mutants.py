@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 COPIED = ("moco_plugin", "configs", "tools", "tests", "pyproject.toml")
 Mutant = tuple[str, str, str, str]  # file, text that occurs in it once, text in its place, test that fails
 
-M, P, T, V = (f"moco_plugin/{room}/" for room in ("methods", "pretraining", "training", "data/views"))
+M, P, T, V = (f"moco_plugin/{room}/" for room in ("methods", "pretraining", "runs", "data/views"))
 # names of cases in tests/oracle/test_pretraining.py
 TWO = "processes=2"
 STOPPED = "workers=0,stop=2"

@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
         import moco_plugin
 
         try:
-            moco_plugin.pretrain(moco_plugin.load_config(None, arguments))
+            moco_plugin.pretrain(moco_plugin.prepare_run(arguments).config)
         except Stopped as stopped:
             print(stopped, file=sys.stderr)
             return stopped.exit_code

@@ -9,8 +9,8 @@ import torch
 from moco_plugin.data.images import ImageSet
 from moco_plugin.evaluation.features import View, extract_feature_set
 from moco_plugin.evaluation.knn import knn_accuracy
-from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
+from moco_plugin.pretraining.prepare import prepare_run
 from moco_plugin.tools.pretrain import main
 from tests.conftest import TEST, TINY, TRAIN
 from tests.helpers.processes import Tool
@@ -23,7 +23,7 @@ def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> Non
     overrides = [*tiny, *own, "method_args.dim=2", "knn.features=encoder", f"out={tmp_path / 'run'}"]
     said = tool("pretrain", *overrides).stdout
     assert said.startswith("recipe moco_v2: sgd" if method == "moco" else "recipe moco_v3_resnet: lars")
-    module = PretrainModule(load_config(None, overrides))
+    module = PretrainModule(prepare_run(overrides).config)
     checkpoint = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     module.load_state_dict(checkpoint["state_dict"])
     view = View(32, 1.0, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])

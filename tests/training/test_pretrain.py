@@ -14,8 +14,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.module import PretrainModule
+from moco_plugin.pretraining.prepare import prepare_run
 from moco_plugin.runs.callbacks import TimeLimit
 from moco_plugin.tools.pretrain import main
 from tests.conftest import TINY, TRAIN
@@ -89,18 +89,15 @@ def same_run(found: Path, expected: Path) -> None:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_stopped_run_ends_as_one_never_interrupted(processes: int, tool: Tool, tmp_path: Path) -> None:
-    """Killed within the first epoch, asked to stop within the second, a checkpoint at every third step."""
-    arguments = [
-        *TINY,
-        "save_every=3",
-        "schedule.interval=step",
-        "views.engine=fast",
-        "data.workers=0",
-        "trainer.accelerator=cpu",
-        f"trainer.devices={processes}",
-    ]
+    """Killed within the first epoch, asked to stop within the second, a checkpoint at every third step.
+
+    Several processes are those of torchrun, whose environment says how many.
+    """
+    more = "save_every=3 schedule.interval=step views.engine=fast data.workers=0 trainer.accelerator=cpu"
+    arguments = [*TINY, *more.split()]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    tool("pretrain", *arguments, f"out={whole}", processes=processes)
+    shown = tool("pretrain", *arguments, f"out={whole}", processes=processes).stdout
+    assert f"batch 16 on {processes} process" in shown
 
     def stop(name: signal.Signals, step: int, code: int) -> subprocess.CompletedProcess[str]:
         script = Path(__file__).with_name("stop_at.py")
@@ -140,20 +137,8 @@ def test_deep_images_train_as_the_same_in_8_bits(tool: Tool, tmp_path: Path) -> 
         out = tmp_path / f"run_{depth}"
         tool("pretrain", *arguments, f"data.root={folder}", "data.workers=2", f"out={out}", "trainer.max_epochs=1")
         result = tmp_path / f"{depth}.json"
-        tool(
-            "evaluate",
-            "knn",
-            "--weights",
-            out / "checkpoints" / "last.ckpt",
-            "--train",
-            folder,
-            "--test",
-            folder,
-            "--k",
-            "3",
-            "--out",
-            result,
-        )
+        sets = ["--train", folder, "--test", folder, "--k", "3", "--out", result]
+        tool("evaluate", "knn", "--weights", out / "checkpoints" / "last.ckpt", *sets)
         results.append((weights(out), json.loads(result.read_text())["top1"]))
     (first, top1), (second, other) = results
     assert all(torch.equal(first[name], second[name]) for name in first) and top1 == other
@@ -197,13 +182,8 @@ def test_accumulated_gradients_make_one_step(tool: Tool, tmp_path: Path) -> None
         [*TINY, "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1.0"],
         [
             *(a for a in TINY if not a.startswith(("method", "backbone"))),
-            "method=moco_v3",
-            "backbone=vit_tiny_patch16_224",
-            "backbone_args.patch_size=8",
-            "backbone_args.depth=2",
-            "method_args.dim=16",
-            "method_args.hidden_dim=32",
-            "schedule.warmup_epochs=1",
+            *"method=moco_v3 backbone=vit_tiny_patch16_224 backbone_args.patch_size=8 backbone_args.depth=2".split(),
+            *"method_args.dim=16 method_args.hidden_dim=32 schedule.warmup_epochs=1".split(),
         ],
     ],
 )
@@ -214,7 +194,7 @@ def test_other_ways_to_train(arguments: list[str], tool: Tool, tmp_path: Path) -
 
 
 def test_compile_takes_both_encoders() -> None:
-    module = PretrainModule(load_config(None, [*TINY, "compile=true"]))
+    module = PretrainModule(prepare_run([*TINY, "compile=true"]).config)
     compiled = [n for n, child in module.method.named_children() if child._compiled_call_impl is not None]
     assert compiled == ["encoder_q", "encoder_k"]
 
@@ -237,18 +217,9 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
     for number in range(120):
         Image.effect_noise((40, 30), 80).convert("RGB").save(photos / f"{number:03}.png")
     (photos / "007.png").write_bytes(b"\x89PNG")
-    arguments = [
-        "method=moco_v1",
-        "backbone=resnet18",
-        "backbone_args.channels=[8,16,24,32]",
-        f"data.root={tmp_path}/photos",
-        "data.image_size=32",
-        "data.batch_size=24",
-        "method_args.queue_size=64",
-        "schedule.epochs=1",
-        f"out={tmp_path}/run",
-        "data.workers=2",
-    ]
+    more = "data.image_size=32 data.batch_size=24 method_args.queue_size=64 schedule.epochs=1 data.workers=2"
+    arguments = ["method=moco_v1", "backbone=resnet18", "backbone_args.channels=[8,16,24,32]", *more.split()]
+    arguments += [f"data.root={tmp_path}/photos", f"out={tmp_path}/run"]
     result = tool("pretrain", *arguments)
     assert f"skipped: {photos}/007.png cannot be decoded (1 so far)" in result.stderr
     for number in (8, 9):
@@ -267,6 +238,7 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         (["trainer.devces=1"], "unknown key trainer.devces"),
         (["trainer.enable_checkpointing=false"], "a run is resumed from its checkpoint"),
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp; expected auto, ddp"),
+        (["trainer.strategy=ddp_spawn"], "trainer.strategy=ddp_spawn; expected auto, ddp, single_device"),
         (["trainer.logger=wandbb"], "did you mean 'wandb'?"),
         (["trainer.callbacks=[RichProgresBar]"], "Lightning has no 'RichProgresBar'; did you mean 'RichProgressBar'"),
         (["trainer.profiler=simpel"], "trainer.profiler=simpel; expected simple, advanced"),
@@ -304,15 +276,8 @@ def test_print_config(tool: Tool) -> None:
 
 def test_two_processes_train_what_one_does(tool: Tool, tmp_path: Path) -> None:
     """Without batch norm, the number of processes changes nothing but the rounding, on the way too."""
-    arguments = [
-        *TINY,
-        "backbone_args.norm_layer=groupnorm1",
-        "views.engine=fast",
-        "data.workers=0",
-        "schedule.epochs=1",
-        "knn.train=null",
-        "trainer.accelerator=cpu",
-    ]
+    more = "backbone_args.norm_layer=groupnorm1 views.engine=fast data.workers=0 schedule.epochs=1 knn.train=null"
+    arguments = [*TINY, *more.split(), "trainer.accelerator=cpu"]
 
     def run(out: str, processes: int, *more: str) -> None:
         shown = tool("pretrain", *arguments, f"trainer.devices={processes}", f"out={tmp_path}/{out}", *more).stdout

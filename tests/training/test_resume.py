@@ -5,6 +5,8 @@ import json
 import random
 import shutil
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +19,50 @@ from moco_plugin.tools.make_shards import main as make_shards
 from tests.helpers.processes import Tool, start_tool
 
 KEEP = Path(__file__).with_name("keep_checkpoints.py")
-TINY = [
-    "backbone=resnet18",
-    "backbone_args.channels=[8,16,24,32]",
-    "data.image_size=32",
-    "data.batch_size=8",
-    "method_args.dim=16",
-    "schedule.epochs=3",
-    "save_every=3",
-    "trainer.log_every_n_steps=1",
-    "trainer.accelerator=cpu",
+TINY = (
+    "backbone=resnet18 backbone_args.channels=[8,16,24,32] data.image_size=32 data.batch_size=8 method_args.dim=16 "
+    "schedule.epochs=3 save_every=3 trainer.log_every_n_steps=1 trainer.accelerator=cpu"
+).split()
+CLASSIFY = "data.batch_size=8 schedule.epochs=3 schedule.milestones=[1] save_every=3 trainer.accelerator=cpu".split()
+SETTINGS = {
+    "moco": [*TINY, "method=moco", "method_args.queue_size=32"],
+    "v3": [*TINY, "method=moco_v3", "method_args.hidden_dim=32", "schedule.warmup_epochs=1"],
+    "linear": CLASSIFY,
+    "finetune": CLASSIFY,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command whose runs are compared; several processes are those of torchrun."""
+
+    kind: str
+    workers: int = 1
+    source: str = "photos"
+    processes: int = 1
+    settings: str = ""
+
+
+CASES = [
+    Case("moco", workers=0),
+    Case("moco"),
+    Case("moco", workers=2),
+    Case("moco", source="shards"),
+    Case("moco", settings="views.engine=device"),
+    Case("moco", settings="views.engine=reference"),
+    Case("moco", workers=2, settings="trainer.accumulate_grad_batches=2 save_every=2"),
+    Case("moco", processes=2),
+    Case("v3"),
+    Case("v3", 2, "shards", 2, "trainer.accumulate_grad_batches=2 save_every=2"),
+    Case("linear", workers=0),
+    Case("linear"),
+    Case("linear", 2, "shards", settings="trainer.accumulate_grad_batches=2 save_every=2"),
+    Case("linear", processes=2),
+    Case("finetune"),
+    Case("finetune", 2, "shards"),
+    Case("finetune", processes=2),
 ]
-MOCO = [*TINY, "method=moco", "method_args.queue_size=32"]
-V3 = [*TINY, "method=moco_v3", "method_args.hidden_dim=32", "schedule.warmup_epochs=1"]
-CLASSIFY = [
-    "data.batch_size=8",
-    "schedule.epochs=3",
-    "schedule.milestones=[1]",
-    "save_every=3",
-    "trainer.accelerator=cpu",
-]
+KILLS = 4  # of each case
 
 
 @pytest.fixture(scope="module")
@@ -63,131 +89,100 @@ def shards(photos: Path) -> Path:
 def encoder(photos: Path, tool: Tool) -> Path:
     """A checkpoint to classify with."""
     out = photos.parent / "encoder"
-    tool("pretrain", *MOCO, f"data.root={photos}", f"out={out}", "data.workers=1", "schedule.epochs=1")
+    tool("pretrain", *SETTINGS["moco"], f"data.root={photos}", f"out={out}", "data.workers=1", "schedule.epochs=1")
     return out / "checkpoints" / "last.ckpt"
 
 
-class Case:
-    """A command whose runs are compared: the tool, its arguments, the output's name and the number of processes."""
+@dataclass(frozen=True)
+class Run:
+    """The tool of a case with its arguments, run into one folder."""
 
-    def __init__(self, tool: str, arguments: list[str], processes: int = 1) -> None:
-        self.tool, self.arguments, self.processes = tool, arguments, processes
+    tool: str
+    command: list[str]
+    folder: Path
+    checkpoint: Path
+    result: Path
 
-    def command(self, out: Path) -> list[str]:
-        if self.tool == "pretrain":
-            return [*self.arguments, f"out={out}"]
-        return [*self.arguments, "--out", f"{out}.json"]
+    @property
+    def log(self) -> Path:
+        return self.folder / "metrics.csv"
 
-    def files(self, out: Path) -> tuple[Path, Path, Path]:
-        """Return the checkpoint, the log and the result."""
-        if self.tool == "pretrain":
-            return out / "checkpoints" / "last.ckpt", out / "metrics.csv", out / "result.json"
-        run = out.with_name(f"{out.name}_run")
-        return run / "last.ckpt", run / "metrics.csv", out.with_suffix(".json")
-
-    def outcome(self, out: Path) -> tuple[dict[str, Any], Any, Any]:
+    def outcome(self) -> dict[str, Any]:
         """Return all tensors of the checkpoint, the log and the result, without what depends on the clock."""
-        checkpoint, log, result = self.files(out)
-        state = torch.load(checkpoint, weights_only=True)
-        tensors = dict(state["state_dict"])
-        for number, values in state["optimizer_states"][0]["state"].items():
-            tensors |= {f"{number}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
-        with open(log, newline="") as file:
-            rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in csv.DictReader(file)]
-        measured = json.loads(result.read_text())
-        measured.pop("images_per_second", None)
-        return tensors, rows, measured
-
-    def same(self, found: Path, expected: Path) -> list[str]:
-        """Return what differs between two finished runs."""
-        (first, *rest), (second, *others) = self.outcome(found), self.outcome(expected)
-        assert first.keys() == second.keys()
-        differ = [name for name in first if not torch.equal(first[name], second[name])]
-        names = ("metrics.csv", "result")
-        return differ + [name for name, a, b in zip(names, rest, others, strict=True) if a != b]
+        state = torch.load(self.checkpoint, weights_only=True)
+        outcome = dict(state["state_dict"])
+        for index, values in state["optimizer_states"][0]["state"].items():
+            outcome |= {f"{index}.{key}": value for key, value in values.items() if torch.is_tensor(value)}
+        with open(self.log, newline="") as file:
+            outcome["log"] = [{**row, "images_per_second": ""} for row in csv.DictReader(file)]
+        outcome["result"] = {**json.loads(self.result.read_text()), "images_per_second": 0}
+        return outcome
 
 
-def case(name: str, photos: Path, shards: Path, encoder: Path) -> Case:
-    kind, *options = name.split("-")
-    workers = next(option for option in options if option.isdigit())
-    data, processes = shards if "shards" in options else photos, 2 if "processes" in options else 1
-    more = [f"data.workers={workers}", f"trainer.devices={processes}"]
-    more += [f"views.engine={option}" for option in options if option in ("device", "reference")]
-    if "accumulate" in options:
-        more += ["trainer.accumulate_grad_batches=2", "save_every=2"]
-    if kind in ("moco", "v3"):
-        return Case("pretrain", [*(MOCO if kind == "moco" else V3), f"data.root={data}", *more], processes)
-    sets = ["--weights", str(encoder), "--train", str(data), "--test", str(data)]
-    return Case("evaluate", [kind, *sets, *CLASSIFY, *more], processes)
+@pytest.fixture
+def start(photos: Path, shards: Path, encoder: Path, tmp_path: Path) -> Callable[[Case, str], Run]:
+    """``start(CASE, NAME)``: its run into a folder of that name."""
+
+    def run(case: Case, name: str) -> Run:
+        data, out = {"photos": photos, "shards": shards}[case.source], tmp_path / name
+        settings = [*SETTINGS[case.kind], f"data.workers={case.workers}", *case.settings.split()]
+        if case.kind in ("moco", "v3"):
+            command = [*settings, f"data.root={data}", f"out={out}"]
+            return Run("pretrain", command, out, out / "checkpoints" / "last.ckpt", out / "result.json")
+        sets = ["--weights", str(encoder), "--train", str(data), "--test", str(data), "--out", f"{out}.json"]
+        folder = tmp_path / f"{name}_run"
+        return Run("evaluate", [case.kind, *sets, *settings], folder, folder / "last.ckpt", tmp_path / f"{name}.json")
+
+    return run
 
 
-KILLS = 4  # of each case
-CASES = [
-    "moco-0-photos",
-    "moco-1-photos",
-    "moco-2-photos",
-    "moco-1-shards",
-    "moco-1-photos-device",
-    "moco-1-photos-reference",
-    "moco-2-photos-accumulate",
-    "moco-1-photos-processes",
-    "v3-1-photos",
-    "v3-2-shards-processes-accumulate",
-    "linear-0-photos",
-    "linear-1-photos",
-    "linear-2-shards-accumulate",
-    "linear-1-photos-processes",
-    "finetune-1-photos",
-    "finetune-2-shards",
-    "finetune-1-photos-processes",
-]
+def assert_same(one: Run, other: Run) -> None:
+    first, second = one.outcome(), other.outcome()
+    assert first.keys() == second.keys()
+    same = {k: torch.equal(v, second[k]) if torch.is_tensor(v) else v == second[k] for k, v in first.items()}
+    assert [name for name, equal in same.items() if not equal] == [], one.folder
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_run_resumed_from_any_checkpoint_ends_the_same(
-    name: str, photos: Path, shards: Path, encoder: Path, tool: Tool, tmp_path: Path
+    case: Case, start: Callable[[Case, str], Run], tool: Tool, tmp_path: Path
 ) -> None:
-    run = case(name, photos, shards, encoder)
-    whole, kept = tmp_path / "whole", tmp_path / "kept"
-    tool(KEEP, run.tool, kept, *run.command(whole), processes=run.processes)
+    whole, kept = start(case, "whole"), tmp_path / "kept"
+    tool(KEEP, whole.tool, kept, *whole.command, processes=case.processes)
     steps = sorted(int(path.name) for path in kept.iterdir())
     epoch = -(-steps[-1] // 3)
     assert {epoch, 2 * epoch, 3 * epoch} < set(steps)
     for step in steps:
-        out = tmp_path / f"from-{step}"
-        checkpoint, log, _ = run.files(out)
-        checkpoint.parent.mkdir(parents=True)
-        shutil.copy(kept / str(step) / "last.ckpt", checkpoint)
-        shutil.copy(kept / str(step) / "metrics.csv", log)
-        shown = tool(run.tool, *run.command(out), processes=run.processes).stdout
-        assert f"resuming from {checkpoint}, step {step}" in shown
-        assert run.same(out, whole) == [], f"resumed from step {step}"
+        run = start(case, f"from-{step}")
+        run.checkpoint.parent.mkdir(parents=True)
+        shutil.copy(kept / str(step) / "last.ckpt", run.checkpoint)
+        shutil.copy(kept / str(step) / "metrics.csv", run.log)
+        shown = tool(run.tool, *run.command, processes=case.processes).stdout
+        assert f"resuming from {run.checkpoint}, step {step}" in shown
+        assert_same(run, whole)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_run_killed_at_random_moments_ends_the_same(
-    name: str, photos: Path, shards: Path, encoder: Path, tool: Tool, tmp_path: Path
+    case: Case, start: Callable[[Case, str], Run], tool: Tool, tmp_path: Path
 ) -> None:
-    run = case(name, photos, shards, encoder)
-    whole, out = tmp_path / "whole", tmp_path / "killed"
-    start = time.monotonic()
-    tool(run.tool, *run.command(whole), processes=run.processes)
-    takes, generator, kills = time.monotonic() - start, random.Random(name), 0
+    whole, run = start(case, "whole"), start(case, "killed")
+    began = time.monotonic()
+    tool(whole.tool, *whole.command, processes=case.processes)
+    takes, generator, kills = time.monotonic() - began, random.Random(str(case)), 0
     while kills < KILLS:
-        processes = start_tool(tmp_path, run.tool, *run.command(out), processes=run.processes)
+        processes = start_tool(tmp_path, run.tool, *run.command, processes=case.processes)
         time.sleep(generator.uniform(0.0, 1.1 * takes))
         killed = [process.is_alive() for process in processes]
         for process in processes:
             process.kill()
             process.join()
         kills += any(killed)
-        if run.files(out)[2].exists():
-            assert run.same(out, whole) == []
-            shutil.rmtree(out, ignore_errors=True)
-            shutil.rmtree(out.with_name("killed_run"), ignore_errors=True)
-            run.files(out)[2].unlink(missing_ok=True)
-    tool(run.tool, *run.command(out), processes=run.processes)
-    assert run.same(out, whole) == []
-    left = [path.name for path in run.files(out)[0].parent.iterdir()]
-    assert not [name for name in left if name.startswith(".last.")]
+        if run.result.exists():
+            assert_same(run, whole)
+            run.result.unlink()
+            shutil.rmtree(run.folder, ignore_errors=True)
+    tool(run.tool, *run.command, processes=case.processes)
+    assert_same(run, whole)
+    assert not [path.name for path in run.checkpoint.parent.iterdir() if path.name.startswith(".last.")]

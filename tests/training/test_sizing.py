@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import yaml
 from PIL import Image
 
 from moco_plugin.backbones import create_backbone
@@ -13,24 +14,31 @@ from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo
 from moco_plugin.pretraining import sizing
-from moco_plugin.pretraining.config import load_config
-from moco_plugin.pretraining.sizing import check_memory, fit_recipe, step_memory
+from moco_plugin.pretraining.config import PretrainConfig, config_dict, load_config, merge_config
+from moco_plugin.pretraining.prepare import adapt_recipe, prepare_run, recipe_named_by
+from moco_plugin.pretraining.sizing import check_memory, step_memory
+from moco_plugin.schema import parse_overrides
+from moco_plugin.tools.pretrain import main
 from tests.helpers.processes import Tool
 
 
+def adapted(images: int, cpu: bool, *overrides: str) -> tuple[PretrainConfig, list[str]]:
+    """Return a method's recipe for so many images, and what was said."""
+    given = parse_overrides(["data.root=x", *overrides])
+    config = merge_config(recipe_named_by(given), given)
+    return config, adapt_recipe(config, given, images, cpu)
+
+
 def test_small_sets_take_the_authors_small_queue() -> None:
-    config = load_config(None, ["method=moco", "data.root=x"])
-    (line,) = fit_recipe(config, ["method=moco", "data.root=x"], 1000, cpu=False)
+    config, (line,) = adapted(1000, False, "method=moco")
     assert (config.method_args["queue_size"], config.method_args["momentum"]) == (1000, 0.99)
     assert "for 1000 images" in line and "method_args.queue_size=1000" in line
-    config = load_config(None, ["method=moco", "data.root=x"])
-    assert fit_recipe(config, [], 100_000, cpu=False) == [] and config.method_args["queue_size"] == 65536
+    config, lines = adapted(100_000, False, "method=moco")
+    assert lines == [] and config.method_args["queue_size"] == 65536
 
 
 def test_cpu_runs_are_small_and_what_is_named_stays() -> None:
-    given = ["method=moco", "data.root=x", "data.image_size=160", "method_args.queue_size=512"]
-    config = load_config(None, given)
-    lines = fit_recipe(config, given, 800, cpu=True)
+    config, lines = adapted(800, True, "method=moco", "data.image_size=160", "method_args.queue_size=512")
     assert (config.backbone, config.data.image_size, config.data.batch_size) == ("resnet18", 160, 64)
     assert config.schedule.epochs == 42 and config.method_args["queue_size"] == 512  # 42 x 12 steps
     assert "for a CPU: backbone=resnet18 data.batch_size=64 schedule.epochs=42" in lines[0]
@@ -38,15 +46,26 @@ def test_cpu_runs_are_small_and_what_is_named_stays() -> None:
 
 
 def test_a_queue_holds_the_keys_of_a_symmetric_batch() -> None:
-    config = load_config(None, ["method=moco", "data.root=x", "method_args.symmetric=true"])
-    fit_recipe(config, [], 60, cpu=True)
+    config, _ = adapted(60, True, "method=moco", "method_args.symmetric=true")
     assert (config.data.batch_size, config.method_args["queue_size"]) == (56, 112)
 
 
 def test_a_batch_is_no_larger_than_the_set() -> None:
-    config = load_config(None, ["method=moco_v3", "data.root=x"])
-    fit_recipe(config, [], 90, cpu=False)
+    config, _ = adapted(90, False, "method=moco_v3")
     assert config.data.batch_size == 88
+
+
+def test_config_as_printed_is_the_one_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for index in range(20):
+        Image.new("RGB", (40, 30), (10 * index, 99, 50)).save(tmp_path / f"{index}.jpg")
+    overrides = [f"data.root={tmp_path}", "trainer.accelerator=cpu"]
+    assert main(["--print-config", *overrides]) == 0
+    shown, run = capsys.readouterr().out, prepare_run(overrides)
+    assert yaml.safe_load(shown) == config_dict(run.config) and run.config.data.batch_size == 16
+    assert shown.startswith("".join(f"# {line}\n" for line in run.choices)) and len(run.choices) == 3
+    assert run.images is not None and len(run.images) == 20
+    assert main(["--print-config", "data.root=/nowhere"]) == 0
+    assert "# not fitted to the set and the machine: /nowhere: found nothing" in capsys.readouterr().out
 
 
 def test_memory_grows_with_the_batch_and_changes_nothing() -> None:
@@ -60,9 +79,11 @@ def test_memory_grows_with_the_batch_and_changes_nothing() -> None:
 def test_what_does_not_fit_is_refused_with_the_batch_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
     model, cpu = MoCo(create_backbone("resnet18", image_size=64), 512, queue_size=64), torch.device("cpu")
     monkeypatch.setattr(sizing, "available_memory", lambda device: 10**9)
-    assert "of the 1.0 GB that are free" in check_memory(model, 64, 64, cpu, 1)
+    config = load_config("moco_v2", ["data.root=x", "data.image_size=64", "data.batch_size=64"])
+    assert "of the 1.0 GB that are free" in check_memory(config, model, cpu, 1)
+    config.data.batch_size = 1024
     with pytest.raises(UsageError, match=r"of the 1.0 GB that are free; choose data.batch_size=\d+") as refused:
-        check_memory(model, 64, 1024, cpu, 1)
+        check_memory(config, model, cpu, 1)
     fits = int(str(refused.value).split("data.batch_size=")[1].split(",")[0])
     assert fits % 16 == 0 and step_memory(model, 64, fits) <= 0.9e9 < step_memory(model, 64, fits + 128)
 

@@ -19,7 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.methods import arguments_of, method_class
-from moco_plugin.pretraining.config import PretrainConfig, load_config, queue_for, recipe_for
+from moco_plugin.pretraining.config import PretrainConfig, load_config
+from moco_plugin.pretraining.prepare import queue_for, recipe_for
 from moco_plugin.runs.optimizers import LARS
 
 ArgsClass = TypeVar("ArgsClass", bound=PydanticConfig)
@@ -172,9 +173,10 @@ def optimizer_args(recipe: PretrainConfig) -> type[OptimizerArgs]:
     return with_defaults(base, **{name: getattr(recipe.optimizer, name) for name in names})
 
 
-class MoCoV3OptimizerArgs(OptimizerArgs):
-    """v3's ``optim=auto``: LARS or AdamW, by the network; other arguments need an optimizer named."""
+class AutoOptimizerArgs(OptimizerArgs):
+    """``optim=auto`` of a method whose recipes differ, by the network; other arguments need an optimizer named."""
 
+    method: ClassVar[str]
     lr: float | Literal["auto"] = "auto"
     weight_decay: float | Literal["auto"] = "auto"
 
@@ -183,11 +185,23 @@ class MoCoV3OptimizerArgs(OptimizerArgs):
         return OptimizerType.LARS
 
     def resolve_auto(self, wrapped_model: Any) -> None:
-        """Turn this object, which LightlyTrain keeps, into the recipe's optimizer arguments."""
+        """Turn this object into the recipe's optimizer arguments.
+
+        ``train_helpers.get_optimizer_args`` calls ``args.resolve_auto(...)`` and then returns ``args`` itself, whose
+        type and values the command logs: another object cannot take its place.
+        """
         given = {key: value for key, value in self.model_dump().items() if value != "auto"}
-        chosen = optimizer_args(recipe_of("moco_v3", wrapped_model))(**given)
+        chosen = optimizer_args(recipe_of(self.method, wrapped_model))(**given)
         self.__class__ = chosen.__class__  # type: ignore[assignment]
         self.__setstate__(chosen.__getstate__())
+
+
+def auto_optimizer_args(method: str) -> type[OptimizerArgs]:
+    """Return LightlyTrain's argument class for ``optim=auto``: that of the only recipe, or one that asks the network."""
+    by_recipe = [optimizer_args(recipe) for recipe in recipes(method)]
+    if len(by_recipe) == 1:
+        return by_recipe[0]
+    return type("AutoOptimizerArgs", (AutoOptimizerArgs,), {"method": method, "__module__": __name__})
 
 
 def _blur(view: dict[str, Any]) -> dict[str, Any] | None:
@@ -225,4 +239,4 @@ def transform_args(method: str) -> type[SimCLRTransformArgs]:
         "solarize": (solarize | None, Field(default_factory=solarize)),
     }
     view_2 = create_model("View2Args", __base__=PydanticConfig, **fields)
-    return create_model("MoCoV3TransformArgs", __base__=result, view_2=(view_2, Field(default_factory=view_2)))
+    return create_model("TwoViewsTransformArgs", __base__=result, view_2=(view_2, Field(default_factory=view_2)))

@@ -6,7 +6,6 @@ import os
 from typing import Any, ClassVar, Literal, cast
 
 import albumentations
-import torch
 from lightly_train._methods.method import Method, TrainingStepResult
 from lightly_train._methods.simclr.simclr_transform import SimCLRTransform, SimCLRTransformArgs
 from lightly_train._optim.optimizer_args import OptimizerArgs
@@ -22,7 +21,7 @@ from moco_plugin.data.order import seed_of
 from moco_plugin.integrations.lightly_train.arguments import (
     OPTIMIZER_ARGS,
     MoCoArgs,
-    MoCoV3OptimizerArgs,
+    auto_optimizer_args,
     is_trained,
     method_args,
     optimizer_args,
@@ -31,10 +30,11 @@ from moco_plugin.integrations.lightly_train.arguments import (
     transform_args,
 )
 from moco_plugin.methods import build_method, method_class
-from moco_plugin.pretraining.config import PretrainConfig, queue_warning
+from moco_plugin.pretraining.config import PretrainConfig
+from moco_plugin.pretraining.prepare import queue_warning
 from moco_plugin.pretraining.run import check_batch
 from moco_plugin.runs.config import ScheduleConfig
-from moco_plugin.runs.schedules import lr_schedule
+from moco_plugin.runs.schedules import lr_schedule, with_schedule
 
 
 class MoCoTransform(SimCLRTransform):
@@ -137,9 +137,13 @@ class MoCoMethod(Method):
         if method_args.paper_start and isinstance(model, nn.Module):
             start_as_in_paper(model, recipe_of(self.method_name, embedding_model.wrapped_model))
         arguments = {name: getattr(method_args, name) for name in method_args.own}
-        self.embedding_model = [embedding_model]  # in a list: torch must register it only as the backbone
         self.batch_norms = batch_norms(embedding_model)  # before the method puts its own in their place
         self.method = build_method(self.method_name, Features(embedding_model), embedding_model.embed_dim, **arguments)
+
+    @property
+    def embedding_model(self) -> Any:
+        """LightlyTrain's network, with the method's layers; torch has it registered as the backbone alone."""
+        return self.method.backbone.embedding_model
 
     @classmethod
     def method_args_cls(cls) -> type[MoCoArgs]:
@@ -147,10 +151,9 @@ class MoCoMethod(Method):
 
     @classmethod
     def optimizer_args_cls(cls, optim_type: OptimizerType | Literal["auto"]) -> type[OptimizerArgs]:
-        found = [optimizer_args(recipe) for recipe in recipes(cls.method_name)]
-        by_type = {arguments.type(): arguments for arguments in found}
         if optim_type == "auto":
-            return found[0] if len(found) == 1 else MoCoV3OptimizerArgs
+            return auto_optimizer_args(cls.method_name)
+        by_type = {args.type(): args for args in map(optimizer_args, recipes(cls.method_name))}
         return {**OPTIMIZER_ARGS, **by_type}.get(optim_type) or Method.optimizer_args_cls(optim_type)
 
     @classmethod
@@ -188,7 +191,7 @@ class MoCoMethod(Method):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the network with its original layers, so that it can be read without moco_plugin."""
-        model = copy.deepcopy(self.embedding_model[0])
+        model = copy.deepcopy(self.embedding_model)
         with_layers(model, self.batch_norms)
         wrapped = model.wrapped_model
         models = {"model": wrapped.get_model(), "wrapped_model": wrapped, "embedding_model": model}
@@ -197,7 +200,7 @@ class MoCoMethod(Method):
 
     def on_fit_end(self) -> None:
         """Restore the network's original layers; LightlyTrain exports it next."""
-        with_layers(self.embedding_model[0], self.batch_norms)
+        with_layers(self.embedding_model, self.batch_norms)
 
     def trainable_modules(self) -> TrainableModules:
         """Return the parts of the method that take a gradient."""
@@ -212,9 +215,7 @@ class MoCoMethod(Method):
         parameters = [p for p in self.method.parameters() if p.requires_grad]
         optimizer = self.optimizer_args.get_optimizer([{"name": "params", "params": parameters}], scale)
         epochs = max(1, self.trainer.max_epochs or 1)
-        arguments = ScheduleConfig(epochs=epochs, **self.method_args.schedule.model_dump())
-        by_step = arguments.interval == "step"
-        total = max(1, int(self.trainer.estimated_stepping_batches)) if by_step else epochs
-        factor = lr_schedule(arguments)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: factor(min(done / total, 1.0)))
-        return [optimizer], [{"scheduler": schedule, "interval": arguments.interval}]
+        schedule = ScheduleConfig(epochs=epochs, **self.method_args.schedule.model_dump())
+        total = max(1, int(self.trainer.estimated_stepping_batches))
+        configured = with_schedule(optimizer, schedule, lr_schedule(schedule), total)
+        return [optimizer], [configured["lr_scheduler"]]

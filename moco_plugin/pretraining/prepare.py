@@ -1,0 +1,226 @@
+"""The config of a run from what was typed: the recipe, and what fits the set and the machine without one named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import OmegaConf
+
+from moco_plugin.data.spec import check_images
+from moco_plugin.errors import UserError
+from moco_plugin.files import check_checkpoint
+from moco_plugin.pretraining.config import PretrainConfig, image_channels, merge_config
+from moco_plugin.schema import find_config, parse_overrides, read_yaml
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from moco_plugin.data.images import ImageSet
+    from moco_plugin.methods import Method
+
+SMALL_SET = 100_000
+"""Images below which ``queue_for`` takes a shorter queue and a smaller momentum."""
+CPU_BACKBONE, CPU_IMAGE_SIZE, CPU_BATCH = "resnet18", 96, 64
+CPU_STEPS = 500  # of a run whose length was not named
+
+
+@dataclass
+class PreparedRun:
+    """A config that is ready for ``pretrain``.
+
+    Attributes:
+        config: The config.
+        images: The value of ``open_images(config)`` where they were listed already.
+        choices: A line on the recipe and on each group of settings that were chosen, with the reason.
+    """
+
+    config: PretrainConfig
+    images: ImageSet | None = None
+    choices: list[str] = field(default_factory=list)
+
+
+def _check_paths(given: Any) -> None:
+    """Raise UserError if nothing is at a path among the overrides, before torch is imported."""
+    checks = dict.fromkeys(("data.root", "knn.train", "knn.test"), check_images) | {"weights": check_checkpoint}
+    for key, check in checks.items():
+        if isinstance(value := OmegaConf.select(given, key), str) and value:
+            check(value)
+
+
+def prepare_run(overrides: Sequence[str], name: str | Path | None = None, dry: bool = False) -> PreparedRun:
+    """Build the config of a run; without a named one, fit the recipe of the method to the set and the machine.
+
+    Args:
+        overrides: Such as ``["method=moco", "data.root=photos"]``.
+        name: As for ``load_config``; None for the method's recipe, see ``recipe_for`` and ``adapt_recipe``.
+        dry: The run will not start: where the images cannot be opened, the recipe is not fitted to them.
+
+    Raises:
+        UsageError: As for ``load_config``, or an unknown method or backbone.
+        UserError: Nothing is at a path, or the images cannot be opened.
+    """
+    given = parse_overrides(overrides)
+    if not dry:
+        _check_paths(given)
+    if name is not None:
+        return PreparedRun(merge_config(name, given))
+    import torch
+
+    recipe = recipe_named_by(given)
+    run = PreparedRun(merge_config(recipe, given))
+    run.choices.append(describe_recipe(recipe, run.config))
+    try:
+        run.images = open_images(run.config)
+    except UserError as error:
+        if not dry:
+            raise
+        run.choices.append(f"not fitted to the set and the machine: {error}")
+        return run
+    cpu = run.config.trainer.get("accelerator") == "cpu" or not torch.cuda.is_available()
+    run.choices += adapt_recipe(run.config, given, len(run.images), cpu)
+    return run
+
+
+def open_images(config: PretrainConfig) -> ImageSet:
+    """Open a run's images."""
+    from moco_plugin.data.images import ImageSet
+
+    return ImageSet(config.data.root, config.data.value_range, image_channels(config))
+
+
+def recipe_named_by(given: Any) -> str:
+    """Return the recipe of the method and the backbone in parsed overrides; MoCo v2's by default.
+
+    Raises:
+        UsageError: The method is unknown.
+    """
+    import timm
+    import torch
+
+    from moco_plugin.methods import method_class
+
+    method = method_class(str(given.get("method", "moco")))
+    if isinstance(method.recipe, str):
+        return method.recipe
+    backbone, arguments = str(given.get("backbone", "resnet50")), given.get("backbone_args")
+    if not timm.is_model(backbone):
+        backbone = "resnet50"  # create_backbone refuses the unknown one
+    with torch.device("meta"):
+        network = timm.create_model(backbone, num_classes=0)
+    recipe = recipe_for(method, network, OmegaConf.is_dict(arguments) and bool(arguments.get("pretrained")))
+    # the paper's ViT-S has 12 heads where timm's has 6
+    small = recipe == "moco_v3_vit" and backbone.partition(".")[0] == "vit_small_patch16_224"
+    return "moco_v3_vit_small" if small else recipe
+
+
+def recipe_for(method: type[Method], network: nn.Module, trained: bool) -> str:
+    """Return the name of a method's recipe for a network.
+
+    Args:
+        method: The method's class; its ``recipe`` is a name, or a name by the kind of the network.
+        network: Any network; its weights are not read.
+        trained: Whether it starts from trained weights, whose position embedding and patches are kept as they are.
+    """
+    from moco_plugin.backbones import is_plain_vit
+    from moco_plugin.methods.batch_norm import has_batch_norm
+
+    if isinstance(method.recipe, str):
+        return method.recipe
+    if has_batch_norm(network):
+        return method.recipe["batch_norm"]
+    return method.recipe["plain_vit" if is_plain_vit(network) and not trained else "layer_norm"]
+
+
+def describe_recipe(name: str, config: PretrainConfig) -> str:
+    """Return one line with a recipe's name and the settings in which the recipes of one method differ."""
+    optimizer, temperature = config.optimizer, config.method_args.get("temperature")
+    arguments = [f"{key}={value}" for key, value in config.backbone_args.items() if value]
+    return (
+        f"recipe {name}: {optimizer.name}, learning rate {optimizer.lr:g} for {optimizer.reference_batch_size} images, "
+        + (f"T {temperature}, " if temperature is not None else "")
+        + f"{config.schedule.epochs} epochs"
+        + (f"; backbone_args: {', '.join(arguments)}" if arguments else "")
+    )
+
+
+def queue_for(images: int) -> dict[str, Any]:
+    """Return ``queue_size`` and ``momentum`` for a set of so many images.
+
+    From ``SMALL_SET`` images on they are the papers'; below, those of the authors' CIFAR-10 demo (50,000 images).
+    """
+    recipe = "moco_v2" if images >= SMALL_SET else "moco_cifar10_resnet18"
+    arguments = read_yaml(find_config(recipe, "pretrain")).method_args
+    return {key: arguments[key] for key in ("queue_size", "momentum")}
+
+
+def queue_warning(method: Any, images: int) -> str:
+    """Return a sentence if the queue of a method holds more keys than there are images, else an empty string."""
+    queue_size = method.queue_size or 0
+    if queue_size <= images:
+        return ""
+    advice = queue_for(images)
+    smaller = (
+        f"for fewer than {SMALL_SET:,} images, method_args.queue_size={advice['queue_size']} "
+        f"method_args.momentum={advice['momentum']} are the values of the authors' CIFAR-10 demo"
+        if advice["queue_size"] < queue_size
+        else "choose a smaller method_args.queue_size"
+    )
+    return (
+        f"warning: the queue holds {queue_size} keys and there are {images} images, so that older keys of an image are "
+        f"among its negatives; {smaller}"
+    )
+
+
+def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> list[str]:
+    """Change unnamed settings to values for a small set, or for a CPU.
+
+    Below ``SMALL_SET`` images the queue and the momentum are those of the authors' CIFAR-10 demo, and the queue holds
+    no more keys than there are images. On a CPU the network, the images, the batch and the length shrink.
+
+    Args:
+        config: The recipe with its overrides; changed in place.
+        given: The parsed overrides, which stay.
+        images: In the set.
+        cpu: Whether it trains on a CPU.
+
+    Returns:
+        A line for each group of changes, with the reason.
+    """
+
+    def choose(section: Any, prefix: str, **values: Any) -> list[str]:
+        changed = []
+        for name, value in values.items():
+            before = section.get(name) if isinstance(section, dict) else getattr(section, name)
+            if OmegaConf.select(given, f"{prefix}{name}") is None and before != value:
+                if isinstance(section, dict):
+                    section[name] = value
+                else:
+                    setattr(section, name, value)
+                changed.append(f"{prefix}{name}={value}")
+        return changed
+
+    lines, data = [], config.data
+    largest = min(data.batch_size, images // 8 * 8 or images)
+    sizes = []
+    if cpu:
+        sizes += choose(config, "", backbone=CPU_BACKBONE) + choose(data, "data.", image_size=CPU_IMAGE_SIZE)
+    sizes += choose(data, "data.", batch_size=max(1, min(CPU_BATCH, largest) if cpu else largest))
+    if cpu and not config.schedule.steps:
+        steps = max(1, images // data.batch_size)
+        epochs = min(config.schedule.epochs, max(1, -(-CPU_STEPS // steps)))
+        sizes += choose(config.schedule, "schedule.", epochs=epochs)
+    if sizes:
+        why = "a CPU" if cpu else f"{images} images"
+        lines.append(f"for {why}: {' '.join(sizes)}; name a key to override it, or a recipe by --config")
+    if images < SMALL_SET and "queue_size" in config.method_args:
+        values = queue_for(images)
+        keys = data.batch_size * (2 if config.method_args.get("symmetric") else 1)  # of a batch
+        values["queue_size"] = max(keys, min(values["queue_size"], images))
+        if queue := choose(config.method_args, "method_args.", **values):
+            lines.append(
+                f"for {images} images, below {SMALL_SET:,}: {' '.join(queue)}, as in the authors' CIFAR-10 demo"
+            )
+    return lines
