@@ -54,7 +54,7 @@ def _v1_losses(rank: int, dtype: torch.dtype, steps: int | None = None) -> tuple
         batch_norm="shuffle",
     )
     model.load_state_dict(from_official(trace, "init/"))
-    torch.randperm = lambda length, **_: next(recorded)
+    torch.randperm = lambda length, **_: next(recorded)  # type: ignore[assignment]
     ddp = DistributedDataParallel(model.to(dtype), broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
     losses = []

@@ -151,7 +151,7 @@ def _encode(o: Experiment, network: nn.Module, images: Tensor) -> Tensor:
     Running statistics move once, to the mean over the parts of the first process, whose statistics are saved.
     """
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    before = [(n.running_mean.clone(), n.running_var.clone()) for n in norms]  # type: ignore[union-attr]
+    before = [(n.running_mean.clone(), n.running_var.clone()) for n in norms]
     vectors, after = [], []
     for part in images.chunk(o.parts):
         for norm, (mean, var) in zip(norms, before, strict=True):
@@ -161,7 +161,7 @@ def _encode(o: Experiment, network: nn.Module, images: Tensor) -> Tensor:
         after.append([(n.running_mean, n.running_var) for n in norms])
     for norm, *parts in zip(norms, *after[: max(1, o.parts // o.processes)], strict=True):
         norm.running_mean, norm.running_var = (torch.stack([part[i] for part in parts]).mean(dim=0) for i in (0, 1))
-        norm.num_batches_tracked -= o.parts - 1  # type: ignore[operator,assignment]
+        norm.num_batches_tracked -= o.parts - 1
     return torch.cat(vectors)
 
 

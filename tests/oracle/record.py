@@ -26,9 +26,12 @@ def recording(step: Any, views_of: Any) -> Any:
         number = self.trainer.current_epoch * int(self.trainer.num_training_batches) + batch_idx
         state = {} if rank and number else {name: value.clone() for name, value in self.method.state_dict().items()}
         views = [view.detach().clone(memory_format=torch.contiguous_format) for view in views_of(batch)]
+        last = views_of(batch)[0].stride(1) == 1
         result = step(self, batch, batch_idx)
         loss = float((result if isinstance(result, torch.Tensor) else result.loss).detach())
-        torch.save({"views": views, "loss": loss, "state": state}, folder / f"{number}.{rank}.pt")
+        torch.save(
+            {"views": views, "channels_last": last, "loss": loss, "state": state}, folder / f"{number}.{rank}.pt"
+        )
         if number + 1 == stop and rank == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return result

@@ -129,15 +129,14 @@ def backbone(case: Case) -> nn.Module:
     return timm.create_model("resnet18", num_classes=0, **arguments)
 
 
-def experiment(case: Case) -> Experiment:
+def experiment(case: Case, channels_last: bool) -> Experiment:
     """Return what the oracle must do for a case; each value is the paper's or given by ``overrides``."""
     optimizer = "sgd" if case.entry == "loop" else {"v3_resnet": "lars", "v3_vit": "adamw"}.get(case.method, "sgd")
     local = BATCH // case.processes
     groups = {"auto": max(1, 8 // case.processes), "split": 2}.get(case.batch_norm, 1)
     parts = case.processes * (1 if case.v3 else min(groups, local // 2))
     bfloat16 = case.precision == "bf16-mixed"  # its rounding depends on the layout: the oracle takes the run's
-    last = case.channels == 1 or (case.channels_last and case.entry != "lightly_train_cli")  # one channel is both
-    layout = torch.channels_last if bfloat16 and last else torch.contiguous_format
+    layout = torch.channels_last if bfloat16 and channels_last else torch.contiguous_format
     common = Experiment(
         "v3",
         lambda: backbone(case).to(memory_format=layout),
@@ -185,6 +184,7 @@ class Recorded:
     states: list[State]  # before each batch, and at the end
     rows: list[dict[str, float]]
     config: dict[str, Any]
+    channels_last: bool  # the layout of the views
 
 
 def read_record(case: Case, records: Path, out: Path) -> Recorded:
@@ -197,17 +197,18 @@ def read_record(case: Case, records: Path, out: Path) -> Recorded:
         states.append(_plain(parts[0]["state"]))
         for part in parts[1:] if not number else []:
             assert all(torch.equal(_plain(part["state"])[name], value) for name, value in states[0].items())
+    last = bool(parts[0].get("channels_last"))
     if case.entry == "loop":
-        return Recorded(views, losses, [*states, torch.load(records / "last.pt", weights_only=True)], [], {})
+        return Recorded(views, losses, [*states, torch.load(records / "last.pt", weights_only=True)], [], {}, False)
     states.append(
         _plain(torch.load(out / "checkpoints" / "last.ckpt", weights_only=case.entry == "tool")["state_dict"])
     )
     if case.entry == "lightly_train_cli":
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-        return Recorded(views, losses, states, rows, {})
+        return Recorded(views, losses, states, rows, {}, last)
     with open(out / "metrics.csv", newline="") as file:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return Recorded(views, losses, states, rows, yaml.safe_load((out / "config.yaml").read_text()))
+    return Recorded(views, losses, states, rows, yaml.safe_load((out / "config.yaml").read_text()), last)
 
 
 def _plain(state: State) -> State:
@@ -255,7 +256,7 @@ def run_oracle(
     followed = None if case.precision == "64-true" else recorded.states
     per_epoch = len(views) // (1 if case.entry == "loop" else EPOCHS)
     outcome = train(
-        experiment(case),
+        experiment(case, recorded.channels_last),
         recorded.states[0],
         lambda epoch, number: views[epoch * per_epoch + number],
         per_epoch,

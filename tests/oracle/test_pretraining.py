@@ -189,7 +189,7 @@ def test_a_wrong_key_breaks_the_tolerance_of_bfloat16_a_hundredfold(sources: Sou
     torch.manual_seed(0)
     method = MoCo(backbone(case), 32, dim=16, queue_size=case.queue)
     right, wrong = (
-        train(experiment(case), method.state_dict(), lambda epoch, number, v=v: v, 1).losses[0]
+        train(experiment(case, True), method.state_dict(), lambda epoch, number, v=v: v, 1).losses[0]
         for v in (views[0], (views[0][0], views[0][1].roll(1, dims=0)))
     )
     assert abs(wrong - right) / right > 100 * TOLERANCE["bf16-mixed"][0]
