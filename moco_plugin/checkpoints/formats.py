@@ -90,7 +90,7 @@ def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """Read such a file."""
-    return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_file(path)
+    return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_file(path).content
 
 
 @dataclass

@@ -5,7 +5,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from moco_plugin.checkpoints import unpickle
 from moco_plugin.checkpoints.unpickle import BrokenPickle, Placeholder, UnsafePickle, module_state
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UserError, reason
 
 Module = TypeVar("Module", bound=nn.Module)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch before 1.6
 MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
 LONGEST_NAME = 500  # characters
+DEEPEST = 6  # dicts within dicts
 MOST_HEADER = 16 << 20  # bytes of a safetensors header or a config.json; of a thousand tensors 100 KB
 # Parts of checkpoints that hold no network's weights.
 NO_WEIGHTS = frozenset(
@@ -31,34 +32,34 @@ NO_WEIGHTS = frozenset(
         "rng_states random_states message_hub meta lightly_train moco_plugin trainer"
     ).split()
 )
-FOLDER = ("config.json", ("model.safetensors", "pytorch_model.bin"))
+CONFIG = "config.json"
+FOLDER_WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
 
 
 @dataclass
-class File:
-    """The content of a weight file.
+class WeightFile:
+    """A weight file and what it holds: tensors, numbers, text, containers, and placeholders for other objects.
+
+    Tensors are views of the mapped file. They take memory as they are read, and none while they are not.
 
     Attributes:
         path: What was asked for: a file, or a folder of timm's.
         weights: The file that has the tensors.
         content: What it holds.
+        size: Bytes of all its weights.
         metadata: What this project's converters said of it.
         config: ``config.json`` of a folder.
-        size: Bytes of all files of weights.
     """
 
     path: Path
     weights: Path
     content: dict[Any, Any]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    size: int
+    metadata: dict[str, Any]
     config: dict[str, Any] = field(default_factory=dict)
-    size: int = 0
-
-    def __post_init__(self) -> None:
-        self.size = self.size or self.weights.stat().st_size
 
 
-def load(path: str | Path) -> File:
+def load_file(path: str | Path) -> WeightFile:
     """Read a torch file of any version, a zoo pickle, a safetensors file, or the folder that timm opens.
 
     Raises:
@@ -69,31 +70,18 @@ def load(path: str | Path) -> File:
         return _load_folder(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; expected a checkpoint")
-    if path.name.endswith(".safetensors.index.json"):
-        return _load_shards(path)
     with _refusing(path):
-        if _is_safetensors(path):
+        size, metadata = path.stat().st_size, None
+        if path.name.endswith(".safetensors.index.json"):
+            content: dict[Any, Any] = {"state_dict": _load_shards(path)}
+            size = sum(value.nbytes for value in content["state_dict"].values())
+        elif _is_safetensors(path):
             tensors, header = _load_safetensors(path)
-            return File(path, path, {"state_dict": tensors, **header}, _json_dict(header.get("moco_plugin", "{}")))
-        content: Any = _load_torch(path)
-        if isinstance(content, Placeholder) and (state := module_state(content)):
-            content = {"model": state, "module": content}
-        if not isinstance(content, dict):
-            kind = content.name if isinstance(content, Placeholder) else type(content).__name__
-            raise UserError(f"{path} holds a {kind}; expected a dict of weights")
-        metadata = content.get("moco_plugin") or getattr(content, "_metadata", {}).get("moco_plugin")
-        return File(path, path, content, metadata if isinstance(metadata, dict) else {})
-
-
-def load_file(path: str | Path) -> dict[str, Any]:
-    """Return what a weight file holds: tensors, numbers, text, containers, and placeholders for other objects.
-
-    Tensors are views of the mapped file. They take memory as they are read, and none while they are not.
-
-    Raises:
-        UserError: The file is missing, incomplete, or has something in it that could run code.
-    """
-    return load(path).content
+            content, metadata = {"state_dict": tensors, **header}, _json_dict(header.get("moco_plugin", "{}"))
+        else:
+            content = _load_torch(path)
+            metadata = content.get("moco_plugin") or getattr(content, "_metadata", {}).get("moco_plugin")
+        return WeightFile(path, path, content, size, metadata if isinstance(metadata, dict) else {})
 
 
 @contextmanager
@@ -108,14 +96,14 @@ def _refusing(path: Path) -> Iterator[None]:
             f"{path} holds more than weights and was not loaded, since it could run code: it names {error}"
         ) from error
     except Exception as error:  # hostile files raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        said = reason(error) or type(error).__name__
         raise UserError(
-            f"{path} is not a complete torch checkpoint or safetensors file ({reason}); it may be truncated or of another "
+            f"{path} is not a complete torch checkpoint or safetensors file ({said}); it may be truncated or of another "
             "kind, get it again"
         ) from error
 
 
-def _load_torch(path: Path) -> Any:
+def _load_torch(path: Path) -> dict[Any, Any]:
     """Read what torch.save wrote, of any version, or one plain pickle; tensors of newer files are views of the file."""
     if not path.stat().st_size:
         raise BrokenPickle("it is empty")
@@ -127,12 +115,19 @@ def _load_torch(path: Path) -> Any:
         records = torch._C.PyTorchFileReader(str(path)).get_all_records()
         if "constants.pkl" in records:  # torch.load would compile it
             raise BrokenPickle("a TorchScript program; save its state_dict() instead")
+        content = None
     else:
         with open(path, "rb") as file:
             content = unpickle.load(file)
-        if content != LEGACY_MAGIC or isinstance(content, bool):
-            return content
-    return torch.load(path, "cpu", pickle_module=unpickle, weights_only=False, mmap=mapped)
+    # a file of PyTorch before 1.6 is several pickles, of which the first is this number
+    if mapped or (type(content) is int and content == LEGACY_MAGIC):
+        content = torch.load(path, "cpu", pickle_module=unpickle, weights_only=False, mmap=mapped)
+    if isinstance(content, Placeholder) and (state := module_state(content)):
+        content = {"model": state, "module": content}
+    if not isinstance(content, dict):
+        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
+        raise UserError(f"{path} holds a {kind}; expected a dict of weights")
+    return content
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -150,38 +145,36 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
 
 
-def _load_shards(index: Path) -> File:
+def _load_shards(index: Path) -> dict[str, Tensor]:
     """Read the safetensors files that a ``model.safetensors.index.json`` lists; they are in its folder."""
-    with _refusing(index):
-        if index.stat().st_size > MOST_HEADER:
-            raise BrokenPickle("it is too large")
-        places = _json_dict(index.read_text()).get("weight_map")
-        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-            raise BrokenPickle("it has no weight_map")
-        tensors: dict[str, Tensor] = {}
-        for name in sorted(set(places.values())):
-            if Path(name).name != name:
-                raise BrokenPickle(f"it names a file of another folder, {name[:60]!r}")
-            tensors |= _load_safetensors(index.parent / name)[0]
-    return File(index, index, {"state_dict": tensors}, size=sum(value.nbytes for value in tensors.values()))
+    file_of = _read_json(index).get("weight_map")
+    if not isinstance(file_of, dict) or not all(isinstance(name, str) for name in file_of.values()):
+        raise BrokenPickle("it has no weight_map")
+    tensors: dict[str, Tensor] = {}
+    for name in sorted(set(file_of.values())):
+        if Path(name).name != name:
+            raise BrokenPickle(f"it names a file of another folder, {name[:60]!r}")
+        tensors |= _load_safetensors(index.parent / name)[0]
+    return tensors
 
 
-def _load_folder(folder: Path) -> File:
-    index = folder / f"{FOLDER[1][0]}.index.json"
-    weights = index if index.is_file() else next((folder / n for n in FOLDER[1] if (folder / n).is_file()), None)
-    config = folder / FOLDER[0]
+def _load_folder(folder: Path) -> WeightFile:
+    weights = next((folder / name for name in FOLDER_WEIGHTS if (folder / name).is_file()), None)
+    config = folder / CONFIG
     if weights is None or not config.is_file():
         raise UserError(
-            f"{folder} is a folder without {FOLDER[0]} and {' or '.join(FOLDER[1])}; expected a weight file, or the folder "
-            "that timm.create_model('local-dir:...') opens"
+            f"{folder} is a folder without {CONFIG} and {' or '.join(FOLDER_WEIGHTS[1:])}; expected a weight file, or the "
+            "folder that timm.create_model('local-dir:...') opens"
         )
-    file = load(weights)
+    file = load_file(weights)
     with _refusing(config):
-        if config.stat().st_size > MOST_HEADER:
-            raise BrokenPickle("it is too large")
-        file.config = _json_dict(config.read_text())
-    file.path = folder
-    return file
+        return replace(file, path=folder, config=_read_json(config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MOST_HEADER:
+        raise BrokenPickle("it is too large")
+    return _json_dict(path.read_text())
 
 
 def _json_dict(text: str) -> dict[str, Any]:
@@ -191,7 +184,7 @@ def _json_dict(text: str) -> dict[str, Any]:
     return value
 
 
-def named_tensors(file: File) -> dict[str, Tensor]:
+def named_tensors(file: WeightFile) -> dict[str, Tensor]:
     """Return every tensor of a file that may be a weight, under its full name: the keys that lead to it.
 
     So the tensor of ``{"state_dict": {"module.conv1.weight": ...}}`` is ``state_dict.module.conv1.weight``. What
@@ -200,40 +193,39 @@ def named_tensors(file: File) -> dict[str, Tensor]:
     Raises:
         UserError: The file holds more than MOST_TENSORS.
     """
-    found: dict[str, Tensor] = {}
-    waiting: list[tuple[str, int, dict[Any, Any]]] = [("", 0, file.content)]
-    visits = 0
-    while waiting:
-        prefix, depth, part = waiting.pop()
-        inner = []
-        for key, value in part.items():
-            visits += 1
-            if not isinstance(key, (str, int)) or key in NO_WEIGHTS:
-                continue
-            name = f"{prefix}{key}"
-            if len(name) > LONGEST_NAME:
-                raise UserError(
-                    f"{file.path} holds a name of {len(name)} characters; expected the weights of a network"
-                )
-            if isinstance(value, dict) and depth < 6:
-                inner.append((f"{name}.", depth + 1, value))
-            elif isinstance(value, Tensor):
-                found[name.replace("_orig_mod.", "")] = value
-            elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-                with warnings.catch_warnings():  # read-only arrays: nothing writes to them
-                    warnings.simplefilter("ignore", UserWarning)
-                    found[name] = torch.from_numpy(value)
-        if visits > MOST_TENSORS:
+    tensors: dict[str, Tensor] = {}
+    for count, (name, value) in enumerate(_entries("", file.content, DEEPEST)):
+        if count >= MOST_TENSORS:
             raise UserError(f"{file.path} holds more than {MOST_TENSORS} entries; expected the weights of a network")
-        waiting += reversed(inner)
-    return found
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"{file.path} holds a name of {len(name)} characters; expected the weights of a network")
+        if isinstance(value, Tensor):
+            tensors[name.replace("_orig_mod.", "")] = value
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+            with warnings.catch_warnings():  # read-only arrays: nothing writes to them
+                warnings.simplefilter("ignore", UserWarning)
+                tensors[name] = torch.from_numpy(value)
+    return tensors
 
 
-class Mismatch(UserError):
+def _entries(prefix: str, part: dict[Any, Any], depth: int) -> Iterator[tuple[str, Any]]:
+    """Yield what a dict holds, and the dicts in it down to a depth, by full names; NO_WEIGHTS are left out."""
+    for key, value in part.items():
+        if isinstance(key, (str, int)) and key not in NO_WEIGHTS:
+            yield f"{prefix}{key}", value
+            if isinstance(value, dict) and depth:
+                yield from _entries(f"{prefix}{key}.", value, depth - 1)
+
+
+class Unfit(UserError):
+    """What a file holds cannot be read into a network; ``read_checkpoint`` puts the file's path before the sentence."""
+
+
+class Mismatch(Unfit):
     """The weights are not those of the network."""
 
 
-def fit(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> Module:
+def fill(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> Module:
     """Return the network with copies of these weights, in eval mode.
 
     The network is first built without memory, so that no header makes it larger than the weights.
@@ -251,20 +243,18 @@ def fit(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> 
     expected = network.state_dict()
     counters = [n for n in expected if n.endswith("num_batches_tracked") and n not in state]
     given = {**state, **{name: torch.zeros((), dtype=torch.int64) for name in counters}}
-    missing = [name for name in expected if name not in given]
-    unknown = [name for name in given if name not in expected]
-    other = [
-        f"{name} is {_shape(given[name])}, expected {_shape(value)}"
-        for name, value in expected.items()
-        if name in given and given[name].shape != value.shape
-    ]
-    if missing or unknown or other:
-        reasons = [
-            f"Missing keys: {_list(missing)}" if missing else "",
-            f"unknown keys: {_list(unknown)}" if unknown else "",
-            f"other shapes: {_list(other)}" if other else "",
-        ]
-        raise Mismatch(f"the weights are not those of {kind}: {'; '.join(filter(None, reasons))}")
+    faults = {
+        "Missing keys": [name for name in expected if name not in given],
+        "unknown keys": [name for name in given if name not in expected],
+        "other shapes": [
+            f"{name} is {_shape(given[name])}, expected {_shape(value)}"
+            for name, value in expected.items()
+            if name in given and given[name].shape != value.shape
+        ],
+    }
+    if any(faults.values()):
+        said = "; ".join(f"{fault}: {_list(names)}" for fault, names in faults.items() if names)
+        raise Mismatch(f"the weights are not those of {kind}: {said}")
     weights = {name: _copy(name, given[name], value.dtype) for name, value in expected.items()}
     if any(name not in expected for name, _ in network.named_buffers()):
         with torch.random.fork_rng(devices=[]):
