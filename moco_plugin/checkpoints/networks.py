@@ -7,7 +7,6 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone, widen_stem
@@ -191,27 +190,25 @@ def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) 
         raise Mismatch("the weights are not those of a plain ResNet: the widths of layer1 do not fit together")
     cardinality = width // per_group if bottleneck else 1
     base_width = 64 * width // (cardinality * channels[0]) if bottleneck else 64
-    width_of_stem, colours, side = stem[:3]
+    stem_width, colours, side = stem[:3]
 
-    def untrained() -> ResNet:
-        network = ResNet(
-            cast(Any, Bottleneck if bottleneck else BasicBlock),
-            blocks,
-            num_classes=0,
-            in_chans=colours,
-            channels=channels,
-            cardinality=cardinality,
-            base_width=base_width,
-            zero_init_last=False,
-        )
-        if width_of_stem != 64:
-            widen_stem(network, width_of_stem)
+    arguments: dict[str, Any] = {
+        "layers": blocks,
+        "channels": channels,
+        "cardinality": cardinality,
+        "base_width": base_width,
+    }
+    kind = "resnet50" if bottleneck else "resnet18"
+
+    def untrained() -> nn.Module:
+        network: Any = create_backbone(kind, in_chans=colours, **arguments)
+        if stem_width != 64:
+            widen_stem(network, stem_width)
         if side == 3:
-            convolution = nn.Conv2d(colours, width_of_stem, 3, padding=small_stem_padding, bias=False)
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            network.conv1 = cast(Any, convolution)
-            network.maxpool = cast(Any, nn.Identity())
-        return network.eval()
+            network.conv1 = nn.Conv2d(colours, stem_width, 3, padding=small_stem_padding, bias=False)
+            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+            network.maxpool = nn.Identity()
+        return cast(nn.Module, network.eval())
 
     network = fill(untrained, state, "a plain ResNet")
     name = NAMES.get((bottleneck, blocks), f"resnet {'-'.join(map(str, blocks))}")

@@ -31,10 +31,7 @@ def _write(
         raise UserError(
             f"writing ONNX needs {error.name}, which is not installed; run `pip install 'moco-plugin[onnx]'`"
         ) from error
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -53,8 +50,7 @@ def _write(
     except Exception as error:  # exporters raise almost anything
         raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {"moco_plugin": json.dumps(metadata)})
     onnx.save(model, str(path))
