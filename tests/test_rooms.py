@@ -18,6 +18,7 @@ ORDER = (
     "files",
     "schema",
     "papers",
+    "weight_files",
     "methods",
     "backbones",
     "data",

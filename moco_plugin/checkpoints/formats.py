@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import input_channels
-from moco_plugin.checkpoints.load import load_file
 from moco_plugin.checkpoints.read import Checkpoint
+from moco_plugin.weight_files.load import load_file
 
 
 @dataclass

@@ -9,10 +9,11 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from moco_plugin.checkpoints.load import Unfit, WeightFile
-from moco_plugin.checkpoints.unpickle import Placeholder
+from moco_plugin.checkpoints.fill import Unfit
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError, reason
+from moco_plugin.weight_files.load import WeightFile
+from moco_plugin.weight_files.unpickle import Placeholder
 
 IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # what the authors' code calls them

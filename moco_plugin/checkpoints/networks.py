@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone, widen_stem
+from moco_plugin.checkpoints.fill import Mismatch, Unfit, fill
 from moco_plugin.checkpoints.layouts import Layout
-from moco_plugin.checkpoints.load import Mismatch, Unfit, fill
 from moco_plugin.checkpoints.metadata import Claims
 from moco_plugin.errors import reason
 

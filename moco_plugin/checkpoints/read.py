@@ -12,14 +12,15 @@ from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from moco_plugin.backbones import input_channels
+from moco_plugin.checkpoints.fill import Unfit
 from moco_plugin.checkpoints.layouts import FOREIGN, LAYOUTS, PLAIN, WHERE, Layout
-from moco_plugin.checkpoints.load import Unfit, WeightFile, load_file, named_tensors
 from moco_plugin.checkpoints.metadata import IMAGENET_VIEW, Claims, claimed_architecture, collect_claims
 from moco_plugin.checkpoints.networks import find_backbone, tensors_of
 from moco_plugin.checkpoints.released import resolve
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError, UserError, did_you_mean, reason
 from moco_plugin.files import sha256
+from moco_plugin.weight_files.load import WeightFile, load_file, named_tensors
 
 KNOWN = (
     "a checkpoint of this project, the released MoCo code, lightly, LightlyTrain, solo-learn, MMSelfSup, MMPreTrain, "

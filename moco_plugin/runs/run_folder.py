@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moco_plugin.checkpoints.load import load_file
+from moco_plugin.weight_files.load import load_file
 from moco_plugin.errors import UsageError, UserError
 
 LOCK = ".lock"

@@ -12,14 +12,14 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints import unpickle
 from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.to_timm import create_model_arguments
-from moco_plugin.checkpoints.unpickle import UnsafePickle
 from moco_plugin.errors import UserError, reason
 from moco_plugin.transfer.components.resnet import resnet_for_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
+from moco_plugin.weight_files import unpickle
+from moco_plugin.weight_files.unpickle import UnsafePickle
 
 # of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
 PLAIN_RESNET = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+")

@@ -14,9 +14,9 @@ import pytest
 import torch
 from timm.models.resnet import Bottleneck, ResNet
 
-from moco_plugin.checkpoints.load import load_file
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
+from moco_plugin.weight_files.load import load_file
 from tests.helpers import foreign, mutations, networks
 from tests.helpers.networks import narrow_resnet, prefixed
 from tests.helpers.processes import context

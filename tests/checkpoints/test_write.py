@@ -23,6 +23,7 @@ from moco_plugin.checkpoints.to_torchvision import to_torchvision, torchvision_n
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.tools.convert import main
 from tests.helpers.checkpoints import NETWORKS, checkpoint
+from tests.helpers.networks import features
 
 
 def assert_equal(found: Any, network: nn.Module) -> None:
@@ -39,9 +40,7 @@ def test_timm_opens_the_folder_alone(name: str, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     network = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     assert_equal(network.state_dict(), source.backbone)
-    side = 64 if name.startswith("vit") else 96
-    images = torch.randn(1, 3, side, side)
-    torch.testing.assert_close(network(images), source.backbone(images))
+    torch.testing.assert_close(features(network), features(source.backbone))
     data = timm.data.resolve_model_data_config(network)
     assert (list(data["mean"]), list(data["std"])) == (source.view.mean, source.view.std)
     assert data["crop_pct"] == source.view.crop_ratio
@@ -127,6 +126,10 @@ def test_lightly_train_starts_from_the_file(name: str, tmp_path: Path) -> None:
     assert list(torch.load(tmp_path / "export.pt", weights_only=True)) == list(torch.load(output, weights_only=True))
 
 
+def small() -> Checkpoint:
+    return checkpoint("resnet18", **NETWORKS["resnet18"])
+
+
 def test_wider_networks_that_timm_has_no_name_for(tmp_path: Path) -> None:
     source = checkpoint("resnet50", width=2, layers=[1, 1, 1, 1], channels=[32, 32, 32, 32])  # as R50w2x: stem of 128
     convert(source, tmp_path / "wide.safetensors", "timm")
@@ -142,8 +145,7 @@ def test_convolutional_stem_and_heads_are_read_back(tmp_path: Path) -> None:
     source = checkpoint("vit_small_patch16_224", conv_stem=True, depth=1, num_heads=12, img_size=64)
     convert(source, tmp_path / "a.safetensors", "timm")
     back = read_checkpoint(tmp_path / "a.safetensors")
-    images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(back.backbone(images), source.backbone(images))
+    torch.testing.assert_close(features(back.backbone), features(source.backbone))
     torch.save(source.backbone.state_dict(), tmp_path / "plain.pth")
     plain = read_checkpoint(tmp_path / "plain.pth")
     assert plain.arguments["conv_stem"] and "6 attention heads" in plain.notes[0]
@@ -164,12 +166,14 @@ def test_resnets_known_by_their_shapes_have_a_name_in_timm(
 
 
 def test_networks_that_torchvision_does_not_have(tmp_path: Path) -> None:
-    for name, message in (("resnet50d", "cannot hold"), ("convnext_atto", "found a ConvNeXt")):
+    registers = {"depth": 1, "img_size": 32, "reg_tokens": 1, "no_embed_class": True}
+    for name, arguments, message in (
+        ("resnet50d", NETWORKS["resnet50d"], "cannot hold"),
+        ("convnext_atto", NETWORKS["convnext_atto"], "found a ConvNeXt"),
+        ("vit_tiny_patch16_224", registers, "no twin of 'reg_token'"),
+    ):
         with pytest.raises(UserError, match=message):
-            convert(checkpoint(name, **NETWORKS[name]), tmp_path / "a.pth", "torchvision")
-    registers = checkpoint("vit_tiny_patch16_224", depth=1, img_size=32, reg_tokens=1, no_embed_class=True)
-    with pytest.raises(UserError, match="no twin of 'reg_token'"):
-        convert(registers, tmp_path / "a.pth", "torchvision")
+            convert(checkpoint(name, **arguments), tmp_path / "a.pth", "torchvision")
 
 
 @pytest.mark.parametrize("wrong", ["swapped", "rounded", "nan"])
@@ -199,7 +203,7 @@ def test_nothing_is_written_that_is_read_back_differently(tmp_path: Path, monkey
 
     monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(UserError, match=r"read back, its conv1.weight was not what was written"):
-        convert(checkpoint("resnet18", **NETWORKS["resnet18"]), tmp_path / "a.pth", "timm")
+        convert(small(), tmp_path / "a.pth", "timm")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,7 +217,7 @@ def test_torchvision_source_is_proven_with_its_own_network(tmp_path: Path) -> No
 
 
 def test_dead_networks_prove_nothing(tmp_path: Path) -> None:
-    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    source = small()
     for name, value in source.backbone.state_dict().items():
         if name.endswith(("bn1.bias", "bn2.bias")):
             value.fill_(-1e3)
@@ -222,14 +226,14 @@ def test_dead_networks_prove_nothing(tmp_path: Path) -> None:
 
 
 def test_weights_in_half_precision_stay_so(tmp_path: Path) -> None:
-    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    source = small()
     source.backbone.half()
     convert(source, tmp_path / "a.pth", "timm")
     assert torch.load(tmp_path / "a.pth", weights_only=True)["conv1.weight"].dtype == torch.float16
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
-    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    source = small()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from moco_plugin.checkpoints.load import load_file
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
+from moco_plugin.weight_files.load import load_file
 
 SECONDS = 10  # for one file
 MEMORY = 1 << 30  # bytes of address space beyond those at the start

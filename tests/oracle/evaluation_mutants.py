@@ -140,7 +140,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     # layout: weights are read as they lie in memory
     (
-        "moco_plugin/checkpoints/load.py",
+        "moco_plugin/checkpoints/fill.py",
         "value.to(dtype, copy=True, memory_format=torch.contiguous_format)",
         "value.to(dtype, copy=True).as_strided(value.shape, torch.empty(value.shape).stride())",
         "knn-csv",

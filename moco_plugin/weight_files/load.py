@@ -1,24 +1,23 @@
-"""Loading: any weight file or folder into dicts of tensors, numbers and text; tensors into a network that they fit."""
+"""Any weight file or folder as dicts of tensors, numbers and text."""
 
 import json
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import safetensors
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from moco_plugin.checkpoints import unpickle
-from moco_plugin.checkpoints.unpickle import BrokenPickle, Placeholder, UnsafePickle, module_state
 from moco_plugin.errors import UserError, reason
+from moco_plugin.weight_files import unpickle
+from moco_plugin.weight_files.unpickle import BrokenPickle, Placeholder, UnsafePickle, module_state
 
-Module = TypeVar("Module", bound=nn.Module)
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch before 1.6
 MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
 LONGEST_NAME = 500  # characters
@@ -215,67 +214,3 @@ def _entries(prefix: str, part: dict[Any, Any], depth: int) -> Iterator[tuple[st
             yield f"{prefix}{key}", value
             if isinstance(value, dict) and depth:
                 yield from _entries(f"{prefix}{key}.", value, depth - 1)
-
-
-class Unfit(UserError):
-    """What a file holds cannot be read into a network; ``read_checkpoint`` puts the file's path before the sentence."""
-
-
-class Mismatch(Unfit):
-    """The weights are not those of the network."""
-
-
-def fill(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> Module:
-    """Return the network with copies of these weights, in eval mode.
-
-    The network is first built without memory, so that no header makes it larger than the weights.
-
-    Args:
-        build: Builds the network with random weights.
-        state: All its weights; batch norm's step counts may be missing.
-        kind: What the network is, for the error's sentence.
-
-    Raises:
-        Mismatch: Names or shapes differ.
-    """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # reading moves no random numbers
-        network = build()
-    expected = network.state_dict()
-    counters = [n for n in expected if n.endswith("num_batches_tracked") and n not in state]
-    given = {**state, **{name: torch.zeros((), dtype=torch.int64) for name in counters}}
-    faults = {
-        "Missing keys": [name for name in expected if name not in given],
-        "unknown keys": [name for name in given if name not in expected],
-        "other shapes": [
-            f"{name} is {_shape(given[name])}, expected {_shape(value)}"
-            for name, value in expected.items()
-            if name in given and given[name].shape != value.shape
-        ],
-    }
-    if any(faults.values()):
-        said = "; ".join(f"{fault}: {_list(names)}" for fault, names in faults.items() if names)
-        raise Mismatch(f"the weights are not those of {kind}: {said}")
-    weights = {name: _copy(name, given[name], value.dtype) for name, value in expected.items()}
-    if any(name not in expected for name, _ in network.named_buffers()):
-        with torch.random.fork_rng(devices=[]):
-            network = build()  # with tables that are computed, not saved
-    network.load_state_dict(weights, assign=True)
-    return network.eval()
-
-
-def _copy(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    if value.is_floating_point() != dtype.is_floating_point or value.is_complex():
-        raise Mismatch(f"{name} holds {str(value.dtype).removeprefix('torch.')} numbers; expected {str(dtype)[6:]}")
-    value = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
-    if value.is_floating_point() and not value.sum().isfinite():
-        raise Mismatch(f"{name} holds numbers that are not finite, so training diverged; use an earlier checkpoint")
-    return value
-
-
-def _shape(value: Tensor) -> str:
-    return " x ".join(map(str, value.shape)) or "one number"
-
-
-def _list(names: Iterable[str]) -> str:
-    names = [name[:120] for name in names]
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
