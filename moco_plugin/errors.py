@@ -38,6 +38,11 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
 
 
+def reason(error: BaseException) -> str:
+    """Return a library's error as a part of one of our sentences: one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Turn ``main(argv)`` into an entry point: a user's mistake ends in one sentence, not a traceback."""
 

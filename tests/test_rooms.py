@@ -17,6 +17,7 @@ ORDER = (
     "files",
     "schema",
     "papers",
+    "weight_files",
     "methods",
     "backbones",
     "data",

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Convert any checkpoint to detectron2, timm, torchvision, LightlyTrain or ONNX, and prove that it computes the same.
 
-`inspect` says what a checkpoint is."""
+`inspect FILE` says what a checkpoint is."""
 
 import argparse
 import sys
@@ -45,22 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     inspecting = arguments[:1] == ["inspect"]
     names = sorted(known_formats().names)
     parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s inspect FILE [--encoder ...] [--architecture NAME [KEY=VALUE ...]] [--prefix PREFIX]\n"
-        f"       %(prog)s FILE OUTPUT --to {{{','.join(names)}}}\n"
-        "                  [--encoder {query,key}] [--architecture NAME [KEY=VALUE ...]]\n"
-        "                  [--prefix PREFIX] [--overwrite]",
+        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("file", metavar="FILE", help="a checkpoint; its layout is found by its content")
     if not inspecting:
-        parser.add_argument(
-            "output",
-            metavar="OUTPUT",
-            help="detectron2: .pkl; timm: .pth, .safetensors or a folder; torchvision: .pth or .safetensors; "
-            "lightly-train: .pth; onnx: .onnx",
-        )
+        parser.add_argument("output", metavar="OUTPUT", help="what its name may end in depends on --to")
         parser.add_argument(
             "--to",
             required=True,
@@ -78,36 +67,24 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         metavar=("NAME", "KEY=VALUE"),
         help="timm's name of the backbone, where the weights do not determine it, and arguments of timm.create_model",
     )
-    parser.add_argument(
-        "--prefix", help="what stands before the encoder's names, for files of several networks in which none is known"
-    )
+    parser.add_argument("--prefix", help="what stands before the encoder's names, where no layout tells")
     args = parser.parse_args(arguments[inspecting:])
     architecture, *pairs = args.architecture or [None]
-    network = parse_arguments(pairs)
+    reading = {
+        "encoder": args.encoder,
+        "architecture": architecture,
+        "arguments": parse_arguments(pairs),
+        "prefix": args.prefix,
+    }
     check_checkpoint(args.file)
 
+    from moco_plugin.checkpoints.convert import convert, describe
+    from moco_plugin.checkpoints.read import read_checkpoint
+
     if inspecting:
-        from moco_plugin.checkpoints.convert import describe
-        from moco_plugin.checkpoints.read import read_checkpoint
-
-        print(
-            "\n".join(
-                describe(read_checkpoint(args.file, args.encoder, architecture, arguments=network, prefix=args.prefix))
-            )
-        )
-        return 0
-    from moco_plugin.checkpoints.convert import convert
-
-    convert(
-        args.file,
-        args.output,
-        args.to,
-        encoder=args.encoder,
-        architecture=architecture,
-        arguments=network,
-        prefix=args.prefix,
-        overwrite=args.overwrite,
-    )
+        print("\n".join(describe(read_checkpoint(args.file, **reading))))
+    else:
+        convert(args.file, args.output, args.to, overwrite=args.overwrite, **reading)
     return 0
 
 

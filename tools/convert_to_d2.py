@@ -13,23 +13,16 @@ except ModuleNotFoundError:
 from moco_plugin.errors import command
 from moco_plugin.files import check_checkpoint
 
-EXAMPLES = """example:
-  %(prog)s moco_v2_200ep_pretrain.pth.tar moco_v2_200ep.pkl
-  moco-train-net --config-file voc/pascal_voc_R_50_C4_24k_moco MODEL.WEIGHTS moco_v2_200ep.pkl"""
-
 
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and convert."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, epilog="example: %(prog)s moco_v2_200ep moco_v2_200ep.pkl")
     parser.add_argument("input", metavar="IN", help="a checkpoint; its layout is found by its content")
     parser.add_argument("output", metavar="OUT.pkl", help="the detectron2 file to write")
     parser.add_argument("--encoder", choices=("query", "key"), default="query", help="default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT.pkl if it exists")
     args = parser.parse_args(argv)
-
     check_checkpoint(args.input)
 
     from moco_plugin.checkpoints.convert import convert

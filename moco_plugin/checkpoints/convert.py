@@ -4,7 +4,7 @@ Formats are entry points of the group ``moco_plugin.formats``, so that another p
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import moco_plugin
 from moco_plugin.checkpoints import known_formats
 from moco_plugin.checkpoints.formats import Format, Network, random_images, stages_of
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
-from moco_plugin.errors import UsageError, UserError, did_you_mean
+from moco_plugin.errors import UsageError, UserError, did_you_mean, reason
 from moco_plugin.files import atomic_folder, atomic_path, check_output
 
 # Share of a stage's largest feature. Two ways to compute the same leave 1e-15 in float64; a wrong weight leaves 1e-3.
@@ -32,11 +32,8 @@ def convert(
     output: str | Path,
     to: str = "detectron2",
     *,
-    encoder: str = "query",
-    architecture: str | None = None,
-    arguments: Mapping[str, Any] | None = None,
-    prefix: str | None = None,
     overwrite: bool = False,
+    **reading: Any,
 ) -> dict[str, Any]:
     """Convert a checkpoint, and print what it was and how exactly the result computes the same.
 
@@ -49,11 +46,8 @@ def convert(
             torchvision ``.pth``, ``.pt`` or ``.safetensors``; lightly-train ``.pth`` or ``.pt``; onnx ``.onnx``.
         to: "detectron2" (its own ResNet, or ``build_timm_backbone`` for other networks), "detectron2-timm"
             (``build_timm_backbone`` for all), "timm", "torchvision", "lightly-train" or "onnx".
-        encoder: "query" or "key", where the checkpoint has both.
-        architecture: timm's name of the backbone, where the weights do not determine it.
-        arguments: Of ``create_backbone``, for ``architecture``, such as ``{"num_heads": 12}``.
-        prefix: What stands before the names of the encoder, for files of several networks in which none is known.
         overwrite: Replace an existing output.
+        reading: Of ``read_checkpoint`` where it reads the source: ``encoder``, ``architecture``, ``arguments``, ``prefix``.
 
     Returns:
         The file's metadata: its source, how the target builds the network, and the ``proof``.
@@ -65,11 +59,7 @@ def convert(
     output = Path(output).expanduser()
     format = find_format(to)
     _check_output(format, output, overwrite)
-    checkpoint = (
-        source
-        if isinstance(source, Checkpoint)
-        else read_checkpoint(source, encoder, architecture, arguments=arguments, prefix=prefix)
-    )
+    checkpoint = source if isinstance(source, Checkpoint) else read_checkpoint(source, **reading)
     print("\n".join(describe(checkpoint)))
     if checkpoint.view.channels != 3 and not format.any_channels:
         raise UserError(
@@ -87,9 +77,9 @@ def convert(
     metadata = {**_source_metadata(checkpoint), **target.details, "proof": dataclasses.asdict(proof)}
     with atomic_path(output) if output.suffix else atomic_folder(output) as temporary:
         target.write(temporary, metadata, target.state)
-        found = target.read(temporary)
+        written = target.read(temporary)
         for name, value in target.state.items():
-            if name not in found or not _same(value, found[name]):
+            if name not in written or not _same(value, written[name]):
                 raise UserError(f"{output} was not written: read back, its {name} was not what was written")
     for stage, difference in proof.largest_differences.items():
         print(f"{stage}: largest difference between {proof.source} and {proof.target} {difference:.2e}")
@@ -114,7 +104,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         (
             "images",
             f"{view.image_size} x {view.image_size}, centre crop {view.crop_ratio:g}, "
-            f"mean {_numbers(view.mean)}, std {_numbers(view.std)}",
+            f"mean {_listed(view.mean)}, std {_listed(view.std)}",
         ),
         ("sha256", checkpoint.sha256),
         *(("note", note) for note in checkpoint.notes),
@@ -125,7 +115,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     return [f"{name:<14}{value}" for name, value in rows]
 
 
-def _numbers(values: list[float]) -> str:
+def _listed(values: list[float]) -> str:
     return " ".join(f"{value:.3f}" for value in values)
 
 
@@ -143,11 +133,11 @@ def find_format(name: str) -> Format:
         names = sorted(known.names)
         raise UsageError(f"to is {name!r}; expected one of {', '.join(names)}{did_you_mean(name, names)}")
     try:
-        found: Format = known[name].load()
+        format: Format = known[name].load()
     except ModuleNotFoundError as error:
         how = "moco-install-detectron2" if error.name == "detectron2" else f"pip install {error.name}"
         raise UserError(f"conversion to {name} needs {error.name}, which is not installed; run `{how}`") from error
-    return found
+    return format
 
 
 def _check_output(format: Format, output: Path, overwrite: bool) -> None:
@@ -220,25 +210,23 @@ def stage_features(network: Network, images: Tensor) -> dict[str, Tensor]:
     Raises:
         UserError: The network does not take such images.
     """
-    found: dict[str, Tensor] = {}
+    features: dict[str, Tensor] = {}
 
     def keep(name: str, module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
-            found[name] = output.clone()  # the next layer may work in place
+            features[name] = output.clone()  # the next layer may work in place
 
     hooks = [network.module.get_submodule(name).register_forward_hook(partial(keep, name)) for name in network.stages]
     try:
         with _Float64():
             network.module(images)
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{network.framework}'s network does not take images of {' x '.join(map(str, images.shape))}: {reason}"
-        ) from error
+        shape = " x ".join(map(str, images.shape))
+        raise UserError(f"{network.framework}'s network does not take images of {shape}: {reason(error)}") from error
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return features
 
 
 @dataclass
@@ -275,23 +263,25 @@ def prove(source: Network, target: Network, images: Tensor) -> Proof:
             or are all zero.
     """
     differences = {}
-    expected, found = stage_features(source, images), stage_features(target, images)
-    pairs = [(s, t) for s, t in zip(source.stages, target.stages, strict=True) if s in expected and t in found]
-    if not pairs:
-        raise UserError(f"{source.framework}'s network has no stages to compare")
-    for source_stage, target_stage in pairs:
-        stage, e, f = target_stage or "output", expected[source_stage], found[target_stage]
-        if e.shape != f.shape:
+    all_expected, all_found = stage_features(source, images), stage_features(target, images)
+    for source_stage, target_stage in zip(source.stages, target.stages, strict=True):
+        if source_stage not in all_expected or target_stage not in all_found:
+            continue
+        stage, expected, found = target_stage or "output", all_expected[source_stage], all_found[target_stage]
+        if expected.shape != found.shape:
             raise UserError(
-                f"{target.framework}'s {stage} is of shape {tuple(f.shape)}, {source.framework}'s of {tuple(e.shape)}"
+                f"{target.framework}'s {stage} is of shape {tuple(found.shape)}, {source.framework}'s of "
+                f"{tuple(expected.shape)}"
             )
-        largest = e.abs().max()
+        largest = expected.abs().max()
         if not largest:  # equal zeros would prove nothing
             raise UserError(f"the network's {stage} features are all zero, so its weights are not trained")
-        differences[stage] = difference = float((e - f).abs().max() / largest)
+        differences[stage] = difference = float((expected - found).abs().max() / largest)
         if not difference <= TOLERANCE:  # NaN is not small either
             raise UserError(
                 f"{target.framework}'s {stage} differs by {difference:.3g} of its largest feature from "
                 f"{source.framework}'s, more than {TOLERANCE:g}"
             )
+    if not differences:
+        raise UserError(f"{source.framework}'s network has no stages to compare")
     return Proof(source.framework, target.framework, list(images.shape), differences)

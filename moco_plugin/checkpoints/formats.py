@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import input_channels
-from moco_plugin.checkpoints.load import load_file
 from moco_plugin.checkpoints.read import Checkpoint
+from moco_plugin.weight_files.load import load_file
 
 
 @dataclass
@@ -90,7 +90,7 @@ def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
     """Read such a file."""
-    return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_file(path)
+    return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_file(path).content
 
 
 @dataclass

@@ -1,24 +1,10 @@
 """The layouts of checkpoints: one row each, recognized by the names of the tensors."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from moco_plugin.checkpoints.load import File
-from moco_plugin.checkpoints.metadata import (
-    Hints,
-    nothing,
-    of_detectron2,
-    of_lightly_train,
-    of_mmpretrain,
-    of_official_moco,
-    of_official_moco_v3,
-    of_ours,
-    of_solo_learn,
-    of_timm,
-)
+from moco_plugin.checkpoints import metadata
 
 
 @dataclass(frozen=True)
@@ -36,7 +22,7 @@ class Layout:
         vit_small_heads: Attention heads of a ViT of width 384, which the shapes do not determine; None: timm's 6 are
             assumed and a note says so.
         small_stem_padding: Of the 3x3 stem for small images, which the shapes do not determine.
-        about: Collects what files of the layout say about themselves.
+        collect: Collects what files of the layout say about themselves.
         framework: Whose networks hold weights under the encoder's names: "torchvision", "timm" or "detectron2".
         names_backbone: The file names its backbone; nothing else is tried.
         elsewhere: Tensors of the encoder that are not below ``query``; group 1 is the name within the encoder.
@@ -51,7 +37,7 @@ class Layout:
     mark: str = ""
     vit_small_heads: int | None = None
     small_stem_padding: int = 1
-    about: Callable[[File, Hints, Mapping[str, Tensor]], None] = nothing
+    collect: metadata.Collector | None = None
     framework: str = "torchvision"
     names_backbone: bool = False
     elsewhere: str = ""
@@ -71,14 +57,14 @@ LAYOUTS: tuple[Layout, ...] = (
         rf"(?!{_MOMENTUM}){_WRAPPED}",
         rf"(?={_MOMENTUM}){_WRAPPED}",
         others=r"\S*(?:head|criterion|queue|predictor|wrapped_model\._pool)\b|\S*embed_head",
-        about=of_lightly_train,
+        collect=metadata.of_lightly_train,
     ),
     Layout(
         "moco_plugin",
         r"method\.encoder_q\.backbone\.",
         r"method\.encoder_k\.backbone\.",
         others=r"method\.",
-        about=of_ours,
+        collect=metadata.of_ours,
         framework="timm",
         names_backbone=True,
         head="state_dict.method.encoder_{}.head.",
@@ -118,7 +104,7 @@ LAYOUTS: tuple[Layout, ...] = (
         others=rf"(?:{_MM_PARTS})\.|queue",
         mark=r"momentum_encoder\.(?:module\.)?0\.",
         vit_small_heads=12,  # its MoCo v3
-        about=of_mmpretrain,
+        collect=metadata.of_mmpretrain,
     ),
     Layout(
         "MMSelfSup/MMPreTrain",
@@ -128,14 +114,14 @@ LAYOUTS: tuple[Layout, ...] = (
         mark=r"(?:encoder_[qk]|target_net|online_net)\.(?:module\.)?0\.(?:conv1|layer|patch_embed|cls_token)"
         r"|neck\.|data_preprocessor\.|head\.(?:fc|layers)\.",
         vit_small_heads=6,
-        about=of_mmpretrain,
+        collect=metadata.of_mmpretrain,
     ),
     Layout(
         "official MoCo v1/v2",
         r"encoder_q\.",
         r"encoder_k\.",
         others=r"queue(?:_ptr)?$",
-        about=of_official_moco,
+        collect=metadata.of_released_moco,
         head="",
     ),
     Layout(
@@ -143,8 +129,7 @@ LAYOUTS: tuple[Layout, ...] = (
         r"base_encoder\.",
         r"momentum_encoder\.",
         others=r"predictor\.",
-        vit_small_heads=12,
-        about=of_official_moco_v3,
+        collect=metadata.of_released_moco,
         head="",
     ),
     Layout(
@@ -161,7 +146,6 @@ LAYOUTS: tuple[Layout, ...] = (
         others=r"(?:momentum_)?(?:projector|classifier|predictor|head|prototypes)\b|\w*queue|knn|loss",
         mark=r"(?:momentum_)?(?:projector|classifier)\.",
         small_stem_padding=2,
-        about=of_solo_learn,
     ),
     Layout(
         "lightly",
@@ -188,7 +172,7 @@ LAYOUTS: tuple[Layout, ...] = (
         "detectron2",
         r"(?:backbone\.)?(?:bottom_up\.)?(?=stem\.conv1\.weight$)",
         others=r"backbone\.(?:fpn|top_block)|proposal_generator\.|roi_heads\.|sem_seg_head\.|head\.|pixel_|anchor|mask_head",
-        about=of_detectron2,
+        collect=metadata.of_detectron2,
         framework="detectron2",
         elsewhere=r"roi_heads\.(res5\.\d+\.\S+)",  # a C4 detector has its res5 in the heads
         head="",
@@ -203,12 +187,12 @@ LAYOUTS: tuple[Layout, ...] = (
         r"(?:state_dict|model)\.(?:module\.)?",
         r"(?:state_dict_ema|model_ema)\.(?:module\.)?",
         mark=r"(?:state_dict_ema|model_ema)\.",
-        about=of_timm,
+        collect=metadata.of_timm,
         framework="timm",
     ),
 )
 # A network's own names, in which one of several frameworks saves it.
-PLAIN = Layout("timm", "", about=of_timm, framework="timm")
+PLAIN = Layout("timm", "", collect=metadata.of_timm, framework="timm")
 
 Rename = Callable[[str], str]
 # timm's names of a ViT's tensors and torchvision's; a ResNet's are the same in both
@@ -271,7 +255,7 @@ _HUGGING_FACE_VIT = _replace(
     (r"^layernorm\.", "norm."),
 )
 
-_SHORTCUT = _replace((r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample."))  # lightly's own ResNet
+SHORTCUT = (r"^(layer\d\.\d+)\.shortcut\.", r"\1.downsample.")  # lightly's own ResNet
 _MMPRETRAIN_VIT = _replace(
     (r"^patch_embed\.projection\.", "patch_embed.proj."),
     (r"^pre_norm\.", "norm_pre."),
@@ -285,39 +269,36 @@ _MMPRETRAIN_VIT = _replace(
 )
 
 
-def _torchvision_vit(name: str) -> str:
-    block = re.match(r"encoder\.layers\.encoder_layer_(\d+)\.", name)
-    if block:
-        rest = name[block.end() :].replace("mlp.linear_1.", "mlp.0.").replace("mlp.linear_2.", "mlp.3.")
-        for ours, theirs in VIT_BLOCK_NAMES.items():
-            if rest.startswith(theirs):
-                return f"blocks.{block[1]}.{ours}{rest.removeprefix(theirs)}"
-    for ours, theirs in VIT_NAMES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
+_TORCHVISION_VIT = _replace(
+    (r"\bmlp\.linear_1\.", "mlp.0."),
+    (r"\bmlp\.linear_2\.", "mlp.3."),
+    *(
+        (rf"^encoder\.layers\.encoder_layer_(\d+)\.{re.escape(n)}", rf"blocks.\1.{m}")
+        for m, n in VIT_BLOCK_NAMES.items()
+    ),
+    *((rf"^{re.escape(theirs)}", ours) for ours, theirs in VIT_NAMES.items()),
+)
 
 
-def _sequential(first_stage: int) -> Rename:
-    """For nn.Sequential(*resnet.children()): 0 is the stem's convolution, 1 its norm, then the stages."""
-    names = {"0": "conv1", "1": "bn1", **{str(first_stage + stage): f"layer{stage + 1}" for stage in range(4)}}
-
-    def rename(name: str) -> str:
-        number, dot, rest = name.partition(".")
-        return _SHORTCUT(f"{names.get(number, number)}{dot}{rest}")
-
-    return rename
+def _sequential(first: int) -> Rename:
+    """For nn.Sequential(*resnet.children()): 0 is the stem's convolution, 1 its norm, and the stages start at ``first``."""
+    return _replace(
+        (r"^0\.", "conv1."),
+        (r"^1\.", "bn1."),
+        (rf"^([{first}-{first + 3}])\.", lambda match: f"layer{int(match[1]) - first + 1}."),
+        SHORTCUT,
+    )
 
 
 # By a name that only this way of naming has.
 FOREIGN: tuple[tuple[str, Rename], ...] = (
     ("res2.0.conv1.weight", _DETECTRON2),
-    ("layer1.0.shortcut.0.weight", _SHORTCUT),
-    ("layer2.0.shortcut.0.weight", _SHORTCUT),
+    ("layer1.0.shortcut.0.weight", _replace(SHORTCUT)),
+    ("layer2.0.shortcut.0.weight", _replace(SHORTCUT)),
     ("patch_embed.projection.weight", _MMPRETRAIN_VIT),
-    ("encoder.pos_embedding", _torchvision_vit),
+    ("encoder.pos_embedding", _TORCHVISION_VIT),
     ("embeddings.patch_embeddings.projection.weight", _HUGGING_FACE_VIT),
     ("embedder.embedder.convolution.weight", _HUGGING_FACE_RESNET),
     ("resnet.embedder.embedder.convolution.weight", _HUGGING_FACE_RESNET),
-    *((f"{number}.0.conv1.weight", _sequential(number)) for number in (2, 3, 4)),
+    *((f"{first}.0.conv1.weight", _sequential(first)) for first in (2, 3, 4)),
 )

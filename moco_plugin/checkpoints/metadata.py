@@ -9,16 +9,18 @@ from typing import Any
 import timm
 from torch import Tensor
 
-from moco_plugin.checkpoints.load import File
-from moco_plugin.checkpoints.unpickle import lookup
+from moco_plugin.checkpoints.fill import Unfit
 from moco_plugin.data.normalize import View
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UserError, reason
+from moco_plugin.weight_files.load import WeightFile
+from moco_plugin.weight_files.unpickle import Placeholder
 
 IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
 V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # what the authors' code calls them
-VIT_SMALL_HEADS_OF_V3 = 12
 LARGEST_IMAGE = 4096  # pixels; some networks' tables grow with the fourth power
 LARGEST_ARGUMENT = 65536
+LARGEST_DEPTH = 512
+LONGEST_NAME = 60  # characters of a method
 # Arguments of timm.create_model that fetch or load something, or that the reader sets itself.
 NOT_ARGUMENTS = frozenset(
     (
@@ -26,10 +28,13 @@ NOT_ARGUMENTS = frozenset(
         "scriptable exportable no_jit"
     ).split()
 )
+# Where an mmengine config, which is text, names the method; only its beginning is searched.
+LONGEST_CONFIG = 200_000
+MM_METHOD = re.compile(r"^model = dict\([^)]{0,4000}?\btype='(\w{1,40})'", re.DOTALL | re.MULTILINE)
 
 
 @dataclass
-class Hints:
+class Claims:
     """A file's own statements about its network.
 
     Attributes:
@@ -53,204 +58,197 @@ class Hints:
     notes: list[str] = field(default_factory=list)
 
 
-def hints(file: File, about: Callable[[File, Hints, Mapping[str, Tensor]], None], names: Mapping[str, Tensor]) -> Hints:
+Collector = Callable[[WeightFile, Claims, Mapping[str, Tensor]], None]
+
+
+def collect_claims(file: WeightFile, collect: Collector | None, tensors: Mapping[str, Tensor]) -> Claims:
     """Collect what a file says about itself.
 
     Args:
         file: The file.
-        about: Collects what only files of its layout say.
-        names: Its tensors by their full names.
+        collect: Collects what only files of its layout say; None: they say nothing.
+        tensors: Its tensors by their full names.
 
     Raises:
         UserError: It says something impossible, or is of a network that computes something else than its names say.
     """
-    found = Hints(epoch=_epoch(file.content), method=_method(file.content))
-    about(file, found, names)
+    claims = Claims(epoch=_epoch(file.content), method=_method(file.content))
+    if collect is not None:
+        collect(file, claims, tensors)
     if "model_type" in file.config:
-        _of_hugging_face(file.config, found)
+        _of_hugging_face(file.config, claims)
     elif file.config:
-        _of_timm_folder(file.config, found)
+        _of_timm_folder(file.config, claims)
     if file.metadata:  # says more than a folder's config
-        _of_converters(file.metadata, found)
-    return found
+        _of_converters(file.metadata, claims)
+    return claims
 
 
-def claimed_architecture(file: File) -> str | None:
+def lookup(value: Any, *path: str) -> Any:
+    """Follow keys of dicts and attributes of placeholders; None where there is no such thing."""
+    for name in path:
+        if isinstance(value, Placeholder):
+            value = value.attributes.get(name, value.mapping.get(name))
+        elif isinstance(value, dict):
+            value = value.get(name)
+        else:
+            return None
+    return value
+
+
+def claimed_architecture(file: WeightFile) -> str | None:
     """Return the timm model that a folder, a converter, a pickled module or timm's train.py names in a file."""
-    for value in (
+    named = (
         file.config.get("architecture"),
         file.metadata.get("timm_name"),
-        lookup(file.content.get("module"), "pretrained_cfg", "architecture"),
+        lookup(file.content, "module", "pretrained_cfg", "architecture"),
         lookup(file.content, "arch"),
         lookup(file.content, "args", "model"),
-    ):
-        if isinstance(value, str) and timm.is_model(value):
-            return value
-    return None
+    )
+    return next((name for name in named if _is_model(name)), None)
 
 
-def safe_arguments(path: Any, arguments: Any, names: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
+def _is_model(name: Any) -> bool:
+    return isinstance(name, str) and timm.is_model(name)
+
+
+def safe_arguments(arguments: Any) -> dict[str, Any]:
     """Return arguments of timm.create_model that a file gives, without those that load something.
 
     Raises:
-        UserError: One is not a number, a text, or a list of these, or so large that building would not end.
+        Unfit: One is not a number, a text, or a list of these, or so large that building would not end.
     """
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
-        raise UserError(f"{path} gives arguments of the network that are not a dict of names")
+        raise Unfit("the file gives arguments of the network that are not a dict of names")
     for key, value in arguments.items():
-        largest = LARGEST_IMAGE if "size" in key else 512 if key in ("depth", "depths", "layers") else LARGEST_ARGUMENT
+        is_depth = key in ("depth", "depths", "layers")
+        largest = LARGEST_IMAGE if "size" in key else LARGEST_DEPTH if is_depth else LARGEST_ARGUMENT
+        said = f"the file gives the network's argument {key[:40]} as"
         for part in value if isinstance(value, (list, tuple)) else (value,):
             if not isinstance(part, (int, float, str, bool, type(None))):
-                raise UserError(f"{path} gives the network's argument {key[:40]} as a {type(part).__name__}")
+                raise Unfit(f"{said} a {type(part).__name__}")
             if isinstance(part, (int, float)) and not abs(part) <= largest:
-                raise UserError(
-                    f"{path} gives the network's argument {key[:40]} as {part:g}; expected at most {largest}"
-                )
+                raise Unfit(f"{said} {part:g}; expected at most {largest}")
     return {key: value for key, value in arguments.items() if key not in NOT_ARGUMENTS}
 
 
-def nothing(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """Collect nothing: files of the layout say nothing about themselves."""
-
-
-def of_ours(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+def of_ours(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
     """Collect the config of a run of moco-pretrain."""
     config = lookup(file.content, "hyper_parameters", "config")
     try:
         data = config["data"]
-        found.architecture, found.seed, found.method = (
-            _text(config["backbone"]),
-            int(config["seed"]),
-            _text(config["method"]),
-        )
-        found.arguments = safe_arguments(file.path, {**config["backbone_args"], "image_size": data["image_size"]})
-        found.view = _view(data["image_size"], data["crop_ratio"], data["mean"], data["std"], data.get("value_range"))
+        claims.architecture, claims.method = _text(config["backbone"]), _text(config["method"])
+        claims.seed = int(config["seed"])
+        claims.arguments = safe_arguments({**config["backbone_args"], "image_size": data["image_size"]})
+        view = {key: data[key] for key in ("image_size", "crop_ratio", "mean", "std")}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{file.path} does not hold the config of its run ({type(error).__name__}: {error}); expected what "
-            "moco-pretrain writes".replace("\n", " ")
+            f"{file.path} does not hold the config of its run ({type(error).__name__}: {reason(error)}); expected what "
+            "moco-pretrain writes"
         ) from error
-    found.arguments["pretrained"] = False
+    _set_view(claims, **view, value_range=data.get("value_range"))
+    claims.arguments["pretrained"] = False
 
 
-def of_lightly_train(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+def of_lightly_train(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
     """Collect the model and the normalization that LightlyTrain saves."""
-    _of_module(lookup(file.content, "lightly_train", "models", "model"), found)
+    _of_module(lookup(file.content, "lightly_train", "models", "model"), claims)
     pixels = lookup(file.content, "lightly_train", "normalize_args")
-    _set_pixels(found, lookup(pixels, "mean"), lookup(pixels, "std"), scale=1.0)
+    _set_view(claims, mean=lookup(pixels, "mean"), std=lookup(pixels, "std"))
 
 
-def of_mmpretrain(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+def of_mmpretrain(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
     """Collect the normalization of MMPreTrain's data preprocessor."""
-    mean, std = (names.get(f"state_dict.data_preprocessor.{name}") for name in ("mean", "std"))
-    _set_pixels(found, mean, std)
+    mean, std = (tensors.get(f"state_dict.data_preprocessor.{name}") for name in ("mean", "std"))
+    _set_view(claims, scale=255, mean=mean, std=std)
 
 
-def of_official_moco(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """Set the method: v2 or v1, by the projection head."""
-    found.method = "moco_v2" if any(name.endswith("encoder_q.fc.2.weight") for name in names) else "moco_v1"
+def of_released_moco(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
+    """Set the method: v3 by the encoder's name, v2 or v1 by the projection head."""
+    if any("base_encoder." in name for name in tensors):
+        claims.method = "moco_v3"
+    else:
+        claims.method = "moco_v2" if any(name.endswith("encoder_q.fc.2.weight") for name in tensors) else "moco_v1"
 
 
-def of_official_moco_v3(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """Set the method."""
-    found.method = "moco_v3"
-
-
-def of_solo_learn(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
-    """Set 12 heads for MoCo v3's ViT-S, as in solo-learn and the authors' code."""
-    if str(_text(found.method)).replace("_", "").lower() == "mocov3":
-        found.heads = VIT_SMALL_HEADS_OF_V3 if _width(names) == 384 else None
-
-
-def _width(names: Mapping[str, Tensor]) -> int | None:
-    """Return the width of a ViT."""
-    return next((value.shape[-1] for name, value in names.items() if name.endswith("cls_token") and value.ndim), None)
-
-
-def of_timm(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+def of_timm(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
     """Collect the architecture that timm's train.py or a pickled module names, unless a converter or folder does."""
     if file.metadata or file.config:
         return
     if "best_acc1" in file.content and _text(file.content.get("arch")) in V3_VITS:  # the authors' linear classifier
-        found.method = "moco_v3"
-        found.heads = VIT_SMALL_HEADS_OF_V3 if _width(names) == 384 else None
+        claims.method = "moco_v3"
         return
-    found.architecture = claimed_architecture(file)
-    _of_module(file.content.get("module"), found)
+    claims.architecture = claimed_architecture(file)
+    _of_module(file.content.get("module"), claims)
 
 
-def _of_module(module: Any, found: Hints) -> None:
-    """Collect the name of a pickled timm model; torchvision's are recognized by their shapes."""
-    name = lookup(module, "pretrained_cfg", "architecture")
-    if isinstance(name, str) and timm.is_model(name):
-        arguments = lookup(module, "_model_args")
-        found.architecture = name
-        found.arguments = safe_arguments("the file", arguments if isinstance(arguments, dict) else {})
-
-
-def _of_hugging_face(config: dict[str, Any], found: Hints) -> None:
-    """Collect what transformers' ViTs and ResNets say of themselves; the names of their tensors say the rest."""
-    heads, act = config.get("num_attention_heads"), config.get("hidden_act", "gelu")
-    found.heads = heads if isinstance(heads, int) and 0 < heads <= LARGEST_IMAGE else None
-    if act not in ("gelu", "relu"):
-        raise UserError(f"config.json names the activation {str(act)[:20]!r}; expected gelu, or relu for a ResNet")
-    epsilon = config.get("layer_norm_eps")
-    if isinstance(epsilon, float) and epsilon != 1e-6:
-        found.notes.append(f"computed with timm's layer norm epsilon 1e-06; the file's is {epsilon:g}")
-
-
-def _of_timm_folder(config: dict[str, Any], found: Hints) -> None:
-    name = config.get("architecture")
-    if not isinstance(name, str) or not timm.is_model(name):
-        raise UserError(f"config.json names the architecture {str(name)[:60]!r}, which timm does not have")
-    found.architecture = name
-    found.arguments = safe_arguments("config.json", config.get("model_args", {}))
-    about = config.get("pretrained_cfg", config)
-    size = lookup(about, "input_size")
-    try:
-        side = size[-1] if isinstance(size, list) else IMAGENET_VIEW.image_size
-        mean, std = about.get("mean", IMAGENET_VIEW.mean), about.get("std", IMAGENET_VIEW.std)
-        found.view = _view(side, about.get("crop_pct", IMAGENET_VIEW.crop_ratio), mean, std)
-    except (TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"config.json does not say how images are shown: {error}") from error
-
-
-def _of_converters(metadata: dict[str, Any], found: Hints) -> None:
-    """Collect the metadata that this project's converters wrote (conversion.py)."""
-    name = metadata.get("timm_name")
-    if isinstance(name, str) and timm.is_model(name):
-        found.architecture = name
-        found.arguments = safe_arguments("the file", metadata.get("timm_arguments", {}))
-    heads = lookup(metadata, "torchvision_arguments", "num_heads")
-    found.heads = heads if isinstance(heads, int) and 0 < heads <= LARGEST_IMAGE else None
-    if isinstance(metadata.get("image_size"), int) and isinstance(metadata.get("crop_ratio"), (int, float)):
-        found.view.image_size, found.view.crop_ratio = metadata["image_size"], metadata["crop_ratio"]
-    _set_pixels(found, metadata.get("pixel_mean"), metadata.get("pixel_std"), value_range=metadata.get("value_range"))
-    if isinstance(metadata.get("method"), str) and metadata["method"]:
-        found.method = metadata["method"][:60]
-    if isinstance(metadata.get("epoch"), int) and metadata["epoch"] >= 0:
-        found.epoch = metadata["epoch"]
-
-
-def of_detectron2(file: File, found: Hints, names: Mapping[str, Tensor]) -> None:
+def of_detectron2(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
     """Check stride and colour order, which no tensor shows; only some files contradict MoCo's."""
-    std = next((value for name, value in names.items() if name.endswith("pixel_std")), None)
-    mean = next((value for name, value in names.items() if name.endswith("pixel_mean")), None)
+    mean, std = (
+        next((value.flatten() for name, value in tensors.items() if name.endswith(f"pixel_{statistic}")), None)
+        for statistic in ("mean", "std")
+    )
     told = file.metadata.get("stride_in_1x1") is False and file.metadata.get("input_format") == "RGB"
-    author = _text(file.content.get("__author__", ""))
-    bgr = mean is not None and mean.numel() == 3 and float(mean.flatten()[0]) < float(mean.flatten()[2])
-    unscaled = std is not None and std.numel() > 0 and float(std.max()) <= 2
+    bgr = mean is not None and len(mean) == 3 and float(mean[0]) < float(mean[2])
+    unscaled = std is not None and len(std) > 0 and float(std.max()) <= 2
+    of_msra = _text(file.content.get("__author__")) in ("Caffe2", "Detectron2 Model Zoo")
     if file.metadata.get("stride_in_1x1") is True:
         raise UserError(f"{file.path} has its strides in 1x1 convolutions, which timm's ResNet cannot compute")
-    if not told and (bgr or unscaled or author in ("Caffe2", "Detectron2 Model Zoo")):
+    if not told and (bgr or unscaled or of_msra):
         raise UserError(
             f"{file.path} was trained from MSRA's ResNet (BGR images, or strides in 1x1 convolutions), which timm's "
             "ResNet cannot compute; expected weights of MoCo's or torchvision's kind"
         )
     if not told:
-        found.notes.append("taken to have its strides in 3x3 convolutions and RGB images, which the file does not say")
-    if mean is not None and std is not None:
-        _set_pixels(found, mean.flatten(), std.flatten())
+        claims.notes.append("taken to have its strides in 3x3 convolutions and RGB images, which the file does not say")
+    _set_view(claims, scale=255, mean=mean, std=std)
+
+
+def _of_module(module: Any, claims: Claims) -> None:
+    """Collect the name of a pickled timm model; torchvision's are recognized by their shapes."""
+    name, arguments = lookup(module, "pretrained_cfg", "architecture"), lookup(module, "_model_args")
+    if _is_model(name):
+        claims.architecture = name
+        claims.arguments = safe_arguments(arguments if isinstance(arguments, dict) else {})
+
+
+def _of_hugging_face(config: dict[str, Any], claims: Claims) -> None:
+    """Collect what transformers' ViTs and ResNets say of themselves; the names of their tensors say the rest."""
+    activation, epsilon = config.get("hidden_act", "gelu"), config.get("layer_norm_eps")
+    claims.heads = _heads(config.get("num_attention_heads"))
+    if activation not in ("gelu", "relu"):
+        raise Unfit(f"config.json names the activation {str(activation)[:20]!r}; expected gelu, or relu for a ResNet")
+    if isinstance(epsilon, float) and epsilon != 1e-6:
+        claims.notes.append(f"computed with timm's layer norm epsilon 1e-06; the file's is {epsilon:g}")
+
+
+def _of_timm_folder(config: dict[str, Any], claims: Claims) -> None:
+    name = config.get("architecture")
+    if not _is_model(name):
+        raise Unfit(f"config.json names the architecture {str(name)[:60]!r}, which timm does not have")
+    claims.architecture, claims.arguments = name, safe_arguments(config.get("model_args", {}))
+    shown = config.get("pretrained_cfg", config)
+    size, *others = (lookup(shown, key) for key in ("input_size", "crop_pct", "mean", "std"))
+    side = size[-1] if isinstance(size, list) and size else None
+    _set_view(claims, image_size=side, **dict(zip(("crop_ratio", "mean", "std"), others, strict=True)))
+
+
+def _of_converters(metadata: dict[str, Any], claims: Claims) -> None:
+    """Collect the metadata that this project's converters wrote."""
+    name, method, epoch = (metadata.get(key) for key in ("timm_name", "method", "epoch"))
+    if _is_model(name):
+        claims.architecture, claims.arguments = name, safe_arguments(metadata.get("timm_arguments", {}))
+    claims.heads = _heads(lookup(metadata, "torchvision_arguments", "num_heads"))
+    keys = ("image_size", "crop_ratio", "value_range", "pixel_mean", "pixel_std")
+    _set_view(claims, scale=255, **{key.removeprefix("pixel_"): metadata.get(key) for key in keys})
+    if isinstance(method, str) and method:
+        claims.method = method[:LONGEST_NAME]
+    if isinstance(epoch, int) and epoch >= 0:
+        claims.epoch = epoch
+
+
+def _heads(value: Any) -> int | None:
+    return value if isinstance(value, int) and 0 < value <= LARGEST_IMAGE else None
 
 
 def _text(value: Any) -> str:
@@ -258,34 +256,32 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _set_pixels(found: Hints, mean: Any, std: Any, scale: float = 255.0, value_range: Any = None) -> None:
-    """Set mean and std of pixel values from 0 to ``scale``, where they are given."""
-    if mean is None or std is None:
-        return
+def _set_view(claims: Claims, scale: float = 1, **values: Any) -> None:
+    """Set the fields of the view that a file says, which are not None; mean and std are of pixels up to ``scale``."""
+    said = {key: value for key, value in values.items() if value is not None}
     try:
-        means, stds = ([float(value) / scale for value in values] for values in (mean, std))
-        found.view = _view(found.view.image_size, found.view.crop_ratio, means, stds, value_range)
+        for key in ("mean", "std"):
+            if key in said:
+                said[key] = [float(value) / scale for value in said[key]]
+        claims.view = _checked(replace(claims.view, **said))
     except (TypeError, ValueError) as error:
-        raise UserError(f"the file does not say how images are shown: {error}") from error
+        raise Unfit(f"the file does not say how images are shown: {reason(error)}") from error
 
 
-def _view(image_size: Any, crop_ratio: Any, mean: Any, std: Any, value_range: Any = None) -> View:
-    view = View(int(image_size), float(crop_ratio), [float(v) for v in mean], [float(v) for v in std])
-    if value_range is not None:
-        bounds = [float(value) for value in value_range]
+def _checked(view: View) -> View:
+    """Return a view with numbers of the right types, or raise ValueError for impossible ones."""
+    view.image_size, view.crop_ratio = int(view.image_size), float(view.crop_ratio)
+    if view.value_range is not None:
+        view.value_range = bounds = [float(value) for value in view.value_range]
         if len(bounds) not in (2, 2 * view.channels):
             raise ValueError(f"a range of {len(bounds)} values")
         for low, high in zip(bounds[::2], bounds[1::2], strict=True):
             if not -math.inf < low < high < math.inf:
                 raise ValueError(f"a range of values from {low:g} to {high:g}")
-        view.value_range = bounds
     if not 0 < view.image_size <= LARGEST_IMAGE or not 0 < view.crop_ratio <= 1:
         raise ValueError(f"images of {view.image_size} pixels, a centre crop of {view.crop_ratio:g}")
-    if (
-        len(view.mean) != len(view.std)
-        or not all(-10 < m < 10 for m in view.mean)
-        or not all(0 < s < 10 for s in view.std)
-    ):
+    ordinary = all(-10 < mean < 10 for mean in view.mean) and all(0 < std < 10 for std in view.std)
+    if len(view.mean) != len(view.std) or not ordinary:
         raise ValueError("mean and std are not those of pixels")
     return view
 
@@ -304,11 +300,7 @@ def _method(content: Mapping[str, Any]) -> str | None:
     for path in (("hyper_parameters", "method"), ("args", "method")):
         value = lookup(content, *path)
         if isinstance(value, str):
-            return value[:60]
+            return value[:LONGEST_NAME]
     config = lookup(content, "meta", "cfg") or lookup(content, "meta", "config")
-    if isinstance(config, str):
-        match = re.search(
-            r"^model = dict\([^)]{0,4000}?\btype='(\w{1,40})'", config[:200_000], re.DOTALL | re.MULTILINE
-        )
-        return match[1] if match else None
-    return None
+    match = MM_METHOD.search(config[:LONGEST_CONFIG]) if isinstance(config, str) else None
+    return match[1] if match else None

@@ -7,14 +7,13 @@ from typing import Any, cast
 
 import timm
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone, widen_stem
+from moco_plugin.checkpoints.fill import Mismatch, Unfit, fill
 from moco_plugin.checkpoints.layouts import Layout
-from moco_plugin.checkpoints.load import Mismatch, fit
-from moco_plugin.checkpoints.metadata import Hints
-from moco_plugin.errors import UserError
+from moco_plugin.checkpoints.metadata import Claims
+from moco_plugin.errors import reason
 
 MOST_BLOCKS = 512  # in one network; ResNet-152 has 50
 NAMES: dict[tuple[bool, tuple[int, ...]], str] = {
@@ -32,6 +31,7 @@ SIZES = {
     1024: ("large", 24, 16),
     1280: ("huge", 32, 16),
 }
+SMALL_WIDTH, V3_SMALL_HEADS = 384, 12  # of ViT-S, which has 12 heads in MoCo v3's code
 HEAD_WIDTH = 64  # channels of an attention head, in timm's models but the largest
 RESNET_ROOTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "blocks", "norm", "fc_norm")
@@ -56,44 +56,48 @@ class Backbone:
     used: set[str]
 
 
-def find_backbone(layout: Layout, about: Hints, state: Mapping[str, Tensor], size: int, named: bool) -> Backbone:
+def find_backbone(layout: Layout, claims: Claims, state: Mapping[str, Tensor], size: int, named: bool) -> Backbone:
     """Return the network that weights belong to.
 
     Args:
         layout: Of the file.
-        about: What the file says of itself; gets notes on what it does not say.
+        claims: What the file says of itself; gets notes on what it does not say.
         state: The encoder's weights in timm's names.
         size: Bytes of the file.
         named: The user named the architecture: nothing else is tried.
 
     Raises:
-        UserError: The file names a network that timm does not have, or its weights share memory.
+        Unfit: The file names a network that timm does not have, its weights share memory, or do not tell their heads.
         Mismatch: The weights are not such a network's.
     """
-    mismatch: Mismatch | None = None
-    if about.architecture is not None and timm.is_model(about.architecture):
+    mismatch = Mismatch(
+        f"the weights are not those of a plain ResNet or ViT (first keys: {', '.join(n[:60] for n in list(state)[:3])}), "
+        "and the file does not name another"
+    )
+    if claims.architecture is not None and timm.is_model(claims.architecture):
         try:
-            return _named(about, state, size)
+            return _named(claims, state, size)
         except Mismatch as error:
             if named or layout.names_backbone:
                 raise
             mismatch = error  # a modified ResNet or ViT: its shapes are used
     elif layout.names_backbone:
-        raise UserError(f"its config names the backbone {str(about.architecture)[:60]!r}, which timm does not have")
-    for roots in (RESNET_ROOTS, VIT_ROOTS):
+        raise Unfit(f"its config names the backbone {str(claims.architecture)[:60]!r}, which timm does not have")
+    for roots, build in ((RESNET_ROOTS, _resnet), (VIT_ROOTS, _vit)):
         own = {name: value for name, value in state.items() if name.partition(".")[0] in roots}
         if roots[0] + ".weight" in own or "pos_embed" in own or "patch_embed.proj.weight" in own:
             _check_size(own, size)
-            return _resnet(own, layout, about) if roots is RESNET_ROOTS else _vit(own, layout, about)
-    raise mismatch or Mismatch(
-        f"the weights are not those of a plain ResNet or ViT (first keys: {', '.join(n[:60] for n in list(state)[:3])}), "
-        "and the file does not name another; give --architecture with timm's name of it"
-    )
+            try:
+                return build(own, layout, claims)
+            except Mismatch as error:
+                mismatch = error
+                break
+    raise Mismatch(f"{mismatch}; if it is another network, give --architecture with timm's name of it") from mismatch
 
 
-def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> Backbone:
+def _named(claims: Claims, state: Mapping[str, Tensor], size: int) -> Backbone:
     """Return the network that the file or the user names, without tensors of other parts."""
-    name, arguments, seed = str(about.architecture), about.arguments, about.seed
+    name, arguments, seed = str(claims.architecture), claims.arguments, claims.seed
 
     def untrained() -> nn.Module:
         with torch.random.fork_rng(devices=[], enabled=seed is not None):
@@ -111,7 +115,7 @@ def _named(about: Hints, state: Mapping[str, Tensor], size: int) -> Backbone:
         if n in expected or (n.partition(".")[0] in roots and not n.startswith(classifiers))
     }
     _check_size(own, size, tied=True)
-    return Backbone(name, arguments, untrained, fit(untrained, own, name), set(own))
+    return Backbone(name, arguments, untrained, fill(untrained, own, name), set(own))
 
 
 def tensors_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -124,37 +128,37 @@ def tensors_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         with torch.device("meta"):
             return create_backbone(name, **arguments).state_dict()
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError, KeyError) as error:
-        raise Mismatch(f"timm cannot build {name} as the file says: {' '.join(str(error).split())[:200]}") from error
+        raise Mismatch(f"timm cannot build {name} as the file says: {reason(error)}") from error
 
 
-def _resnet(state: Mapping[str, Tensor], layout: Layout, about: Hints) -> Backbone:
-    found = resnet_from_state(state, layout.small_stem_padding)
-    if isinstance(found.network.maxpool, nn.Identity):
-        about.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not say")
-    return found
+def _resnet(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbone:
+    backbone = resnet_from_state(state, layout.small_stem_padding)
+    if isinstance(backbone.network.maxpool, nn.Identity):
+        claims.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not say")
+    return backbone
 
 
-def _vit(state: Mapping[str, Tensor], layout: Layout, about: Hints) -> Backbone:
-    small = "pos_embed" in state and state["pos_embed"].shape[-1:] == (384,)
-    heads = about.heads or (layout.vit_small_heads if small else None)
-    if small and heads is None:
-        about.notes.append(
-            "taken to have 6 attention heads, as timm's vit_small, which the file does not say; MoCo v3's ViT-S has 12: "
-            "--architecture vit_small_patch16_224 num_heads=12"
-        )
+def _vit(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbone:
+    heads = claims.heads
+    if heads is None and "pos_embed" in state and state["pos_embed"].shape[-1:] == (SMALL_WIDTH,):
+        of_v3 = str(claims.method).replace("_", "").lower() == "mocov3"  # as solo-learn and the authors write it
+        heads = layout.vit_small_heads or (V3_SMALL_HEADS if of_v3 else None)
+        if heads is None:
+            claims.notes.append(
+                "taken to have 6 attention heads, as timm's vit_small, which the file does not say; MoCo v3's ViT-S has "
+                "12: --architecture vit_small_patch16_224 num_heads=12"
+            )
     return vit_from_state(state, heads)
 
 
 def _check_size(state: Mapping[str, Tensor], size: int, tied: bool = False) -> None:
-    """Raise UserError for weights that share memory, which could make a network that is larger than the file.
+    """Raise Unfit for weights that share memory, which could make a network that is larger than the file.
 
     Tensors that are one and the same count once if ``tied``: layers of a known network may be.
     """
     own = {(v.data_ptr(), v.shape) if tied else name: v.nbytes for name, v in state.items()}
     if (total := sum(own.values())) > size:
-        raise UserError(
-            f"its weights claim {total} bytes in a file of {size}; expected separate weights for each layer"
-        )
+        raise Unfit(f"its weights claim {total} bytes in a file of {size}; expected separate weights for each layer")
 
 
 def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) -> Backbone:
@@ -170,52 +174,43 @@ def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) 
     Raises:
         Mismatch: The weights are not such a network's, or some are missing or left over.
     """
-    stem = state.get("conv1.weight")
+    bottleneck = "layer1.0.conv3.weight" in state
+    last = f"conv{3 if bottleneck else 2}.weight"
+    names = ("conv1.weight", "layer1.0.conv2.weight", *(f"layer{stage}.0.{last}" for stage in (1, 2, 3, 4)))
+    stem, middle, *ends = (_filters(state, name) for name in names)
     blocks = tuple(count_blocks(state, f"layer{stage}.") for stage in (1, 2, 3, 4))
-    if 0 in blocks or stem is None or stem.ndim != 4 or stem.shape[2:] not in ((7, 7), (3, 3)):
+    if 0 in blocks or stem[2:] not in ((7, 7), (3, 3)) or not all((middle, *ends)):
         raise Mismatch(
             f"the weights are not those of a plain ResNet (first keys: {', '.join(k[:80] for k in list(state)[:3])}); "
             "expected conv1 (7x7 or 3x3), bn1, layer1 to layer4"
         )
-    bottleneck = "layer1.0.conv3.weight" in state
-    last = f"conv{3 if bottleneck else 2}.weight"
-    first = [state.get(f"layer{stage}.0.{last}") for stage in (1, 2, 3, 4)]
-    middle = state.get("layer1.0.conv2.weight")
-    given = [stem, middle, *first]
-    if middle is None or any(w is None or w.ndim != 4 or not w.numel() for w in given):
-        raise Mismatch(
-            "the weights are not those of a plain ResNet: Missing keys: layerN.0.conv2.weight or conv3.weight"
-        )
-    channels = tuple(cast(Tensor, w).shape[0] // (4 if bottleneck else 1) for w in first)
-    width, per_group = middle.shape[:2]
-    if not all(channels) or not per_group or width % per_group:
+    channels = tuple(shape[0] // (4 if bottleneck else 1) for shape in ends)
+    width, per_group = middle[:2]
+    if not all(channels) or width % per_group:
         raise Mismatch("the weights are not those of a plain ResNet: the widths of layer1 do not fit together")
     cardinality = width // per_group if bottleneck else 1
     base_width = 64 * width // (cardinality * channels[0]) if bottleneck else 64
+    stem_width, colours, side = stem[:3]
 
-    width_of_stem, colours, side = stem.shape[:3]  # the tensor itself would keep the whole mapped file in memory
+    arguments: dict[str, Any] = {
+        "layers": blocks,
+        "channels": channels,
+        "cardinality": cardinality,
+        "base_width": base_width,
+    }
+    kind = "resnet50" if bottleneck else "resnet18"
 
-    def untrained() -> ResNet:
-        network = ResNet(
-            cast(Any, Bottleneck if bottleneck else BasicBlock),
-            blocks,
-            num_classes=0,
-            in_chans=colours,
-            channels=channels,
-            cardinality=cardinality,
-            base_width=base_width,
-            zero_init_last=False,
-        )
-        if width_of_stem != 64:
-            widen_stem(network, width_of_stem)
+    def untrained() -> nn.Module:
+        network: Any = create_backbone(kind, in_chans=colours, **arguments)
+        if stem_width != 64:
+            widen_stem(network, stem_width)
         if side == 3:
-            convolution = nn.Conv2d(colours, width_of_stem, 3, padding=small_stem_padding, bias=False)
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            network.conv1 = cast(Any, convolution)
-            network.maxpool = cast(Any, nn.Identity())
-        return network.eval()
+            network.conv1 = nn.Conv2d(colours, stem_width, 3, padding=small_stem_padding, bias=False)
+            nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
+            network.maxpool = nn.Identity()
+        return cast(nn.Module, network.eval())
 
-    network = fit(untrained, state, "a plain ResNet")
+    network = fill(untrained, state, "a plain ResNet")
     name = NAMES.get((bottleneck, blocks), f"resnet {'-'.join(map(str, blocks))}")
     if cardinality > 1:
         name = f"{name.replace('resnet', 'resnext')}_{cardinality}x{base_width}d"
@@ -223,7 +218,7 @@ def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) 
         name = f"wide_{name}, base width {base_width}"
     if channels[0] != 64:
         name += f", channels {'-'.join(map(str, channels))}"
-    if stem.shape[2] == 3:
+    if side == 3:
         name += ", 3x3 stem"
     return Backbone(name, {}, untrained, network, set(state))
 
@@ -237,30 +232,32 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
 
     Raises:
         Mismatch: The weights are not a plain ViT's, or some are missing or left over.
+        Unfit: The shapes do not determine the heads.
     """
     kind, used = "a plain ViT", set(state)
     state = fold_class_position(state)
     depth = count_blocks(state, "blocks.")
-    stem = state.get("patch_embed.proj.0.weight")  # v3's stack of convolutions
-    projection = state.get("patch_embed.proj.weight", state.get("patch_embed.proj.12.weight"))
-    position, hidden = state.get("pos_embed"), state.get("blocks.0.mlp.fc1.weight")
-    if projection is None or position is None or hidden is None or not depth:
+    stem = _filters(state, "patch_embed.proj.0.weight")  # v3's stack of convolutions
+    projection = _filters(state, "patch_embed.proj.weight") or _filters(state, "patch_embed.proj.12.weight")
+    position, hidden = (
+        tuple(state[name].shape) if name in state else () for name in ("pos_embed", "blocks.0.mlp.fc1.weight")
+    )
+    if not projection or not depth or len(position) != 3 or len(hidden) != 2 or 0 in position:
         raise Mismatch(
-            f"the weights are not those of {kind}: Missing keys: one of patch_embed.proj.weight, pos_embed, blocks.0.mlp"
+            f"the weights are not those of {kind}: Missing keys: one of patch_embed.proj.weight, pos_embed, "
+            "blocks.0.mlp.fc1.weight, or one has another shape"
         )
-    if projection.ndim != 4 or position.ndim != 3 or hidden.ndim != 2 or 0 in (*projection.shape, *position.shape):
-        raise Mismatch(f"the weights are not those of {kind}: patch_embed.proj, pos_embed or mlp.fc1 has another shape")
-    dim, channels, patch, other = projection.shape
-    if stem is not None and stem.ndim == 4:
-        channels, patch, other = stem.shape[1], 16, 16
+    dim, channels, patch, other = projection
+    if stem:
+        channels, patch, other = stem[1], 16, 16
     registers = _registers(state)
-    grid, embeds_class = _grid(position.shape[1], ("cls_token" in state) + registers)
+    grid, embeds_class = _grid(position[1], ("cls_token" in state) + registers)
     if patch != other or not grid:
-        raise Mismatch(f"{kind} has square patches and images; found {patch} x {other} and {position.shape[1]} places")
+        raise Mismatch(f"{kind} has square patches and images; found {patch} x {other} and {position[1]} positions")
     size, usual_depth, usual_heads = SIZES.get(dim, ("", 0, dim // HEAD_WIDTH))
     heads = heads or usual_heads
     if not heads or dim % heads:
-        raise Mismatch(
+        raise Unfit(
             f"shapes do not determine the attention heads of a ViT of width {dim}; give --architecture with timm's name"
         )
     name = f"vit_{size}_patch{patch}_224"
@@ -270,10 +267,10 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
         arguments |= {"embed_dim": dim, "patch_size": patch}
     cls_token, fc_norm = "cls_token" in state, "fc_norm.weight" in state
     differs: dict[str, tuple[bool, Any]] = {
-        "conv_stem": (stem is not None, True),
+        "conv_stem": (bool(stem), True),
         "depth": (depth != usual_depth, depth),
         "num_heads": (heads != usual_heads, heads),
-        "mlp_ratio": (hidden.shape[0] != 4 * dim, hidden.shape[0] / dim),
+        "mlp_ratio": (hidden[0] != 4 * dim, hidden[0] / dim),
         "img_size": (grid * patch != 224, grid * patch),
         "in_chans": (channels != 3, channels),
         "qkv_bias": ("blocks.0.attn.qkv.bias" not in state, False),
@@ -291,20 +288,25 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
     def untrained() -> nn.Module:
         return create_backbone(name, **arguments).eval()
 
-    return Backbone(name, arguments, untrained, fit(untrained, state, kind), used)
+    return Backbone(name, arguments, untrained, fill(untrained, state, kind), used)
+
+
+def _filters(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
+    """Return the shape of a convolution's weights; empty if there are none."""
+    weights = state.get(name)
+    return tuple(weights.shape) if weights is not None and weights.ndim == 4 and weights.numel() else ()
 
 
 def fold_class_position(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return a ViT's weights with the class token's position added to it, if registers have no positions.
 
-    DINOv2 adds places before it puts registers between class token and patches; timm has no such network, and computes
-    the same from the sum.
+    DINOv2 adds positions before it puts registers between class token and patches; timm has no such network, and
+    computes the same from the sum.
     """
     position, token = state.get("pos_embed"), state.get("cls_token")
     if position is None or token is None or not _registers(state) or position.ndim != 3 or token.ndim != 3:
         return state
-    places = position.shape[1] - 1
-    if places < 1 or math.isqrt(places) ** 2 != places:
+    if not _side(position.shape[1] - 1):
         return state
     return {**state, "cls_token": token + position[:, :1], "pos_embed": position[:, 1:]}
 
@@ -314,22 +316,26 @@ def _registers(state: Mapping[str, Tensor]) -> int:
     return 0 if token is None or token.ndim != 3 else token.shape[1]
 
 
-def _grid(places: int, extra: int) -> tuple[int, bool]:
+def _grid(positions: int, extra: int) -> tuple[int, bool]:
     """Return the patches along a side (0: not square), and whether the extra tokens have position embeddings."""
-    for own, count in ((True, places - extra), (False, places)):
-        if count > 0 and math.isqrt(count) ** 2 == count:
-            return math.isqrt(count), own
-    return 0, False
+    side = _side(positions - extra)
+    return (side, True) if side else (_side(positions), False)
+
+
+def _side(patches: int) -> int:
+    """Return the patches along a side of a square image; 0 if so many do not fill one."""
+    side = math.isqrt(max(patches, 0))
+    return side if side**2 == patches else 0
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """Return how many blocks a network has by the names ``prefix`` + NUMBER + "...".
+    """Return how many blocks a network has by the names ``prefix`` + INDEX + "...".
 
     Raises:
         Mismatch: More than MOST_BLOCKS, or some are missing.
     """
-    numbers = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
-    count = len(numbers)
-    if count > MOST_BLOCKS or numbers != {str(number) for number in range(count)}:
+    indices = {name[len(prefix) :].partition(".")[0] for name in names if name.startswith(prefix)}
+    count = len(indices)
+    if count > MOST_BLOCKS or indices != {str(index) for index in range(count)}:
         raise Mismatch(f"the weights have {count} blocks {prefix}N, not all of 0 to {max(count, 1) - 1}, or too many")
     return count

@@ -1,25 +1,22 @@
-"""Released checkpoints by name: downloaded once, resumed if interrupted, and verified."""
+"""Released checkpoints by name: downloaded once, and verified."""
 
 import http.client
 import logging
 import os
-import urllib.error
-import urllib.request
+import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import urlparse
 
-from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock, get_cache_dir
-from tqdm import tqdm
+from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
 
 from moco_plugin.errors import UserError, did_you_mean
-from moco_plugin.files import atomic_path, file_digest
+from moco_plugin.files import atomic_path, file_digest, sha256
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT = 30  # seconds without a byte, after which a connection counts as interrupted
-BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,29 +41,13 @@ RELEASED: dict[str, Released] = {
 }
 
 
-class _Interrupted(Exception):
-    """An interrupted transfer; what arrived is kept for the next attempt."""
-
-
-class ResumingHTTPHandler(HTTPURLHandler):
-    """iopath's handler of addresses, with the same cache, that resumes an interrupted transfer."""
-
-    def _get_local_path(self, path: str, force: bool = False, cache_dir: str | None = None, **kwargs: Any) -> str:
-        self._check_kwargs(kwargs)
-        cached = cache_path(path, cache_dir)
-        with file_lock(str(cached)):  # other processes wait here and find the file
-            if force or not cached.is_file():
-                download(path, cached)
-        return str(cached)
-
-
 _path_manager = PathManager()
-_path_manager.register_handler(ResumingHTTPHandler())
+_path_manager.register_handler(HTTPURLHandler())
 
 
-def cache_path(url: str, cache_dir: str | None = None) -> Path:
+def cache_path(url: str) -> Path:
     """Return the path of a downloaded file: as in iopath, below $FVCORE_CACHE if that is set."""
-    return Path(get_cache_dir(cache_dir)) / urlparse(url).path.lstrip("/")
+    return Path(get_cache_dir()) / urlparse(url).path.lstrip("/")
 
 
 def is_released(path_or_name: str | Path) -> bool:
@@ -93,21 +74,16 @@ def resolve(path_or_name: str | Path) -> Path:
     released = RELEASED[name]
     cached = cache_path(released.url)
     fetched = not cached.is_file()
-    try:
-        _path_manager.get_local_path(released.url)
-    except (UserError, OSError) as error:  # OSError: a cache that nothing can be written to
-        raise UserError(
-            f"{name} could not be fetched from {released.url} ({error}); try again, or get it elsewhere and "
-            f"put it at {cached}"
-        ) from error
+    if fetched:
+        _download(name, released.url, cached)
     if released.md5 is None:
         _check_recorded(cached, name)
         return cached
-    found = file_digest(cached, "md5")
-    if not found.startswith(released.md5):
+    md5 = file_digest(cached, "md5")
+    if not md5.startswith(released.md5):
         cached.unlink()
         raise UserError(
-            f"{cached} was not {name} and is removed: its MD5 begins with {found[:8]}, the published one with "
+            f"{cached} was not {name} and is removed: its MD5 begins with {md5[:8]}, the published one with "
             f"{released.md5}; get it again from {released.url}"
         )
     if fetched:
@@ -117,86 +93,36 @@ def resolve(path_or_name: str | Path) -> Path:
 
 def _check_recorded(cached: Path, name: str) -> None:
     """Compare a file that has no published checksum with the SHA-256 recorded when it was first fetched."""
-    record, found = cached.with_name(f"{cached.name}.sha256"), file_digest(cached, "sha256")
+    record, digest = cached.with_name(f"{cached.name}.sha256"), sha256(cached)
     if not record.is_file():
         with atomic_path(record) as temporary:
-            temporary.write_text(f"{found}\n")
-        logger.warning("%s: its authors published no checksum; its SHA-256 is %s, kept in %s", name, found, record)
-    elif record.read_text().strip() != found:
+            temporary.write_text(f"{digest}\n")
+        logger.warning("%s: its authors published no checksum; its SHA-256 is %s, kept in %s", name, digest, record)
+    elif record.read_text().strip() != digest:
         raise UserError(
-            f"{cached} changed since it was fetched: its SHA-256 is {found}, and {record} holds another; remove both "
+            f"{cached} changed since it was fetched: its SHA-256 is {digest}, and {record} holds another; remove both "
             "files to fetch it again"
         )
 
 
-def download(url: str, path: Path) -> None:
-    """Download a file atomically; a partial download stays in ``path`` + ``.part`` for the next attempt.
-
-    An interrupted transfer is resumed immediately, as long as each attempt gets further than the last.
+def _download(name: str, url: str, cached: Path) -> None:
+    """Download a released checkpoint, whole or not at all.
 
     Raises:
         UserError: The download failed.
     """
-    part = path.with_name(f"{path.name}.part")
-    furthest = _size(part)
-    while True:
-        try:
-            _fetch(url, part)
-            os.replace(part, path)
-            return
-        except _Interrupted as error:
-            if _size(part) > furthest:
-                furthest = _size(part)
-                continue
-            raise UserError(str(error)) from error
-        except urllib.error.HTTPError as error:
-            raise UserError(f"the server replied {error.code} {error.reason}") from error
-        except urllib.error.URLError as error:
-            raise UserError(str(error.reason)) from error
-        except (OSError, http.client.HTTPException) as error:
-            raise UserError(str(error) or type(error).__name__) from error
-
-
-def _fetch(url: str, part: Path) -> None:
-    """Append the missing bytes to ``part``; start over if the server cannot resume."""
-    have = _size(part)
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)  # iopath's requests have none of their own
     try:
-        response = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # "range not satisfiable": the file has all of it, or more
-            raise
-        if error.headers.get("Content-Range", "").endswith(f"/{have}"):
-            return
-        part.unlink()
-        response = urllib.request.urlopen(url, timeout=TIMEOUT)
-    with response:
-        if "html" in response.headers.get_content_subtype():  # a log-in or error page in place of the file
-            raise OSError("a web page came in place of the file")
-        if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with (
-            open(part, "ab" if have else "wb") as file,
-            tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=Path(url).name) as bar,
-        ):
-            while block := _read(response):
-                file.write(block)
-                bar.update(len(block))
-                have += len(block)
-        if total is not None and have < total:
-            raise _Interrupted(f"the connection was interrupted after {have} of {total} bytes")
-
-
-def _read(response: Any) -> bytes:
-    try:
-        return bytes(response.read(BLOCK))
-    except http.client.IncompleteRead as error:
-        return error.partial
-    except (OSError, http.client.HTTPException) as error:
-        raise _Interrupted(f"the connection was interrupted: {error or type(error).__name__}") from error
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+        _path_manager.get_local_path(url)
+        with open(cached, "rb") as file:
+            if file.read(1) == b"<":  # a log-in or error page
+                cached.unlink()
+                raise OSError("a web page came in place of the file")
+    except (OSError, http.client.HTTPException) as error:  # also a cache that nothing can be written to
+        said = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
+        raise UserError(
+            f"{name} could not be fetched from {url} ({said}); try again, or get it elsewhere and put it at {cached}"
+        ) from error
+    finally:
+        socket.setdefaulttimeout(before)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moco_plugin.checkpoints.formats import Format, Network, Target, random_images, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UserError, reason
 
 OPSET = 18
 FLOAT32_TOLERANCE = 1e-4  # share of the largest feature: onnxruntime computes in float32
@@ -31,10 +31,7 @@ def _write(
         raise UserError(
             f"writing ONNX needs {error.name}, which is not installed; run `pip install 'moco-plugin[onnx]'`"
         ) from error
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -51,11 +48,9 @@ def _write(
                 verbose=False,
             )
     except Exception as error:  # exporters raise almost anything
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"torch.onnx cannot export this network: {reason}") from error
+        raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(logging.NOTSET)
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {"moco_plugin": json.dumps(metadata)})
     onnx.save(model, str(path))
@@ -85,8 +80,7 @@ def _read(path: Path, network: nn.Module, images: Tensor, state: Mapping[str, Te
     except UserError:
         raise
     except Exception as error:  # onnxruntime has its own errors
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"onnxruntime does not open what was written: {reason}") from error
+        raise UserError(f"onnxruntime does not open what was written: {reason(error)}") from error
     print(f"features: largest difference between timm and onnxruntime {difference:.2e}")
     return state
 

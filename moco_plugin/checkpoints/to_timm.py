@@ -1,5 +1,6 @@
 """timm's formats: files and folders that timm and LightlyTrain open."""
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,12 +11,11 @@ import torch
 from timm.models.resnet import Bottleneck, ResNet
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints.formats import Format, Network, Target, keywords, read_state, stages_of, write_state
+from moco_plugin.checkpoints.formats import Format, Network, Target, keywords, stages_of, write_state
 from moco_plugin.checkpoints.networks import NAMES
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.data.normalize import View
-from moco_plugin.errors import UserError
-from moco_plugin.files import write_json
+from moco_plugin.errors import UserError, reason
 
 WIDTHS = (64, 128, 256, 512)
 # Arguments of create_backbone that timm does not have, that say how training starts, or that the network itself has.
@@ -81,8 +81,9 @@ def timm_network(name: str, arguments: Mapping[str, Any], state: Mapping[str, Te
         network: nn.Module = timm.create_model(name, num_classes=0, **arguments)
         network.load_state_dict(dict(state), assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"timm.create_model({name!r}) makes no network that holds these weights: {reason}") from error
+        raise UserError(
+            f"timm.create_model({name!r}) makes no network that holds these weights: {reason(error)}"
+        ) from error
     return network.eval()
 
 
@@ -113,14 +114,16 @@ def timm_config(name: str, arguments: Mapping[str, Any], network: Any, view: Vie
 def _write_folder(folder: Path, metadata: dict[str, Any], state: Mapping[str, Tensor], config: dict[str, Any]) -> None:
     """Write the folder that ``timm.create_model('local-dir:FOLDER', pretrained=True)`` opens."""
     write_state(folder / "model.safetensors", metadata, state)
-    write_json(folder / "config.json", {**config, "moco_plugin": metadata})
+    (folder / "config.json").write_text(json.dumps({**config, "moco_plugin": metadata}, indent=2) + "\n")
 
 
-def _read_with_timm(path: Path, name: str, arguments: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """Read a file or folder back, and open it with timm as its users and LightlyTrain do.
+def _read_with_timm(
+    path: Path, name: str, arguments: Mapping[str, Any], state: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Open a file or folder with timm as its users and LightlyTrain do; return its network's weights in their types.
 
     Raises:
-        UserError: timm does not open it, or fills its network with other weights.
+        UserError: timm does not open it.
     """
     try:
         if path.is_dir():
@@ -128,13 +131,8 @@ def _read_with_timm(path: Path, name: str, arguments: Mapping[str, Any]) -> Mapp
         else:
             network = timm.create_model(name, num_classes=0, checkpoint_path=str(path), **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"timm does not open what was written: {reason}") from error
-    state = read_state(path / "model.safetensors" if path.is_dir() else path)
-    for key, value in network.state_dict().items():
-        if not torch.equal(value, state[key].to(value.dtype)):  # timm computes in float32
-            raise UserError(f"timm opens what was written with another {key}")
-    return state
+        raise UserError(f"timm does not open what was written: {reason(error)}") from error
+    return {key: value.to(state[key].dtype) for key, value in network.state_dict().items()}  # timm's are float32
 
 
 def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
@@ -171,7 +169,7 @@ def _target(checkpoint: Checkpoint, output: Path, to: str) -> Target:
         opens,
     )
     if output.suffix != ".safetensors":
-        target.read = partial(_read_with_timm, name=name, arguments=arguments)
+        target.read = partial(_read_with_timm, name=name, arguments=arguments, state=state)
     if not output.suffix:
         target.opens = f"timm.create_model('local-dir:{output}', pretrained=True)"
         target.write = partial(_write_folder, config=timm_config(name, arguments, network, checkpoint.view))

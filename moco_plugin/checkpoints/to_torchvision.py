@@ -14,7 +14,7 @@ from torchvision import models
 from moco_plugin.checkpoints.formats import Format, Network, Target, keywords, stages_of
 from moco_plugin.checkpoints.layouts import VIT_BLOCK_NAMES, VIT_NAMES
 from moco_plugin.checkpoints.read import Checkpoint
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UserError, reason
 
 
 def torchvision_name(name: str) -> str:
@@ -65,8 +65,8 @@ def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.
     try:
         network.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"torchvision's {type(network).__name__} cannot hold these weights: {reason}") from error
+        kind = type(network).__name__
+        raise UserError(f"torchvision's {kind} cannot hold these weights: {reason(error)}") from error
     return network.eval()
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moco_plugin.checkpoints.read import load_file
+from moco_plugin.weight_files.load import load_file
 from moco_plugin.errors import UsageError, UserError
 
 LOCK = ".lock"
@@ -89,7 +89,7 @@ class SavedRun:
         """
         if not path.exists():
             return None
-        state = load_file(path)
+        state = load_file(path).content
         try:
             loops = state["loops"]["fit_loop"]
             epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]

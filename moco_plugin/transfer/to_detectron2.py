@@ -4,7 +4,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,15 +12,14 @@ from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints import unpickle
 from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.to_timm import create_model_arguments
-from moco_plugin.checkpoints.unpickle import UnsafePickle
-from moco_plugin.errors import UserError
-from moco_plugin.files import atomic_path
+from moco_plugin.errors import UserError, reason
 from moco_plugin.transfer.components.resnet import resnet_for_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
+from moco_plugin.weight_files import unpickle
+from moco_plugin.weight_files.unpickle import UnsafePickle
 
 # of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
 PLAIN_RESNET = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+")
@@ -87,8 +86,7 @@ def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: M
     try:
         missing, _ = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"MODEL.TIMM.NAME {name} makes no network that holds these weights: {reason}") from error
+        raise UserError(f"MODEL.TIMM.NAME {name} makes no network that holds these weights: {reason(error)}") from error
     if missing:
         raise UserError(f"the weights lack {missing[0]} and {len(missing) - 1} more tensors of timm's {name}")
     return network.eval()
@@ -127,18 +125,18 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
     except Exception as error:  # broken pickles raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"{path} is not a complete pickle file ({reason})") from error
+        said = reason(error) or type(error).__name__
+        raise UserError(f"{path} is not a complete pickle file ({said})") from error
     if not isinstance(model, dict):
         raise UserError(f"{path} holds a {type(model).__name__}; expected a dict, as in the model zoo")
     return model
 
 
-def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: dict[str, Any]) -> None:
+def save_zoo_pickle(path: str | Path, model: Mapping[str, np.ndarray], metadata: dict[str, Any]) -> None:
     """Write weights so that any detectron2 loads them with ``MODEL.WEIGHTS``; equal input gives equal bytes.
 
     Args:
-        path: The ``.pkl`` file to write, whole or not at all.
+        path: The ``.pkl`` file to write.
         model: Arrays under detectron2's names, such as ``res2.0.conv1.weight``.
         metadata: Where the weights come from, of dicts, lists, strings and numbers; kept as ``moco_plugin``.
     """
@@ -148,16 +146,10 @@ def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: di
         "matching_heuristics": True,  # "res2.0..." then fits any "...res2.0..." of the model
         "moco_plugin": metadata,
     }
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            _dump(content, file)
-        load_zoo_pickle(temporary)  # what cannot be read back safely is not written
-
-
-def _dump(content: dict[str, Any], file: IO[bytes]) -> None:
-    pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
-    pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
-    pickler.dump(content)
+    with open(path, "wb") as file:
+        pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
+        pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
+        pickler.dump(content)
 
 
 def _target(checkpoint: Checkpoint, output: Path) -> Target:
@@ -196,7 +188,7 @@ def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
 
 
 def _write(path: Path, metadata: dict[str, Any], state: Mapping[str, np.ndarray]) -> None:
-    save_zoo_pickle(path, dict(state), metadata)
+    save_zoo_pickle(path, state, metadata)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

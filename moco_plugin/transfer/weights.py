@@ -11,11 +11,11 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
-from moco_plugin.checkpoints.read import load_file
 from moco_plugin.checkpoints.released import is_released
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
+from moco_plugin.weight_files.load import load_file
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ def read_file(path: str) -> dict[str, Any]:
         )
     if not Path(path).is_file():
         raise UserError(f"weight file {path} does not exist; check MODEL.WEIGHTS")
-    return load_zoo_pickle(path) if path.endswith(".pkl") else load_file(path)
+    return load_zoo_pickle(path) if path.endswith(".pkl") else load_file(path).content
 
 
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:

@@ -14,31 +14,16 @@ import pytest
 import torch
 from timm.models.resnet import Bottleneck, ResNet
 
-from moco_plugin.checkpoints.load import load_file
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
+from moco_plugin.weight_files.load import load_file
 from tests.helpers import foreign, mutations, networks
 from tests.helpers.networks import narrow_resnet, prefixed
 from tests.helpers.processes import context
 
-FUZZED = (
-    "official_v2",
-    "official_v3_vit_small",
-    "lightly_generator",
-    "lightly_masked",
-    "lightly_train_timm",
-    "lightly_train_whole",
-    "lightly_train_convnext",
-    "solo_learn",
-    "solo_learn_old",
-    "mmselfsup",
-    "mmpretrain_v3",
-    "vissl",
-    "timm_safetensors",
-    "timm_folder",
-    "timm_train",
-    "detectron2_pickle",
-)
+FUZZED = """official_v2 official_v3_vit_small lightly_generator lightly_masked lightly_train_timm lightly_train_whole
+    lightly_train_convnext solo_learn solo_learn_old mmselfsup mmpretrain_v3 vissl timm_safetensors timm_folder timm_train
+    detectron2_pickle""".split()
 FILES = 560
 
 
@@ -60,7 +45,7 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(networks, "TINY_VIT", tiny)
         for name in FUZZED:
             foreign.SAMPLES[name]().write(folder / name)
-    own = {f"backbone.bottom_up.{n}": v for n, v in load_file(folder / "detectron2_pickle")["model"].items()}
+    own = {f"backbone.bottom_up.{n}": v for n, v in load_file(folder / "detectron2_pickle").content["model"].items()}
     torch.save({"model": {n: torch.tensor(v) for n, v in own.items()}}, folder / "detectron2_pth")
     return folder
 
@@ -86,21 +71,26 @@ FLOATS = b"ctorch\nFloatStorage\n"
 REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
 
 
-def number(value: int) -> bytes:
+def integer(value: int) -> bytes:
     return pickle.dumps(value, 2)[2:-1]
 
 
 def storage(count: int, view: bytes = b"") -> bytes:
     """The persistent id of a storage of ``count`` floats."""
     return (
-        b"(X\x07\x00\x00\x00storage" + FLOATS + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + number(count) + view + b"tQ"
+        b"(X\x07\x00\x00\x00storage"
+        + FLOATS
+        + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+        + integer(count)
+        + view
+        + b"tQ"
     )
 
 
 def tensor(count: int, size: tuple[int, ...], stride: tuple[int, ...], view: bytes = b"") -> bytes:
     """A pickle of ``{"w": tensor}``."""
-    shapes = b"".join(b"(" + b"".join(map(number, part)) + b"t" for part in (size, stride))
-    return b"\x80\x02}X\x01\x00\x00\x00w" + REBUILD + b"(" + storage(count, view) + number(0) + shapes + b"\x89}tRs."
+    shapes = b"".join(b"(" + b"".join(map(integer, part)) + b"t" for part in (size, stride))
+    return b"\x80\x02}X\x01\x00\x00\x00w" + REBUILD + b"(" + storage(count, view) + integer(0) + shapes + b"\x89}tRs."
 
 
 def torch_zip(path: Path, data: bytes, weights: bytes = b"", compression: int = zipfile.ZIP_STORED) -> None:
@@ -147,15 +137,15 @@ def attacks(folder: Path) -> dict[str, str]:
     laughs = b"\x80\x02]q\x00" + b"".join(b"](h\x00h\x00h\x00h\x00eq\x00" for _ in range(1000)) + b"."
     attack("laughs", laughs, "holds a list")
     attack("endless", b"\x80\x02" + b"N0" * 1_100_000 + b".", "more than 2000000 steps")
-    attack("bytearray", call(b"builtins bytearray", number(10**12)), "names builtins.bytearray")
-    attack("getattr", call(b"builtins getattr", number(1)), "names builtins.getattr")
+    attack("bytearray", call(b"builtins bytearray", integer(10**12)), "names builtins.bytearray")
+    attack("getattr", call(b"builtins getattr", integer(1)), "names builtins.getattr")
     attack("eval", call(b"builtins eval", b"X\x01\x00\x00\x001"), "names builtins.eval")
     attack("subprocess", call(b"subprocess Popen", b"X\x02\x00\x00\x00ls"), "names subprocess.Popen")
     attack("int", call(b"builtins int", b"X\x04\x00\x00\x001234"), "names builtins.int")
     codec = call(b"_codecs encode", b"X\x01\x00\x00\x00aX\x04\x00\x00\x00idna\x86")
     attack("codec", codec[:-4] + b"Rs.", "the encoding 'idna'")
-    attack("tensor", call(b"torch Tensor", number(10**12)), "no known layout")
-    attack("shape", call(b"numpy ndarray", number(10**12)), "defined by its shape only")
+    attack("tensor", call(b"torch Tensor", integer(10**12)), "no known layout")
+    attack("shape", call(b"numpy ndarray", integer(10**12)), "defined by its shape only")
     array = np.zeros(4).__reduce__()
     state = (1, (10**12,), np.dtype("f8"), False, b"\0" * 32)
     reduced = pickle.dumps(_Reduced((array[0], array[1], state)), 2)
@@ -210,7 +200,7 @@ def test_frameworks_objects_are_inert_and_others_refused(tmp_path: Path) -> None
     Config.__module__, Config.__qualname__ = "my_project.config", "Config"
     path = tmp_path / "file"
     torch.save({"path": Path("a"), "device": torch.device("cpu"), "norm": torch.nn.LayerNorm}, path)
-    found = load_file(path)
+    found = load_file(path).content
     assert [found[name].name.split(".")[0] for name in ("path", "device")] == ["pathlib", "torch"]
     for name in ("os system", "posix system", "nt system", "sys exit", "shutil rmtree", "my_project.config Config"):
         path.write_bytes(call(name.encode(), b"X\x01\x00\x00\x00x"))
@@ -218,7 +208,7 @@ def test_frameworks_objects_are_inert_and_others_refused(tmp_path: Path) -> None
             load_file(path)
     before = set(os.listdir(tmp_path))
     path.write_bytes(call(b"pathlib Path.touch", b"X\x01\x00\x00\x00x"))  # a framework's function: not called
-    assert load_file(path)["w"].name == "pathlib.Path.touch"
+    assert load_file(path).content["w"].name == "pathlib.Path.touch"
     assert set(os.listdir(tmp_path)) == before
 
 

@@ -1,6 +1,5 @@
 """Reading checkpoints: what is found in them, complete or not at all."""
 
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -33,18 +32,15 @@ def zeros(build: Callable[[], nn.Module]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("model", "expected"),
-    [
-        *((name, {"resnext50_32x4d": "resnext50_32x4d"}.get(name, name)) for name in OFFICIAL[:-1]),
-        ("wide_resnet50_2", "wide_resnet50, base width 128"),
-    ],
+    [*zip(OFFICIAL[:-1], OFFICIAL[:-1], strict=True), ("wide_resnet50_2", "wide_resnet50, base width 128")],
 )
 def test_resnets_are_known_by_their_shapes(model: str, expected: str) -> None:
     state = zeros(lambda: timm.create_model(model, num_classes=0))
-    found = resnet_from_state(state)
-    assert found.architecture == expected
-    assert found.network.state_dict().keys() == state.keys()
+    backbone = resnet_from_state(state)
+    assert backbone.architecture == expected
+    assert backbone.network.state_dict().keys() == state.keys()
     if model in ("resnet18", "resnext50_32x4d"):
-        assert found.untrained().state_dict().keys() == state.keys()
+        assert backbone.untrained().state_dict().keys() == state.keys()
 
 
 @pytest.mark.parametrize(
@@ -97,6 +93,9 @@ def test_vits_are_known_by_their_shapes(name: str, arguments: dict[str, Any]) ->
         assert found.arguments == {}
 
 
+HEAD = "fc.0.bias fc.0.weight fc.2.bias fc.2.weight".split()
+
+
 def test_official_layout(tmp_path: Path) -> None:
     file = official("resnet18")
     torch.save(file, tmp_path / "no_hint_in_the_name")
@@ -106,7 +105,7 @@ def test_official_layout(tmp_path: Path) -> None:
     weights: dict[str, Tensor] = file["state_dict"]
     for key, value in checkpoint.backbone.state_dict().items():
         assert torch.equal(value, weights[f"module.encoder_q.{key}"])
-    assert sorted(checkpoint.head) == ["fc.0.bias", "fc.0.weight", "fc.2.bias", "fc.2.weight"]
+    assert sorted(checkpoint.head) == HEAD
     key_encoder = read_checkpoint(tmp_path / "no_hint_in_the_name", "key").backbone
     assert torch.equal(key_encoder.state_dict()["conv1.weight"], weights["module.encoder_k.conv1.weight"])
 
@@ -116,7 +115,7 @@ def test_own_layout(tiny_run: Path) -> None:
     checkpoint = read_checkpoint(path)
     assert (checkpoint.layout, checkpoint.architecture) == ("moco_plugin", "resnet18")
     assert (checkpoint.method, checkpoint.epoch, checkpoint.view.image_size) == ("moco", 2, 32)
-    assert sorted(checkpoint.head) == ["fc.0.bias", "fc.0.weight", "fc.2.bias", "fc.2.weight"]
+    assert sorted(checkpoint.head) == HEAD
     assert checkpoint.unused == [] and checkpoint.encoders == ("query", "key")
     state = torch.load(path, weights_only=True)["state_dict"]
     for key, value in checkpoint.backbone.state_dict().items():
@@ -128,9 +127,8 @@ def test_own_layout(tiny_run: Path) -> None:
 
 def own(backbone: str, image_size: int = 64, **arguments: Any) -> tuple[dict[str, Any], nn.Module]:
     """A checkpoint of this project, as Lightning saves it, and its backbone."""
-    config = config_dict(
-        load_config("moco_v2", ["data.root=x", f"backbone={backbone}", f"data.image_size={image_size}"])
-    )
+    overrides = ["data.root=x", f"backbone={backbone}", f"data.image_size={image_size}"]
+    config = config_dict(load_config("moco_v2", overrides))
     config["backbone_args"] = arguments
     model = seen(create_backbone(backbone, image_size=image_size, **arguments))
     method = MoCo(model, 8, queue_size=16)
@@ -158,9 +156,7 @@ def test_own_checkpoints_name_their_architecture(backbone: str, arguments: dict[
     torch.save(content, tmp_path / "last.ckpt")
     checkpoint = read_checkpoint(tmp_path / "last.ckpt")
     assert (checkpoint.architecture, checkpoint.epoch, checkpoint.view.image_size) == (backbone, 5, 64)
-    images = torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        torch.testing.assert_close(checkpoint.backbone(images), model(images))
+    torch.testing.assert_close(features(checkpoint.backbone), features(model))
 
 
 def test_architecture_of_a_plain_state_dict_is_given(tmp_path: Path) -> None:
@@ -210,16 +206,11 @@ def test_whole_detectors_are_read_back(kind: str, tmp_path: Path) -> None:
         model = detector("demo/scenes_R_18_FPN_quarter")
         trunk = model.backbone.bottom_up
     else:
-        sizes = {"STEM_OUT_CHANNELS": 8, "RES2_OUT_CHANNELS": 32, "WIDTH_PER_GROUP": 8, "NUM_BLOCKS": [1, 1, 1, 1]}
-        overrides = [part for name, value in sizes.items() for part in (f"MODEL.RESNETS.{name}", value)]
-        model = detector(
-            "voc/pascal_voc_R_50_C4_24k_moco",
-            "MODEL.BACKBONE.NAME",
-            "build_any_width_resnet_backbone",
-            "MODEL.RESNETS.NORM",
-            "BN",
-            *overrides,
-        )
+        resnets = "NORM BN STEM_OUT_CHANNELS 8 RES2_OUT_CHANNELS 32 WIDTH_PER_GROUP 8 NUM_BLOCKS [1,1,1,1]".split()
+        names = [f"MODEL.RESNETS.{name}" for name in resnets[::2]]
+        overrides = [part for pair in zip(names, resnets[1::2], strict=True) for part in pair]
+        name = "build_any_width_resnet_backbone"
+        model = detector("voc/pascal_voc_R_50_C4_24k_moco", "MODEL.BACKBONE.NAME", name, *overrides)
         trunk = model.backbone
     seen(model)
     torch.save({"model": model.state_dict(), "iteration": 5, "optimizer": {}}, tmp_path / "model_final.pth")
@@ -231,8 +222,8 @@ def test_whole_detectors_are_read_back(kind: str, tmp_path: Path) -> None:
     expected = trunk(images)
     if kind == "C4":
         expected["res5"] = model.roi_heads.res5[:1](expected["res4"])
-    for number in (4, 5) if kind == "C4" else (2, 3, 4, 5):
-        torch.testing.assert_close(stages[number - 1], expected[f"res{number}"])
+    for stage in (4, 5) if kind == "C4" else (2, 3, 4, 5):
+        torch.testing.assert_close(stages[stage - 1], expected[f"res{stage}"])
 
 
 def test_detectron2_files_of_another_kind_are_refused(tmp_path: Path) -> None:
@@ -269,9 +260,7 @@ def test_unused_tensors_are_listed(tmp_path: Path) -> None:
     del file["state_dict"]["module.encoder_q.layer1.0.se.weight"]
     file["state_dict"]["module.encoder_q.gate.weight"] = torch.zeros(1)  # a layer that no plain ResNet has
     torch.save(file, tmp_path / "moco.pth")
-    with pytest.raises(
-        UserError, match=r"1 tensors of the encoder were not read, .*gate\.weight first.*--architecture"
-    ):
+    with pytest.raises(UserError, match=r"1 tensors of the encoder were not read, .*gate\.weight first.*--archi"):
         read_checkpoint(tmp_path / "moco.pth")
 
 
@@ -285,18 +274,17 @@ class Hostile:
 
 def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
     whole = (tiny_run / "checkpoints" / "last.ckpt").read_bytes()
-    small = {"channels": (8, 8, 8, 8)}
-    incomplete = official("resnet18", **small)
-    del incomplete["state_dict"]["module.encoder_q.layer2.0.conv1.weight"]
-    diverged = official("resnet18", **small)
-    diverged["state_dict"]["module.encoder_q.layer3.0.conv1.weight"][0] = float("nan")
-    integers = official("resnet18", **small)
-    integers["state_dict"]["module.encoder_q.conv1.weight"] = torch.zeros(64, 3, 7, 7, dtype=torch.int8)
-    sparse = official("resnet18", **small)
-    sparse["state_dict"]["module.encoder_q.conv1.weight"] = torch.eye(3).to_sparse()
+
+    def spoiled(name: str, value: Tensor | None) -> dict[str, Any]:
+        """An official checkpoint in which a weight is another, or missing."""
+        file = official("resnet18", channels=(8, 8, 8, 8))
+        del file["state_dict"][f"module.encoder_q.{name}"]
+        file["state_dict"] |= {} if value is None else {f"module.encoder_q.{name}": value}
+        return file
+
     convolutions = tiny_vit("vit_tiny_patch16_224").state_dict()
     convolutions["patch_embed.proj.0.weight"] = convolutions.pop("patch_embed.proj.weight")
-    unnamed, _ = own("convnext_atto", depths=[1, 1, 1, 1], dims=[8, 16, 24, 32])
+    unnamed, _ = own("resnet18", channels=[8, 8, 8, 8])
     unnamed["hyper_parameters"]["config"]["backbone"] = "convnext_of_tomorrow"
     huge, _ = own("vit_tiny_patch16_224", depth=1)
     huge["hyper_parameters"]["config"]["backbone_args"]["depth"] = 10**7
@@ -307,10 +295,10 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
         "hostile": ({"state_dict": Hostile(tmp_path / "pwned")}, "could run code"),
         "list": ([1, 2], "holds a list"),
         "other": ({"weights": {"a": torch.zeros(1)}}, "of no known layout .its first keys: weights."),
-        "incomplete": (incomplete, r"Missing keys: layer2\.0\.conv1\.weight"),
-        "diverged": (diverged, r"layer3\.0\.conv1\.weight holds numbers that are not finite"),
-        "integers": (integers, r"conv1\.weight holds int8 numbers; expected float32"),
-        "sparse": (sparse, r"not those of a plain ResNet"),
+        "incomplete": (spoiled("layer2.0.conv1.weight", None), r"Missing keys: layer2\.0\.conv1\.weight"),
+        "diverged": (spoiled("bn1.bias", torch.full((64,), torch.nan)), r"bn1\.bias holds numbers that are not finite"),
+        "integers": (spoiled("bn1.bias", torch.zeros(64).char()), r"bn1\.bias holds int8 numbers; expected float32"),
+        "sparse": (spoiled("conv1.weight", torch.eye(3).to_sparse()), r"not those of a plain ResNet"),
         "convolutions": (
             prefixed("module.base_encoder.", convolutions),
             "Missing keys: one of patch_embed.proj.weight",
@@ -337,13 +325,13 @@ def test_folders_that_timm_does_not_open(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a folder without config\.json"):
         read_checkpoint(tmp_path)
     torch.save(narrow_resnet().state_dict(), tmp_path / "pytorch_model.bin")
-    for config, message in (
-        ("{", "is not a complete"),
-        ("[]", "its JSON is not an object"),
-        (json.dumps({"architecture": "hf-hub:someone/model"}), "which timm does not have"),
-        (json.dumps({"architecture": "resnet18", "model_args": {"layers": [10**9]}}), "argument layers as 1e.09"),
-        (json.dumps({"architecture": "resnet18", "pretrained_cfg": {"mean": "x"}}), "how images are shown"),
-    ):
+    for config, message in {
+        "{": "is not a complete",
+        "[]": "its JSON is not an object",
+        '{"architecture": "hf-hub:someone/model"}': "which timm does not have",
+        '{"architecture": "resnet18", "model_args": {"layers": [1000000000]}}': "argument layers as 1e.09",
+        '{"architecture": "resnet18", "pretrained_cfg": {"mean": "x"}}': "how images are shown",
+    }.items():
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(UserError, match=message) as error:
             read_checkpoint(tmp_path)

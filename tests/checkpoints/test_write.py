@@ -23,6 +23,7 @@ from moco_plugin.checkpoints.to_torchvision import to_torchvision, torchvision_n
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.tools.convert import main
 from tests.helpers.checkpoints import NETWORKS, checkpoint
+from tests.helpers.networks import features
 
 
 def assert_equal(found: Any, network: nn.Module) -> None:
@@ -39,9 +40,7 @@ def test_timm_opens_the_folder_alone(name: str, tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
     network = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     assert_equal(network.state_dict(), source.backbone)
-    side = 64 if name.startswith("vit") else 96
-    images = torch.randn(1, 3, side, side)
-    torch.testing.assert_close(network(images), source.backbone(images))
+    torch.testing.assert_close(features(network), features(source.backbone))
     data = timm.data.resolve_model_data_config(network)
     assert (list(data["mean"]), list(data["std"])) == (source.view.mean, source.view.std)
     assert data["crop_pct"] == source.view.crop_ratio
@@ -61,31 +60,20 @@ def test_state_dicts_load_as_any_other_and_say_where_they_come_from(tmp_path: Pa
         assert_equal({name: file.get_tensor(name) for name in file.keys()}, source.backbone)  # noqa: SIM118
         header = json.loads(file.metadata()["moco_plugin"])
     assert header == state._metadata["moco_plugin"]
-    said = {
-        key: header[key] for key in ("source", "source_sha256", "layout", "architecture", "encoder", "method", "epoch")
-    }
-    assert said == {
-        "source": "source.pth",
-        "source_sha256": "5d2e",
-        "layout": "official MoCo v1/v2",
-        "architecture": "resnet18",
-        "encoder": "query",
-        "method": "moco_v2",
-        "epoch": 7,
-    }
+    said = "source source_sha256 layout architecture encoder method epoch".split()
+    expected = ["source.pth", "5d2e", "official MoCo v1/v2", "resnet18", "query", "moco_v2", 7]
+    assert [header[key] for key in said] == expected
     assert header["input_format"] == "RGB" and header["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
     assert list(header["proof"]["largest_differences"]) == ["layer1", "layer2", "layer3", "layer4", "output"]
     assert max(header["proof"]["largest_differences"].values()) <= header["proof"]["tolerance"]
 
 
+SIZED = "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d wide_resnet50_2".split()
+
+
 @pytest.mark.parametrize(
     ("name", "theirs"),
-    [
-        *((n, n) for n in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d")),
-        ("wide_resnet50_2", "wide_resnet50_2"),
-        ("vit_base_patch16_224", "vit_b_16"),
-        ("vit_large_patch16_224", "vit_l_16"),
-    ],
+    [*zip(SIZED, SIZED, strict=True), ("vit_base_patch16_224", "vit_b_16"), ("vit_large_patch16_224", "vit_l_16")],
 )
 def test_torchvision_names_at_full_size(name: str, theirs: str) -> None:
     with torch.device("meta"):
@@ -138,6 +126,10 @@ def test_lightly_train_starts_from_the_file(name: str, tmp_path: Path) -> None:
     assert list(torch.load(tmp_path / "export.pt", weights_only=True)) == list(torch.load(output, weights_only=True))
 
 
+def small() -> Checkpoint:
+    return checkpoint("resnet18", **NETWORKS["resnet18"])
+
+
 def test_wider_networks_that_timm_has_no_name_for(tmp_path: Path) -> None:
     source = checkpoint("resnet50", width=2, layers=[1, 1, 1, 1], channels=[32, 32, 32, 32])  # as R50w2x: stem of 128
     convert(source, tmp_path / "wide.safetensors", "timm")
@@ -153,15 +145,10 @@ def test_convolutional_stem_and_heads_are_read_back(tmp_path: Path) -> None:
     source = checkpoint("vit_small_patch16_224", conv_stem=True, depth=1, num_heads=12, img_size=64)
     convert(source, tmp_path / "a.safetensors", "timm")
     back = read_checkpoint(tmp_path / "a.safetensors")
-    images = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(back.backbone(images), source.backbone(images))
-    plain = read_checkpoint_of(source.backbone, tmp_path)
+    torch.testing.assert_close(features(back.backbone), features(source.backbone))
+    torch.save(source.backbone.state_dict(), tmp_path / "plain.pth")
+    plain = read_checkpoint(tmp_path / "plain.pth")
     assert plain.arguments["conv_stem"] and "6 attention heads" in plain.notes[0]
-
-
-def read_checkpoint_of(network: nn.Module, folder: Path) -> Checkpoint:
-    torch.save(network.state_dict(), folder / "plain.pth")
-    return read_checkpoint(folder / "plain.pth")
 
 
 @pytest.mark.parametrize("name", ["resnet34", "resnext50_32x4d", "wide_resnet50_2"])
@@ -179,33 +166,28 @@ def test_resnets_known_by_their_shapes_have_a_name_in_timm(
 
 
 def test_networks_that_torchvision_does_not_have(tmp_path: Path) -> None:
-    for name, message in (("resnet50d", "cannot hold"), ("convnext_atto", "found a ConvNeXt")):
+    registers = {"depth": 1, "img_size": 32, "reg_tokens": 1, "no_embed_class": True}
+    for name, arguments, message in (
+        ("resnet50d", NETWORKS["resnet50d"], "cannot hold"),
+        ("convnext_atto", NETWORKS["convnext_atto"], "found a ConvNeXt"),
+        ("vit_tiny_patch16_224", registers, "no twin of 'reg_token'"),
+    ):
         with pytest.raises(UserError, match=message):
-            convert(checkpoint(name, **NETWORKS[name]), tmp_path / "a.pth", "torchvision")
-    registers = checkpoint("vit_tiny_patch16_224", depth=1, img_size=32, reg_tokens=1, no_embed_class=True)
-    with pytest.raises(UserError, match="no twin of 'reg_token'"):
-        convert(registers, tmp_path / "a.pth", "torchvision")
+            convert(checkpoint(name, **arguments), tmp_path / "a.pth", "torchvision")
 
 
 @pytest.mark.parametrize("wrong", ["swapped", "rounded", "nan"])
-def test_nothing_is_written_when_the_features_differ(
-    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written_when_features_differ(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = checkpoint("vit_tiny_patch16_224", depth=2, img_size=32)
 
     def spoiled(backbone: nn.Module) -> dict[str, torch.Tensor]:
         state = to_torchvision(backbone)
-        first, second = (
-            f"encoder.layers.encoder_layer_1.{part}.weight" for part in ("mlp.0", "self_attention.out_proj")
-        )
+        block = "encoder.layers.encoder_layer_1"
         if wrong == "swapped":  # queries for values
-            name = "encoder.layers.encoder_layer_1.self_attention.in_proj_weight"
+            name = f"{block}.self_attention.in_proj_weight"
             return {**state, name: state[name].flip(0)}
-        return {
-            **state,
-            first: state[first].half().float() if wrong == "rounded" else state[first] / 0,
-            second: state[second],
-        }
+        name = f"{block}.mlp.0.weight"
+        return {**state, name: state[name].half().float() if wrong == "rounded" else state[name] / 0}
 
     monkeypatch.setattr(module, "to_torchvision", spoiled)
     with pytest.raises(UserError, match=r"was not written: torchvision's encoder.layers.encoder_layer_1 differs by"):
@@ -213,9 +195,7 @@ def test_nothing_is_written_when_the_features_differ(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_is_written_when_the_file_does_not_hold_the_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_written_that_is_read_back_differently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     right = torch.save
 
     def torn(state: dict[str, torch.Tensor], path: Path) -> None:
@@ -223,7 +203,7 @@ def test_nothing_is_written_when_the_file_does_not_hold_the_weights(
 
     monkeypatch.setattr(torch, "save", torn)
     with pytest.raises(UserError, match=r"read back, its conv1.weight was not what was written"):
-        convert(checkpoint("resnet18", **NETWORKS["resnet18"]), tmp_path / "a.pth", "timm")
+        convert(small(), tmp_path / "a.pth", "timm")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -237,7 +217,7 @@ def test_torchvision_source_is_proven_with_its_own_network(tmp_path: Path) -> No
 
 
 def test_dead_networks_prove_nothing(tmp_path: Path) -> None:
-    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    source = small()
     for name, value in source.backbone.state_dict().items():
         if name.endswith(("bn1.bias", "bn2.bias")):
             value.fill_(-1e3)
@@ -246,14 +226,14 @@ def test_dead_networks_prove_nothing(tmp_path: Path) -> None:
 
 
 def test_weights_in_half_precision_stay_so(tmp_path: Path) -> None:
-    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    source = small()
     source.backbone.half()
     convert(source, tmp_path / "a.pth", "timm")
     assert torch.load(tmp_path / "a.pth", weights_only=True)["conv1.weight"].dtype == torch.float16
 
 
 def test_what_is_there_is_kept(tmp_path: Path) -> None:
-    source = checkpoint("resnet18", **NETWORKS["resnet18"])
+    source = small()
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):

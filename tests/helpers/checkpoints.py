@@ -48,12 +48,7 @@ def checkpoint(name: str, layout: str = "timm", **arguments: Any) -> Checkpoint:
         torch.manual_seed(0)
         return create_backbone(name, **arguments).eval()
 
-    network = untrained()
-    for key, value in network.state_dict().items():
-        if "running_mean" in key:
-            value.normal_(std=0.1)
-        elif "running_var" in key:
-            value.uniform_(0.5, 1.5)
+    network = seen(untrained())
     return Checkpoint(
         Path("source.pth"),
         layout,

@@ -9,23 +9,12 @@ from typing import Any
 import safetensors.torch
 import timm
 import torch
-from lightly_train._commands.common_helpers import ModelFormat
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from moco_plugin.transfer.to_detectron2 import detectron2_name, save_zoo_pickle
-from tests.helpers.foreign_lightly import (
-    lightly_benchmark,
-    lightly_generator,
-    lightly_masked,
-    lightly_sequential,
-    lightly_train_convnext,
-    lightly_train_export,
-    lightly_train_moco,
-    lightly_train_timm,
-    lightly_train_torchvision,
-)
-from tests.helpers.foreign_methods import METHOD_SAMPLES
+from tests.helpers.foreign_lightly import LIGHTLY_SAMPLES
+from tests.helpers.foreign_methods import METHOD_SAMPLES, official_v3, queue, sample
 from tests.helpers.networks import (
     Sample,
     head,
@@ -39,51 +28,23 @@ from tests.helpers.networks import (
     torchvision_vit,
 )
 
-# --- the released code
-
 
 def official_v2() -> Sample:
     query = narrow_resnet("resnet50")
-    key = other(query)
-    state = {
-        **prefixed("module.encoder_q.", {**query.state_dict(), **head("fc.", 128)}),
-        **prefixed("module.encoder_k.", {**key.state_dict(), **head("fc.", 128)}),
-        "module.queue": torch.randn(8, 32),
-        "module.queue_ptr": torch.zeros(1, dtype=torch.int64),
-    }
-    optimizer = torch.optim.SGD(query.parameters(), 0.1, momentum=0.9)
-    content = {"epoch": 200, "arch": "resnet50", "state_dict": state, "optimizer": optimizer.state_dict()}
-    return Sample(save(content, legacy=True), "official MoCo v1/v2", query, key)
+    optimizer = torch.optim.SGD(query.parameters(), 0.1, momentum=0.9).state_dict()
+    prefixes = ("module.encoder_q.", "module.encoder_k.")
+    heads = "module.encoder_q.fc. module.encoder_k.fc."
+    content = {"epoch": 200, "arch": "resnet50", "extra": prefixed("module.", queue()), "optimizer": optimizer}
+    return sample("official MoCo v1/v2", query, *prefixes, heads, legacy=True, **content)
 
 
 def official_v3_resnet() -> Sample:
     query = torchvision_resnet("Bottleneck", width_per_group=16)
-    key = other(query)
-    heads = {"fc.0.weight": torch.randn(16, 2048), "fc.1.running_mean": torch.randn(16)}
-    state = {
-        **prefixed("module.base_encoder.", {**query.state_dict(), **heads}),
-        **prefixed("module.momentum_encoder.", {**key.state_dict(), **heads}),
-        **head("module.predictor.", 16),
-    }
-    return Sample(save({"epoch": 100, "state_dict": state}), "official MoCo v3", query, key, "wide_resnet")
+    return official_v3(query, "wide_resnet", "fc", {"module.base_encoder.fc.1.running_mean": torch.randn(16)})
 
 
-def official_v3_vit(dim: int = 384) -> Sample:
-    name = "vit_small_patch16_224" if dim == 384 else "vit_base_patch16_224"
-    query = tiny_vit(name, num_heads=12)
-    key = other(query)
-    state = {
-        **prefixed("module.base_encoder.", {**query.state_dict(), **head("head.", dim)}),
-        **prefixed("module.momentum_encoder.", {**key.state_dict(), **head("head.", dim)}),
-        **head("module.predictor.", 16),
-    }
-    return Sample(save({"epoch": 300, "state_dict": state}), "official MoCo v3", query, key, name)
-
-
-# --- lightly
-
-
-# --- LightlyTrain
+def official_v3_vit() -> Sample:
+    return official_v3(tiny_vit("vit_small_patch16_224", num_heads=12), "vit_small_patch16_224")
 
 
 # --- solo-learn, MMSelfSup, MMPreTrain, VISSL: their documented names
@@ -94,48 +55,29 @@ def solo_learn() -> Sample:
     query: Any = narrow_resnet()
     query.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=2, bias=False)
     query.maxpool = nn.Identity()
-    key = other(query)
-    state = {
-        **prefixed("backbone.", query.state_dict()),
-        **prefixed("momentum_backbone.", key.state_dict()),
-        **head("projector.", 32),
-        **head("momentum_projector.", 32),
-        "queue": torch.randn(2, 8, 16),
-        "queue_ptr": torch.zeros(1),
-        "classifier.weight": torch.randn(10, 32),
-    }
     content = {
         "epoch": 9,
         "global_step": 100,
         "pytorch-lightning_version": "2.0.0",
-        "state_dict": state,
         "hyper_parameters": OmegaConf.create({"method": "mocov2plus", "backbone": {"name": "resnet18"}}),
     }
-    return Sample(save(content), "solo-learn", query, key)
+    extra = {**queue(), "classifier.weight": torch.randn(10, 32)}
+    heads = "projector. momentum_projector."
+    return sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, extra=extra, **content)
 
 
 def solo_learn_old() -> Sample:
-    query = narrow_resnet()
-    state = {**prefixed("encoder.", query.state_dict()), **head("projector.", 32), "mystery.weight": torch.zeros(2)}
-    content = {"state_dict": state, "hyper_parameters": argparse.Namespace(method="simclr")}
-    return Sample(save(content), "solo-learn", query, unused=("state_dict.mystery.weight",))
+    name, about = "mystery.weight", argparse.Namespace(method="simclr")
+    content = {"extra": {name: torch.zeros(2)}, "unused": (f"state_dict.{name}",), "hyper_parameters": about}
+    return sample("solo-learn", narrow_resnet(), "encoder.", None, "projector.", **content)
 
 
 def mmselfsup() -> Sample:
     query = narrow_resnet()
-    key = other(query)
-    state = {
-        **prefixed("backbone.", query.state_dict()),
-        **prefixed("encoder_q.0.", query.state_dict()),
-        **prefixed("encoder_k.0.", key.state_dict()),
-        **head("encoder_q.1.mlp.", 32),
-        **head("encoder_k.1.mlp.", 32),
-        **head("neck.mlp.", 32),
-        "queue": torch.randn(8, 16),
-        "queue_ptr": torch.zeros(1),
-    }
     meta = {"epoch": 200, "config": "model = dict(\n    type='MOCO',\n    queue_len=65536)"}
-    return Sample(save({"meta": meta, "state_dict": state, "optimizer": {}}), "MMSelfSup/MMPreTrain", query, key)
+    heads = "encoder_q.1.mlp. encoder_k.1.mlp. neck.mlp."
+    extra = {**prefixed("encoder_q.0.", query.state_dict()), **queue()}
+    return sample("MMSelfSup/MMPreTrain", query, "backbone.", "encoder_k.0.", heads, extra=extra, meta=meta)
 
 
 def mm_vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -155,18 +97,19 @@ def mm_vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def mmpretrain_v3() -> Sample:
     """MMPreTrain's MoCo v3; its ViT-S has 12 heads, as the paper's."""
     query = tiny_vit("vit_small_patch16_224", num_heads=12)
-    key = other(query)
-    state = {
-        **prefixed("backbone.", mm_vit_names(query.state_dict())),
-        **head("neck.", 384),
-        **head("head.predictor.", 16),
-        **prefixed("momentum_encoder.module.0.", mm_vit_names(key.state_dict())),
-        **head("momentum_encoder.module.1.", 384),
-        "momentum_encoder.steps": torch.zeros(1),
-        "data_preprocessor.mean": torch.tensor([127.5, 127.5, 127.5]).view(3, 1, 1),
-        "data_preprocessor.std": torch.tensor([127.5, 127.5, 127.5]).view(3, 1, 1),
-    }
-    return Sample(save({"meta": {"epoch": 300}, "state_dict": state}), "MMSelfSup/MMPreTrain", query, key, "vit_small")
+    grey = torch.full((3, 1, 1), 127.5)
+    extra = {"data_preprocessor.mean": grey, "data_preprocessor.std": grey, "momentum_encoder.steps": torch.zeros(1)}
+    return sample(
+        "MMSelfSup/MMPreTrain",
+        query,
+        "backbone.",
+        "momentum_encoder.module.0.",
+        "neck. head.predictor. momentum_encoder.module.1.",
+        architecture="vit_small",
+        names=mm_vit_names,
+        extra=extra,
+        meta={"epoch": 300},
+    )
 
 
 def vissl() -> Sample:
@@ -184,7 +127,7 @@ def vissl() -> Sample:
                     "heads": {"0.clf.0.weight": torch.randn(8, 128)},
                 }
             },
-            "loss": {"queue": torch.randn(8, 16), **prefixed("moco_encoder.trunk._feature_blocks.", key.state_dict())},
+            "loss": {**queue(), **prefixed("moco_encoder.trunk._feature_blocks.", key.state_dict())},
             "optimizer": {"state": {0: torch.zeros(3)}},
         },
     }
@@ -256,16 +199,7 @@ SAMPLES: dict[str, Callable[[], Sample]] = {
     "official_v2": official_v2,
     "official_v3_resnet": official_v3_resnet,
     "official_v3_vit_small": official_v3_vit,
-    "lightly_sequential": lightly_sequential,
-    "lightly_benchmark": lightly_benchmark,
-    "lightly_generator": lightly_generator,
-    "lightly_masked": lightly_masked,
-    "lightly_train_timm": lightly_train_timm,
-    "lightly_train_moco": lightly_train_moco,
-    "lightly_train_convnext": lightly_train_convnext,
-    "lightly_train_torchvision": lightly_train_torchvision,
-    "lightly_train_export": lambda: lightly_train_export(ModelFormat.PACKAGE_DEFAULT, narrow_resnet(), "torchvision"),
-    "lightly_train_whole": lambda: lightly_train_export(ModelFormat.TORCH_MODEL, narrow_resnet(), "torchvision"),
+    **LIGHTLY_SAMPLES,
     "solo_learn": solo_learn,
     "solo_learn_old": solo_learn_old,
     "mmselfsup": mmselfsup,

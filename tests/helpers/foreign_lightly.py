@@ -2,6 +2,7 @@
 
 import copy
 import datetime
+import logging
 import pathlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,14 +67,8 @@ class LightlyMasked(pl.LightningModule):
 
 def by_trainer(module: pl.LightningModule) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        trainer = pl.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            barebones=False,
-        )
+        quiet = dict.fromkeys("logger enable_checkpointing enable_progress_bar enable_model_summary".split(), False)
+        trainer = pl.Trainer(accelerator="cpu", **quiet)
         trainer.strategy.connect(module)
         trainer.save_checkpoint(path)
 
@@ -108,8 +103,6 @@ def lightly_masked() -> Sample:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    import logging
-
     logging.disable(logging.WARNING)
     try:
         yield
@@ -124,17 +117,10 @@ def lightly_train(model: nn.Module, architecture: str, key: bool = False) -> Sam
     embedding = EmbeddingModel(wrapped)
     method: Any
     if key:
-        args = DINOArgs(
-            hidden_dim=8,
-            bottleneck_dim=8,
-            output_dim=8,
-            teacher_temp=0.04,
-            warmup_teacher_temp=0.04,
-            momentum_start=0.99,
-            weight_decay_start=0.1,
-            weight_decay_end=0.1,
-            student_freeze_last_layer_steps=1,
-        )
+        widths = dict.fromkeys(("hidden_dim", "bottleneck_dim", "output_dim"), 8)
+        temperatures = {"teacher_temp": 0.04, "warmup_teacher_temp": 0.04, "momentum_start": 0.99}
+        decay = {"weight_decay_start": 0.1, "weight_decay_end": 0.1, "student_freeze_last_layer_steps": 1}
+        args = DINOArgs(**{**widths, **temperatures, **decay})
         method = DINO(args, SimCLRSGDArgs(), embedding, 8, 3)
         method.student_embedding_model = other(method.student_embedding_model)
         query, teacher = (method.student_embedding_model.wrapped_model.get_model(), embedding.wrapped_model.get_model())
@@ -165,9 +151,8 @@ def lightly_train_moco() -> Sample:
         torch.save(content, path)
 
     key: Any = method.encoder_k
-    return Sample(
-        write, "LightlyTrain", sample.query, key.backbone.embedding_model.wrapped_model.get_model(), "resnet18"
-    )
+    encoder = key.backbone.embedding_model.wrapped_model.get_model()
+    return Sample(write, "LightlyTrain", sample.query, encoder, "resnet18")
 
 
 def lightly_train_convnext() -> Sample:
@@ -184,7 +169,8 @@ def lightly_train_torchvision() -> Sample:
     return sample
 
 
-def lightly_train_export(format: ModelFormat, model: nn.Module, layout: str) -> Sample:
+def lightly_train_export(format: ModelFormat) -> Sample:
+    model = narrow_resnet()
     with quiet():
         wrapped = package_helpers.get_wrapped_model(model, num_input_channels=3)
         package = package_helpers.get_package_from_model(wrapped, include_custom=True, fallback_custom=True)
@@ -193,4 +179,18 @@ def lightly_train_export(format: ModelFormat, model: nn.Module, layout: str) -> 
         with quiet():
             export_model(model=wrapped, format=format, out=path, package=package, log_example=False)
 
-    return Sample(write, layout, model)
+    return Sample(write, "torchvision", model)
+
+
+LIGHTLY_SAMPLES: dict[str, Callable[[], Sample]] = {
+    "lightly_sequential": lightly_sequential,
+    "lightly_benchmark": lightly_benchmark,
+    "lightly_generator": lightly_generator,
+    "lightly_masked": lightly_masked,
+    "lightly_train_timm": lightly_train_timm,
+    "lightly_train_moco": lightly_train_moco,
+    "lightly_train_convnext": lightly_train_convnext,
+    "lightly_train_torchvision": lightly_train_torchvision,
+    "lightly_train_export": lambda: lightly_train_export(ModelFormat.PACKAGE_DEFAULT),
+    "lightly_train_whole": lambda: lightly_train_export(ModelFormat.TORCH_MODEL),
+}

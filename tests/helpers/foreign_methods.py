@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,35 +24,47 @@ from tests.helpers.networks import (
 )
 
 KINDS = {"conv": "convolution", "bn": "normalization"}  # transformers' names in ResNets
+HUGGING_FACE_NAMES = {
+    "attn.proj": "attention.output.dense",
+    "mlp.fc1": "intermediate.dense",
+    "mlp.fc2": "output.dense",
+    "norm1": "layernorm_before",
+    "norm2": "layernorm_after",
+    "patch_embed.proj": "embeddings.patch_embeddings.projection",
+    "cls_token": "embeddings.cls_token",
+    "pos_embed": "embeddings.position_embeddings",
+}
+State = dict[str, Tensor]
 
 
-def densecl() -> Sample:
-    query = narrow_resnet()
-    key = other(query)
-    state = {
-        **prefixed("encoder_q.0.", query.state_dict()),
-        **prefixed("encoder_k.0.", key.state_dict()),
-        **head("encoder_q.1.mlp.0.", 32),
-        **head("encoder_q.1.mlp2.0.", 32),
-        **head("encoder_k.1.mlp.0.", 32),
-        "queue": torch.randn(8, 16),
-        "queue2": torch.randn(8, 16),
-        "queue2_ptr": torch.zeros(1),
-    }
-    return Sample(save({"meta": {"epoch": 200}, "state_dict": state}), "DenseCL", query, key)
+def sample(
+    layout: str,
+    query: nn.Module,
+    prefix: str,
+    key_prefix: str | None = None,
+    heads: str = "",
+    *,
+    architecture: str = "resnet",
+    extra: State | None = None,
+    under: str = "state_dict",
+    names: Callable[[State], State] = dict,
+    unused: tuple[str, ...] = (),
+    legacy: bool = False,
+    **content: Any,
+) -> Sample:
+    """A file with one state dict ``under`` a key: encoders below prefixes, in the layout's ``names``, and heads."""
+    key = None if key_prefix is None else other(query)
+    state = prefixed(prefix, names(query.state_dict()))
+    if key is not None:
+        state |= prefixed(str(key_prefix), names(key.state_dict()))
+    for name in heads.split():
+        state |= head(name, 32)
+    state |= extra or {}
+    return Sample(save({**content, under: state}, legacy), layout, query, key, architecture, unused)
 
 
-def pixpro() -> Sample:
-    query = narrow_resnet()
-    key = other(query)
-    state = {
-        **prefixed("module.encoder.", query.state_dict()),
-        **prefixed("module.encoder_k.", key.state_dict()),
-        **head("module.projector.linear1.", 32),
-        **head("module.projector_k.linear1.", 32),
-        **head("module.value_transform.", 16),
-    }
-    return Sample(save({"epoch": 100, "model": state}), "PixPro", query, key)
+def queue() -> State:
+    return {"queue": torch.randn(8, 16), "queue_ptr": torch.zeros(1)}
 
 
 def byol() -> Sample:
@@ -65,53 +78,10 @@ def byol() -> Sample:
     return Sample(save(content), "BYOL", query, key)
 
 
-def barlow_twins() -> Sample:
-    model = narrow_resnet()
-    state = {**prefixed("module.backbone.", model.state_dict()), **head("module.projector.0.", 32)}
-    state |= {"module.bn.running_mean": torch.randn(16), "module.bn.running_var": torch.ones(16)}
-    return Sample(save({"epoch": 5, "model": state}), "Barlow Twins", model)
-
-
-def vicreg() -> Sample:
-    model = narrow_resnet()
-    state = {**prefixed("module.backbone.", model.state_dict()), **head("module.projector.0.", 32)}
-    return Sample(save({"epoch": 5, "model": state}), "VICReg", model)
-
-
-def vicregl() -> Sample:
-    model = narrow_resnet()
-    state = {
-        **prefixed("module.backbone.", model.state_dict()),
-        **head("module.maps_projector.0.", 32),
-        **head("module.projector.0.", 32),
-    }
-    return Sample(save({"epoch": 5, "model": state}), "VICRegL", model)
-
-
-def swav() -> Sample:
-    model = narrow_resnet()
-    state = {
-        **prefixed("module.", model.state_dict()),
-        **head("module.projection_head.0.", 32),
-        "module.prototypes.weight": torch.randn(30, 16),
-    }
-    return Sample(save({"epoch": 5, "state_dict": state}), "SwAV", model)
-
-
-def simsiam() -> Sample:
-    model = narrow_resnet()
-    state = {
-        **prefixed("module.encoder.", {**model.state_dict(), **head("fc.0.", 32)}),
-        **head("module.predictor.0.", 32),
-    }
-    return Sample(save({"epoch": 99, "arch": "resnet18", "state_dict": state}), "SimSiam", model)
-
-
 def mae() -> Sample:
-    model = tiny_vit()
-    state = {**model.state_dict(), "mask_token": torch.zeros(1, 1, 16), "decoder_pos_embed": torch.zeros(1, 17, 16)}
-    state |= {**head("decoder_embed.", 192), **head("decoder_blocks.0.norm1.", 16)}
-    return Sample(save({"model": state, "epoch": 3}), "MAE", model, architecture="vit_tiny_patch16_224")
+    extra = {"mask_token": torch.zeros(1, 1, 16), "decoder_pos_embed": torch.zeros(1, 17, 16)}
+    heads, name = "decoder_embed. decoder_blocks.0.norm1.", "vit_tiny_patch16_224"
+    return sample("MAE", tiny_vit(), "", None, heads, extra=extra, under="model", architecture=name)
 
 
 def dino() -> Sample:
@@ -126,49 +96,36 @@ def dino() -> Sample:
     return Sample(save(content), "DINO", query, key, "vit_small_patch16_224")
 
 
-def v3_conv(dim: int = 384) -> Sample:
+def official_v3(query: nn.Module, architecture: str, head: str = "head", extra: State | None = None) -> Sample:
+    heads = f"module.base_encoder.{head}. module.momentum_encoder.{head}. module.predictor."
+    prefixes = ("module.base_encoder.", "module.momentum_encoder.")
+    return sample("official MoCo v3", query, *prefixes, heads, architecture=architecture, extra=extra, epoch=300)
+
+
+def v3_conv() -> Sample:
     """The authors' vit_conv_small: a stack of convolutions in place of the patch projection, 12 heads."""
     name = "vit_small_patch16_224"
-    query = seen(create_backbone(name, conv_stem=True, depth=2, num_heads=12, img_size=64))
-    key = other(query)
-    state = {
-        **prefixed("module.base_encoder.", {**query.state_dict(), **head("head.", dim)}),
-        **prefixed("module.momentum_encoder.", {**key.state_dict(), **head("head.", dim)}),
-        **head("module.predictor.", 16),
-    }
-    return Sample(save({"epoch": 300, "state_dict": state}), "official MoCo v3", query, key, name)
+    return official_v3(seen(create_backbone(name, conv_stem=True, depth=2, num_heads=12, img_size=64)), name)
 
 
 def v3_linear() -> Sample:
     """What the authors' main_lincls.py saves of ViT-S: nothing but ``arch`` and ``best_acc1`` tell that it is v3's."""
-    model = tiny_vit("vit_small_patch16_224", num_heads=12)
-    state = prefixed("module.", {**model.state_dict(), **head("head.", 384)})
-    content = {"epoch": 90, "arch": "vit_small", "best_acc1": torch.tensor(73.2), "state_dict": state, "optimizer": {}}
-    return Sample(save(content), "timm", model, architecture="vit_small_patch16_224")
+    name = "vit_small_patch16_224"
+    content = {"epoch": 90, "arch": "vit_small", "best_acc1": torch.tensor(73.2), "optimizer": {}}
+    return sample("timm", tiny_vit(name, num_heads=12), "module.", None, "module.head.", architecture=name, **content)
 
 
 def solo_learn_v3() -> Sample:
     """solo-learn's MoCo v3: its ViT-S has 12 heads, as the authors'."""
-    query = tiny_vit("vit_small_patch16_224", num_heads=12)
-    key = other(query)
-    state = {
-        **prefixed("backbone.", query.state_dict()),
-        **prefixed("momentum_backbone.", key.state_dict()),
-        **head("projector.0.", 384),
-        **head("momentum_projector.0.", 384),
-        **head("predictor.0.", 16),
-    }
-    content = {
-        "epoch": 9,
-        "pytorch-lightning_version": "2.0.0",
-        "state_dict": state,
-        "hyper_parameters": {"method": "mocov3", "backbone": {"name": "vit_small"}},
-    }
-    return Sample(save(content), "solo-learn", query, key, "vit_small_patch16_224")
+    name = "vit_small_patch16_224"
+    content = {"pytorch-lightning_version": "2.0.0", "hyper_parameters": {"method": "mocov3"}, "epoch": 9}
+    heads = "projector.0. momentum_projector.0. predictor.0."
+    query = tiny_vit(name, num_heads=12)
+    return sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, architecture=name, **content)
 
 
 class DINOv2(nn.Module):
-    """DINOv2's order of things: places first, then registers between class token and patches."""
+    """DINOv2's order of things: positions first, then registers between class token and patches."""
 
     def __init__(self, registers: int = 4) -> None:
         super().__init__()
@@ -207,19 +164,9 @@ def hugging_face_vit() -> Sample:
     model = tiny_vit("vit_tiny_patch16_224")
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
-        name = re.sub(r"^blocks\.(\d+)\.", r"encoder.layer.\1.", name)
-        for ours, theirs in (
-            ("attn.proj", "attention.output.dense"),
-            ("mlp.fc1", "intermediate.dense"),
-            ("mlp.fc2", "output.dense"),
-            ("norm1", "layernorm_before"),
-            ("norm2", "layernorm_after"),
-            ("patch_embed.proj", "embeddings.patch_embeddings.projection"),
-            ("cls_token", "embeddings.cls_token"),
-            ("pos_embed", "embeddings.position_embeddings"),
-        ):
+        name = re.sub(r"^norm\.", "layernorm.", re.sub(r"^blocks\.(\d+)\.", r"encoder.layer.\1.", name))
+        for ours, theirs in HUGGING_FACE_NAMES.items():
             name = name.replace(ours, theirs)
-        name = re.sub(r"^norm\.", "layernorm.", name)
         if "attn.qkv" in name:
             for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
                 state[f"vit.{name.replace('attn.qkv', f'attention.attention.{part}')}"] = piece.clone()
@@ -230,11 +177,11 @@ def hugging_face_vit() -> Sample:
     def write(path: Path) -> None:
         path.mkdir()
         names = sorted(state)
-        parts = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
-        for file, held in parts.items():
+        shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+        for file, held in shards.items():
             safetensors.torch.save_file({name: state[name].contiguous() for name in held}, path / file)
-        places = {name: file for file, held in parts.items() for name in held}
-        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        file_of = {name: file for file, held in shards.items() for name in held}
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": file_of}))
         (path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 3}))
 
     return Sample(write, "Hugging Face", model, architecture="vit_tiny_patch16_224")
@@ -253,25 +200,59 @@ def hugging_face_resnet() -> Sample:
     return Sample(save(state), "Hugging Face", model)
 
 
-METHOD_SAMPLES = {
-    function.__name__: function
-    for function in (
-        densecl,
-        pixpro,
-        byol,
-        barlow_twins,
-        vicreg,
-        vicregl,
-        swav,
-        simsiam,
-        mae,
-        dino,
-        v3_conv,
-        v3_linear,
-        solo_learn_v3,
-        dinov2_registers,
-        model_and_ema,
-        hugging_face_vit,
-        hugging_face_resnet,
-    )
+METHOD_SAMPLES: dict[str, Callable[[], Sample]] = {
+    "densecl": lambda: sample(
+        "DenseCL",
+        narrow_resnet(),
+        "encoder_q.0.",
+        "encoder_k.0.",
+        "encoder_q.1.mlp.0. encoder_q.1.mlp2.0. encoder_k.1.mlp.0.",
+        extra={**queue(), "queue2": torch.randn(8, 16)},
+    ),
+    "pixpro": lambda: sample(
+        "PixPro",
+        narrow_resnet(),
+        "module.encoder.",
+        "module.encoder_k.",
+        "module.projector.linear1. module.projector_k.linear1. module.value_transform.",
+        under="model",
+    ),
+    "barlow_twins": lambda: sample(
+        "Barlow Twins",
+        narrow_resnet(),
+        "module.backbone.",
+        heads="module.projector.0.",
+        extra={"module.bn.running_mean": torch.randn(16)},
+        under="model",
+    ),
+    "vicreg": lambda: sample(
+        "VICReg", narrow_resnet(), "module.backbone.", heads="module.projector.0.", under="model", epoch=5
+    ),
+    "vicregl": lambda: sample(
+        "VICRegL",
+        narrow_resnet(),
+        "module.backbone.",
+        heads="module.maps_projector.0. module.projector.0.",
+        under="model",
+    ),
+    "swav": lambda: sample(
+        "SwAV",
+        narrow_resnet(),
+        "module.",
+        heads="module.projection_head.0.",
+        extra={"module.prototypes.weight": torch.randn(30, 16)},
+    ),
+    "simsiam": lambda: sample(
+        "SimSiam", narrow_resnet(), "module.encoder.", heads="module.encoder.fc.0. module.predictor.0.", epoch=99
+    ),
+    "byol": byol,
+    "mae": mae,
+    "dino": dino,
+    "v3_conv": v3_conv,
+    "v3_linear": v3_linear,
+    "solo_learn_v3": solo_learn_v3,
+    "dinov2_registers": dinov2_registers,
+    "model_and_ema": model_and_ema,
+    "hugging_face_vit": hugging_face_vit,
+    "hugging_face_resnet": hugging_face_resnet,
 }

@@ -12,8 +12,6 @@ import torchvision
 from torch import Tensor, nn
 
 NARROW = {"channels": (8, 16, 24, 32), "layers": (1, 1, 1, 1), "zero_init_last": False}
-
-
 TINY_VIT = {"depth": 2, "img_size": 64}
 
 

@@ -53,9 +53,11 @@ def json_cases() -> dict[str, str]:
     }
 
 
-def nested_tuples(depth: int = 60) -> bytes:
-    """Return a pickle of a dict whose key takes 2^depth steps to hash."""
-    return b"\x80\x02}" + b")" + b"2\x86" * depth + b"K\x01s."
+TUPLES = b")" + b"2\x86" * 60  # nested tuples that take 2^60 steps to hash
+
+
+def text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
 
 
 def pickle_cases(marker: Path) -> dict[str, bytes]:
@@ -67,28 +69,23 @@ def pickle_cases(marker: Path) -> dict[str, bytes]:
 
             return os.system, (f"touch {marker}",)
 
+    def zoo(model: object, **about: object) -> bytes:
+        return pickle.dumps({"model": model, "__author__": "x", **about}, 2)
+
     return {
         "code": pickle.dumps({"model": Code()}, 2),
-        "nested tuples": nested_tuples(),
-        "nested tuples, set": b"\x80\x04\x8f(" + b")" + b"2\x86" * 60 + b"\x90.",
-        "nested tuples, frozenset": b"\x80\x04(" + b")" + b"2\x86" * 60 + b"\x91.",
-        "nested tuples, OrderedDict": b"\x80\x02ccollections\nOrderedDict\n]("
-        + b")"
-        + b"2\x86" * 60
-        + b"K\x01\x86e\x85R.",
-        "nested tuples, name of a class": b"\x80\x04)" + b"2\x86" * 60 + b"X\x01\x00\x00\x00a\x93.",
-        "nested tuples, encoding": b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00a)" + b"2\x86" * 60 + b"\x86R.",
-        "nested tuples, author": b"\x80\x02}(X\x05\x00\x00\x00model}X\x0a\x00\x00\x00__author__)"
-        + b"2\x86" * 60
-        + b"u.",
-        "nested tuples, config": b"\x80\x02}(X\x0a\x00\x00\x00state_dict}X\x10\x00\x00\x00hyper_parameters}X\x06\x00\x00\x00"
-        b"config}(X\x08\x00\x00\x00backbone)" + b"2\x86" * 60 + b"X\x06\x00\x00\x00method)" + b"2\x86" * 60 + b"usssu.",
-        "lists as pixel_mean": pickle.dumps(
-            {"model": {"pixel_mean": [[1.0], ["a"]], "stem.conv1.weight": [1, 2]}, "__author__": "x"}, 2
-        ),
-        "metadata": pickle.dumps(
-            {"model": {}, "__author__": "x", "moco_plugin": {"pixel_mean": ["a", None], "timm_name": 5}}, 2
-        ),
+        "nested tuples": b"\x80\x02}" + TUPLES + b"K\x01s.",
+        "nested tuples, set": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
+        "nested tuples, frozenset": b"\x80\x04(" + TUPLES + b"\x91.",
+        "nested tuples, OrderedDict": b"\x80\x02ccollections\nOrderedDict\n](" + TUPLES + b"K\x01\x86e\x85R.",
+        "nested tuples, name of a class": b"\x80\x04" + TUPLES + text("a") + b"\x93.",
+        "nested tuples, encoding": b"\x80\x02c_codecs\nencode\n" + text("a") + TUPLES + b"\x86R.",
+        "nested tuples, author": b"\x80\x02}(" + text("model") + b"}" + text("__author__") + TUPLES + b"u.",
+        "nested tuples, config": b"\x80\x02}("
+        + (text("state_dict") + b"}" + text("hyper_parameters") + b"}" + text("config") + b"}(")
+        + (text("backbone") + TUPLES + text("method") + TUPLES + b"usssu."),
+        "lists as pixel_mean": zoo({"pixel_mean": [[1.0], ["a"]], "stem.conv1.weight": [1, 2]}),
+        "metadata": zoo({}, moco_plugin={"pixel_mean": ["a", None], "timm_name": 5}),
         "number": pickle.dumps(5, 2),
         "itself": b"\x80\x02]q\x00h\x00a.",
         "empty": b"",

@@ -42,6 +42,9 @@ FORMATS = {
 }
 
 
+Files = dict[str, dict[str, Path]]
+
+
 @functools.cache
 def network(kind: str) -> nn.Module:
     torch.manual_seed(0)
@@ -82,10 +85,8 @@ def write_own(kind: str, path: Path, memory: torch.memory_format) -> None:
     """Write what the reader needs of a checkpoint of our own run."""
     names = {"resnet": ("resnet18", {"layers": [1, 1, 1, 1]}), "vit": ("vit_tiny_patch16_224", {"depth": 2})}
     backbone, arguments = names[kind]
-    data: dict[str, Any] = {
-        "image_size": 64 if kind == "vit" else IMAGENET_VIEW.image_size,
-        "crop_ratio": IMAGENET_VIEW.crop_ratio,
-    }
+    side = 64 if kind == "vit" else IMAGENET_VIEW.image_size
+    data: dict[str, Any] = {"image_size": side, "crop_ratio": IMAGENET_VIEW.crop_ratio}
     data |= {"mean": IMAGENET_VIEW.mean, "std": IMAGENET_VIEW.std}
     config = {"method": "moco", "seed": 0, "backbone": backbone, "backbone_args": arguments, "data": data}
     state = {
@@ -100,10 +101,10 @@ def write_own(kind: str, path: Path, memory: torch.memory_format) -> None:
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     """The weights of a ResNet and of a ViT in every layout; all but the first and those of safetensors channels-last."""
     root = tmp_path_factory.mktemp("layouts")
-    found: dict[str, dict[str, Path]] = {"resnet": {}, "vit": {}}
+    paths: Files = {"resnet": {}, "vit": {}}
     with pytest.MonkeyPatch.context() as patch:
         for module in (foreign, foreign_lightly, foreign_methods):
             patch.setattr(module, "narrow_resnet", functools.partial(in_timm, kind="resnet"), raising=False)
@@ -121,9 +122,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Path]
                 **{name: SAMPLES[name]().write for name in names},
             }
             for name, write in writers.items():
-                found[kind][name] = root / f"{kind}_{name}"
-                write(found[kind][name])
-    return found
+                paths[kind][name] = root / f"{kind}_{name}"
+                write(paths[kind][name])
+    return paths
 
 
 def content_of(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -178,9 +179,7 @@ def converted(source: Path, to: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["resnet", "vit"])
 @pytest.mark.parametrize("to", FORMATS)
-def test_every_layout_gives_the_same_bytes(
-    files: dict[str, dict[str, Path]], to: str, kind: str, tmp_path: Path
-) -> None:
+def test_every_layout_gives_the_same_bytes(files: Files, to: str, kind: str, tmp_path: Path) -> None:
     first, *others = files[kind]
     if to == "onnx":  # an export takes seconds
         others = others[:1]

@@ -80,7 +80,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     ),
     # a tensor's memory layout is the source's
     (
-        "moco_plugin/checkpoints/load.py",
+        "moco_plugin/checkpoints/fill.py",
         "value.to(dtype, copy=True, memory_format=torch.contiguous_format)",
         "value.to(dtype, copy=True)",
         f"{BYTES}[lightly-train-resnet]",

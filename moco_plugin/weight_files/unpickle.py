@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 MOST_OPCODES = 2_000_000  # seconds; a checkpoint of a thousand tensors has fifty thousand
+MOST_DIMENSIONS = 32  # of an array
+LONGEST_FILE = 1 << 48  # bytes, where a stream does not tell its length
 
 # Objects of these packages are found in checkpoints: hyperparameters, paths, callbacks, whole modules.
 FRAMEWORKS = re.compile(
@@ -38,23 +40,17 @@ class BrokenPickle(Exception):
     """Not a whole pickle, or one that does not fit together."""
 
 
-class Stub:
-    """A class or function of a framework; calling it makes a ``Placeholder``."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
-        return Placeholder(self.name)
-
-
 class Placeholder:
-    """An object of a framework that was not built: its class's name, and the state and items that the pickle has."""
+    """A framework's class, function or object, by its name; objects have the state and items that the pickle holds."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.attributes: dict[Any, Any] = {}
         self.mapping: dict[Any, Any] = {}
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
+        """Return what stands for an object of the class; no code of the framework runs."""
+        return Placeholder(self.name)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.mapping[key] = value
@@ -65,30 +61,12 @@ class Placeholder:
     append = add = extend
 
 
-def lookup(value: Any, *path: str) -> Any:
-    """Follow keys of dicts and attributes of placeholders; None where there is no such thing."""
-    for name in path:
-        if isinstance(value, Placeholder):
-            value = value.attributes.get(name, value.mapping.get(name))
-        elif isinstance(value, dict):
-            value = value.get(name)
-        else:
-            return None
-    return value
-
-
 def _check_keys(values: Iterable[Any]) -> None:
     """Raise BrokenPickle for nested tuples: those that share their parts take forever to hash."""
     for value in values:
         parts = value if isinstance(value, tuple) else (value,)
         if isinstance(value, frozenset) or any(isinstance(part, (tuple, frozenset)) for part in parts):
             raise BrokenPickle("a nested tuple as a key")
-
-
-def _check_items(target: Any, keys: Iterable[Any]) -> None:
-    if not isinstance(target, (dict, Placeholder)):
-        raise BrokenPickle(f"items for a {type(target).__name__}")
-    _check_keys(keys)
 
 
 def _container(kind: type[Any]) -> Callable[..., Any]:
@@ -114,23 +92,23 @@ def _latin1(text: str, encoding: str = "latin1") -> bytes:
 # --- numpy: arrays are built after their shapes were compared with their bytes
 
 
-class _NoNumbers:
+class _OtherDtype:
     """The dtype of arrays that are not read, such as object arrays."""
 
 
-def _dtype(code: Any, *flags: Any) -> np.dtype | _NoNumbers:
+def _dtype(code: Any, *flags: Any) -> np.dtype | _OtherDtype:
     code = code.decode("latin1") if isinstance(code, bytes) else code if isinstance(code, str) else ""
-    numbers = re.fullmatch(r"[<=|]?([biu][1248]|f[248]|c8|c16|[?bBhHiIlLqQefd])", code)
-    return np.dtype(code) if numbers else _NoNumbers()
+    is_read = re.fullmatch(r"[<=|]?([biu][1248]|f[248]|c8|c16|[?bBhHiIlLqQefd])", code)
+    return np.dtype(code) if is_read else _OtherDtype()
 
 
-def _numbers(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
+def _array(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
     """Return the bytes ``data`` as numbers, as many as ``shape`` has."""
     if not isinstance(dtype, np.dtype):
         raise BrokenPickle("an array of objects, not of numbers")
     data = data.encode("latin1") if isinstance(data, str) else data
     shape = tuple(shape)
-    if len(shape) > 32 or not all(type(size) is int and size >= 0 for size in shape):
+    if len(shape) > MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
         raise BrokenPickle("an array without a shape")
     if not isinstance(data, (bytes, bytearray)) or len(data) != math.prod(shape) * dtype.itemsize:
         raise BrokenPickle("an array whose shape is not that of its bytes")
@@ -153,9 +131,8 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> An
     return Placeholder("an expanded tensor") if repeats else tensor
 
 
-def _tensor_of_dtype(
-    storage: Any, offset: Any, size: Any, stride: Any, grad: Any, hooks: Any, dtype: Any, *_: Any
-) -> Any:
+def _tensor_of_dtype(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
+    dtype = rest[2]  # after requires_grad and the hooks
     if not isinstance(storage, torch.storage.TypedStorage) or not isinstance(dtype, torch.dtype):
         raise BrokenPickle("a tensor without a type")
     typed = torch.storage.TypedStorage(wrap_storage=storage._untyped_storage, dtype=dtype, _internal=True)
@@ -178,8 +155,8 @@ ARRAYS: dict[str, Callable[..., Any]] = {
     "numpy.ndarray": _no_array,  # named as the class of what _reconstruct makes, never called
     "numpy.dtype": _dtype,
     **{f"{core}.multiarray._reconstruct": lambda *args: np.zeros(0, np.int8) for core in _CORES},
-    **{f"{core}.multiarray.scalar": lambda dtype, data: _numbers(data, dtype, ())[()] for core in _CORES},
-    **{f"{core}.numeric._frombuffer": _numbers for core in _CORES},
+    **{f"{core}.multiarray.scalar": lambda dtype, data: _array(data, dtype, ())[()] for core in _CORES},
+    **{f"{core}.numeric._frombuffer": _array for core in _CORES},
 }
 TENSORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
@@ -193,16 +170,42 @@ TENSORS: dict[str, Callable[..., Any]] = {
 }
 
 
-class _Counted(dict):
-    """The unpickler's operations, of which a limited number may be looked up."""
+class _Dispatch(dict):
+    """A dispatch table that stops the unpickler after MOST_OPCODES operations."""
 
     left = MOST_OPCODES
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, opcode: Any) -> Any:
         self.left -= 1
         if self.left < 0:
             raise BrokenPickle(f"more than {MOST_OPCODES} steps")
-        return super().__getitem__(key)
+        return super().__getitem__(opcode)
+
+
+def _check_items(target: Any, keys: Iterable[Any]) -> None:
+    if not isinstance(target, (dict, Placeholder)):
+        raise BrokenPickle(f"items for a {type(target).__name__}")
+    _check_keys(keys)
+
+
+# What the unpickler looks at before an operation of the standard library's puts keys into a container.
+CHECKS: dict[bytes, Callable[[Any], None]] = {
+    pickle.SETITEM: lambda unpickler: _check_items(unpickler.stack[-3], unpickler.stack[-2:-1]),
+    pickle.SETITEMS: lambda unpickler: _check_items(unpickler.metastack[-1][-1], unpickler.stack[::2]),
+    pickle.DICT: lambda unpickler: _check_keys(unpickler.stack[::2]),
+    pickle.ADDITEMS: lambda unpickler: _check_keys(unpickler.stack),
+    pickle.FROZENSET: lambda unpickler: _check_keys(unpickler.stack),
+}
+
+
+def _checked(opcode: int, check: Callable[[Any], None]) -> Callable[[Any], None]:
+    operation = pickle._Unpickler.dispatch[opcode]
+
+    def load(unpickler: Any) -> None:
+        check(unpickler)
+        operation(unpickler)
+
+    return load
 
 
 class Unpickler(pickle._Unpickler):
@@ -221,8 +224,8 @@ class Unpickler(pickle._Unpickler):
         super().__init__(file, encoding="latin1")
         self.placeholders = placeholders
         self.constructors = {**ARRAYS, **TENSORS} if placeholders else ARRAYS
-        self.dispatch = _Counted(self._operations)  # type: ignore[misc]
-        self.size = 1 << 48
+        self.dispatch = _Dispatch(self._operations)  # type: ignore[misc]
+        self.size = LONGEST_FILE
         with suppress(OSError):  # a stream in memory never reads more than there is
             self.size = os.fstat(file.fileno()).st_size
             # a file's buffer would be as long as the pickle claims
@@ -237,7 +240,7 @@ class Unpickler(pickle._Unpickler):
         if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
             return getattr(torch, global_name)
         if self.placeholders and (FRAMEWORKS.fullmatch(module_name) or full == "builtins.object"):
-            return Stub(full)
+            return Placeholder(full)
         raise UnsafePickle(full[:100])
 
     def get_extension(self, code: int) -> None:
@@ -255,9 +258,9 @@ class Unpickler(pickle._Unpickler):
                 target._metadata = state["_metadata"]  # type: ignore[attr-defined]
         elif isinstance(target, np.ndarray):
             _, shape, dtype, fortran, data = state
-            _numbers(data, dtype, shape)
+            _array(data, dtype, shape)
             target.__setstate__((1, tuple(shape), dtype, bool(fortran), data))  # type: ignore[arg-type]
-        elif isinstance(target, (np.dtype, _NoNumbers)):
+        elif isinstance(target, (np.dtype, _OtherDtype)):
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "=", b"<", b"|", b"="):
                 raise BrokenPickle("numbers of another byte order; expected little-endian ones")
         elif not isinstance(target, (list, dict, set)):
@@ -281,37 +284,13 @@ class Unpickler(pickle._Unpickler):
         # old files include the source code of modules
         self.append(saved[1] if saved[0] == "module" else self.persistent_load(saved))
 
-    def load_setitem(self) -> None:
-        _check_items(self.stack[-3], self.stack[-2:-1])
-        super().load_setitem()  # type: ignore[misc]
-
-    def load_setitems(self) -> None:
-        _check_items(self.metastack[-1][-1], self.stack[::2])
-        super().load_setitems()  # type: ignore[misc]
-
-    def load_dict(self) -> None:
-        _check_keys(self.stack[::2])
-        super().load_dict()  # type: ignore[misc]
-
-    def load_additems(self) -> None:
-        _check_keys(self.stack)
-        super().load_additems()  # type: ignore[misc]
-
-    def load_frozenset(self) -> None:
-        _check_keys(self.stack)
-        super().load_frozenset()  # type: ignore[misc]
-
-    _operations: ClassVar = {
+    _operations: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,
+        **{code[0]: _checked(code[0], check) for code, check in CHECKS.items()},
         pickle.BUILD[0]: load_build,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
         pickle.BINPERSID[0]: load_binpersid,
-        pickle.SETITEM[0]: load_setitem,
-        pickle.SETITEMS[0]: load_setitems,
-        pickle.DICT[0]: load_dict,
-        pickle.ADDITEMS[0]: load_additems,
-        pickle.FROZENSET[0]: load_frozenset,
     }
 
 

@@ -1,0 +1,1 @@
+"""Weight files of others, read without running code: sealed unpickling, safetensors, folders."""
