@@ -12,7 +12,6 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.transfer.registration import offer
 
 NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -127,7 +126,7 @@ def resnet_options(cfg: Any) -> dict[str, Any]:
     }
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
     """Build a ResNet from ``MODEL.RESNETS``, without detectron2's limit of ResNet-18 and 34 to 64 channels."""
     if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
@@ -140,7 +139,7 @@ def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
     )
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_any_width_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN:
     """Put detectron2's FPN on that ResNet."""
     return FPN(

@@ -17,7 +17,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco_plugin.backbones import create_backbone
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.registration import offer
 
 Norm = str | Callable[[int], nn.Module]
 PYRAMID = ("res2", "res3", "res4", "res5")  # strides 4 to 32
@@ -285,13 +284,13 @@ def _check_maps(backbone: TimmBackbone, name: str, channels: int) -> None:
             )
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the network of ``MODEL.TIMM``: ``res2`` to ``res5``, or the one map of a plain ViT (``res4``)."""
     return _backbone(cfg, input_shape, cfg.MODEL.TIMM.OUT_FEATURES)
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
     """Put detectron2's FPN on that network, or ViTDet's simple pyramid on a plain ViT: ``p2`` to ``p6``.
 
@@ -301,7 +300,7 @@ def build_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
     return _pyramid(cfg, input_shape, lambda channels, name: LastLevelMaxPool())
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_retinanet_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
     """Build the same with RetinaNet's two convolved levels on top: ``p3`` to ``p7`` from res3 to res5."""
     out = cfg.MODEL.FPN.OUT_CHANNELS
