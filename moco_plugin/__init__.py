@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
     from moco_plugin.pretraining.config import load_config
     from moco_plugin.pretraining.run import pretrain
-    from moco_plugin.transfer.predict import predict
+    from moco_plugin.detectors.predict import predict
     from moco_plugin.transfer.runner import run_trials
 
 __version__ = "0.1.0"
@@ -46,7 +46,7 @@ _MODULES = {
     ),
     "moco_plugin.methods": ("METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "build_method"),
     "moco_plugin.pretraining.run": ("pretrain",),
-    "moco_plugin.transfer.predict": ("predict",),
+    "moco_plugin.detectors.predict": ("predict",),
     "moco_plugin.transfer.runner": ("run_trials",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

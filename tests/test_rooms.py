@@ -147,7 +147,10 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     [
         (COMPONENTS + "from detectron2.engine import DefaultTrainer", ""),
         ("import moco_plugin.transfer\nfrom detectron2.engine import DefaultTrainer" + COMPONENTS, ""),
-        ("import moco_plugin.transfer" + OWN + COMPONENTS, "'Res5ROIHeadsExtraNorm' was already registered .*another name"),
+        (
+            "import moco_plugin.transfer" + OWN + COMPONENTS,
+            "'Res5ROIHeadsExtraNorm' was already registered .*another name",
+        ),
         (COMPONENTS + OWN, "'Res5ROIHeadsExtraNorm' was already registered"),
     ],
 )

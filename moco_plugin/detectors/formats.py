@@ -11,6 +11,7 @@ from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
 from moco_plugin.safe_yaml import read_yaml_file
+from moco_plugin.transfer.components.datasets import PARTS, is_coco
 
 MAX_XML_BYTES = 10 << 20
 
@@ -40,11 +41,8 @@ def read_detection_data(source: Path, images: Path | None = None) -> dict[str, A
 
 def _read_coco(path: Path, root: Path) -> dict[str, Any]:
     content = read_json(path)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(part), list) and all(isinstance(row, dict) for row in content[part]) for part in parts
-    ):
-        raise UserError(f"{path} is not a COCO file; expected lists of {', '.join(parts)}")
+    if not is_coco(content):
+        raise UserError(f"{path} is not a COCO file; expected lists of {', '.join(PARTS)}")
     for image in content["images"]:
         if not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), (int, str)):
             raise UserError(f"{path} has an image without id or file_name; expected both")
@@ -52,7 +50,7 @@ def _read_coco(path: Path, root: Path) -> dict[str, Any]:
     for category in content["categories"]:
         if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
             raise UserError(f"{path} has a category without id or name; expected a number and a text")
-    return {part: content[part] for part in parts}
+    return {part: content[part] for part in PARTS}
 
 
 def _read_voc(root: Path) -> dict[str, Any]:

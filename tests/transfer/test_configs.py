@@ -17,9 +17,9 @@ from moco_plugin.errors import UserError
 from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
 from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.transfer.components.resnet import make_resnet
-from moco_plugin.transfer.device import fit_device
+from moco_plugin.transfer.config import fit_device
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
-from moco_plugin.transfer.trainer import load_detector_config
+from moco_plugin.transfer.config import load_detector_config
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
 from tests.helpers.checkpoints import official
 from tests.helpers.config_differences import (

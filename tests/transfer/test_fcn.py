@@ -14,7 +14,7 @@ from PIL import Image
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.fcn import FCNHead
 from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, read_labels, training_steps
-from moco_plugin.transfer.trainer import load_detector_config
+from moco_plugin.transfer.config import load_detector_config
 
 IGNORE = 255
 NARROW = [

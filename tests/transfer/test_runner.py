@@ -21,10 +21,10 @@ from moco_plugin.schema import find_config
 from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.tools.transfer import main
 from moco_plugin.transfer import launch, runner
-from moco_plugin.transfer.densepose import wants_densepose
+from moco_plugin.transfer.config import wants_densepose
 from moco_plugin.transfer.launch import Machines
 from moco_plugin.transfer.tasks import TASKS
-from moco_plugin.transfer.trainer import load_detector_config
+from moco_plugin.transfer.config import load_detector_config
 from tests.helpers.checkpoints import official
 from tests.transfer.conftest import catalog_of
 
