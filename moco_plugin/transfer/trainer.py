@@ -15,7 +15,7 @@ import detectron2.utils.comm as comm
 import torch
 from detectron2 import evaluation
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, default_setup
 from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import DatasetEvaluator
@@ -48,7 +48,10 @@ class _Description:
         self.cfg = cfg
 
     def state_dict(self) -> dict[str, Any]:
-        metadata = MetadataCatalog.get((*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)[0])
+        name = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)[0]
+        metadata = MetadataCatalog.get(name)
+        if not {"thing_classes", "stuff_classes"} & metadata.as_dict().keys():
+            DatasetCatalog.get(name)  # sets them
         names = {
             key: list(getattr(metadata, key)) for key in ("thing_classes", "stuff_classes") if hasattr(metadata, key)
         }

@@ -18,8 +18,8 @@ from PIL import Image
 from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.datasets import require_dataset
-from moco_plugin.transfer.train_loader import global_batches
 from moco_plugin.transfer.config import load_detector_config
+from moco_plugin.transfer.train_loader import global_batches
 from moco_plugin.transfer.trainer import Trainer
 from tests.helpers.processes import Tool
 from tests.transfer.conftest import one_thread, tiny_datasets  # noqa: F401  (fixtures)

@@ -183,16 +183,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     tool("pretrain", "method=moco", f"data.root={photos}", *small, f"out={tmp_path / 'run'}")
     weights, out = tmp_path / "run/checkpoints/last.ckpt", tmp_path / "out"
     data = ["--train-json", coco(tmp_path / "train.json", photos), "--train-images", photos]
-    short = [
-        "SOLVER.MAX_ITER",
-        "2",
-        "SOLVER.STEPS",
-        "(1,)",
-        "INPUT.MIN_SIZE_TRAIN",
-        "(64,)",
-        "INPUT.MIN_SIZE_TEST",
-        "64",
-    ]
+    short = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64".split()
     short += ["TEST.PRECISE_BN.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "TEST.DETECTIONS_PER_IMAGE", "3"]
     command = [*data, "--weights", weights, "--compare", "--supervised", weights, "--trials", "1", "--out", out]
     shown = tool("transfer", *command, *short).stdout
@@ -212,16 +203,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     assert "holds a resnet18, which --model c4 cannot be built on; choose --model fpn" in refused
 
 
-SHORT = [
-    "SOLVER.MAX_ITER",
-    "2",
-    "SOLVER.STEPS",
-    "(1,)",
-    "TEST.PRECISE_BN.ENABLED",
-    "False",
-    "DATALOADER.NUM_WORKERS",
-    "1",
-]
+SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) TEST.PRECISE_BN.ENABLED False DATALOADER.NUM_WORKERS 1".split()
 
 
 def with_keypoints(content: Content) -> None:

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from moco_plugin.transfer.config import scale_to_batch
+from moco_plugin.transfer.config import load_detector_config, scale_to_batch
 from moco_plugin.transfer.tasks import TASKS
-from moco_plugin.transfer.config import load_detector_config
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ def test_evaluations_on_the_way_scale_along() -> None:
     for batch, period in ((4, 8000), (16 * 3000, 1)):  # and not 0, which is never
         cfg = load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", ["TEST.EVAL_PERIOD", "2000"])
         scale_to_batch(cfg, batch)
-        assert cfg.TEST.EVAL_PERIOD == period
+        assert period == cfg.TEST.EVAL_PERIOD
 
 
 def test_a_batch_without_its_rate_is_spoken_of() -> None:

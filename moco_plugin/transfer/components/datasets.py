@@ -65,7 +65,7 @@ def _register_file(name: str) -> None:
     path = Path(name.partition(":")[2])
     content = read_json(path) if path.is_file() else {}
     if name.startswith(FILE_PREFIX):
-        register_coco_instances(name, keypoint_metadata(content) if is_coco(content) else {}, str(path), "")
+        register_coco_instances(name, _coco_metadata(content) if is_coco(content) else {}, str(path), "")
     elif name.startswith(SEMANTIC_PREFIX):
         entries = content["images"]
         DatasetCatalog.register(name, lambda: [dict(entry) for entry in entries])
@@ -76,6 +76,15 @@ def _register_file(name: str) -> None:
             image_root=str(Path(entries[0]["file_name"]).parent),
             sem_seg_root=str(Path(entries[0]["sem_seg_file_name"]).parent),
         )
+
+
+def _coco_metadata(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what detectron2 sets when it loads a COCO file, which need not be loaded for it, and that of keypoints."""
+    categories = [row for row in content["categories"] if isinstance(row.get("id"), int)]
+    names = {row["id"]: row.get("name") for row in sorted(categories, key=lambda row: int(row["id"]))}
+    indices = {key: index for index, key in enumerate(names)}
+    classes = {"thing_classes": list(names.values()), "thing_dataset_id_to_contiguous_id": indices}
+    return classes | keypoint_metadata(content)
 
 
 def keypoint_metadata(content: dict[str, Any]) -> dict[str, Any]:
