@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
     from moco_plugin.checkpoints.convert import convert
     from moco_plugin.checkpoints.read import read_checkpoint
+    from moco_plugin.detectors.predict import predict
     from moco_plugin.evaluation import (
         evaluate_finetune,
         evaluate_knn,
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
     from moco_plugin.pretraining.config import load_config
     from moco_plugin.pretraining.run import pretrain
-    from moco_plugin.detectors.predict import predict
     from moco_plugin.transfer.runner import run_trials
 
 __version__ = "0.1.0"

@@ -72,7 +72,7 @@ class Starts:
 
 def train_on_own_data(
     sources: Sources,
-    starts: Starts = Starts(),  # noqa: B008  (frozen)
+    starts: Starts = Starts(),
     *,
     model: str | None = None,
     out: str | Path = "runs/detector",

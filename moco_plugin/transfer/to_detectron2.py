@@ -4,7 +4,7 @@ import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.to_timm import create_model_arguments
 from moco_plugin.checkpoints.unpickle import UnsafePickle
 from moco_plugin.errors import UserError
-from moco_plugin.files import atomic_path
 from moco_plugin.transfer.components.resnet import resnet_for_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 
@@ -138,7 +137,7 @@ def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: di
     """Write weights so that any detectron2 loads them with ``MODEL.WEIGHTS``; equal input gives equal bytes.
 
     Args:
-        path: The ``.pkl`` file to write, whole or not at all.
+        path: The ``.pkl`` file to write.
         model: Arrays under detectron2's names, such as ``res2.0.conv1.weight``.
         metadata: Where the weights come from, of dicts, lists, strings and numbers; kept as ``moco_plugin``.
     """
@@ -148,16 +147,10 @@ def save_zoo_pickle(path: str | Path, model: dict[str, np.ndarray], metadata: di
         "matching_heuristics": True,  # "res2.0..." then fits any "...res2.0..." of the model
         "moco_plugin": metadata,
     }
-    with atomic_path(path) as temporary:
-        with open(temporary, "wb") as file:
-            _dump(content, file)
-        load_zoo_pickle(temporary)  # what cannot be read back safely is not written
-
-
-def _dump(content: dict[str, Any], file: IO[bytes]) -> None:
-    pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
-    pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
-    pickler.dump(content)
+    with open(path, "wb") as file:
+        pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
+        pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
+        pickler.dump(content)
 
 
 def _target(checkpoint: Checkpoint, output: Path) -> Target:

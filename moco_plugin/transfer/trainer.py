@@ -5,8 +5,8 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,7 +215,7 @@ class Options:
 def train(
     config: str,
     overrides: Sequence[str] = (),
-    options: Options = Options(),  # noqa: B008  (frozen)
+    options: Options = Options(),
     *,
     overwrite: bool = False,
     machines: Machines = Machines(),  # noqa: B008  (frozen)
@@ -268,29 +268,29 @@ def _run(cfg: CfgNode, options: Options) -> None:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_dataset(name)  # registers what is named by its file, in this process too
-    if options.brief:
-        _print_progress_alone(cfg.OUTPUT_DIR)
-    with open(Path(cfg.OUTPUT_DIR, "stdout.txt"), "a") if options.brief else nullcontext() as file:
-        with redirect_stdout(file) if file else nullcontext():  # pycocotools prints
-            default_setup(cfg, options)
-            if options.eval_only:
-                model = Trainer.build_model(cfg)
-                load_weights(model, cfg.MODEL.WEIGHTS, options.allow_partial, cfg)
-                Trainer.test(cfg, model)
-            else:
-                trainer = Trainer(cfg, options.allow_partial)
-                trainer.resume_or_load(resume=options.resume)
-                trainer.train()
+    with _progress_alone(cfg.OUTPUT_DIR) if options.brief else nullcontext():
+        default_setup(cfg, options)
+        if options.eval_only:
+            model = Trainer.build_model(cfg)
+            load_weights(model, cfg.MODEL.WEIGHTS, options.allow_partial, cfg)
+            Trainer.test(cfg, model)
+            return
+        trainer = Trainer(cfg, options.allow_partial)
+        trainer.resume_or_load(resume=options.resume)
+        trainer.train()
 
 
-def _print_progress_alone(output: str) -> None:
-    """Let detectron2's loggers print progress and warnings alone; their files get everything."""
+@contextmanager
+def _progress_alone(output: str) -> Iterator[None]:
+    """Let the terminal show progress and warnings alone; ``log.txt`` and ``stdout.txt`` in a folder get everything."""
 
-    def is_brief(record: logging.LogRecord) -> bool:
-        ours = record.name.startswith("moco_plugin") or record.name == "detectron2.utils.events"
-        return ours or record.levelno >= logging.WARNING
+    def is_shown(record: logging.LogRecord) -> bool:
+        progress = record.name.startswith("moco_plugin") or record.name == "detectron2.utils.events"
+        return progress or record.levelno >= logging.WARNING
 
     for name in ("fvcore", "detectron2"):
         for handler in setup_logger(output, distributed_rank=comm.get_rank(), name=name).handlers:
             if not isinstance(handler, logging.FileHandler) and getattr(handler, "stream", None) is sys.stdout:
-                handler.addFilter(is_brief)
+                handler.addFilter(is_shown)
+    with open(Path(output, "stdout.txt"), "a") as file, redirect_stdout(file):  # pycocotools prints
+        yield
