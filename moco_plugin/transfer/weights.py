@@ -101,7 +101,7 @@ def read_file(path: str) -> dict[str, Any]:
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
     """Compare the metadata that our converters wrote into a weight file with the config.
 
-    Colour order, pixel statistics, the stride's place and a timm network's name and arguments (a ViT's number of
+    Colour order, pixel statistics, the position of the stride and a timm network's name and arguments (a ViT's number of
     heads, for one) change what the weights compute, but no shape, so that nothing else would show a mistake.
 
     Args:

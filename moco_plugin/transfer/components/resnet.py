@@ -174,7 +174,7 @@ def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
         stem = state["stem.conv1.weight"]
         if stem.shape[2:] != (7, 7):
             raise UserError(f"the stem's filters are {stem.shape[2]} x {stem.shape[3]}; detectron2 has 7 x 7")
-        stages = [f"res{number}" for number in range(2, 6)]
+        stages = [f"res{index}" for index in range(2, 6)]
         last = "conv3" if "res2.0.conv3.weight" in state else "conv2"
         middle = [state[f"{stage}.0.conv2.weight"] for stage in stages]
         with torch.device("meta"):  # the arrays are the weights: none are drawn, none are copied

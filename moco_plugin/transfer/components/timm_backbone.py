@@ -94,7 +94,7 @@ def _maps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
     """Return index, stride and channels of each map by its name."""
     entries = list(enumerate(cast(Any, model).feature_info))
     maps: dict[str, tuple[int, int, int]] = {}
-    number = -1
+    level = -1
     for index, info in entries[-1:] if is_plain(model) else entries:
         stride = info["reduction"]
         if stride & (stride - 1):
@@ -102,8 +102,8 @@ def _maps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
                 f"timm's {type(model).__name__} has maps of stride {stride}, and detectron2 takes only "
                 "powers of two; choose another MODEL.TIMM.NAME, or another patch_size in MODEL.TIMM.ARGS"
             )
-        number = max(number + 1, round(math.log2(stride)))
-        maps[f"res{number}"] = (index, stride, info["num_chs"])
+        level = max(level + 1, round(math.log2(stride)))
+        maps[f"res{level}"] = (index, stride, info["num_chs"])
     return maps
 
 
@@ -313,9 +313,9 @@ def _pyramid(cfg: Any, input_shape: ShapeSpec, top_block: Callable[[int, str], n
     bottom_up = _backbone(cfg, input_shape, options.IN_FEATURES or cfg.MODEL.TIMM.OUT_FEATURES)
     maps = bottom_up.output_shape()
     if is_plain(bottom_up.model):
-        numbers = [int(name.removeprefix("res")) for name in options.IN_FEATURES or PYRAMID]
-        top = top_block(options.OUT_CHANNELS, f"p{numbers[-1]}")
-        return SimplePyramid(bottom_up, [2**n for n in numbers], options.OUT_CHANNELS, norm, top)
+        levels = [int(name.removeprefix("res")) for name in options.IN_FEATURES or PYRAMID]
+        top = top_block(options.OUT_CHANNELS, f"p{levels[-1]}")
+        return SimplePyramid(bottom_up, [2**level for level in levels], options.OUT_CHANNELS, norm, top)
     names = list(options.IN_FEATURES) or list(maps)
     last = maps[names[-1]]
     top = top_block(last.channels, names[-1])
