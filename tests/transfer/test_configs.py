@@ -99,22 +99,12 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "moco.pkl"
 
 
-FEW = [  # proposals: what a test can afford
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "4",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    "10",
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "4",
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-    "20",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    "20",
-    "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
-    "20",
-    "TEST.DETECTIONS_PER_IMAGE",
-    "2",
-]
+# proposals: what a test can afford
+FEW = """
+    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4 MODEL.RPN.POST_NMS_TOPK_TRAIN 10
+    MODEL.RPN.POST_NMS_TOPK_TEST 4 MODEL.RPN.PRE_NMS_TOPK_TRAIN 20 MODEL.RPN.PRE_NMS_TOPK_TEST 20
+    MODEL.RETINANET.TOPK_CANDIDATES_TEST 20 TEST.DETECTIONS_PER_IMAGE 2
+""".split()
 
 
 def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
@@ -262,26 +252,11 @@ NARROW = """MODEL.RESNETS.STEM_OUT_CHANNELS 16 MODEL.RESNETS.RES2_OUT_CHANNELS 3
         MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16
         MODEL.ROI_MASK_HEAD.CONV_DIM 16 MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS (16,)
         MODEL.SEM_SEG_HEAD.CONVS_DIM 16""".split()
-SHORT = [
-    "SOLVER.MAX_ITER",
-    "2",
-    "SOLVER.STEPS",
-    "(1,)",
-    "SOLVER.WARMUP_ITERS",
-    "0",
-    "SOLVER.IMS_PER_BATCH",
-    "2",
-    "TEST.PRECISE_BN.NUM_ITER",
-    "2",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "SEED",
-    "1",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "0.0",
-    "MODEL.RETINANET.SCORE_THRESH_TEST",
-    "0.0",  # something to evaluate
-]
+SHORT = """
+    SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 0 SOLVER.IMS_PER_BATCH 2
+    TEST.PRECISE_BN.NUM_ITER 2 DATALOADER.NUM_WORKERS 0 SEED 1 MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    0.0 MODEL.RETINANET.SCORE_THRESH_TEST 0.0
+""".split()  # something to evaluate
 SMALL = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
 RESULTS = {  # task and some of the metrics that the paper reports
     "voc/pascal_voc_R_50_C4_24k": {"bbox": {"AP", "AP50", "AP75"}},
