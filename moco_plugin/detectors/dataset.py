@@ -140,13 +140,44 @@ def _count_keypoints(categories: list[dict[str, Any]], objects: list[dict[str, A
 
 def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the data that can be trained on, and sentences that count what was left out."""
-    notes = []
-    twice = [key for key, count in Counter(str(row["id"]) for row in content["images"]).items() if count > 1]
+    images, notes = _open_images(content["images"], source)
+    listed = [images.get(row["id"], row) for row in content["images"]]
+    check_content({**content, "images": listed}, source)
+    ids = {key: index for index, key in enumerate(images, start=1)}
+    kept: list[dict[str, Any]] = []
+    outside = Counter[str]()
+    for row in content["annotations"]:
+        if (image := images.get(row["image_id"])) is None:
+            continue
+        if (box := _cut(row["bbox"], image)) is None:
+            outside[Path(image["file_name"]).name] += 1
+            continue
+        area = row.get("area", box[2] * box[3])
+        kept.append(
+            {"iscrowd": 0, **row, "id": len(kept) + 1, "image_id": ids[row["image_id"]], "bbox": box, "area": area}
+        )
+    if outside:
+        notes.append(
+            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {few(list(outside))}"
+        )
+    used = {row["category_id"] for row in kept}
+    unused = [row["name"] for row in content["categories"] if row["id"] not in used]
+    if unused:
+        notes.append(
+            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {few(unused)}"
+        )
+    rows = [{**row, "id": ids[key]} for key, row in images.items()]
+    return {"images": rows, "annotations": kept, "categories": content["categories"]}, notes
+
+
+def _open_images(rows: list[dict[str, Any]], source: Path) -> tuple[dict[Any, dict[str, Any]], list[str]]:
+    """Return the images that exist, by id and with their sizes, and a sentence that counts the missing ones."""
+    twice = [key for key, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
     if twice:
         raise UserError(f"{source} has several images of the id {twice[0]}; expected one each")
     missing: list[str] = []
     images: dict[Any, dict[str, Any]] = {}
-    for row in tqdm(content["images"], desc=f"images of {source.name}", file=sys.stderr):
+    for row in tqdm(rows, desc=f"images of {source.name}", file=sys.stderr):
         path = Path(row["file_name"])
         try:
             with Image.open(path) as image:
@@ -164,42 +195,19 @@ def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[
         images[row["id"]] = {**row, "width": size[0], "height": size[1]}
     if len(images) < 2:
         raise UserError(
-            f"{source} lists {len(content['images'])} images, of which {len(missing)} are missing"
+            f"{source} lists {len(rows)} images, of which {len(missing)} are missing"
             f"{f' ({missing[0]})' if missing else ''}; expected 2 or more, so check the folder of images"
         )
-    if missing:
-        notes.append(f"left out {len(missing)} of {len(content['images'])} images, which are missing: {few(missing)}")
-    listed = [images.get(row["id"], row) for row in content["images"]]
-    check_content({**content, "images": listed}, source)
-    ids = {key: index for index, key in enumerate(images, start=1)}
-    kept: list[dict[str, Any]] = []
-    outside = Counter[str]()
-    for row in content["annotations"]:
-        if row["image_id"] not in images:
-            continue
-        shown = images[row["image_id"]]
-        left, top, width, height = row["bbox"]
-        right, bottom = min(left + width, shown["width"]), min(top + height, shown["height"])
-        left, top = max(left, 0.0), max(top, 0.0)
-        if right - left < 1 or bottom - top < 1:
-            outside[Path(shown["file_name"]).name] += 1
-            continue
-        box = [left, top, right - left, bottom - top]
-        area = row.get("area", box[2] * box[3])
-        kept.append({**row, "id": len(kept) + 1, "image_id": ids[row["image_id"]], "bbox": box, "area": area})
-        kept[-1].setdefault("iscrowd", 0)
-    if outside:
-        notes.append(
-            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {few(list(outside))}"
-        )
-    used = {row["category_id"] for row in kept}
-    unused = [row["name"] for row in content["categories"] if row["id"] not in used]
-    if unused:
-        notes.append(
-            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {few(unused)}"
-        )
-    rows = [{**row, "id": ids[key]} for key, row in images.items()]
-    return {"images": rows, "annotations": kept, "categories": content["categories"]}, notes
+    note = f"left out {len(missing)} of {len(rows)} images, which are missing: {few(missing)}"
+    return images, [note] if missing else []
+
+
+def _cut(box: list[float], image: dict[str, Any]) -> list[float] | None:
+    """Return the part of a box that is inside of its image; None if that is less than a pixel wide or high."""
+    left, top, width, height = box
+    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+    left, top = max(left, 0.0), max(top, 0.0)
+    return None if right - left < 1 or bottom - top < 1 else [left, top, right - left, bottom - top]
 
 
 def _split(content: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:

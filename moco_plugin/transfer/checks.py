@@ -64,7 +64,7 @@ def check_annotations(name: str) -> None:
         raise UserError(f"{path} is not a COCO file; expected lists of {', '.join(PARTS)}")
     categories = [c for c in content["categories"] if isinstance(c.get("id"), int)]
     classes = [str(c.get("name")) for c in sorted(categories, key=lambda c: int(c["id"]))]
-    expected = list(getattr(metadata, "thing_classes", classes))
+    expected = [str(name) for name in getattr(metadata, "thing_classes", classes)]
     if getattr(metadata, "evaluator_type", "") == "coco" and classes != expected:
         odd = sorted(set(classes) ^ set(expected)) or ["their order"]
         raise UserError(
