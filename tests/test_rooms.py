@@ -91,6 +91,15 @@ def test_files_form_no_cycle() -> None:
         visit(module, ())
 
 
+def test_components_need_nothing_of_the_experiments() -> None:
+    """What registers with detectron2 is a room within a room: of ``transfer`` it imports two light files alone."""
+    allowed = ("components", "compat", "voc_files")
+    for path, names in FILES.items():
+        if path.startswith("transfer/components/"):
+            parts = {name.split(".")[2] for name in names if name.startswith("moco_plugin.transfer.")}
+            assert parts <= set(allowed), (path, parts)
+
+
 def test_methods_import_torch_alone() -> None:
     ours = ("moco_plugin.methods", "moco_plugin.errors")
     for path, names in FILES.items():

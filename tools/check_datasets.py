@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
             raise UsageError(f"--root {args.root} is not a folder")
         os.environ["DETECTRON2_DATASETS"] = args.root  # read when detectron2 is imported
     moco_plugin.transfer.register()
-    from moco_plugin.transfer.components.dataset_files import list_datasets
+    from moco_plugin.transfer.checks import list_datasets
 
     table, whole = list_datasets(args.tasks)
     print(table)

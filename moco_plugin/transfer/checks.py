@@ -1,7 +1,7 @@
-"""Checks of a config's data sets before training: their files, their annotations and their classes."""
+"""Checks of data sets before training: their files, their annotations and their classes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
+from moco_plugin.transfer.components.dataset_files import datasets_root, missing_files
+from moco_plugin.transfer.components.dataset_files import source as source_of
 from moco_plugin.transfer.components.datasets import PARTS, is_coco, require_dataset
+from moco_plugin.transfer.tasks import TASKS, find_task
 
 MAX_FILE_BYTES = 256 << 20
 """Size of the largest file checked; only the published files of COCO and LVIS are larger."""
@@ -120,3 +123,35 @@ def _are_numbers(value: Any) -> bool:
     return isinstance(value, list) and all(
         isinstance(n, (int, float)) and abs(n) < 1e9 and math.isfinite(n) for n in value
     )
+
+
+def list_datasets(tasks: Sequence[str] = ()) -> tuple[str, bool]:
+    """Look for the data sets of tasks under ``DETECTRON2_DATASETS``.
+
+    Args:
+        tasks: Tasks by name, or several by the first part of their names (``coco_c4`` for ``coco_c4_1x`` and
+            ``coco_c4_2x``); by default all of the paper's.
+
+    Returns:
+        A table as text, and whether everything was found.
+
+    Raises:
+        UsageError: There is no such task.
+    """
+    chosen = [task for task in TASKS if not task.startswith("scenes_")] if not tasks else []  # those are the demo's
+    for name in tasks:
+        several = [task for task in TASKS if task.startswith(f"{name}_")]
+        chosen += [name] if name in TASKS else several or [find_task(name).name]
+    groups: dict[tuple[str, ...], list[str]] = {}  # tasks that take the same data sets
+    for task in dict.fromkeys(chosen):
+        groups.setdefault(TASKS[task].datasets, []).append(task)
+    missing = {name: missing_files(name) for group in groups for name in group}
+    lines = [f"data sets in {datasets_root()}"]
+    for group, sharing in groups.items():
+        whole = not any(missing[name] for name in group)
+        lines += ["", f"{', '.join(sharing)}: {'complete' if whole else 'not complete'}"]
+        for name in group:
+            first, *more = [f"missing  {path}" for path in missing[name]] or ["found"]
+            more += [f"{'':<7}  get it from {source_of(name)}"] * bool(missing[name])
+            lines += [f"  {name:<35}  {first}", *(f"  {'':<35}  {line}" for line in more)]
+    return "\n".join(lines), not any(missing.values())

@@ -1,14 +1,12 @@
 """The files of data sets: what is missing, and where to get it."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from moco_plugin.transfer.components.voc_semantic import AUGMENTED, TRAIN_AUG
-from moco_plugin.transfer.tasks import TASKS, find_task
 
 DENSEPOSE = {  # of detectron2's DensePose project, which registers them if it is installed
     "densepose_coco_2014_train": ("coco/train2014", "coco/annotations/densepose_train2014.json"),
@@ -80,35 +78,3 @@ def _needed(metadata: Any) -> list[Path]:
         of_sbd = [sbd / "train.txt", sbd / "val.txt", sbd / "cls"] if augmented else []
         return [*lists, voc / "JPEGImages", voc / "SegmentationClass", *of_sbd]
     return [Path(metadata.image_root), Path(metadata.sem_seg_root)] if kind == "sem_seg" else []
-
-
-def list_datasets(tasks: Sequence[str] = ()) -> tuple[str, bool]:
-    """Look for the data sets of tasks under ``DETECTRON2_DATASETS``.
-
-    Args:
-        tasks: Tasks by name, or several by the first part of their names (``coco_c4`` for ``coco_c4_1x`` and
-            ``coco_c4_2x``); by default all of the paper's.
-
-    Returns:
-        A table as text, and whether everything was found.
-
-    Raises:
-        UsageError: There is no such task.
-    """
-    chosen = [task for task in TASKS if not task.startswith("scenes_")] if not tasks else []  # those are the demo's
-    for name in tasks:
-        several = [task for task in TASKS if task.startswith(f"{name}_")]
-        chosen += [name] if name in TASKS else several or [find_task(name).name]
-    groups: dict[tuple[str, ...], list[str]] = {}  # tasks that take the same data sets
-    for task in dict.fromkeys(chosen):
-        groups.setdefault(TASKS[task].datasets, []).append(task)
-    missing = {name: missing_files(name) for group in groups for name in group}
-    lines = [f"data sets in {datasets_root()}"]
-    for group, sharing in groups.items():
-        whole = not any(missing[name] for name in group)
-        lines += ["", f"{', '.join(sharing)}: {'complete' if whole else 'not complete'}"]
-        for name in group:
-            first, *more = [f"missing  {path}" for path in missing[name]] or ["found"]
-            more += [f"{'':<7}  get it from {source(name)}"] * bool(missing[name])
-            lines += [f"  {name:<35}  {first}", *(f"  {'':<35}  {line}" for line in more)]
-    return "\n".join(lines), not any(missing.values())
