@@ -155,6 +155,7 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     ("script", "message"),
     [
         (COMPONENTS + "from detectron2.engine import DefaultTrainer", ""),
+        ("from moco_plugin import predict, run_trials" + COMPONENTS, ""),
         ("import moco_plugin.transfer\nfrom detectron2.engine import DefaultTrainer" + COMPONENTS, ""),
         (
             "import moco_plugin.transfer" + OWN + COMPONENTS,
