@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from moco_plugin.demo.voc_files import write_voc_annotation
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_folder, check_output
-from moco_plugin.transfer.voc_files import write_palette_png, write_voc_annotation
+from moco_plugin.transfer.voc_files import write_palette_png
 
 FOREGROUND = 20  # grey level of 255 above which a pixel belongs to the object; Fashion-MNIST's ground is 0
 MIN_VISIBLE = 0.75  # share of an object that later objects leave visible

@@ -68,7 +68,7 @@ def make_tiny_datasets(
         raise UsageError(f"images of {size} pixels are too small for the objects; expected {MIN_SIZE} or more")
 
     def compose(number: int, looks: Looks, count: int, bands: Sequence[Sequence[int]] = ()) -> list[TinyScene]:
-        scenes = compose_split(looks, count, size, [seed, number], bands)
+        scenes: list[TinyScene] = compose_split(looks, count, size, [seed, number], bands)
         bar.update()
         return scenes
 

@@ -134,7 +134,7 @@ def compose_split(
 
 
 def _bands(size: int, colours: Sequence[Sequence[int]], random: np.random.Generator) -> np.ndarray:
-    canvas = background(size, random, width=2 * size)
+    canvas: np.ndarray = background(size, random, width=2 * size)
     for rows, colour in zip(band_rows(size, len(colours)), colours, strict=True):
         canvas[rows] = 0.3 * canvas[rows] + 0.7 * np.array(colour)
     return canvas

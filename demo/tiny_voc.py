@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 from moco_plugin.demo.tiny_scenes import TinyScene
+from moco_plugin.demo.voc_files import write_voc_annotation
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.voc_files import VOID, voc_palette, write_palette_png, write_voc_annotation
+from moco_plugin.transfer.voc_files import VOID, voc_palette, write_palette_png
 
 Split = tuple[Sequence[str], Sequence[TinyScene]]  # names of the images, and the images
 

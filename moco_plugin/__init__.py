@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from moco_plugin.backbones import create_backbone, feature_dim
     from moco_plugin.checkpoints.convert import convert
     from moco_plugin.checkpoints.read import read_checkpoint
+    from moco_plugin.detectors.predict import predict
     from moco_plugin.evaluation.knn import evaluate_knn
     from moco_plugin.evaluation.linear import evaluate_finetune, evaluate_linear
     from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from moco_plugin.probes.multilabel import evaluate_multilabel
     from moco_plugin.probes.omnibenchmark import evaluate_omnibenchmark
     from moco_plugin.probes.retrieval import evaluate_retrieval
-    from moco_plugin.transfer.predict import predict
     from moco_plugin.transfer.runner import run_trials
 
 __version__ = "0.1.0"
@@ -40,7 +40,7 @@ _MODULES = {
     "moco_plugin.probes.multilabel": ("evaluate_multilabel",),
     "moco_plugin.probes.omnibenchmark": ("evaluate_omnibenchmark",),
     "moco_plugin.probes.retrieval": ("evaluate_retrieval",),
-    "moco_plugin.transfer.predict": ("predict",),
+    "moco_plugin.detectors.predict": ("predict",),
     "moco_plugin.transfer.runner": ("run_trials",),
 }
 _HOMES = {name: module for module, names in _MODULES.items() for name in names}

@@ -1,6 +1,7 @@
 """Who may import whom (docs/design.md)."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -102,6 +103,15 @@ def test_files_form_no_cycle() -> None:
         visit(module, ())
 
 
+def test_components_need_nothing_of_the_experiments() -> None:
+    """What registers with detectron2 is a room within a room: of ``transfer`` it imports two light files alone."""
+    allowed = ("components", "compat", "voc_files")
+    for path, names in FILES.items():
+        if path.startswith("transfer/components/"):
+            parts = {name.split(".")[2] for name in names if name.startswith("moco_plugin.transfer.")}
+            assert parts <= set(allowed), (path, parts)
+
+
 def test_methods_import_torch_alone() -> None:
     ours = ("moco_plugin.methods", "moco_plugin.errors")
     for path, names in FILES.items():
@@ -151,24 +161,37 @@ def test_neighbours_need_no_trainer() -> None:
     assert result.stdout.strip() == "False"
 
 
-def test_components_register_when_detectron2_is_imported() -> None:
-    """As in a script of detectron2's that imports the plugin, first or last, and brings a component of its own."""
-    pytest.importorskip("detectron2")
-    code = """
-import moco_plugin.transfer
-from detectron2.engine import DefaultTrainer
+COMPONENTS = """
+import moco_plugin.transfer.components
 from detectron2.modeling import BACKBONE_REGISTRY
-from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 assert "build_timm_backbone" in BACKBONE_REGISTRY
+"""
+OWN = """
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     pass
-moco_plugin.transfer.register()
-assert ROI_HEADS_REGISTRY.get("Res5ROIHeadsExtraNorm") is Res5ROIHeadsExtraNorm
 """
-    last = "from moco_plugin.transfer import compat\ncompat.apply()\n" + code
-    for script in (code, last):
-        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True)
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (COMPONENTS + "from detectron2.engine import DefaultTrainer", ""),
+        ("from moco_plugin import predict, run_trials" + COMPONENTS, ""),
+        ("import moco_plugin.transfer\nfrom detectron2.engine import DefaultTrainer" + COMPONENTS, ""),
+        (
+            "import moco_plugin.transfer" + OWN + COMPONENTS,
+            "'Res5ROIHeadsExtraNorm' was already registered .*another name",
+        ),
+        (COMPONENTS + OWN, "'Res5ROIHeadsExtraNorm' was already registered"),
+    ],
+)
+def test_components_register_by_their_import(script: str, message: str) -> None:
+    """As in a script of detectron2's, which imports them first or last, or has a component of its own of the name."""
+    pytest.importorskip("detectron2")
+    result = subprocess.run([sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True)
+    assert (result.returncode == 0) == (not message) and re.search(message, result.stderr), result.stderr
 
 
 def test_no_file_is_long() -> None:

@@ -13,7 +13,7 @@ from moco_plugin.tools.predict import main as predict
 from moco_plugin.tools.pretrain import main as pretrain
 from moco_plugin.tools.report import main as report
 from moco_plugin.tools.train_net import main as train_net
-from moco_plugin.transfer.trainer import load_detector_config
+from moco_plugin.transfer.config import load_detector_config
 from moco_plugin.transfer.weights import load_weights
 from tests.conftest import TINY, TRAIN
 from tests.helpers import safety_cases

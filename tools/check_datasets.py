@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin  # noqa: F401
+    import moco_plugin.transfer
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
@@ -35,9 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         if not os.path.isdir(args.root):
             raise UsageError(f"--root {args.root} is not a folder")
         os.environ["DETECTRON2_DATASETS"] = args.root  # read when detectron2 is imported
-    from moco_plugin.transfer.check_datasets import check_datasets
+    moco_plugin.transfer.register()
+    from moco_plugin.transfer.checks import list_datasets
 
-    table, whole = check_datasets(args.tasks)
+    table, whole = list_datasets(args.tasks)
     print(table)
     return 0 if whole else 1
 

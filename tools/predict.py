@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin  # noqa: F401
+    import moco_plugin.transfer
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     args = parser.parse_args(argv)
 
-    from moco_plugin.transfer.predict import predict
+    moco_plugin.transfer.register()
+    from moco_plugin.detectors.predict import predict
 
     pictures = predict(
         args.config_file,

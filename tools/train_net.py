@@ -10,7 +10,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-import moco_plugin.transfer  # noqa: F401  (prepares detectron2 in the processes that its launcher spawns)
+import moco_plugin.transfer  # prepares detectron2 in the processes that its launcher spawns
 from moco_plugin.errors import command
 
 EXAMPLES = """examples:
@@ -41,16 +41,15 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds")
     args = parser.parse_args(argv)
 
+    moco_plugin.transfer.register()
     from moco_plugin.transfer.launch import Machines
-    from moco_plugin.transfer.trainer import train
+    from moco_plugin.transfer.trainer import Options, train
 
     train(
         args.config_file,
         args.opts,
-        resume=args.resume,
-        eval_only=args.eval_only,
+        Options(args.resume, args.eval_only, args.allow_partial),
         overwrite=args.overwrite,
-        allow_partial=args.allow_partial,
         machines=Machines(args.num_gpus, args.num_machines, args.machine_rank, args.dist_url),
     )
     return 0

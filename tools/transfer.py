@@ -5,15 +5,19 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 try:
     import moco_plugin
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-import moco_plugin.transfer  # noqa: F401  (prepares detectron2 in the processes that its launcher spawns)
+import moco_plugin.transfer  # prepares detectron2 in the processes that its launcher spawns
 from moco_plugin.errors import UsageError, command
 from moco_plugin.files import check_checkpoint
+
+if TYPE_CHECKING:
+    from moco_plugin.transfer.launch import Machines
 
 EXAMPLES = """examples:
   %(prog)s --list
@@ -106,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     init = args.init or "moco"
     task.config(init)
 
-    from moco_plugin.transfer.launch import Machines, default_gpus
+    moco_plugin.transfer.register()
+    from moco_plugin.detectors.examples import draw_examples
     from moco_plugin.transfer.runner import run_trials
 
-    gpus = default_gpus() if args.gpus is None else args.gpus
     out = args.out or Path("runs/transfer") / task.name / init
     result = run_trials(
         task,
@@ -117,10 +121,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         args.weights,
         out,
         trials=5 if args.trials is None else args.trials,
-        machines=Machines(gpus, args.num_machines, args.machine_rank, args.dist_url),
+        machines=_machines(args),
         images_per_batch=args.images_per_batch,
         overrides=args.overrides,
         overwrite=args.overwrite,
+        draw=draw_examples,
     )
     if not args.machine_rank:
         table = transfer_table(task, [result])
@@ -128,31 +133,31 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     return 0
 
 
-def _own_data(args: argparse.Namespace) -> int:
-    from moco_plugin.detectors.run import train_on_own_data
-    from moco_plugin.pages.comparison import comparison_table, write_comparison
+def _machines(args: argparse.Namespace) -> "Machines":
     from moco_plugin.transfer.launch import Machines, default_gpus
+
+    gpus = default_gpus() if args.gpus is None else args.gpus
+    return Machines(gpus, args.num_machines, args.machine_rank, args.dist_url)
+
+
+def _own_data(args: argparse.Namespace) -> int:
+    moco_plugin.transfer.register()
+    from moco_plugin.detectors.dataset import Sources
+    from moco_plugin.detectors.run import Starts, train_on_own_data
+    from moco_plugin.pages.comparison import comparison_table, write_comparison
 
     if args.task:
         raise UsageError(f"--task {args.task} and own data exclude each other; leave one out")
-    gpus = default_gpus() if args.gpus is None else args.gpus
+    semantic = args.train_labels is not None
+    train, test = (args.train_labels, args.test_labels) if semantic else (args.train, args.test)
     out = args.out or Path("runs/detector")
     recipe, results = train_on_own_data(
-        args.train or args.train_labels,
-        args.train_images,
-        args.test or args.test_labels,
-        args.test_images,
-        semantic=args.train_labels is not None,
+        Sources(train, args.train_images, test, args.test_images, semantic, args.seed),
+        Starts(args.weights, args.init, args.compare, args.supervised, args.continued),
         model=args.model,
-        weights=args.weights,
-        init=args.init,
-        compare=args.compare,
-        supervised=args.supervised,
-        continued=args.continued,
         out=out,
         trials=args.trials or (3 if args.compare else 1),
-        seed=args.seed,
-        machines=Machines(gpus, args.num_machines, args.machine_rank, args.dist_url),
+        machines=_machines(args),
         overrides=args.overrides,
         overwrite=args.overwrite,
     )

@@ -12,13 +12,44 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from moco_plugin.detectors.formats import read_detection_data
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import write_json
-from moco_plugin.transfer.annotations import check_content
+from moco_plugin.transfer.checks import check_content
 from moco_plugin.transfer.components.datasets import FILE_PREFIX
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
 MOST_NAMES = 3  # names in a message
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where own data are.
+
+    Attributes:
+        train: A COCO file, or a VOC or YOLO folder; see ``read_detection_data``. A folder of label images for semantic
+            segmentation; see ``prepare_semantic``.
+        train_images: Folder of the images of a COCO file or of label images.
+        test: Data to test on; None holds out ``TEST_SHARE`` of the training images.
+        test_images: Folder of its images.
+        semantic: The data are label images.
+        seed: Chooses the held-out images.
+    """
+
+    train: Path
+    train_images: Path | None = None
+    test: Path | None = None
+    test_images: Path | None = None
+    semantic: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("train", "train_images", "test", "test_images"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, path := Path(path).expanduser())
+                if not path.exists():
+                    raise UsageError(f"{path} does not exist; check the path")
+        if self.semantic and self.train_images is None:
+            raise UsageError("label images need --train-images, the folder of their images")
 
 
 @dataclass(frozen=True)
@@ -53,36 +84,22 @@ class OwnData:
         return f"{self.prefix}{self.train}", f"{self.prefix}{self.test}"
 
 
-def prepare(
-    out: Path,
-    train: Path,
-    train_images: Path | None = None,
-    test: Path | None = None,
-    test_images: Path | None = None,
-    seed: int = 0,
-) -> OwnData:
+def prepare(out: Path, sources: Sources) -> OwnData:
     """Check detection data and write ``train.json`` and ``test.json`` into a folder.
-
-    Args:
-        out: The folder.
-        train: As for ``read_detection_data``.
-        train_images: Folder of the images of a COCO file.
-        test: Data to test on; None holds out ``TEST_SHARE`` of the training images.
-        test_images: Folder of its images.
-        seed: Chooses the held-out images.
 
     Raises:
         UserError: The data are invalid.
     """
-    content, notes = _clean(read_detection_data(train, train_images), train)
+    train, test = sources.train, sources.test
+    content, notes = _clean(read_detection_data(train, sources.train_images), train)
     if test is None:
-        content, held_out = _split(content, train, seed)
+        content, held_out = _split(content, sources.seed)
         notes.append(
             f"test set: {len(held_out['images'])} of the {len(content['images']) + len(held_out['images'])} images, "
-            f"held out by seed {seed}"
+            f"held out by seed {sources.seed}"
         )
     else:
-        held_out, more = _clean(read_detection_data(test, test_images), test)
+        held_out, more = _clean(read_detection_data(test, sources.test_images), test)
         notes += more
         _check_categories(content, held_out, train, test)
         held_out["categories"] = content["categories"]
@@ -123,13 +140,44 @@ def _count_keypoints(categories: list[dict[str, Any]], objects: list[dict[str, A
 
 def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[str]]:
     """Return the data that can be trained on, and sentences that count what was left out."""
-    notes = []
-    twice = [str(number) for number, count in Counter(str(row["id"]) for row in content["images"]).items() if count > 1]
+    images, notes = _open_images(content["images"], source)
+    listed = [images.get(row["id"], row) for row in content["images"]]
+    check_content({**content, "images": listed}, source)
+    ids = {key: index for index, key in enumerate(images, start=1)}
+    kept: list[dict[str, Any]] = []
+    outside = Counter[str]()
+    for row in content["annotations"]:
+        if (image := images.get(row["image_id"])) is None:
+            continue
+        if (box := _cut(row["bbox"], image)) is None:
+            outside[Path(image["file_name"]).name] += 1
+            continue
+        area = row.get("area", box[2] * box[3])
+        kept.append(
+            {"iscrowd": 0, **row, "id": len(kept) + 1, "image_id": ids[row["image_id"]], "bbox": box, "area": area}
+        )
+    if outside:
+        notes.append(
+            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {few(list(outside))}"
+        )
+    used = {row["category_id"] for row in kept}
+    unused = [row["name"] for row in content["categories"] if row["id"] not in used]
+    if unused:
+        notes.append(
+            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {few(unused)}"
+        )
+    rows = [{**row, "id": ids[key]} for key, row in images.items()]
+    return {"images": rows, "annotations": kept, "categories": content["categories"]}, notes
+
+
+def _open_images(rows: list[dict[str, Any]], source: Path) -> tuple[dict[Any, dict[str, Any]], list[str]]:
+    """Return the images that exist, by id and with their sizes, and a sentence that counts the missing ones."""
+    twice = [key for key, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
     if twice:
         raise UserError(f"{source} has several images of the id {twice[0]}; expected one each")
     missing: list[str] = []
     images: dict[Any, dict[str, Any]] = {}
-    for row in tqdm(content["images"], desc=f"images of {source.name}", file=sys.stderr):
+    for row in tqdm(rows, desc=f"images of {source.name}", file=sys.stderr):
         path = Path(row["file_name"])
         try:
             with Image.open(path) as image:
@@ -147,46 +195,22 @@ def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[
         images[row["id"]] = {**row, "width": size[0], "height": size[1]}
     if len(images) < 2:
         raise UserError(
-            f"{source} lists {len(content['images'])} images, of which {len(missing)} are missing"
+            f"{source} lists {len(rows)} images, of which {len(missing)} are missing"
             f"{f' ({missing[0]})' if missing else ''}; expected 2 or more, so check the folder of images"
         )
-    if missing:
-        notes.append(f"left out {len(missing)} of {len(content['images'])} images, which are missing: {few(missing)}")
-    listed = [images.get(row["id"], row) for row in content["images"]]
-    if problem := check_content({**content, "images": listed}):
-        raise UserError(f"{source}: {problem}; correct the file")
-    numbers = {key: number for number, key in enumerate(images, start=1)}
-    kept: list[dict[str, Any]] = []
-    outside = Counter[str]()
-    for row in content["annotations"]:
-        if row["image_id"] not in images:
-            continue
-        shown = images[row["image_id"]]
-        left, top, width, height = row["bbox"]
-        right, bottom = min(left + width, shown["width"]), min(top + height, shown["height"])
-        left, top = max(left, 0.0), max(top, 0.0)
-        if right - left < 1 or bottom - top < 1:
-            outside[Path(shown["file_name"]).name] += 1
-            continue
-        box = [left, top, right - left, bottom - top]
-        area = row.get("area", box[2] * box[3])
-        kept.append({**row, "id": len(kept) + 1, "image_id": numbers[row["image_id"]], "bbox": box, "area": area})
-        kept[-1].setdefault("iscrowd", 0)
-    if outside:
-        notes.append(
-            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {few(list(outside))}"
-        )
-    used = {row["category_id"] for row in kept}
-    unused = [row["name"] for row in content["categories"] if row["id"] not in used]
-    if unused:
-        notes.append(
-            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {few(unused)}"
-        )
-    rows = [{**row, "id": numbers[key]} for key, row in images.items()]
-    return {"images": rows, "annotations": kept, "categories": content["categories"]}, notes
+    note = f"left out {len(missing)} of {len(rows)} images, which are missing: {few(missing)}"
+    return images, [note] if missing else []
 
 
-def _split(content: dict[str, Any], source: Path, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _cut(box: list[float], image: dict[str, Any]) -> list[float] | None:
+    """Return the part of a box that is inside of its image; None if that is less than a pixel wide or high."""
+    left, top, width, height = box
+    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
+    left, top = max(left, 0.0), max(top, 0.0)
+    return None if right - left < 1 or bottom - top < 1 else [left, top, right - left, bottom - top]
+
+
+def _split(content: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
     names = sorted(content["images"], key=lambda row: str(row["file_name"]))
     count = max(1, round(TEST_SHARE * len(names)))
     chosen = {row["id"] for row in random.Random(seed).sample(names, count)}
@@ -203,15 +227,15 @@ def _split(content: dict[str, Any], source: Path, seed: int) -> tuple[dict[str, 
 
 def _check_categories(train: dict[str, Any], test: dict[str, Any], source: Path, other: Path) -> None:
     """Give the test set's annotations the training set's category ids, by name."""
-    numbers = {row["name"]: row["id"] for row in train["categories"]}
+    ids = {row["name"]: row["id"] for row in train["categories"]}
     names = {row["id"]: row["name"] for row in test["categories"]}
     used = {names[row["category_id"]] for row in test["annotations"]}
-    if unknown := sorted(used - numbers.keys()):
+    if unknown := sorted(used - ids.keys()):
         raise UserError(
             f"{other} has {len(unknown)} classes that {source} has not: {few(unknown)}; expected those of the training set"
         )
     for row in test["annotations"]:
-        row["category_id"] = numbers[names[row["category_id"]]]
+        row["category_id"] = ids[names[row["category_id"]]]
 
 
 def few(names: Sequence[object]) -> str:

@@ -11,6 +11,7 @@ from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
 from moco_plugin.safe_yaml import read_yaml_file
+from moco_plugin.transfer.components.datasets import PARTS, is_coco
 
 MAX_XML_BYTES = 10 << 20
 
@@ -40,11 +41,8 @@ def read_detection_data(source: Path, images: Path | None = None) -> dict[str, A
 
 def _read_coco(path: Path, root: Path) -> dict[str, Any]:
     content = read_json(path)
-    parts = ("images", "annotations", "categories")
-    if not isinstance(content, dict) or not all(
-        isinstance(content.get(part), list) and all(isinstance(row, dict) for row in content[part]) for part in parts
-    ):
-        raise UserError(f"{path} is not a COCO file; expected lists of {', '.join(parts)}")
+    if not is_coco(content):
+        raise UserError(f"{path} is not a COCO file; expected lists of {', '.join(PARTS)}")
     for image in content["images"]:
         if not isinstance(image.get("file_name"), str) or not isinstance(image.get("id"), (int, str)):
             raise UserError(f"{path} has an image without id or file_name; expected both")
@@ -52,14 +50,14 @@ def _read_coco(path: Path, root: Path) -> dict[str, Any]:
     for category in content["categories"]:
         if not isinstance(category.get("id"), int) or not isinstance(category.get("name"), str):
             raise UserError(f"{path} has a category without id or name; expected a number and a text")
-    return {part: content[part] for part in parts}
+    return {part: content[part] for part in PARTS}
 
 
 def _read_voc(root: Path) -> dict[str, Any]:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     names: dict[str, int] = {}
-    for number, path in enumerate(sorted((root / "Annotations").glob("*.xml")), start=1):
+    for index, path in enumerate(sorted((root / "Annotations").glob("*.xml")), start=1):
         if path.stat().st_size > MAX_XML_BYTES:
             raise UserError(f"{path} has more than {MAX_XML_BYTES} bytes; expected the annotations of one image")
         try:
@@ -72,12 +70,12 @@ def _read_voc(root: Path) -> dict[str, Any]:
         except (ElementTree.ParseError, ValueError) as error:
             raise UserError(f"{path} is not a VOC annotation file ({error}); correct or remove it") from error
         folder = next((root / part for part in ("JPEGImages", "images") if (root / part).is_dir()), root)
-        images.append({"id": number, "file_name": str((folder / Path(name).name).resolve())})
+        images.append({"id": index, "file_name": str((folder / Path(name).name).resolve())})
         for label, (left, top, right, bottom), difficult in boxes:
             category = names.setdefault(label, len(names) + 1)
             box = [left - 1, top - 1, right - left + 1, bottom - top + 1]  # VOC counts pixels from 1, both ends in
-            annotations.append(_annotation(len(annotations) + 1, number, category, box) | {"iscrowd": int(difficult)})
-    categories = [{"id": number, "name": name} for name, number in names.items()]
+            annotations.append(_annotation(len(annotations) + 1, index, category, box) | {"iscrowd": int(difficult)})
+    categories = [{"id": index, "name": name} for name, index in names.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
@@ -87,35 +85,35 @@ def _read_yolo(root: Path) -> dict[str, Any]:
     names = class_names(root)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for number, path in enumerate(_files(root, SUFFIXES), start=1):
+    for index, path in enumerate(_files(root, SUFFIXES), start=1):
         parts = path.relative_to(root).with_suffix(".txt").parts
         label = root.joinpath(*("labels" if part == "images" else part for part in parts))
         with Image.open(path) as image:
             width, height = ImageOps.exif_transpose(image).size
-        images.append({"id": number, "file_name": str(path.resolve()), "width": width, "height": height})
+        images.append({"id": index, "file_name": str(path.resolve()), "width": width, "height": height})
         for line in label.read_text(errors="replace").splitlines() if label.is_file() else ():
             try:
-                kind, *numbers = (float(word) for word in line.split())
+                kind, *values = (float(word) for word in line.split())
                 category = int(kind)
-                if len(numbers) < 4 or (len(numbers) > 4 and len(numbers) % 2) or not all(map(math.isfinite, numbers)):
+                if len(values) < 4 or (len(values) > 4 and len(values) % 2) or not all(map(math.isfinite, values)):
                     raise ValueError(line)
             except ValueError as error:
                 raise UserError(
                     f"{label} has the line {line[:60]!r}; expected a class and four numbers, or a polygon, from 0 to 1"
                 ) from error
-            if len(numbers) == 4:
-                x, y, w, h = numbers
+            if len(values) == 4:
+                x, y, w, h = values
                 box, polygons = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height], []
             else:
-                xs, ys = [x * width for x in numbers[::2]], [y * height for y in numbers[1::2]]
+                xs, ys = [x * width for x in values[::2]], [y * height for y in values[1::2]]
                 box = [min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)]
-                polygons = [[value for point in zip(xs, ys, strict=True) for value in point]]
+                polygons = [[coordinate for point in zip(xs, ys, strict=True) for coordinate in point]]
             if names and category >= len(names):
                 raise UserError(f"{label} has class {category}, and there are {len(names)} names; correct one of them")
-            annotation = _annotation(len(annotations) + 1, number, category + 1, box)
+            annotation = _annotation(len(annotations) + 1, index, category + 1, box)
             annotations.append(annotation | ({"segmentation": polygons} if polygons else {}))
     count = len(names) or max((annotation["category_id"] for annotation in annotations), default=0)
-    categories = [{"id": number + 1, "name": names[number] if names else str(number)} for number in range(count)]
+    categories = [{"id": index + 1, "name": names[index] if names else str(index)} for index in range(count)]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
@@ -143,9 +141,9 @@ def class_names(root: Path) -> list[str]:
     return []
 
 
-def _annotation(number: int, image: int, category: int, box: list[float]) -> dict[str, Any]:
+def _annotation(key: int, image: int, category: int, box: list[float]) -> dict[str, Any]:
     return {
-        "id": number,
+        "id": key,
         "image_id": image,
         "category_id": category,
         "bbox": box,

@@ -1,14 +1,13 @@
 """Training recipe for own detection data: the config, and its changes by a stated rule."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from moco_plugin.checkpoints.read import read_checkpoint
+from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.detectors.dataset import OwnData
-from moco_plugin.errors import UsageError, UserError, did_you_mean
+from moco_plugin.errors import UsageError, did_you_mean
 from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
 from moco_plugin.transfer.tasks import INITIALISATIONS, Metric, Task
 
@@ -37,21 +36,21 @@ METRIC_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 @dataclass(frozen=True)
 class Recipe:
-    """A task on own data, the changes of its config as ``KEY VALUE`` pairs, and sentences that say what was chosen."""
+    """A task on own data, the changes of its config by key, and sentences that say what was chosen."""
 
     data: OwnData
     task: Task
-    overrides: tuple[str, ...]
+    settings: dict[str, Any]
     sentences: tuple[str, ...]
 
 
-def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: int) -> Recipe:
+def choose_recipe(model: str, data: OwnData, checkpoint: Checkpoint | None, gpus: int) -> Recipe:
     """Return how to train a model on own data.
 
     Args:
         model: "fpn", "c4", "retinanet" or "timm:NAME"; "fcn" for semantic segmentation.
         data: The data.
-        weights: A checkpoint whose network the detector is built on; None, or a detectron2 ``.pkl``, for ResNet-50.
+        checkpoint: Its network is what the detector is built on; None for a ResNet-50.
         gpus: Training processes of this machine; without a GPU one.
 
     Raises:
@@ -63,7 +62,7 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
         known = ("fcn",) if semantic else ("fpn", "c4", "retinanet", "timm:NAME")
         raise UsageError(f"--model is {model!r}; expected {', '.join(known)}{did_you_mean(kind, MODELS)}")
     config, rate = MODELS[kind]
-    own = ["MODEL.TIMM.NAME", network] if network else _resnet(kind, weights)
+    own: dict[str, Any] = {"MODEL.TIMM.NAME": network} if network else _resnet(kind, checkpoint)
     cpu = not torch.cuda.is_available()
     batch = BATCH_ON_CPU if cpu else max(gpus, min(16, 4 * gpus))
     epochs, least = EPOCHS_OF_FCN if semantic else EPOCHS, LEAST_STEPS_ON_CPU if cpu else LEAST_STEPS
@@ -72,9 +71,9 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
     keypoints = data.keypoints if kind == "fpn" else 0
     config = KEYPOINT_CONFIG if keypoints else config
     lr = rate * batch / 16
-    chosen: dict[str, Any] = {
-        "DATASETS.TRAIN": f"({data.names[0]!r},)",
-        "DATASETS.TEST": f"({data.names[1]!r},)",
+    settings = own | {
+        "DATASETS.TRAIN": data.names[:1],
+        "DATASETS.TEST": data.names[1:],
         "SOLVER.IMS_PER_BATCH": batch,
         "SOLVER.BASE_LR": round(lr, 6),
         "SOLVER.MAX_ITER": steps,
@@ -83,10 +82,9 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
         "SOLVER.CHECKPOINT_PERIOD": max(100, steps // 10),
     }
     shallow = "MODEL.RESNETS.RES2_OUT_CHANNELS" in own
-    chosen |= _for_labels(data, steps, shallow, cpu) if semantic else _for_objects(kind, data, masks, keypoints, cpu)
+    settings |= _for_labels(data, steps, shallow, cpu) if semantic else _for_objects(kind, data, masks, keypoints, cpu)
     if cpu:
-        chosen |= {"DATALOADER.NUM_WORKERS": 1, "TEST.PRECISE_BN.NUM_ITER": 50}
-    overrides = [*own, *(str(item) for pair in chosen.items() for item in pair)]
+        settings |= {"DATALOADER.NUM_WORKERS": 1, "TEST.PRECISE_BN.NUM_ITER": 50}
     groups = ["bbox", *["segm"] * masks, *["keypoints"] * bool(keypoints)]
     metrics = tuple(
         Metric(f"{METRIC_TITLES[group]} {name}", group, name) for group in groups for name in ("AP", "AP50", "AP75")
@@ -107,11 +105,11 @@ def choose_recipe(model: str, data: OwnData, weights: str | Path | None, gpus: i
         f"{steps} steps, {steps * batch / data.images:.0f} epochs ({epochs}, and {least} "
         "steps at least); KEY VALUE pairs at the end of the command change them",
     )
-    return Recipe(data, task, tuple(overrides), sentences)
+    return Recipe(data, task, settings, sentences)
 
 
 def _for_labels(data: OwnData, steps: int, shallow: bool, cpu: bool) -> dict[str, Any]:
-    """Return the overrides for semantic segmentation."""
+    """Return the settings for semantic segmentation."""
     side = CROP_ON_CPU if cpu else CROP
     return {
         "MODEL.SEM_SEG_HEAD.NUM_CLASSES": len(data.classes),
@@ -123,7 +121,7 @@ def _for_labels(data: OwnData, steps: int, shallow: bool, cpu: bool) -> dict[str
 
 
 def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: bool) -> dict[str, Any]:
-    """Return the overrides for detection."""
+    """Return the settings for detection."""
     chosen: dict[str, Any] = {
         "MODEL.RETINANET.NUM_CLASSES" if kind == "retinanet" else "MODEL.ROI_HEADS.NUM_CLASSES": len(data.classes),
         "MODEL.MASK_ON": masks,
@@ -140,17 +138,16 @@ def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: boo
     return chosen
 
 
-def _resnet(kind: str, weights: str | Path | None) -> list[str]:
-    """Return the overrides for the depth of a ResNet."""
-    if weights is None or str(weights).endswith(".pkl") or not Path(weights).is_file():
-        return []
-    try:
-        architecture = read_checkpoint(str(weights)).architecture
-    except UserError:
-        return []  # the conversion says why
+def _resnet(kind: str, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """Return the settings for the depth of a ResNet."""
+    if checkpoint is None:
+        return {}
+    architecture = checkpoint.architecture
     depth = DEPTHS.get(architecture)
     if depth is None or (kind == "c4" and depth < 50):
         fit = "--model fpn" if depth else f"--model timm:{architecture}"
-        raise UsageError(f"{weights} holds a {architecture}, which --model {kind} cannot be built on; choose {fit}")
-    small = ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"] if depth < 50 else []
-    return ["MODEL.RESNETS.DEPTH", str(depth), *small]
+        raise UsageError(
+            f"{checkpoint.path} holds a {architecture}, which --model {kind} cannot be built on; choose {fit}"
+        )
+    small = {"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth < 50 else {}
+    return {"MODEL.RESNETS.DEPTH": depth, **small}

@@ -13,8 +13,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from moco_plugin.weight_files.load import load_file
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.weight_files.load import load_file
 
 LOCK = ".lock"
 

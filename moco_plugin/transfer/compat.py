@@ -71,6 +71,7 @@ def apply() -> None:
     Raises:
         UserError: detectron2 or a package that it needs is not installed.
     """
+    package_dir()
     before_import()
     try:
         import detectron2.evaluation
@@ -83,11 +84,9 @@ def apply() -> None:
 
 
 def before_import() -> list[str]:
-    """Prepare for ``import detectron2``.
-
-    Returns:
-        The names that were supplied; empty where nothing is missing and on a second call.
-    """
+    """Prepare for ``import detectron2``, if it is installed; return the names that were supplied, none on a second call."""
+    if importlib.util.find_spec("detectron2") is None:
+        return []
     package = package_dir()
     supplied = []
     if not hasattr(Image, "LINEAR") and _needs(package, "PIL.Image.LINEAR"):
@@ -167,11 +166,7 @@ def _drop_matches() -> list[str]:
 
 
 def after_import() -> list[str]:
-    """Supply what needs an imported detectron2.
-
-    Returns:
-        The names that were supplied; empty where nothing is missing and on a second call.
-    """
+    """Supply what needs an imported detectron2; return the names that were supplied, none on a second call."""
     supplied = []
     if getattr(sys.modules.get("detectron2._C"), "is_stand_in", False):
         from detectron2.evaluation import coco_evaluation

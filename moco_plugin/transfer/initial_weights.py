@@ -9,10 +9,11 @@ from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
 from moco_plugin.checkpoints.convert import convert
+from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.released import is_released, resolve
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import sha256
-from moco_plugin.transfer.device import fit_device
+from moco_plugin.transfer.config import fit_device
 from moco_plugin.transfer.weights import load_weights, read_file
 
 
@@ -22,13 +23,13 @@ class InitialWeights:
 
     Attributes:
         given: Path, address or name; empty for none.
-        path: The file on this machine; None for none.
+        source: The file on this machine, or its content, if it was read already; None for none.
         sha256: Of the file; empty for none.
     """
 
-    given: str
-    path: Path | None
-    sha256: str
+    given: str = ""
+    source: Path | Checkpoint | None = None
+    sha256: str = ""
 
     def detectron2_file(self, out: Path, machine_rank: int = 0) -> str:
         """Return the path for ``MODEL.WEIGHTS``; a checkpoint is converted into ``out`` first, with proof.
@@ -40,30 +41,30 @@ class InitialWeights:
         Raises:
             UserError: It cannot be converted.
         """
-        if self.path is None:
+        if self.source is None:
             return ""
-        if self.path.suffix == ".pkl":
-            return str(self.path.resolve())
+        if isinstance(self.source, Path) and self.source.suffix == ".pkl":
+            return str(self.source.resolve())
         name = f"weights_{machine_rank}.pkl" if machine_rank else "weights.pkl"
         converted = (out / name).resolve()
-        if not converted.is_file() or _source(converted) != self.sha256:
-            convert(self.path, converted, "detectron2", overwrite=True)
+        if not self._is_source_of(converted):
+            convert(self.source, converted, "detectron2", overwrite=True)
         return str(converted)
 
+    def _is_source_of(self, converted: Path) -> bool:
+        try:
+            content = read_file(str(converted)) if converted.is_file() else {}
+        except UserError:
+            return False
+        return (content.get("moco_plugin") or {}).get("source_sha256") == self.sha256
 
-def _source(path: Path) -> str:
-    try:
-        return str((read_file(str(path)).get("moco_plugin") or {}).get("source_sha256"))
-    except UserError:
-        return ""
 
-
-def find_weights(init: str, weights: str | None, default: str) -> InitialWeights:
+def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> InitialWeights:
     """Find the file of weights, fetching URLs and released checkpoints.
 
     Args:
         init: "random", "supervised" or "moco".
-        weights: A path, an address that detectron2 knows, or a name; None for ``default``.
+        weights: A path, an address that detectron2 knows, a name, or a checkpoint as read; None for ``default``.
         default: ``MODEL.WEIGHTS`` of the config.
 
     Raises:
@@ -73,13 +74,13 @@ def find_weights(init: str, weights: str | None, default: str) -> InitialWeights
     if init == "random":
         if weights:
             raise UsageError(f"--init random starts without weights, and --weights is {weights}; leave one out")
-        return InitialWeights("", None, "")
+        return InitialWeights()
     if not weights and init == "moco":
         raise UsageError("--init moco starts from weights; pass --weights CHECKPOINT, or --init random or supervised")
     given = weights or default
-    if is_released(given):
-        path = resolve(given)
-    elif "://" in given:
+    if isinstance(given, Checkpoint):
+        return InitialWeights(str(given.path), given, given.sha256)
+    if "://" in given and not is_released(given):
         try:
             path = Path(PathManager.get_local_path(given))
         except Exception as error:  # downloads raise many errors

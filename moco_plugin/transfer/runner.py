@@ -1,12 +1,11 @@
 """Transfer experiments as in the papers: several trials from the same weights, their mean and spread."""
 
 import multiprocessing
-import shlex
 import shutil
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
@@ -17,34 +16,39 @@ import torch
 from detectron2.config import CfgNode
 
 import moco_plugin
+from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.errors import Stopped, UsageError, UserError, command
 from moco_plugin.files import read_json, write_json
 from moco_plugin.runs.run_folder import differences, locked
-from moco_plugin.transfer.annotations import check_annotations
-from moco_plugin.transfer.class_count import check_class_count
-from moco_plugin.transfer.components.datasets import require_dataset
-from moco_plugin.transfer.examples import MIN_SCORE, draw_examples
+from moco_plugin.transfer.checks import check_datasets
+from moco_plugin.transfer.config import load_detector_config, merge, scale_to_batch
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
 from moco_plugin.transfer.launch import Machines, default_gpus
-from moco_plugin.transfer.scaling import scale_to_batch
 from moco_plugin.transfer.tasks import Task, find_task
-from moco_plugin.transfer.trainer import RESULTS, load_detector_config, train
+from moco_plugin.transfer.trainer import RESULTS, Options, train_checked
 
 CONTEXT = multiprocessing.get_context("spawn")
-OWN = ("OUTPUT_DIR", "SEED")  # config keys that the runner sets
+OWN = {"OUTPUT_DIR": "--out", "SEED": "--trials", "MODEL.WEIGHTS": "--weights"}
+"""Config keys that the runner sets, and the options in their place."""
+DRAWN_ABOVE = 0.3
+"""Smallest score of a drawn detection."""
+Draw = Callable[[Path, Path, float], None]
+"""Draws the predictions of a trial: its folder, the folder to write, the smallest score."""
 
 
 def run_trials(
     task: Task | str,
     init: str = "moco",
-    weights: str | None = None,
+    weights: str | Checkpoint | None = None,
     out: str | Path | None = None,
     *,
     trials: int = 5,
     machines: Machines | None = None,
     images_per_batch: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    draw: Draw | None = None,
 ) -> dict[str, Any]:
     """Train and evaluate the trials that are not finished yet.
 
@@ -55,14 +59,16 @@ def run_trials(
     Args:
         task: The experiment, or its name.
         init: "random", "supervised" or "moco": the config.
-        weights: A checkpoint that ``convert_to_d2`` reads, a released one's name, or a detectron2 ``.pkl``; None
-            takes those that the config names.
+        weights: A checkpoint that ``convert_to_d2`` reads, or as read, a released one's name, or a detectron2 ``.pkl``;
+            None takes those that the config names.
         out: Folder for everything; None for ``runs/transfer/TASK/INIT``.
         trials: Number of trials; the paper has 5 for VOC, LVIS and semantic segmentation.
         machines: Where they run; None for all GPUs of this machine, or its CPU.
         images_per_batch: Scales learning rate, warm-up, drops and length to it; None leaves them.
-        overrides: ``KEY VALUE`` pairs for the config, applied after scaling.
+        settings: Changes of the config that the task needs, by key.
+        overrides: ``KEY VALUE`` pairs for the config, applied after all else.
         overwrite: Throw away the trials that the folder holds.
+        draw: Draws the first trial's predictions for a few test images into ``predictions``; None draws none.
 
     Returns:
         What ``results.json`` holds.
@@ -77,50 +83,58 @@ def run_trials(
     if trials < 1:
         raise UsageError(f"--trials is {trials}; expected 1 or more")
     _check_overrides(overrides)
-    config = task.config(init)
-    scaled, sentence = scale_to_batch(load_detector_config(config, []), images_per_batch, overrides)
-    cfg = load_detector_config(config, [*scaled, *overrides])
-    _check_batch(cfg, machines)
-    datasets = list(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)))
-    for name in datasets:
-        require_dataset(name)
-        check_annotations(name)
-    check_class_count(cfg, datasets)
-    found = find_weights(init, weights, cfg.MODEL.WEIGHTS)
-    record = _record(task, init, config, cfg, overrides, images_per_batch)
-    record |= {"weights": found.given, "weights_sha256": found.sha256}
-    with nullcontext() if machines.machine_rank else locked(out):
-        earlier = _earlier(out, record, overwrite, machines)
-        cfg.MODEL.WEIGHTS = found.detectron2_file(out, machines.machine_rank)
-        record["pretraining"] = check_weights(cfg)
-        record |= {"requested_trials": trials, "trials": earlier}
+    of_task = [part for pair in (settings or {}).items() for part in pair]
+    cfg = load_detector_config(task.config(init), of_task)
+    sentence = scale_to_batch(cfg, images_per_batch, overrides)
+    merge(cfg, overrides)
+    check_batch(cfg, machines)
+    check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    start = find_weights(init, weights, cfg.MODEL.WEIGHTS)
+    record = {
+        "task": task.name,
+        "init": init,
+        "config": task.config(init),
+        "overrides": [*map(str, of_task), *overrides],
+        "images_per_batch": images_per_batch,
+        "drawn_above": DRAWN_ABOVE,
+        "settings": _settings(cfg),
+        "versions": {
+            "moco_plugin": moco_plugin.__version__,
+            "torch": torch.__version__,
+            "detectron2": str(detectron2.__version__),
+        },
+        "weights": start.given,
+        "weights_sha256": start.sha256,
+    }
+    first = not machines.machine_rank  # it alone writes into the folder, which all share
+    with locked(out) if first else nullcontext():
+        if overwrite and first:
+            _remove_trials(out)
+        earlier = [] if overwrite else _earlier(out, record)
+        cfg.MODEL.WEIGHTS = start.detectron2_file(out, machines.machine_rank)
+        record |= {"pretraining": check_weights(cfg), "requested_trials": trials, "trials": earlier}
+        save = _write if first else lambda out, record: None
         if sentence:
             print(sentence, flush=True)
-
+        save(out, record)
         done = {trial["trial"] for trial in earlier}
-        for number in range(1, trials + 1):
-            if number in done:
-                print(f"trial {number} of {trials}: finished earlier ({out / f'trial_{number}'})", flush=True)
+        for index in range(1, trials + 1):
+            folder = out / f"trial_{index}"
+            if index in done:
+                print(f"trial {index} of {trials}: finished earlier ({folder})", flush=True)
                 continue
-            if not machines.machine_rank:
-                _write(out, record)
-            folder = out / f"trial_{number}"
-            settings = ["MODEL.WEIGHTS", cfg.MODEL.WEIGHTS, "SEED", str(number), "OUTPUT_DIR", str(folder)]
-            changes = [*scaled, *overrides, *settings]
-            typed = shlex.join(["--config-file", config, "--resume", *machines.arguments(), *changes])
-            print(f"trial {number} of {trials}: moco-train-net {typed}", flush=True)
-            if code := _train(config, changes, machines):
+            cfg.SEED, cfg.OUTPUT_DIR = index, str(folder)
+            typed = " ".join(["--config-file", str(folder / "config.yaml"), "--resume", *machines.arguments()])
+            print(f"trial {index} of {trials}: moco-train-net {typed}", flush=True)
+            if code := _train(cfg, machines):
                 raise UserError(
-                    f"trial {number} stopped with exit code {code}, its message is above; the same command resumes "
+                    f"trial {index} stopped with exit code {code}, its message is above; the same command resumes "
                     "it from its last checkpoint"
                 )
-            if not machines.machine_rank:
-                record["trials"].append(_read_trial(folder, number, machines))
-                record["trials"].sort(key=lambda trial: int(trial["trial"]))
-                _write(out, record)
-        if not machines.machine_rank:
-            _write(out, record)  # even if no trial was left: another number of them may be asked for
-            _draw_examples(out, record)
+            record["trials"] = sorted([*record["trials"], _read_trial(folder, index, machines)], key=_index_of)
+            save(out, record)
+        if draw and first:
+            _draw(draw, out, record)
         return record
 
 
@@ -128,12 +142,11 @@ def _check_overrides(overrides: Sequence[str]) -> None:
     for key in overrides[::2]:
         if key.startswith("--"):
             raise UsageError(f"{key} comes after KEY VALUE pairs; put options first")
-        if key in (*OWN, "MODEL.WEIGHTS"):
-            option = {"OUTPUT_DIR": "--out", "MODEL.WEIGHTS": "--weights"}.get(key, "--trials")
-            raise UsageError(f"{key} is set by the runner; give {option} in its place")
+        if key in OWN:
+            raise UsageError(f"{key} is set by the runner; give {OWN[key]} in its place")
 
 
-def _check_batch(cfg: CfgNode, machines: Machines) -> None:
+def check_batch(cfg: CfgNode, machines: Machines) -> None:
     """Raise UsageError unless the machines exist and the batch can be spread over them evenly."""
     machines.check()
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, machines.processes
@@ -146,53 +159,29 @@ def _check_batch(cfg: CfgNode, machines: Machines) -> None:
         )
 
 
-def _record(
-    task: Task, init: str, config: str, cfg: CfgNode, overrides: Sequence[str], images_per_batch: int | None
-) -> dict[str, Any]:
-    """Return the content of ``results.json`` before the first trial."""
-    settings = _plain(cfg)
-    for key in OWN:
-        del settings[key]
-    del settings["MODEL"]["WEIGHTS"], settings["MODEL"]["DEVICE"]
-    return {
-        "task": task.name,
-        "init": init,
-        "config": config,
-        "overrides": list(overrides),
-        "images_per_batch": images_per_batch,
-        "drawn_above": MIN_SCORE,
-        "settings": settings,
-        "versions": {
-            "moco_plugin": moco_plugin.__version__,
-            "torch": torch.__version__,
-            "detectron2": str(detectron2.__version__),
-        },
-    }
-
-
-def _plain(value: Any) -> Any:
-    """Turn a config into JSON values."""
+def _settings(value: Any, path: str = "") -> Any:
+    """Return a config as JSON values, without what differs between trials and machines."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        kept = {key: item for key, item in value.items() if f"{path}{key}" not in (*OWN, "MODEL.DEVICE")}
+        return {str(key): _settings(item, f"{path}{key}.") for key, item in kept.items()}
+    return [_settings(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
-def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machines) -> list[dict[str, Any]]:
+def _remove_trials(out: Path) -> None:
+    for folder in (*out.glob("trial_*"), out / "predictions"):
+        shutil.rmtree(folder, ignore_errors=True)
+    (out / RESULTS).unlink(missing_ok=True)
+
+
+def _earlier(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the finished trials that the folder holds, and check that they are of the same experiment.
 
     Raises:
         UsageError: They are not, or the folder holds something else.
     """
     path = out / RESULTS
-    folders = sorted(out.glob("trial_*"))
-    if overwrite:
-        if not machines.machine_rank:  # the folder is shared
-            for folder in (*folders, out / "predictions"):
-                shutil.rmtree(folder, ignore_errors=True)
-            path.unlink(missing_ok=True)
-        return []
     if not path.exists():
-        if folders:
+        if folders := sorted(out.glob("trial_*")):
             raise UsageError(f"{out} holds {folders[0].name} but no {RESULTS}; pass --overwrite or another --out")
         return []
     earlier = read_json(path)
@@ -208,33 +197,32 @@ def _earlier(out: Path, record: dict[str, Any], overwrite: bool, machines: Machi
     return [trial for trial in earlier["trials"] if isinstance(trial, dict)]
 
 
-def _trial(config: str, overrides: Sequence[str], machines: Machines) -> None:
+def _trial(cfg: CfgNode, machines: Machines) -> None:
     """Train one trial and exit with the tool's code.
 
     Its loader processes start as the platform does it, not by spawning as this process: spawned ones would import
     detectron2 without what ``moco_plugin.transfer`` prepares, unless the main module imports it, as notebooks do not.
     """
     multiprocessing.set_start_method(None, force=True)
-    sys.exit(command(lambda _: train(config, overrides, resume=True, machines=machines, brief=True))())
+    sys.exit(command(lambda _: train_checked(cfg, Options(resume=True, brief=True), machines))())
 
 
-def _train(config: str, overrides: Sequence[str], machines: Machines) -> int:
+def _train(cfg: CfgNode, machines: Machines) -> int:
     """Run a trial in its own process, so that no state reaches the next; return its exit code.
 
     Raises:
         Stopped: By a signal, which ends the trial as well.
     """
     received: list[int] = []
-    process = CONTEXT.Process(target=_trial, args=(config, overrides, machines))
+    process = CONTEXT.Process(target=_trial, args=(cfg, machines))
 
     def stop(number: int, frame: FrameType | None) -> None:
         received.append(number)
         if process.pid is not None:
             process.terminate()
 
-    names = [name for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
-    numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) != signal.SIG_IGN]
-    before = {number: signal.signal(number, stop) for number in numbers}
+    known = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.signal(number, stop) for number in known if signal.getsignal(number) != signal.SIG_IGN}
     try:
         process.start()
         if received:  # before there was a process
@@ -255,12 +243,16 @@ def _train(config: str, overrides: Sequence[str], machines: Machines) -> int:
     return process.exitcode or 0
 
 
-def _read_trial(folder: Path, number: int, machines: Machines) -> dict[str, Any]:
+def _index_of(trial: dict[str, Any]) -> int:
+    return int(trial["trial"])
+
+
+def _read_trial(folder: Path, index: int, machines: Machines) -> dict[str, Any]:
     """Return the record of a trial; its metrics are those of the first test set, as ``group/metric``."""
     results = read_json(folder / RESULTS)
     first = next(iter(results.values()))
     metrics = {f"{group}/{key}": value for group, values in first.items() for key, value in values.items()}
-    return {"trial": number, "seed": number, "folder": folder.name, "processes": machines.processes, "metrics": metrics}
+    return {"trial": index, "seed": index, "folder": folder.name, "processes": machines.processes, "metrics": metrics}
 
 
 def _write(out: Path, record: dict[str, Any]) -> None:
@@ -278,11 +270,11 @@ def _write(out: Path, record: dict[str, Any]) -> None:
     write_json(out / RESULTS, record)
 
 
-def _draw_examples(out: Path, record: dict[str, Any]) -> None:
-    """Draw the first trial's predictions for a few test images, unless they are drawn."""
+def _draw(draw: Draw, out: Path, record: dict[str, Any]) -> None:
+    """Draw the first trial's predictions, unless they are drawn."""
     if not record["trials"] or (out / "predictions").exists():
         return
     try:
-        draw_examples(out / record["trials"][0]["folder"], out / "predictions")
+        draw(out / record["trials"][0]["folder"], out / "predictions", DRAWN_ABOVE)
     except UserError as error:  # the numbers are saved, with or without pictures
         print(f"no predictions were drawn: {error}")

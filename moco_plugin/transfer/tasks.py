@@ -70,119 +70,110 @@ def find_task(name: str) -> Task:
     return TASKS[name]
 
 
-def _configs(stem: str, official: bool = False) -> dict[str, str]:
-    """Return the configs of an experiment; ``official`` ones have a name in the released code: the supervised one's."""
+def _task(
+    name: str, title: str, stem: str, datasets: str, metrics: tuple[Metric, ...], note: str = "", official: bool = False
+) -> Task:
+    """Return a task of the papers; the config of an official one for supervised weights is the released code's."""
     configs = {init: f"{stem}_{init}" for init in INITIALISATIONS}
-    return {**configs, "supervised": stem} if official else configs
+    if official:
+        configs["supervised"] = stem
+    return Task(name, title, configs, tuple(datasets.split()), metrics, note)
 
 
-_VOC_BOX = tuple(Metric(name, "bbox", name) for name in ("AP50", "AP", "AP75"))  # the paper's order
-_BOX = tuple(Metric(f"box {name}", "bbox", name) for name in ("AP", "AP50", "AP75"))
-_MASK = tuple(Metric(f"mask {name}", "segm", name) for name in ("AP", "AP50", "AP75"))
-_KEYPOINT = tuple(Metric(f"keypoint {name}", "keypoints", name) for name in ("AP", "AP50", "AP75"))
-_DENSEPOSE = tuple(Metric(f"DensePose {name}", "densepose_gps", name) for name in ("AP", "AP50", "AP75"))
-_VOC = ("voc_2007_trainval", "voc_2012_trainval", "voc_2007_test")
-_VOC_2007 = ("voc_2007_trainval", "voc_2007_test")
-_COCO = ("coco_2017_train", "coco_2017_val")
+def _metrics(title: str, group: str, names: str = "AP AP50 AP75") -> tuple[Metric, ...]:
+    return tuple(Metric(f"{title} {name}".lstrip(), group, name) for name in names.split())
+
+
+_VOC_BOX = _metrics("", "bbox", "AP50 AP AP75")  # the paper's order
+_BOX, _MASK = _metrics("box", "bbox"), _metrics("mask", "segm")
+_MASKS = _BOX + _MASK
+_VOC = "voc_2007_trainval voc_2012_trainval voc_2007_test"
+_VOC_2007 = "voc_2007_trainval voc_2007_test"
+_COCO = "coco_2017_train coco_2017_val"
+_LVIS = "lvis_v0.5_train lvis_v0.5_val"
 _FIVE_TRIALS = "The paper's numbers are means of 5 trials."
 _VOC_TRIALS = "The papers' numbers are means of 5 trials; their standard deviation is about 0.2, 0.2 and 0.4."
+_LVIS_2X = (
+    f"{_FIVE_TRIALS} Batch norm is trained in all rows; with frozen batch norm the paper gives supervised weights "
+    f"{' / '.join(map(str, LVIS_2X_FROZEN))}."
+)
 
 _TASKS = (
-    Task(
+    _task(
         "voc_c4",
         "VOC detection, trainval07+12, Faster R-CNN R50-C4",
-        _configs("voc/pascal_voc_R_50_C4_24k", official=True),
+        "voc/pascal_voc_R_50_C4_24k",
         _VOC,
         _VOC_BOX,
         _VOC_TRIALS,
+        official=True,
     ),
-    Task(
+    _task(
         "voc_dilated_c5",
         "VOC detection, trainval07+12, Faster R-CNN R50-dilated-C5",
-        _configs("voc/pascal_voc_R_50_dilated_C5_24k"),
+        "voc/pascal_voc_R_50_dilated_C5_24k",
         _VOC,
         _VOC_BOX,
         _VOC_TRIALS,
     ),
-    Task(
+    _task(
         "voc07_c4",
         "VOC detection, trainval2007 only, Faster R-CNN R50-C4",
-        _configs("voc/pascal_voc_2007_R_50_C4_9k"),
+        "voc/pascal_voc_2007_R_50_C4_9k",
         _VOC_2007,
         _VOC_BOX,
         _FIVE_TRIALS,
     ),
-    Task(
+    _task(
         "voc07_dilated_c5",
         "VOC detection, trainval2007 only, Faster R-CNN R50-dilated-C5",
-        _configs("voc/pascal_voc_2007_R_50_dilated_C5_9k"),
+        "voc/pascal_voc_2007_R_50_dilated_C5_9k",
         _VOC_2007,
         _VOC_BOX,
     ),
-    Task("coco_c4_1x", "COCO, Mask R-CNN R50-C4, 1x", _configs("coco/coco_R_50_C4_1x"), _COCO, _BOX + _MASK),
-    Task(
-        "coco_c4_2x",
-        "COCO, Mask R-CNN R50-C4, 2x",
-        _configs("coco/coco_R_50_C4_2x", official=True),
-        _COCO,
-        _BOX + _MASK,
-    ),
-    Task("coco_fpn_1x", "COCO, Mask R-CNN R50-FPN, 1x", _configs("coco/coco_R_50_FPN_1x"), _COCO, _BOX + _MASK),
-    Task("coco_fpn_2x", "COCO, Mask R-CNN R50-FPN, 2x", _configs("coco/coco_R_50_FPN_2x"), _COCO, _BOX + _MASK),
-    Task("coco_fpn_6x", "COCO, Mask R-CNN R50-FPN, 6x", _configs("coco/coco_R_50_FPN_6x"), _COCO, _BOX + _MASK),
-    Task("coco_retinanet_1x", "COCO, RetinaNet R50-FPN, 1x", _configs("coco/coco_retinanet_R_50_FPN_1x"), _COCO, _BOX),
-    Task("coco_retinanet_2x", "COCO, RetinaNet R50-FPN, 2x", _configs("coco/coco_retinanet_R_50_FPN_2x"), _COCO, _BOX),
-    Task(
+    _task("coco_c4_1x", "COCO, Mask R-CNN R50-C4, 1x", "coco/coco_R_50_C4_1x", _COCO, _MASKS),
+    _task("coco_c4_2x", "COCO, Mask R-CNN R50-C4, 2x", "coco/coco_R_50_C4_2x", _COCO, _MASKS, official=True),
+    _task("coco_fpn_1x", "COCO, Mask R-CNN R50-FPN, 1x", "coco/coco_R_50_FPN_1x", _COCO, _MASKS),
+    _task("coco_fpn_2x", "COCO, Mask R-CNN R50-FPN, 2x", "coco/coco_R_50_FPN_2x", _COCO, _MASKS),
+    _task("coco_fpn_6x", "COCO, Mask R-CNN R50-FPN, 6x", "coco/coco_R_50_FPN_6x", _COCO, _MASKS),
+    _task("coco_retinanet_1x", "COCO, RetinaNet R50-FPN, 1x", "coco/coco_retinanet_R_50_FPN_1x", _COCO, _BOX),
+    _task("coco_retinanet_2x", "COCO, RetinaNet R50-FPN, 2x", "coco/coco_retinanet_R_50_FPN_2x", _COCO, _BOX),
+    _task(
         "coco_keypoint",
         "COCO keypoints, R50-FPN, 2x",
-        _configs("coco/coco_keypoint_R_50_FPN_2x"),
-        ("keypoints_coco_2017_train", "keypoints_coco_2017_val"),
-        _KEYPOINT,
+        "coco/coco_keypoint_R_50_FPN_2x",
+        "keypoints_coco_2017_train keypoints_coco_2017_val",
+        _metrics("keypoint", "keypoints"),
     ),
-    Task(
+    _task(
         "coco_densepose",
         "COCO DensePose, R50-FPN, s1x",
-        _configs("coco/coco_densepose_R_50_FPN_s1x"),
-        ("densepose_coco_2014_train", "densepose_coco_2014_valminusminival", "densepose_coco_2014_minival"),
-        _DENSEPOSE,
+        "coco/coco_densepose_R_50_FPN_s1x",
+        "densepose_coco_2014_train densepose_coco_2014_valminusminival densepose_coco_2014_minival",
+        _metrics("DensePose", "densepose_gps"),
     ),
-    Task(
-        "lvis_1x",
-        "LVIS v0.5, Mask R-CNN R50-FPN, 1x",
-        _configs("lvis/lvis_v0.5_R_50_FPN_1x"),
-        ("lvis_v0.5_train", "lvis_v0.5_val"),
-        _MASK,
-        _FIVE_TRIALS,
-    ),
-    Task(
-        "lvis_2x",
-        "LVIS v0.5, Mask R-CNN R50-FPN, 2x",
-        _configs("lvis/lvis_v0.5_R_50_FPN_2x"),
-        ("lvis_v0.5_train", "lvis_v0.5_val"),
-        _MASK,
-        f"{_FIVE_TRIALS} Batch norm is trained in all rows; with frozen batch norm the paper gives supervised weights "
-        f"{' / '.join(map(str, LVIS_2X_FROZEN))}.",
-    ),
-    Task(
+    _task("lvis_1x", "LVIS v0.5, Mask R-CNN R50-FPN, 1x", "lvis/lvis_v0.5_R_50_FPN_1x", _LVIS, _MASK, _FIVE_TRIALS),
+    _task("lvis_2x", "LVIS v0.5, Mask R-CNN R50-FPN, 2x", "lvis/lvis_v0.5_R_50_FPN_2x", _LVIS, _MASK, _LVIS_2X),
+    _task(
         "cityscapes_instance",
         "Cityscapes instance segmentation, Mask R-CNN R50-FPN",
-        _configs("cityscapes/cityscapes_R_50_FPN_24k"),
-        ("cityscapes_fine_instance_seg_train", "cityscapes_fine_instance_seg_val"),
-        (Metric("mask AP50", "segm", "AP50"), Metric("mask AP", "segm", "AP")),
+        "cityscapes/cityscapes_R_50_FPN_24k",
+        "cityscapes_fine_instance_seg_train cityscapes_fine_instance_seg_val",
+        _metrics("mask", "segm", "AP50 AP"),
     ),
-    Task(
+    _task(
         "cityscapes_semantic",
         "Cityscapes semantic segmentation, FCN R50",
-        _configs("cityscapes/cityscapes_fcn_R_50_90k"),
-        ("cityscapes_fine_sem_seg_train", "cityscapes_fine_sem_seg_val"),
+        "cityscapes/cityscapes_fcn_R_50_90k",
+        "cityscapes_fine_sem_seg_train cityscapes_fine_sem_seg_val",
         (Metric("mIoU", "sem_seg", "IoU"),),
         _FIVE_TRIALS,
     ),
-    Task(
+    _task(
         "voc_semantic",
         "VOC 2012 semantic segmentation, FCN R50",
-        _configs("voc/pascal_voc_2012_fcn_R_50_30k"),
-        ("voc_2012_sem_seg_train_aug", "voc_2012_sem_seg_val"),
+        "voc/pascal_voc_2012_fcn_R_50_30k",
+        "voc_2012_sem_seg_train_aug voc_2012_sem_seg_val",
         (Metric("mIoU", "sem_seg", "mIoU"),),
         _FIVE_TRIALS,
     ),
@@ -192,7 +183,7 @@ _TASKS = (
             f"the demo's scenes, Mask R-CNN R18-{name} of a quarter of the width",
             {"random": f"demo/scenes_R_18_{name}_quarter", "moco": f"demo/scenes_R_18_{name}_quarter_moco"},
             ("scenes_train", "scenes_test"),
-            _BOX + _MASK,
+            _MASKS,
         )
         for name in ("C4", "FPN")
     ),

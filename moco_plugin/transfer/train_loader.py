@@ -19,29 +19,29 @@ Entry = dict[str, Any]
 
 
 class _Images(Dataset[Entry]):
-    """Entries by position and number, each augmented with generators seeded by its position."""
+    """Entries by position and index, each augmented with generators seeded by its position."""
 
     def __init__(self, entries: Sequence[Entry], mapper: Callable[[Entry], Entry], seed: int) -> None:
         self.entries, self.mapper, self.seed = entries, mapper, seed
 
-    def __getitem__(self, place: tuple[int, int]) -> Entry:
-        position, number = place
+    def __getitem__(self, key: tuple[int, int]) -> Entry:
+        position, index = key
         with seeded(self.seed, position):
-            return self.mapper(self.entries[number])
+            return self.mapper(self.entries[index])
 
 
 def global_batches(order: Iterable[int], wide: Sequence[bool], size: int) -> Iterator[list[int]]:
     """Group images into batches, as detectron2 does on one process.
 
     Args:
-        order: Numbers of images.
+        order: Indices of images.
         wide: Which images are wider than high: a batch has one kind; empty to mix them.
         size: Images of a batch.
     """
     batches: defaultdict[bool, list[int]] = defaultdict(list)
-    for number in order:
-        batch = batches[bool(wide) and wide[number]]
-        batch.append(number)
+    for index in order:
+        batch = batches[bool(wide) and wide[index]]
+        batch.append(index)
         if len(batch) == size:
             yield batch[:]
             batch.clear()
@@ -79,8 +79,8 @@ class TrainLoader:
         entries = DatasetFromList(entries, copy=False) if isinstance(entries, list) else entries
         self.images = _Images(entries, parts["mapper"], seed)
 
-    def _places(self) -> Iterator[tuple[int, int]]:
-        """Yield positions in the order of all processes, and the images there, of this process."""
+    def _positions(self) -> Iterator[tuple[int, int]]:
+        """Yield positions in the order of all processes, and the indices of the images there, of this process."""
         batches = global_batches(self.sampler._infinite_indices(), self.wide, self.size)
         for iteration, batch in enumerate(islice(batches, self.start, self.period), self.start):
             first = self.rank * self.share
@@ -92,7 +92,7 @@ class TrainLoader:
                 DataLoader(
                     self.images,  # one by one: fewer are in memory than in whole batches
                     batch_size=None,
-                    sampler=self._places(),
+                    sampler=self._positions(),
                     num_workers=self.workers,
                     collate_fn=trivial_batch_collator,
                     generator=torch.Generator(),  # it draws a seed, not from the generator that the model draws from

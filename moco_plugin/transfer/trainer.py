@@ -1,38 +1,35 @@
 """Training and evaluation of detectors: detectron2's trainer, checked weights and a results.json."""
 
+import logging
 import math
 import os
+import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import detectron2.utils.comm as comm
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
-from detectron2.data import MetadataCatalog, build_detection_test_loader
+from detectron2 import evaluation
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, default_setup
 from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import DatasetEvaluator
-from detectron2.utils.file_io import PathManager
 from detectron2.utils.logger import setup_logger
 
 from moco_plugin.checkpoints.released import is_released
 from moco_plugin.data.order import seed_of
-from moco_plugin.errors import UsageError, did_you_mean
+from moco_plugin.errors import UsageError
 from moco_plugin.files import write_json
-from moco_plugin.safe_yaml import MAX_BYTES, read_yaml_file
-from moco_plugin.schema import find_config
-from moco_plugin.transfer.annotations import check_annotations
-from moco_plugin.transfer.brief import Brief
-from moco_plugin.transfer.class_count import check_class_count
+from moco_plugin.transfer.checks import check_datasets
+from moco_plugin.transfer.compat import before_evaluation
+from moco_plugin.transfer.components.dataset_files import PACKAGES
 from moco_plugin.transfer.components.datasets import require_dataset
-from moco_plugin.transfer.densepose import add_densepose_config, densepose_trainer, wants_densepose
-from moco_plugin.transfer.device import fit_device
-from moco_plugin.transfer.evaluators import build_evaluator
+from moco_plugin.transfer.config import fit_device, load_detector_config, wants_densepose
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
@@ -40,83 +37,8 @@ from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
-
-
-def load_detector_config(config_file: str, overrides: list[str]) -> CfgNode:
-    """Read a detectron2 config, without running code, and check it.
-
-    Args:
-        config_file: A path, or a name below ``configs/detectron2``.
-        overrides: ``KEY VALUE`` pairs, as on detectron2's command line.
-
-    Raises:
-        UsageError: A file, key or value that cannot be right.
-        UserError: The config is one for DensePose, which is not installed.
-    """
-    cfg = get_cfg()
-    path = find_config(config_file, "detectron2")
-    try:
-        _check_chain(str(path))
-        if wants_densepose(CfgNode.load_yaml_with_base(str(path), allow_unsafe=False)):
-            add_densepose_config(cfg)
-        cfg.merge_from_file(str(path), allow_unsafe=False)
-    except (KeyError, ValueError, AssertionError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
-        raise UsageError(f"config {path} is wrong: {_sentence(error, cfg)}") from error
-    for value in overrides[1::2]:
-        if len(str(value)) > MAX_BYTES:
-            raise UsageError(f"a config override has more than {MAX_BYTES} characters")
-    if len(overrides) % 2:
-        raise UsageError(f"config overrides are pairs of KEY VALUE, got {' '.join(overrides)!r}")
-    try:
-        cfg.merge_from_list(overrides)
-    except (
-        KeyError,
-        ValueError,
-        AssertionError,
-        TypeError,
-        AttributeError,
-        SyntaxError,
-        RecursionError,
-        MemoryError,
-    ) as error:
-        raise UsageError(f"config override is wrong: {_sentence(error, cfg)}") from error
-    return cfg
-
-
-def _check_chain(path: str, below: tuple[str, ...] = ()) -> None:
-    """Check a config file and all that it inherits from through ``_BASE_``, resolved as in fvcore.
-
-    Raises:
-        UsageError: One of them is not safe and valid YAML, or they form a loop.
-    """
-    path = os.path.normpath(path) if "://" not in path else path
-    if path in below:
-        raise UsageError(f"config {path} inherits from itself through its _BASE_")
-    content = read_yaml_file(Path(PathManager.get_local_path(path)), f"config {path}")
-    bases = content.get("_BASE_", [])
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise UsageError(f"config {path}: _BASE_ is {base!r}; expected the path of a YAML file")
-        base = os.path.expanduser(base)
-        if not base.startswith(("/", "https://", "http://")):
-            base = os.path.join(os.path.dirname(path), base)
-        _check_chain(base, (*below, path))
-
-
-def _sentence(error: Exception, cfg: CfgNode) -> str:
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    if isinstance(error, OSError):
-        text = f"{error.filename} cannot be read ({error.strerror})"
-    word = text.rsplit(" ", 1)[-1].strip("'\"")
-    return text + (did_you_mean(word, _keys(cfg)) if "existent" in text else "")
-
-
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    return [
-        key
-        for name, value in node.items()
-        for key in (_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"])
-    ]
+KINDS = ("cityscapes_instance", "cityscapes_sem_seg", "coco", "lvis", "pascal_voc", "sem_seg")
+"""Data sets that can be evaluated, as their metadata call them."""
 
 
 class _Description:
@@ -126,9 +48,10 @@ class _Description:
         self.cfg = cfg
 
     def state_dict(self) -> dict[str, Any]:
-        metadata = MetadataCatalog.get(
-            self.cfg.DATASETS.TEST[0] if self.cfg.DATASETS.TEST else self.cfg.DATASETS.TRAIN[0]
-        )
+        name = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)[0]
+        metadata = MetadataCatalog.get(name)
+        if not {"thing_classes", "stuff_classes"} & metadata.as_dict().keys():
+            DatasetCatalog.get(name)  # sets them
         names = {
             key: list(getattr(metadata, key)) for key in ("thing_classes", "stuff_classes") if hasattr(metadata, key)
         }
@@ -192,21 +115,21 @@ class Trainer(DefaultTrainer):
     def build_train_loader(cls, cfg: CfgNode) -> Any:
         """Return our loader, with the mapping that the task wants; DensePose's project has its own."""
         if wants_densepose(cfg):
-            return densepose_trainer().build_train_loader(cfg)
+            return _densepose_trainer().build_train_loader(cfg)
         return TrainLoader(cfg, _mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Return detectron2's loader, with the mapping that the task wants."""
         if wants_densepose(cfg):
-            return densepose_trainer().build_test_loader(cfg, dataset_name)
+            return _densepose_trainer().build_test_loader(cfg, dataset_name)
         return build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """Return the evaluator that the data set's metadata name; for DensePose those of its project."""
         if wants_densepose(cfg):
-            return densepose_trainer().build_evaluator(cfg, dataset_name, f"{cfg.OUTPUT_DIR}/inference")
+            return _densepose_trainer().build_evaluator(cfg, dataset_name, f"{cfg.OUTPUT_DIR}/inference")
         return build_evaluator(cfg, dataset_name)
 
     @classmethod
@@ -218,6 +141,13 @@ class Trainer(DefaultTrainer):
             named = {cfg.DATASETS.TEST[0]: results} if len(cfg.DATASETS.TEST) == 1 else results
             write_json(Path(cfg.OUTPUT_DIR) / RESULTS, _plain(named))
         return dict(results)
+
+
+def _densepose_trainer() -> Any:
+    """Return the trainer class of the DensePose project, which builds loaders and evaluators."""
+    from densepose.engine import Trainer
+
+    return Trainer
 
 
 def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | None:
@@ -232,92 +162,135 @@ def _plain(value: Any) -> Any:
     return None if math.isnan(value) else float(value)
 
 
+def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
+    """Return detectron2's evaluator for a data set.
+
+    Results are percentages: AP, AP50, AP75 of boxes for Pascal VOC; the same and more of boxes, masks and
+    keypoints for COCO and LVIS, whichever the model gives; AP and AP50 of masks for Cityscapes' instances; IoU for
+    Cityscapes' semantic segmentation; mIoU for any other.
+
+    Args:
+        cfg: A detectron2 config; predictions are kept in ``inference`` of its ``OUTPUT_DIR``.
+        name: A registered data set.
+
+    Raises:
+        UsageError: The data set is of another kind.
+    """
+    kind = getattr(MetadataCatalog.get(name), "evaluator_type", "")
+    output = os.path.join(cfg.OUTPUT_DIR, "inference")
+    for package in PACKAGES.get(kind, ()):
+        before_evaluation(package)
+    if kind == "coco":
+        return evaluation.COCOEvaluator(name, output_dir=output, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    if kind == "lvis":
+        return evaluation.LVISEvaluator(name, output_dir=output, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
+    if kind == "pascal_voc":
+        return evaluation.PascalVOCDetectionEvaluator(name)
+    if kind == "cityscapes_instance":
+        return evaluation.CityscapesInstanceEvaluator(name)
+    if kind == "cityscapes_sem_seg":
+        return evaluation.CityscapesSemSegEvaluator(name)
+    if kind == "sem_seg":
+        return evaluation.SemSegEvaluator(name, output_dir=output)
+    raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What ``tools/train_net.py`` can be asked for; detectron2 logs them.
+
+    Attributes:
+        resume: Resume from the last checkpoint in ``OUTPUT_DIR``, if there is one.
+        eval_only: Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+        allow_partial: Accept weights that leave a part of the backbone random.
+        brief: Print only progress and warnings; ``log.txt`` and ``stdout.txt`` in ``OUTPUT_DIR`` have the rest.
+    """
+
+    resume: bool = False
+    eval_only: bool = False
+    allow_partial: bool = False
+    brief: bool = False
+
+
 def train(
     config: str,
     overrides: Sequence[str] = (),
+    options: Options = Options(),
     *,
-    resume: bool = False,
-    eval_only: bool = False,
     overwrite: bool = False,
-    allow_partial: bool = False,
-    machines: Machines | None = None,
-    brief: bool = False,
+    machines: Machines = Machines(),  # noqa: B008  (frozen)
 ) -> None:
-    """Train and evaluate a model of detectron2, or only evaluate it, on the GPUs of this machine.
+    """Check a config, and train and evaluate its model, or only evaluate it.
 
     Args:
         config: A path, or a name below ``configs/detectron2``.
         overrides: ``KEY VALUE`` pairs, as on detectron2's command line.
-        resume: Resume from the last checkpoint in ``OUTPUT_DIR``, if there is one.
-        eval_only: Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
+        options: What is asked for.
         overwrite: Replace the run in ``OUTPUT_DIR``.
-        allow_partial: Accept weights that leave a part of the backbone random.
-        machines: The processes; None for one.
-        brief: Print only progress and warnings; ``log.txt`` and ``stdout.txt`` in ``OUTPUT_DIR`` have the rest.
+        machines: The processes.
 
     Raises:
         UsageError: Invalid arguments, or a run in ``OUTPUT_DIR`` that is neither resumed nor overwritten.
         UserError: Data sets or weights that are missing or do not fit.
     """
-    machines = machines or Machines()
     machines.check()
-    cfg = load_detector_config(config, list(overrides))
-    datasets = (*(() if eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)
-    for name in datasets:
-        require_dataset(name)
-        check_annotations(name)
-    check_class_count(cfg, datasets)
+    cfg = load_detector_config(config, overrides)
+    check_datasets(cfg, (*(() if options.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST))
     output = Path(cfg.OUTPUT_DIR)
     earlier = [path for path in (output / RESULTS, output / "last_checkpoint") if path.exists()]
-    if earlier and not (resume or overwrite):
+    if earlier and not (options.resume or overwrite):
         raise UsageError(
             f"{output} holds a run already ({earlier[0].name}) and was kept; "
             "pass --resume, --overwrite or another OUTPUT_DIR"
         )
-    if overwrite and not eval_only and not resume:  # detectron2 would append to some of them
+    if overwrite and not options.eval_only and not options.resume:  # detectron2 would append to some of them
         for pattern in (RESULTS, "last_checkpoint", "model_*.pth", "metrics.json", "events.out.*", "log.txt*"):
             for path in output.glob(pattern):
                 path.unlink()
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=machines.machine_rank, name="moco_plugin")
     if is_released(cfg.MODEL.WEIGHTS):  # by name: fetched, and converted into the run's folder
         weights = find_weights("moco", cfg.MODEL.WEIGHTS, "")
         cfg.MODEL.WEIGHTS = weights.detectron2_file(output, machines.machine_rank)
+    train_checked(cfg, options, machines)
+
+
+def train_checked(cfg: CfgNode, options: Options, machines: Machines) -> None:
+    """Train and evaluate the model of a checked config, or only evaluate it, in the processes of this machine."""
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=machines.machine_rank, name="moco_plugin")
     fit_device(cfg)
     cfg.freeze()
-    # detectron2 logs the config file's content
-    args = SimpleNamespace(
-        config_file=str(find_config(config, "detectron2")),
-        eval_only=eval_only,
-        resume=resume,
-        allow_partial=allow_partial,
-        overrides=list(overrides),
-        brief=brief,
-    )
-    launch(_run, machines, cfg, args)
+    launch(_run, machines, cfg, options)
 
 
-def _run(cfg: CfgNode, args: SimpleNamespace) -> None:
+def _run(cfg: CfgNode, options: Options) -> None:
     """Train and evaluate, or only evaluate, in each process that detectron2 launches."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
     for message in ("torch.meshgrid", "torch.jit.script", "NumPy array is not writable"):  # detectron2's to mend
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
         require_dataset(name)  # registers what is named by its file, in this process too
-    if not args.brief:
-        _train_and_test(cfg, args)
-        return
-    Brief().apply(cfg.OUTPUT_DIR, comm.get_rank())
-    with open(Path(cfg.OUTPUT_DIR, "stdout.txt"), "a") as file, redirect_stdout(file):  # pycocotools prints
-        _train_and_test(cfg, args)
+    with _progress_alone(cfg.OUTPUT_DIR) if options.brief else nullcontext():
+        default_setup(cfg, options)
+        if options.eval_only:
+            model = Trainer.build_model(cfg)
+            load_weights(model, cfg.MODEL.WEIGHTS, options.allow_partial, cfg)
+            Trainer.test(cfg, model)
+            return
+        trainer = Trainer(cfg, options.allow_partial)
+        trainer.resume_or_load(resume=options.resume)
+        trainer.train()
 
 
-def _train_and_test(cfg: CfgNode, args: SimpleNamespace) -> None:
-    default_setup(cfg, args)
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        load_weights(model, cfg.MODEL.WEIGHTS, args.allow_partial, cfg)
-        Trainer.test(cfg, model)
-        return
-    trainer = Trainer(cfg, args.allow_partial)
-    trainer.resume_or_load(resume=args.resume)
-    trainer.train()
+@contextmanager
+def _progress_alone(output: str) -> Iterator[None]:
+    """Let the terminal show progress and warnings alone; ``log.txt`` and ``stdout.txt`` in a folder get everything."""
+
+    def is_shown(record: logging.LogRecord) -> bool:
+        progress = record.name.startswith("moco_plugin") or record.name == "detectron2.utils.events"
+        return progress or record.levelno >= logging.WARNING
+
+    for name in ("fvcore", "detectron2"):
+        for handler in setup_logger(output, distributed_rank=comm.get_rank(), name=name).handlers:
+            if not isinstance(handler, logging.FileHandler) and getattr(handler, "stream", None) is sys.stdout:
+                handler.addFilter(is_shown)
+    with open(Path(output, "stdout.txt"), "a") as file, redirect_stdout(file):  # pycocotools prints
+        yield

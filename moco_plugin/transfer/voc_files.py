@@ -1,38 +1,12 @@
-"""Pascal VOC's files: annotations in XML, and label images with a palette."""
+"""Pascal VOC's label images: PNG files with a palette."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 VOID = 255  # label of pixels that count for nothing
-
-
-def write_voc_annotation(
-    path: Path, folder: str, shape: tuple[int, int], boxes: Sequence[tuple[str, tuple[int, int, int, int]]]
-) -> None:
-    """Write the boxes of an image as Pascal VOC does.
-
-    Args:
-        path: The XML file, called as the image is.
-        folder: Name of the data set.
-        shape: Height and width of the image.
-        boxes: Class name and box of each object, left, top, right, bottom in pixels from 0, right and bottom exclusive.
-    """
-    root = ElementTree.Element("annotation")
-    ElementTree.SubElement(root, "folder").text = folder
-    ElementTree.SubElement(root, "filename").text = f"{path.stem}.jpg"
-    _add_fields(ElementTree.SubElement(root, "size"), width=shape[1], height=shape[0], depth=3)
-    ElementTree.SubElement(root, "segmented").text = "1"
-    for name, (left, top, right, bottom) in boxes:
-        node = ElementTree.SubElement(root, "object")
-        _add_fields(node, name=name, pose="Unspecified", truncated=0, difficult=0)
-        # VOC counts pixels from 1 and includes the last one.
-        _add_fields(ElementTree.SubElement(node, "bndbox"), xmin=left + 1, ymin=top + 1, xmax=right, ymax=bottom)
-    ElementTree.indent(root)
-    ElementTree.ElementTree(root).write(path)
 
 
 def write_palette_png(path: Path, array: np.ndarray, palette: Sequence[int]) -> None:
@@ -42,16 +16,11 @@ def write_palette_png(path: Path, array: np.ndarray, palette: Sequence[int]) -> 
     picture.save(path)
 
 
-def _add_fields(node: ElementTree.Element, **fields: str | int) -> None:
-    for key, value in fields.items():
-        ElementTree.SubElement(node, key).text = str(value)
-
-
 def voc_palette() -> list[int]:
     """Return VOC's 256 colours, three numbers each: the bits of a class number spread over red, green, blue."""
     colours = []
-    for number in range(256):
+    for index in range(256):
         for channel in range(3):
-            bits = (number >> (3 * i + channel) & 1 for i in range(8))
+            bits = (index >> (3 * i + channel) & 1 for i in range(8))
             colours.append(sum(bit << (7 - i) for i, bit in enumerate(bits)) & 255)
     return colours

@@ -101,7 +101,7 @@ def read_file(path: str) -> dict[str, Any]:
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
     """Compare the metadata that our converters wrote into a weight file with the config.
 
-    Colour order, pixel statistics, the stride's place and a timm network's name and arguments (a ViT's number of
+    Colour order, pixel statistics, the position of the stride and a timm network's name and arguments (a ViT's number of
     heads, for one) change what the weights compute, but no shape, so that nothing else would show a mistake.
 
     Args:
@@ -180,18 +180,27 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
     Raises:
         UserError: The file is missing or unsafe, contradicts the config, or leaves the backbone random in part.
     """
+    content = None
+    if path:
+        try:
+            local = path if is_released(path) else PathManager.get_local_path(path)
+        except Exception as error:  # downloads raise many errors
+            raise UserError(f"weights {path} cannot be fetched: {error}") from error
+        content = read_file(local)
+    return fill(model, path, content, allow_partial, cfg)
+
+
+def fill(
+    model: nn.Module, path: str, content: dict[str, Any] | None, allow_partial: bool = False, cfg: Any = None
+) -> Coverage:
+    """Load the content of a weight file into a detector; as :func:`load_weights`, but the file is not read."""
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
-    tensors = backbone_tensors(model)
-    if not path:
-        coverage = Coverage("", tuple(tensors), tuple(tensors), frozenset(model.state_dict()), {})
+    tensors = tuple(backbone_tensors(model))
+    if content is None:
+        coverage = Coverage("", tensors, tensors, frozenset(model.state_dict()), {})
         logger.info(str(coverage))
         return coverage
-    try:
-        local = path if is_released(path) else PathManager.get_local_path(path)
-    except Exception as error:  # downloads raise many errors
-        raise UserError(f"weights {path} cannot be fetched: {error}") from error
-    content = read_file(local)
     metadata = content.get("moco_plugin")
     metadata = metadata if isinstance(metadata, dict) else {}
     if cfg is not None and metadata:
@@ -205,13 +214,13 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
     level = lists.level
     lists.setLevel(logging.ERROR)
     try:
-        checkpointer.load(local, checkpointables=[])
+        checkpointer.load(path, checkpointables=[])
     except (ValueError, AttributeError, TypeError, KeyError, RuntimeError, AssertionError) as error:
         raise UserError(f"{path} is not in a layout of detectron2's ({error}); {ADVICE}") from error
     finally:
         lists.setLevel(level)
     missing = tuple(name for name in tensors if name in checkpointer.missing_keys)
-    coverage = Coverage(path, tuple(tensors), missing, checkpointer.missing_keys, metadata)
+    coverage = Coverage(path, tensors, missing, checkpointer.missing_keys, metadata)
     logger.info(str(coverage))
     if coverage.missing and not allow_partial:
         first = ", ".join(coverage.missing[:3]) + (", ..." if len(coverage.missing) > 3 else "")

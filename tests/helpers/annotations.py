@@ -7,7 +7,7 @@ from typing import Any
 
 from detectron2.data import MetadataCatalog
 
-from moco_plugin.transfer.annotations import check_annotations
+from moco_plugin.transfer.checks import check_annotations
 
 _count = itertools.count()
 

@@ -15,11 +15,12 @@ import torch
 from detectron2.config import CfgNode
 from PIL import Image
 
-from moco_plugin.detectors.dataset import prepare
+from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.config import load_detector_config
 from moco_plugin.transfer.train_loader import global_batches
-from moco_plugin.transfer.trainer import Trainer, load_detector_config
+from moco_plugin.transfer.trainer import Trainer
 from tests.helpers.processes import Tool
 from tests.transfer.conftest import one_thread, tiny_datasets  # noqa: F401  (fixtures)
 
@@ -195,7 +196,7 @@ Load = Callable[..., list[list[Any]]]
 def load(own_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
     """Return what the loaders of so many processes give, joined."""
     monkeypatch.setattr(comm, "all_gather", lambda data: [data])
-    name = prepare(tmp_path, own_data / "train.json", None, own_data / "test.json").names[0]
+    name = prepare(tmp_path, Sources(own_data / "train.json", None, own_data / "test.json")).names[0]
     require_dataset(name)
 
     def load(processes: int, batches: int = 6, start: int = 0, period: int | None = None, **changes: Any) -> Any:

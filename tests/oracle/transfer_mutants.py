@@ -13,7 +13,7 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # augmentation depends on what ran before, as detectron2's
     (LOADER, "with seeded(self.seed, position):", "if position >= 0:", POSITIONS),
     # an image is augmented the same way each time
-    (LOADER, "with seeded(self.seed, position):", "with seeded(self.seed, number):", POSITIONS),
+    (LOADER, "with seeded(self.seed, position):", "with seeded(self.seed, index):", POSITIONS),
     # every process takes the first one's images
     (LOADER, "batch[first : first + self.share]", "batch[: self.share]", POSITIONS),
     # positions are counted in each process

@@ -14,7 +14,7 @@ from PIL import Image
 
 from moco_plugin.errors import UserError
 from moco_plugin.transfer import compat
-from moco_plugin.transfer.device import fit_device
+from moco_plugin.transfer.config import fit_device
 
 TRANSFORM, MASKS, DEFORM = "data/transforms/transform.py", "structures/masks.py", "layers/deform_conv.py"
 CITYSCAPES = "evaluation/cityscapes_evaluation.py"

@@ -17,9 +17,8 @@ from moco_plugin.errors import UserError
 from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
 from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.transfer.components.resnet import make_resnet
-from moco_plugin.transfer.device import fit_device
+from moco_plugin.transfer.config import fit_device, load_detector_config
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
-from moco_plugin.transfer.trainer import load_detector_config
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
 from tests.helpers.checkpoints import official
 from tests.helpers.config_differences import (
@@ -100,22 +99,12 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "moco.pkl"
 
 
-FEW = [  # proposals: what a test can afford
-    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-    "4",
-    "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-    "10",
-    "MODEL.RPN.POST_NMS_TOPK_TEST",
-    "4",
-    "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-    "20",
-    "MODEL.RPN.PRE_NMS_TOPK_TEST",
-    "20",
-    "MODEL.RETINANET.TOPK_CANDIDATES_TEST",
-    "20",
-    "TEST.DETECTIONS_PER_IMAGE",
-    "2",
-]
+# proposals: what a test can afford
+FEW = """
+    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4 MODEL.RPN.POST_NMS_TOPK_TRAIN 10
+    MODEL.RPN.POST_NMS_TOPK_TEST 4 MODEL.RPN.PRE_NMS_TOPK_TRAIN 20 MODEL.RPN.PRE_NMS_TOPK_TEST 20
+    MODEL.RETINANET.TOPK_CANDIDATES_TEST 20 TEST.DETECTIONS_PER_IMAGE 2
+""".split()
 
 
 def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
@@ -218,11 +207,7 @@ def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
 def test_c4_of_two_layer_blocks(experiment: str, depth: int) -> None:
     """ResNet-18 and 34 have a C4 detector as well, here of a quarter of their width."""
     narrow = [
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.BACKBONE.NAME",
-        "build_any_width_resnet_backbone",
-        "MODEL.RESNETS.DEPTH",
+        *"MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.DEPTH".split(),
         str(depth),
         "MODEL.RESNETS.RES2_OUT_CHANNELS",
         "16",
@@ -263,44 +248,15 @@ def test_res5_of_bottlenecks_is_detectron2s() -> None:
 
 
 # an eighth of the width, few iterations and small images
-NARROW = [
-    "MODEL.RESNETS.STEM_OUT_CHANNELS",
-    "16",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "32",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "8",
-    "MODEL.FPN.OUT_CHANNELS",
-    "16",
-    "MODEL.ROI_BOX_HEAD.FC_DIM",
-    "16",
-    "MODEL.ROI_MASK_HEAD.CONV_DIM",
-    "16",
-    "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS",
-    "(16,)",
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-    "16",
-]
-SHORT = [
-    "SOLVER.MAX_ITER",
-    "2",
-    "SOLVER.STEPS",
-    "(1,)",
-    "SOLVER.WARMUP_ITERS",
-    "0",
-    "SOLVER.IMS_PER_BATCH",
-    "2",
-    "TEST.PRECISE_BN.NUM_ITER",
-    "2",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "SEED",
-    "1",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST",
-    "0.0",
-    "MODEL.RETINANET.SCORE_THRESH_TEST",
-    "0.0",  # something to evaluate
-]
+NARROW = """MODEL.RESNETS.STEM_OUT_CHANNELS 16 MODEL.RESNETS.RES2_OUT_CHANNELS 32
+        MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 16
+        MODEL.ROI_MASK_HEAD.CONV_DIM 16 MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS (16,)
+        MODEL.SEM_SEG_HEAD.CONVS_DIM 16""".split()
+SHORT = """
+    SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 0 SOLVER.IMS_PER_BATCH 2
+    TEST.PRECISE_BN.NUM_ITER 2 DATALOADER.NUM_WORKERS 0 SEED 1 MODEL.ROI_HEADS.SCORE_THRESH_TEST
+    0.0 MODEL.RETINANET.SCORE_THRESH_TEST 0.0
+""".split()  # something to evaluate
 SMALL = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
 RESULTS = {  # task and some of the metrics that the paper reports
     "voc/pascal_voc_R_50_C4_24k": {"bbox": {"AP", "AP50", "AP75"}},

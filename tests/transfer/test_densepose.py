@@ -7,7 +7,8 @@ import pytest
 from detectron2.config import CfgNode, get_cfg
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.trainer import Trainer, load_detector_config
+from moco_plugin.transfer.config import load_detector_config
+from moco_plugin.transfer.trainer import Trainer
 from tests.helpers.config_differences import DENSEPOSE, FPN, INITIALISATIONS, MSRA, RECORDED, differences
 
 HEAD = "MODEL.ROI_DENSEPOSE_HEAD"

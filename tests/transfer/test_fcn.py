@@ -13,26 +13,14 @@ from PIL import Image
 
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.fcn import FCNHead
+from moco_plugin.transfer.config import load_detector_config
 from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, read_labels, training_steps
-from moco_plugin.transfer.trainer import load_detector_config
 
 IGNORE = 255
 NARROW = [
-    "MODEL.DEVICE",
-    "cpu",
-    "MODEL.RESNETS.NORM",
-    "BN",
-    "MODEL.SEM_SEG_HEAD.NORM",
-    "BN",
-    "MODEL.RESNETS.STEM_OUT_CHANNELS",
-    "8",
-    "MODEL.RESNETS.RES2_OUT_CHANNELS",
-    "16",
-    "MODEL.RESNETS.WIDTH_PER_GROUP",
-    "4",
-    "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-    "8",
-    "MODEL.WEIGHTS",
+    *"""MODEL.DEVICE cpu MODEL.RESNETS.NORM BN MODEL.SEM_SEG_HEAD.NORM BN
+        MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
+        MODEL.RESNETS.WIDTH_PER_GROUP 4 MODEL.SEM_SEG_HEAD.CONVS_DIM 8 MODEL.WEIGHTS""".split(),
     "",
 ]
 SHALLOW = ["MODEL.BACKBONE.NAME", "build_any_width_resnet_backbone", "MODEL.RESNETS.NUM_BLOCKS", "[1, 1, 1, 1]"]
@@ -201,18 +189,9 @@ def test_settings_that_cannot_be_right(overrides: list[str], message: str) -> No
 
 def test_it_learns_where_things_are() -> None:
     """Bright rectangles on dark noise: what it finds overlaps, and not better when it is moved."""
-    wider = [
-        "MODEL.RESNETS.STEM_OUT_CHANNELS",
-        "16",
-        "MODEL.RESNETS.RES2_OUT_CHANNELS",
-        "32",
-        "MODEL.RESNETS.WIDTH_PER_GROUP",
-        "8",
-        "MODEL.SEM_SEG_HEAD.CONVS_DIM",
-        "16",
-        "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
-        "2",
-    ]
+    wider = """MODEL.RESNETS.STEM_OUT_CHANNELS 16 MODEL.RESNETS.RES2_OUT_CHANNELS 32
+        MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.SEM_SEG_HEAD.CONVS_DIM 16 MODEL.SEM_SEG_HEAD.NUM_CLASSES
+        2""".split()
     torch.manual_seed(0)
     model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW, *wider]))
 

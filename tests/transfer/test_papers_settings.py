@@ -9,7 +9,7 @@ from yaml import safe_load
 
 from moco_plugin.pretraining.config import load_config as load_pretrain_config
 from moco_plugin.schema import configs_folder
-from moco_plugin.transfer.trainer import load_detector_config
+from moco_plugin.transfer.config import load_detector_config
 from tests.helpers.papers import PAPERS, departures
 
 

@@ -4,9 +4,8 @@ from typing import Any
 
 import pytest
 
-from moco_plugin.transfer.scaling import scale_to_batch
+from moco_plugin.transfer.config import load_detector_config, scale_to_batch
 from moco_plugin.transfer.tasks import TASKS
-from moco_plugin.transfer.trainer import load_detector_config
 
 
 @pytest.mark.parametrize(
@@ -23,9 +22,8 @@ from moco_plugin.transfer.trainer import load_detector_config
 def test_linear_scaling_by_hand(task: str, init: str, batch: int, expected: tuple[Any, ...]) -> None:
     config = TASKS[task].config(init)
     cfg = load_detector_config(config, [])
-    pairs, sentence = scale_to_batch(cfg, batch)
-    assert cfg.dump() == load_detector_config(config, []).dump()
-    solver = load_detector_config(config, pairs).SOLVER
+    sentence = scale_to_batch(cfg, batch)
+    solver = cfg.SOLVER
     keys = ("IMS_PER_BATCH", "BASE_LR", "WARMUP_ITERS", "STEPS", "MAX_ITER", "CHECKPOINT_PERIOD")
     for key, value in zip(keys, expected, strict=True):
         assert solver[key] == (pytest.approx(value) if key == "BASE_LR" else value), key
@@ -34,15 +32,16 @@ def test_linear_scaling_by_hand(task: str, init: str, batch: int, expected: tupl
 
 
 def test_evaluations_on_the_way_scale_along() -> None:
-    cfg = load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", ["TEST.EVAL_PERIOD", "2000"])
-    pairs, _ = scale_to_batch(cfg, 4)
-    assert pairs[-2:] == ["TEST.EVAL_PERIOD", "8000"]
-    assert scale_to_batch(cfg, 16 * 3000)[0][-2:] == ["TEST.EVAL_PERIOD", "1"]  # and not 0, which is never
+    for batch, period in ((4, 8000), (16 * 3000, 1)):  # and not 0, which is never
+        cfg = load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", ["TEST.EVAL_PERIOD", "2000"])
+        scale_to_batch(cfg, batch)
+        assert period == cfg.TEST.EVAL_PERIOD
 
 
 def test_a_batch_without_its_rate_is_spoken_of() -> None:
     cfg = load_detector_config("voc/pascal_voc_R_50_C4_24k_moco", [])
-    assert scale_to_batch(cfg, None) == ([], "")
-    pairs, sentence = scale_to_batch(cfg, None, ["SOLVER.IMS_PER_BATCH", "4"])
-    assert pairs == [] and "--images-per-batch 4" in sentence
-    assert scale_to_batch(cfg, None, ["SOLVER.IMS_PER_BATCH", "4", "SOLVER.BASE_LR", "0.005"]) == ([], "")
+    before = cfg.dump()
+    assert scale_to_batch(cfg, None) == ""
+    assert "--images-per-batch 4" in scale_to_batch(cfg, None, ["SOLVER.IMS_PER_BATCH", "4"])
+    assert scale_to_batch(cfg, None, "SOLVER.IMS_PER_BATCH 4 SOLVER.BASE_LR 0.005".split()) == ""
+    assert cfg.dump() == before

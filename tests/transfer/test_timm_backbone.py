@@ -261,11 +261,7 @@ def detector(name: str, *overrides: object) -> nn.Module:
     cfg = get_cfg()
     cfg.merge_from_file(str(find_config(f"timm/{name}", "detectron2")))
     small = [
-        "MODEL.DEVICE",
-        "cpu",
-        "MODEL.TIMM.NORM",
-        "BN",
-        "MODEL.FPN.OUT_CHANNELS",
+        *"MODEL.DEVICE cpu MODEL.TIMM.NORM BN MODEL.FPN.OUT_CHANNELS".split(),
         16,
         "MODEL.ROI_BOX_HEAD.FC_DIM",
         32,

@@ -21,26 +21,9 @@ from tests.conftest import TEST, TRAIN
 from tests.helpers.checkpoints import official
 from tests.helpers.processes import Tool
 
-TINY = [
-    "SOLVER.MAX_ITER",
-    "2",
-    "SOLVER.STEPS",
-    "(1,)",
-    "SOLVER.WARMUP_ITERS",
-    "1",
-    "SOLVER.IMS_PER_BATCH",
-    "2",
-    "TEST.PRECISE_BN.NUM_ITER",
-    "2",
-    "INPUT.MIN_SIZE_TRAIN",
-    "(96,)",
-    "INPUT.MIN_SIZE_TEST",
-    "96",
-    "DATALOADER.NUM_WORKERS",
-    "0",
-    "SEED",
-    "1",
-]
+TINY = """SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 1 SOLVER.IMS_PER_BATCH 2
+        TEST.PRECISE_BN.NUM_ITER 2 INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96
+        DATALOADER.NUM_WORKERS 0 SEED 1""".split()
 TOY = ["DATASETS.TRAIN", "('toy_train',)", "DATASETS.TEST", "('toy_test',)"]
 FPN = "demo/scenes_R_18_FPN_quarter"
 
@@ -116,32 +99,14 @@ def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> Non
             "--config-file",
             "voc/pascal_voc_R_50_C4_24k_moco",
             *TINY,
-            "DATASETS.TRAIN",
-            "('toy_voc_train',)",
-            "DATASETS.TEST",
-            "('toy_voc_test',)",
-            "MODEL.WEIGHTS",
+            *"DATASETS.TRAIN ('toy_voc_train',) DATASETS.TEST ('toy_voc_test',) MODEL.WEIGHTS".split(),
             str(tmp_path / "tiny.pkl"),
             "OUTPUT_DIR",
             str(tmp_path / "run"),
-            "MODEL.BACKBONE.NAME",
-            "build_any_width_resnet_backbone",
-            "MODEL.RESNETS.STEM_OUT_CHANNELS",
-            "16",
-            "MODEL.RESNETS.RES2_OUT_CHANNELS",
-            "32",
-            "MODEL.RESNETS.WIDTH_PER_GROUP",
-            "8",
-            "MODEL.RESNETS.NUM_BLOCKS",
-            "[1, 1, 1, 1]",
-            "MODEL.ROI_HEADS.NUM_CLASSES",
-            "10",
-            "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE",
-            "16",
-            "MODEL.ANCHOR_GENERATOR.SIZES",
-            "[[32]]",
-            "MODEL.RPN.POST_NMS_TOPK_TEST",
-            "20",
+            *"""MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.STEM_OUT_CHANNELS 16
+        MODEL.RESNETS.RES2_OUT_CHANNELS 32 MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.RESNETS.NUM_BLOCKS
+        [1,1,1,1] MODEL.ROI_HEADS.NUM_CLASSES 10 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
+        MODEL.ANCHOR_GENERATOR.SIZES [[32]] MODEL.RPN.POST_NMS_TOPK_TEST 20""".split(),
         ]
     )
     assert code == 0

@@ -10,11 +10,12 @@ from detectron2.data.datasets import load_coco_json, load_voc_instances, registe
 
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import read_json
-from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_root, find_files, source
+from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_root, missing_files, source
 from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
 
 FILE_PREFIX = "coco:"  # a data set of this name is the COCO file whose path follows
 SEMANTIC_PREFIX = "semantic:"  # the same for a list of images and label images, see detectors/semantic.py
+PARTS = ("images", "annotations", "categories")  # of a COCO file
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
@@ -52,13 +53,20 @@ def _load_voc(root: Path, split: str, name: str) -> list[dict]:
     return list(load_voc_instances(str(root), split, class_names))
 
 
+def is_coco(content: Any) -> bool:
+    """Return whether the content of a JSON file has the parts of a COCO file, all of them lists of dicts."""
+    return isinstance(content, dict) and all(
+        isinstance(content.get(part), list) and all(isinstance(row, dict) for row in content[part]) for part in PARTS
+    )
+
+
 def _register_file(name: str) -> None:
     """Register a data set whose name contains its file."""
+    path = Path(name.partition(":")[2])
+    content = read_json(path) if path.is_file() else {}
     if name.startswith(FILE_PREFIX):
-        path = name.removeprefix(FILE_PREFIX)
-        register_coco_instances(name, keypoint_metadata(Path(path)), path, "")
+        register_coco_instances(name, _coco_metadata(content) if is_coco(content) else {}, str(path), "")
     elif name.startswith(SEMANTIC_PREFIX):
-        content = read_json(Path(name.removeprefix(SEMANTIC_PREFIX)))
         entries = content["images"]
         DatasetCatalog.register(name, lambda: [dict(entry) for entry in entries])
         MetadataCatalog.get(name).set(
@@ -70,15 +78,22 @@ def _register_file(name: str) -> None:
         )
 
 
-def keypoint_metadata(path: Path) -> dict[str, Any]:
+def _coco_metadata(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what detectron2 sets when it loads a COCO file, which need not be loaded for it, and that of keypoints."""
+    categories = [row for row in content["categories"] if isinstance(row.get("id"), int)]
+    names = {row["id"]: row.get("name") for row in sorted(categories, key=lambda row: int(row["id"]))}
+    indices = {key: index for index, key in enumerate(names)}
+    classes = {"thing_classes": list(names.values()), "thing_dataset_id_to_contiguous_id": indices}
+    return classes | keypoint_metadata(content)
+
+
+def keypoint_metadata(content: dict[str, Any]) -> dict[str, Any]:
     """Return detectron2's metadata for the keypoints of a COCO file's first class that has some; empty if none.
 
     Keypoints whose names differ in left and right change places in flipped images.
     """
-    content = read_json(path) if path.is_file() else None
-    categories = content.get("categories") if isinstance(content, dict) else None
-    named = (row for row in categories or () if isinstance(row, dict) and row.get("keypoints"))
-    if not (category := next(named, None)):
+    category = next((row for row in content["categories"] if row.get("keypoints")), None)
+    if category is None:
         return {}
     names = [str(name) for name in category["keypoints"]]
     flips = [
@@ -97,14 +112,10 @@ def _other_side(name: str) -> str:
     return "".join(_SIDES.get(part, part) for part in re.split(r"([_\-. ]|(?<=left)|(?<=right))", name) if part)
 
 
-def register_datasets() -> None:
-    """Register the data sets that detectron2 lacks, below :func:`datasets_root`."""
-    register_scenes()
-    register_voc_semantic(datasets_root())
-
-
 def require_dataset(name: str) -> None:
-    """Check that a data set is registered, that its files exist, and that the packages for reading it are installed.
+    """Check that a data set is registered, that its folders and lists exist, and that what reads it is installed.
+
+    A data set that is named by its file is registered first.
 
     Raises:
         UsageError: No data set of that name is registered.
@@ -120,10 +131,15 @@ def require_dataset(name: str) -> None:
                 f"data set {name!r} needs the package {package}, which is not installed; run "
                 "`make setup`, or `pip install 'moco-plugin[detectron2]'` and moco-install-detectron2"
             )
-    missing = [files for files in find_files(name) if files.missing]
-    if missing:
+    if missing := missing_files(name):
         how = f"get it from {source(name)}" if source(name) else "get it as detectron2 describes"
         raise UserError(
-            f"data set {name!r} is missing: {' and '.join(map(str, missing))}; {how}, or set "
+            f"data set {name!r} is missing: {' and '.join(missing)}; {how}, or set "
             f"DETECTRON2_DATASETS (now {datasets_root()}) to the folder that holds the data sets"
         )
+
+
+def register_datasets() -> None:
+    """Register the data sets that detectron2 lacks, below :func:`datasets_root`."""
+    register_scenes()
+    register_voc_semantic(datasets_root())

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.resnet import build_any_width_resnet_backbone
-from moco_plugin.transfer.registration import offer
 
 
 class DilatedC5(Backbone):
@@ -44,7 +43,7 @@ class DilatedC5(Backbone):
         return {"c5": self._shape}
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_resnet_dilated_c5_backbone(cfg: Any, input_shape: ShapeSpec) -> DilatedC5:
     """Build the R50-dilated-C5 of MoCo v1, section 4.2: res5 with dilation 2 and stride 1, 512 channels.
 

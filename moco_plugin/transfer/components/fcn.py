@@ -10,10 +10,9 @@ from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.registration import offer
 
 
-@offer(SEM_SEG_HEADS_REGISTRY)
+@SEM_SEG_HEADS_REGISTRY.register()
 class FCNHead(nn.Module):
     """Dilated 3 x 3 convolutions with norm and ReLU, then a 1 x 1 classifier (MoCo v1, appendix).
 

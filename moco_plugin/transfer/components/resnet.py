@@ -12,7 +12,6 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
 
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.transfer.registration import offer
 
 NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -127,7 +126,7 @@ def resnet_options(cfg: Any) -> dict[str, Any]:
     }
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
     """Build a ResNet from ``MODEL.RESNETS``, without detectron2's limit of ResNet-18 and 34 to 64 channels."""
     if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
@@ -140,7 +139,7 @@ def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
     )
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_any_width_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN:
     """Put detectron2's FPN on that ResNet."""
     return FPN(
@@ -175,7 +174,7 @@ def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
         stem = state["stem.conv1.weight"]
         if stem.shape[2:] != (7, 7):
             raise UserError(f"the stem's filters are {stem.shape[2]} x {stem.shape[3]}; detectron2 has 7 x 7")
-        stages = [f"res{number}" for number in range(2, 6)]
+        stages = [f"res{index}" for index in range(2, 6)]
         last = "conv3" if "res2.0.conv3.weight" in state else "conv2"
         middle = [state[f"{stage}.0.conv2.weight"] for stage in stages]
         with torch.device("meta"):  # the arrays are the weights: none are drawn, none are copied

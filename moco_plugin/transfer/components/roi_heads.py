@@ -9,10 +9,9 @@ from torch import nn
 
 from moco_plugin.errors import UsageError
 from moco_plugin.transfer.components.resnet import make_stage, resnet_options
-from moco_plugin.transfer.registration import offer
 
 
-@offer(ROI_HEADS_REGISTRY)
+@ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """detectron2's res5 head with a norm of kind ``MODEL.RESNETS.NORM`` on its output (MoCo v1, section 4.2).
 

@@ -17,7 +17,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco_plugin.backbones import create_backbone
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.registration import offer
 
 Norm = str | Callable[[int], nn.Module]
 PYRAMID = ("res2", "res3", "res4", "res5")  # strides 4 to 32
@@ -95,7 +94,7 @@ def _maps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
     """Return index, stride and channels of each map by its name."""
     entries = list(enumerate(cast(Any, model).feature_info))
     maps: dict[str, tuple[int, int, int]] = {}
-    number = -1
+    level = -1
     for index, info in entries[-1:] if is_plain(model) else entries:
         stride = info["reduction"]
         if stride & (stride - 1):
@@ -103,8 +102,8 @@ def _maps(model: nn.Module) -> dict[str, tuple[int, int, int]]:
                 f"timm's {type(model).__name__} has maps of stride {stride}, and detectron2 takes only "
                 "powers of two; choose another MODEL.TIMM.NAME, or another patch_size in MODEL.TIMM.ARGS"
             )
-        number = max(number + 1, round(math.log2(stride)))
-        maps[f"res{number}"] = (index, stride, info["num_chs"])
+        level = max(level + 1, round(math.log2(stride)))
+        maps[f"res{level}"] = (index, stride, info["num_chs"])
     return maps
 
 
@@ -285,13 +284,13 @@ def _check_maps(backbone: TimmBackbone, name: str, channels: int) -> None:
             )
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_timm_backbone(cfg: Any, input_shape: ShapeSpec) -> TimmBackbone:
     """Build the network of ``MODEL.TIMM``: ``res2`` to ``res5``, or the one map of a plain ViT (``res4``)."""
     return _backbone(cfg, input_shape, cfg.MODEL.TIMM.OUT_FEATURES)
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
     """Put detectron2's FPN on that network, or ViTDet's simple pyramid on a plain ViT: ``p2`` to ``p6``.
 
@@ -301,7 +300,7 @@ def build_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
     return _pyramid(cfg, input_shape, lambda channels, name: LastLevelMaxPool())
 
 
-@offer(BACKBONE_REGISTRY)
+@BACKBONE_REGISTRY.register()
 def build_retinanet_timm_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> Backbone:
     """Build the same with RetinaNet's two convolved levels on top: ``p3`` to ``p7`` from res3 to res5."""
     out = cfg.MODEL.FPN.OUT_CHANNELS
@@ -314,9 +313,9 @@ def _pyramid(cfg: Any, input_shape: ShapeSpec, top_block: Callable[[int, str], n
     bottom_up = _backbone(cfg, input_shape, options.IN_FEATURES or cfg.MODEL.TIMM.OUT_FEATURES)
     maps = bottom_up.output_shape()
     if is_plain(bottom_up.model):
-        numbers = [int(name.removeprefix("res")) for name in options.IN_FEATURES or PYRAMID]
-        top = top_block(options.OUT_CHANNELS, f"p{numbers[-1]}")
-        return SimplePyramid(bottom_up, [2**n for n in numbers], options.OUT_CHANNELS, norm, top)
+        levels = [int(name.removeprefix("res")) for name in options.IN_FEATURES or PYRAMID]
+        top = top_block(options.OUT_CHANNELS, f"p{levels[-1]}")
+        return SimplePyramid(bottom_up, [2**level for level in levels], options.OUT_CHANNELS, norm, top)
     names = list(options.IN_FEATURES) or list(maps)
     last = maps[names[-1]]
     top = top_block(last.channels, names[-1])

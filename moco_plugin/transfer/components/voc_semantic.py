@@ -36,7 +36,7 @@ def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
             split=split,
             sbd_dirname=str(sbd),
             stuff_classes=classes,
-            stuff_colors=[palette[3 * number : 3 * number + 3] for number in range(len(classes))],
+            stuff_colors=[palette[3 * index : 3 * index + 3] for index in range(len(classes))],
             ignore_label=VOID,
             evaluator_type="sem_seg",
         )

@@ -1,6 +1,5 @@
 """Pictures of predictions: boxes, masks, keypoints and semantic segmentation."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,15 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path, check_output, write_json
 from moco_plugin.transfer.components.datasets import require_dataset
-from moco_plugin.transfer.device import fit_device
-from moco_plugin.transfer.trainer import load_detector_config
-from moco_plugin.transfer.weights import load_weights, read_file
+from moco_plugin.transfer.config import fit_device, load_detector_config, parse_detector_config
+from moco_plugin.transfer.weights import fill, read_file
 
 MIN_SIDE = 640  # pixels; smaller images are drawn enlarged
 NAME_HEIGHT = 20  # of a picture's longest side to the height of class names, at least
 
 
 def predict(
-    config_file: str | None,
+    config: str | CfgNode | None,
     weights: str,
     images: Sequence[str | Path],
     out: str | Path,
@@ -43,8 +41,8 @@ def predict(
     """Draw the predictions for images into PNG files, ``{name of the image}.png``.
 
     Args:
-        config_file: The config that the weights were trained with; a path, or a name below ``configs/detectron2``. None
-            for the one that the model file holds.
+        config: The config that the weights were trained with; a path, or a name below ``configs/detectron2``, or as read.
+            None for the one that the model file holds.
         weights: What training has written, such as ``model_final.pth``.
         images: Image files, or folders of them.
         out: Folder for the pictures.
@@ -67,25 +65,23 @@ def predict(
     pictures = _outputs(images, Path(out), overwrite)
     if results is not None:
         check_output(Path(results), overwrite)
-    described: dict[str, Any] = (read_file(weights).get("moco_plugin") if weights else None) or {}
-    if config_file is None:
-        if not isinstance(described.get("config"), str):
-            raise UsageError(
-                f"{weights} does not hold its config; give the one that it was trained with as --config-file"
-            )
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "config.yaml")
-            file.write_text(described["config"])
-            cfg = load_detector_config(str(file), list(overrides))
+    content = read_file(weights) if weights else None
+    described: dict[str, Any] = (content or {}).get("moco_plugin") or {}
+    if isinstance(config, CfgNode):
+        cfg = config.clone()
+    elif config is not None:
+        cfg = load_detector_config(config, overrides)
+    elif isinstance(described.get("config"), str):
+        cfg = parse_detector_config(described["config"], weights, overrides)
     else:
-        cfg = load_detector_config(config_file, list(overrides))
+        raise UsageError(f"{weights} does not hold its config; give the one that it was trained with as --config-file")
     cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     fit_device(cfg)
     predictor = DefaultPredictor(cfg)
-    _load_whole(predictor.model, weights, cfg)
+    _load_whole(predictor.model, weights, content, cfg)
     metadata = class_metadata(cfg, described.get("classes") or {})
-    broken, found = [], []
+    broken, detections = [], []
     for source, picture in tqdm(pictures.items(), desc="images", unit="image", disable=not progress):
         try:
             image = np.asarray(decode(source, str(source)))
@@ -97,11 +93,11 @@ def predict(
         if results is not None and "instances" in prediction:
             rows = instances_to_coco_json(prediction["instances"].to("cpu"), source.name)
             ids = described.get("category_ids") or range(len(metadata.get("thing_classes", ())))
-            found += [{**row, "category_id": ids[row["category_id"]]} for row in rows]
+            detections += [{**row, "category_id": ids[row["category_id"]]} for row in rows]
         with atomic_path(picture) as temporary:
             Image.fromarray(drawn).save(temporary)
     if results is not None:
-        write_json(Path(results), found)
+        write_json(Path(results), detections)
     if broken:
         raise UserError(
             f"{len(broken)} of {len(pictures)} images cannot be decoded, {broken[0]} first; the others were drawn"
@@ -125,9 +121,9 @@ def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[P
     return pictures
 
 
-def _load_whole(model: torch.nn.Module, weights: str, cfg: CfgNode) -> None:
-    """Load weights, and refuse those of a backbone without heads: random heads draw nonsense."""
-    unfilled = load_weights(model, weights, cfg=cfg).unfilled
+def _load_whole(model: torch.nn.Module, weights: str, content: dict[str, Any] | None, cfg: CfgNode) -> None:
+    """Load the content of a weight file, and refuse a backbone without heads: random heads draw nonsense."""
+    unfilled = fill(model, weights, content, cfg=cfg).unfilled
     random = [name for name, value in model.named_parameters() if name in unfilled and value.ndim > 1]
     if random:
         raise UserError(
@@ -160,9 +156,9 @@ def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Met
     things = cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES
     for kind, count in (("thing", things), ("stuff", cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES)):
         if len(known.get(f"{kind}_classes", ())) != count:
-            known[f"{kind}_classes"] = [str(number) for number in range(count)]
+            known[f"{kind}_classes"] = [str(index) for index in range(count)]
             known.pop(f"{kind}_colors", None)
-        known.setdefault(f"{kind}_colors", [colours[number % len(colours)] for number in range(count)])
+        known.setdefault(f"{kind}_colors", [colours[index % len(colours)] for index in range(count)])
     metadata = Metadata()
     known.pop("name", None)
     for key, value in known.items():

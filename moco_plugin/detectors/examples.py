@@ -1,4 +1,4 @@
-"""Pictures of predictions for a few test images, with the ground truth."""
+"""Pictures of what a trial's model finds in a few test images, with the ground truth."""
 
 from pathlib import Path
 
@@ -6,32 +6,30 @@ from detectron2.data import DatasetCatalog
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from moco_plugin.detectors.predict import class_metadata, open_visualizer, predict
 from moco_plugin.files import atomic_folder
-from moco_plugin.transfer.predict import class_metadata, open_visualizer, predict
-from moco_plugin.transfer.trainer import load_detector_config
+from moco_plugin.transfer.config import load_detector_config
 
 COUNT = 4
-MIN_SCORE = 0.3  # of a drawn detection
 
 
-def draw_examples(trial: Path, out: Path, count: int = COUNT) -> None:
+def draw_examples(trial: Path, out: Path, threshold: float) -> None:
     """Write ``{name}.png`` with the predictions, and ``{name}_truth.png``, for the first test images.
 
     Args:
         trial: Folder of a finished trial, with ``config.yaml`` and ``model_final.pth``.
         out: Folder to write, whole or not at all.
-        count: How many images.
+        threshold: Smallest score of what is drawn.
 
     Raises:
         UserError: The trial's files are missing, or OpenCV is not installed.
     """
-    config = str(trial / "config.yaml")
-    cfg = load_detector_config(config, [])
-    entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:count]
+    cfg = load_detector_config(str(trial / "config.yaml"))
+    entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:COUNT]
     metadata = class_metadata(cfg)
     with atomic_folder(out) as temporary:
         images = [entry["file_name"] for entry in entries]
-        predict(config, str(trial / "model_final.pth"), images, temporary, threshold=MIN_SCORE, progress=False)
+        predict(cfg, str(trial / "model_final.pth"), images, temporary, threshold=threshold, progress=False)
         for entry in entries:
             image = read_image(entry["file_name"], format="RGB")
             truth = open_visualizer(image, metadata).draw_dataset_dict(entry).get_image()

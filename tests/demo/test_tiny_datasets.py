@@ -59,22 +59,16 @@ def test_same_seed_same_bytes(tiny: Path, looks: tuple[Looks, Looks], tmp_path: 
 def test_layouts_are_the_published_ones(tiny: Path) -> None:
     names = set(files(tiny))
     for file in (
-        "VOC2007/JPEGImages/000001.jpg",
-        "VOC2007/Annotations/000007.xml",
-        "VOC2007/ImageSets/Main/test.txt",
-        "VOC2007/SegmentationClass/000001.png",
-        "VOC2007/ImageSets/Segmentation/trainval.txt",
-        "VOC2012/JPEGImages/2009_000001.jpg",
-        "VOC2012/SegmentationObject/2008_000003.png",
-        "benchmark_RELEASE/dataset/img/2009_000001.jpg",
-        "benchmark_RELEASE/dataset/cls/2009_000001.mat",
-        "benchmark_RELEASE/dataset/inst/2009_000001.mat",
-        "benchmark_RELEASE/dataset/train.txt",
-        "coco/val2017/000000000003.jpg",
-        "coco/annotations/instances_train2017.json",
-        "coco/annotations/person_keypoints_val2017.json",
-        "lvis/lvis_v0.5_train.json",
-        "cityscapes/leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png",
+        *"""
+            VOC2007/JPEGImages/000001.jpg VOC2007/Annotations/000007.xml VOC2007/ImageSets/Main/test.txt
+            VOC2007/SegmentationClass/000001.png VOC2007/ImageSets/Segmentation/trainval.txt
+            VOC2012/JPEGImages/2009_000001.jpg VOC2012/SegmentationObject/2008_000003.png
+            benchmark_RELEASE/dataset/img/2009_000001.jpg benchmark_RELEASE/dataset/cls/2009_000001.mat
+            benchmark_RELEASE/dataset/inst/2009_000001.mat benchmark_RELEASE/dataset/train.txt
+            coco/val2017/000000000003.jpg coco/annotations/instances_train2017.json
+            coco/annotations/person_keypoints_val2017.json lvis/lvis_v0.5_train.json
+            cityscapes/leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png
+        """.split(),
         *(
             f"cityscapes/gtFine/val/frankfurt/frankfurt_000002_000019_gtFine_{kind}"
             for kind in ("polygons.json", "instanceIds.png", "labelIds.png", "labelTrainIds.png", "color.png")

@@ -29,18 +29,7 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, tool: Tool) -> Path:
     tool(
         "make_scenes",
         out,
-        "--train",
-        f"{TRAIN}[0:80]",
-        "--test",
-        f"{TEST}[0:80]",
-        "--num-train",
-        "8",
-        "--num-test",
-        "4",
-        "--size",
-        "128",
-        "--seed",
-        "3",
+        *f"--train {TRAIN}[0:80] --test {TEST}[0:80] --num-train 8 --num-test 4 --size 128 --seed 3".split(),
     )
     return out
 

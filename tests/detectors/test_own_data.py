@@ -10,7 +10,7 @@ import pytest
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
-from moco_plugin.detectors.dataset import prepare
+from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.detectors.formats import read_detection_data
 from moco_plugin.detectors.recipe import choose_recipe
 from moco_plugin.detectors.semantic import prepare_semantic
@@ -63,7 +63,7 @@ def coco(path: Path, photos: Path, change: Callable[[Content], Any] = lambda con
 
 
 def test_coco_files_are_split_and_registered_by_their_path(tmp_path: Path, photos: Path) -> None:
-    data = prepare(tmp_path / "data", coco(tmp_path / "train.json", photos), photos)
+    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos), photos))
     assert data.classes == ("cat", "hot dog") and data.masks and (data.images, data.test_images) == (8, 2)
     assert data.notes == ("test set: 2 of the 10 images, held out by seed 0",)
     for name, count in zip(data.names, (8, 2), strict=True):
@@ -71,11 +71,10 @@ def test_coco_files_are_split_and_registered_by_their_path(tmp_path: Path, photo
         entries = DatasetCatalog.get(name)
         assert len(entries) == count and all(Path(entry["file_name"]).parent == photos for entry in entries)
         assert {row["category_id"] for entry in entries for row in entry["annotations"]} <= {0, 1}
-    again = prepare(tmp_path / "again", tmp_path / "train.json", photos)
+    again = prepare(tmp_path / "again", Sources(tmp_path / "train.json", photos))
     assert again.test.read_text() == data.test.read_text()
-    assert (
-        prepare(tmp_path / "other", tmp_path / "train.json", photos, seed=1).test.read_text() != data.test.read_text()
-    )
+    other = prepare(tmp_path / "other", Sources(tmp_path / "train.json", photos, seed=1))
+    assert other.test.read_text() != data.test.read_text()
 
 
 def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photos: Path) -> None:
@@ -88,7 +87,7 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
         ]
         content["categories"].append({"id": 40, "name": "zebra"})
 
-    data = prepare(tmp_path / "data", coco(tmp_path / "train.json", photos, spoil), photos)
+    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, spoil), photos))
     assert data.notes[0] == "left out 1 of 11 images, which are missing: gone.jpg"
     assert data.notes[1] == "left out 2 boxes of less than a pixel, or outside of the image, in bild ä 0.jpg"
     assert data.notes[2] == "1 of 3 classes have no object in train.json: zebra"
@@ -114,18 +113,18 @@ def test_data_that_cannot_be_right(
     tmp_path: Path, photos: Path, change: Callable[[Content], Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "data", coco(tmp_path / "train.json", photos, change), photos)
+        prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos))
     assert not (tmp_path / "data").exists()
 
 
 def test_test_files_have_the_classes_of_the_training_file(tmp_path: Path, photos: Path) -> None:
     train = coco(tmp_path / "train.json", photos)
     other_ids = coco(tmp_path / "a.json", photos, lambda c: _renumber(c))
-    data = prepare(tmp_path / "data", train, photos, other_ids, photos)
+    data = prepare(tmp_path / "data", Sources(train, photos, other_ids, photos))
     assert {row["category_id"] for row in json.loads(data.test.read_text())["annotations"]} == {3, 17}
     other = coco(tmp_path / "b.json", photos, lambda c: c["categories"][0].update(name="dog"))
     with pytest.raises(UserError, match=r"b.json has 1 classes that .*train.json has not: dog"):
-        prepare(tmp_path / "data", train, photos, other, photos)
+        prepare(tmp_path / "data", Sources(train, photos, other, photos))
 
 
 def _renumber(content: Content) -> None:
@@ -151,7 +150,7 @@ def test_voc_and_yolo_folders(tmp_path: Path, photos: Path) -> None:
         (yolo / "labels" / f"{file.stem}.txt").write_text("1 0.25 0.375 0.25 0.416667\n0 0.1 0.1 0.5 0.1 0.5 0.5\n")
     found = read_detection_data(voc)
     assert len(found["images"]) == 10 and found["annotations"][0]["bbox"] == [8, 8, 16, 20]
-    data = prepare(tmp_path / "data", yolo)
+    data = prepare(tmp_path / "data", Sources(yolo))
     first, second = json.loads(data.train.read_text())["annotations"][:2]
     assert first["bbox"] == pytest.approx([8, 8, 16, 20], abs=1e-3) and data.classes == ("cat", "hot dog")
     assert second["segmentation"] == [pytest.approx([6.4, 4.8, 32, 4.8, 32, 24])]
@@ -166,15 +165,14 @@ def test_voc_and_yolo_folders(tmp_path: Path, photos: Path) -> None:
 
 
 def test_recipe_follows_the_data(tmp_path: Path, photos: Path) -> None:
-    data = prepare(tmp_path / "data", coco(tmp_path / "train.json", photos), photos)
+    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos), photos))
     recipe = choose_recipe("fpn", data, None, 1)
-    settings = dict(zip(recipe.overrides[::2], recipe.overrides[1::2], strict=True))
-    assert settings["MODEL.ROI_HEADS.NUM_CLASSES"] == "2" and settings["MODEL.MASK_ON"] == "True"
-    assert settings["SOLVER.MAX_ITER"] == "300" and float(settings["SOLVER.BASE_LR"]) == 0.0025
+    assert recipe.settings["MODEL.ROI_HEADS.NUM_CLASSES"] == 2 and recipe.settings["MODEL.MASK_ON"] is True
+    assert recipe.settings["SOLVER.MAX_ITER"] == 300 and recipe.settings["SOLVER.BASE_LR"] == 0.0025
     assert "8 training images, 2 classes: cat, hot dog" in recipe.sentences[0]
     retina = choose_recipe("retinanet", data, None, 1)
-    assert "MODEL.RETINANET.NUM_CLASSES" in retina.overrides and len(retina.task.metrics) == 3
-    assert choose_recipe("timm:convnext_tiny", data, None, 1).overrides[:2] == ("MODEL.TIMM.NAME", "convnext_tiny")
+    assert "MODEL.RETINANET.NUM_CLASSES" in retina.settings and len(retina.task.metrics) == 3
+    assert choose_recipe("timm:convnext_tiny", data, None, 1).settings["MODEL.TIMM.NAME"] == "convnext_tiny"
     with pytest.raises(UsageError, match=r"--model is 'fpm'; expected fpn, c4.*did you mean 'fpn'"):
         choose_recipe("fpm", data, None, 1)
 
@@ -185,16 +183,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     tool("pretrain", "method=moco", f"data.root={photos}", *small, f"out={tmp_path / 'run'}")
     weights, out = tmp_path / "run/checkpoints/last.ckpt", tmp_path / "out"
     data = ["--train-json", coco(tmp_path / "train.json", photos), "--train-images", photos]
-    short = [
-        "SOLVER.MAX_ITER",
-        "2",
-        "SOLVER.STEPS",
-        "(1,)",
-        "INPUT.MIN_SIZE_TRAIN",
-        "(64,)",
-        "INPUT.MIN_SIZE_TEST",
-        "64",
-    ]
+    short = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64".split()
     short += ["TEST.PRECISE_BN.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "TEST.DETECTIONS_PER_IMAGE", "3"]
     command = [*data, "--weights", weights, "--compare", "--supervised", weights, "--trials", "1", "--out", out]
     shown = tool("transfer", *command, *short).stdout
@@ -214,16 +203,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     assert "holds a resnet18, which --model c4 cannot be built on; choose --model fpn" in refused
 
 
-SHORT = [
-    "SOLVER.MAX_ITER",
-    "2",
-    "SOLVER.STEPS",
-    "(1,)",
-    "TEST.PRECISE_BN.ENABLED",
-    "False",
-    "DATALOADER.NUM_WORKERS",
-    "1",
-]
+SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) TEST.PRECISE_BN.ENABLED False DATALOADER.NUM_WORKERS 1".split()
 
 
 def with_keypoints(content: Content) -> None:
@@ -241,7 +221,7 @@ def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None
     data = ["--train-json", file, "--train-images", photos, "--out", out]
     shown = tool("transfer", *data, *SHORT, *small, *sizes).stdout
     assert "boxes and masks and 3 keypoints" in shown and "keypoint AP50" in shown
-    metadata = keypoint_metadata(out / "data" / "train.json")
+    metadata = keypoint_metadata(json.loads((out / "data" / "train.json").read_text()))
     assert metadata["keypoint_flip_map"] == [("left_ear", "right_ear")]
     assert [rule[:2] for rule in metadata["keypoint_connection_rules"]] == [("left_ear", "tail"), ("right_ear", "tail")]
     found = tmp_path / "found.json"
@@ -254,7 +234,7 @@ def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None
         with_keypoints(content)
         del content["annotations"][0]["keypoints"]
 
-    prepared = prepare(tmp_path / "data", coco(tmp_path / "some.json", photos, one_without), photos)
+    prepared = prepare(tmp_path / "data", Sources(coco(tmp_path / "some.json", photos, one_without), photos))
     assert not prepared.keypoints and "1 of 10 objects have not 3 of them" in prepared.notes[-1]
 
 
@@ -285,18 +265,18 @@ def test_label_images_are_trained(tmp_path: Path, photos: Path, labels: Path, to
 
 
 def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels: Path) -> None:
-    data = prepare_semantic(tmp_path / "data", labels, photos)
+    data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
     assert data.classes == ("0", "1", "2") and (data.images, data.test_images) == (8, 2)
     (labels / "bild ä 0.png").unlink()
     Image.new("L", (64, 48)).save(labels / "other.png")
-    notes = prepare_semantic(tmp_path / "data", labels, photos).notes
+    notes = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True)).notes
     assert "left out 1 label images without an image: other.png" in notes
     assert "left out 1 images without a label image: bild ä 0" in notes
 
     def refused(image: Image.Image, sentence: str) -> None:
         image.save(labels / "bild ä 1.png")
         with pytest.raises(UserError, match=sentence):
-            prepare_semantic(tmp_path / "data", labels, photos)
+            prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
 
     refused(Image.new("L", (32, 48)), r"1\.png has 32 x 48 pixels, and its image 64 x 48")
     refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one number per pixel")
@@ -307,4 +287,4 @@ def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels:
     for path in labels.iterdir():
         Image.new("L", (64, 48)).save(path)
     with pytest.raises(UserError, match=r"all pixels of .* have the label 0, or 255, which is ignored"):
-        prepare_semantic(tmp_path / "data", labels, photos)
+        prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))

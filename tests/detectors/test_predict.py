@@ -10,11 +10,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from PIL import Image
 
+from moco_plugin.detectors.predict import class_metadata, draw
 from moco_plugin.tools.predict import main
 from moco_plugin.transfer.components.datasets import register_scenes
-from moco_plugin.transfer.device import fit_device
-from moco_plugin.transfer.predict import class_metadata, draw
-from moco_plugin.transfer.trainer import load_detector_config
+from moco_plugin.transfer.config import fit_device, load_detector_config
 from tests.helpers.predictions import perfect
 
 CONFIG = "demo/scenes_R_18_FPN_quarter"
