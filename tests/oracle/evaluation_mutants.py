@@ -61,8 +61,8 @@ evaluation/linear.py [plain_loop and linear-resnet] training: another smallest c
 - data.min_scale)
 + 0.2)
 evaluation/linear.py [plain_loop and linear-resnet] training: the learning rate is not that of the batch
-- return lr * images / optimizer.reference_batch_size if
-+ return lr if
+- return scaled_lr(config.optimizer, images,
++ return scaled_lr(config.optimizer, config.optimizer.reference_batch_size,
 evaluation/classifier.py [plain_loop and finetune-resnet] training: tested with the backbone in training mode
 - super().train(mode)
 + super().train(True)
@@ -90,7 +90,7 @@ data/listing.py [linear-idx] sources: a folder's classes are in the order of tex
 sources/zip.py [retrieve-zip] sources: an archive's images are in another order than the folder's
 - sorted(images, key=lambda name: name.split("/"))
 + sorted(images)
-checkpoints/load.py [knn-csv] layout: weights are read as they lie in memory
+checkpoints/fill.py [knn-csv] layout: weights are read as they lie in memory
 - value.to(dtype, copy=True, memory_format=torch.contiguous_format)
 + value.to(dtype, copy=True).as_strided(value.shape, torch.empty(value.shape).stride())
 """

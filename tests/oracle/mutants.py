@@ -17,7 +17,7 @@ if __name__ == "__main__":
 from tests.oracle import evaluation_mutants, transfer_mutants
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("moco_plugin", "configs", "tools", "tests", "pyproject.toml")
+COPIED = ("moco_plugin", "configs", "tools", "demo", "benchmarks", "tests", "pyproject.toml")
 Mutant = tuple[str, str, str, str]  # file, text that occurs in it once, text in its place, test that fails
 
 M, P, T, V = (f"moco_plugin/{room}/" for room in ("methods", "pretraining", "runs", "data/views"))
