@@ -28,10 +28,10 @@ def _write_official(path: Path, backbone: str) -> None:
 
 
 def _with_proof(source: Path, output: Path) -> None:
-    from moco_plugin import conversion
+    from moco_plugin import convert
 
     with redirect_stdout(None):
-        conversion.convert(source, output)
+        convert(source, output)
 
 
 def _renaming_alone(source: Path, output: Path) -> None:

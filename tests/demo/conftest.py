@@ -57,7 +57,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pretrain = folder / "pretrain"
     pretrain.mkdir()
     config = load_config(
-        None,
+        "moco_v2",
         [
             "method=moco",
             "backbone=resnet18",
