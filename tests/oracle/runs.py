@@ -201,7 +201,9 @@ def read_record(case: Case, records: Path, out: Path) -> Recorded:
     if case.entry == "loop":
         return Recorded(views, losses, [*states, torch.load(records / "last.pt", weights_only=True)], [], {}, False)
     states.append(
-        _plain(torch.load(out / "checkpoints" / "last.ckpt", weights_only=case.entry == "tool")["state_dict"])
+        _plain(
+            torch.load(out / "checkpoints" / "last.ckpt", weights_only=case.entry != "lightly_train_cli")["state_dict"]
+        )
     )
     if case.entry == "lightly_train_cli":
         rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
