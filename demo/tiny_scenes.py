@@ -63,7 +63,7 @@ def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
     files = ImageSet(str(folder))
     labels = np.zeros(len(files), np.int64) if files.labels is None else files.labels
     chosen = np.unique(np.linspace(0, len(files) - 1, MAX_PHOTOS).round().astype(int))
-    photos = [(_read_photo(files.paths[i]), int(labels[i])) for i in chosen if files.paths[i].suffix == ".png"]
+    photos = [(read_photo(files.paths[i]), int(labels[i])) for i in chosen if files.paths[i].suffix == ".png"]
     found = [(photo, label) for photo, label in photos if photo is not None]
     counts = np.bincount([label for _, label in found], minlength=1)
     found = [(photo, label) for photo, label in found if counts[label] > 1]
@@ -85,7 +85,7 @@ def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
     return splits[0], splits[1]
 
 
-def _read_photo(path: Path) -> np.ndarray | None:
+def read_photo(path: Path) -> np.ndarray | None:
     """Return a photo cut to what is opaque in it (RGBA, H x W x 4), or None if all or nothing is opaque."""
     try:
         with Image.open(path) as image:

@@ -144,7 +144,7 @@ def _own_data(args: argparse.Namespace) -> int:
     moco_plugin.transfer.register()
     from moco_plugin.detectors.dataset import Sources
     from moco_plugin.detectors.run import Starts, train_on_own_data
-    from moco_plugin.pages.comparison import comparison_table, write_comparison
+    from moco_plugin.pages.comparison import compare_starts, comparison_table, write_comparison
 
     if args.task:
         raise UsageError(f"--task {args.task} and own data exclude each other; leave one out")
@@ -164,7 +164,8 @@ def _own_data(args: argparse.Namespace) -> int:
     if not args.machine_rank:
         print(f"\n{comparison_table(recipe.task, results).text()}\n")
         if args.compare:
-            print(f"written: {write_comparison(out, recipe, results)}")
+            verdicts = compare_starts(out, recipe, results)
+            print(f"{verdicts}\n\nwritten: {write_comparison(out, recipe, results, verdicts)}")
         else:
             print(f"the detector: {out / results[0]['trials'][0]['folder'] / 'model_final.pth'}")
     return 0

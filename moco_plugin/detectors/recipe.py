@@ -1,5 +1,6 @@
 """Training recipe for own detection data: the config, and its changes by a stated rule."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +45,9 @@ class Recipe:
     sentences: tuple[str, ...]
 
 
-def choose_recipe(model: str, data: OwnData, checkpoint: Checkpoint | None, gpus: int) -> Recipe:
+def choose_recipe(
+    model: str, data: OwnData, checkpoint: Checkpoint | None, gpus: int, overrides: Sequence[str] = ()
+) -> Recipe:
     """Return how to train a model on own data.
 
     Args:
@@ -52,6 +55,7 @@ def choose_recipe(model: str, data: OwnData, checkpoint: Checkpoint | None, gpus
         data: The data.
         checkpoint: Its network is what the detector is built on; None for a ResNet-50.
         gpus: Training processes of this machine; without a GPU one.
+        overrides: ``KEY VALUE`` pairs that are applied later; the sentences say what they change.
 
     Raises:
         UsageError: Unknown model, or one that the weights do not fit.
@@ -101,11 +105,23 @@ def choose_recipe(model: str, data: OwnData, checkpoint: Checkpoint | None, gpus
         *data.notes,
         *(["only --model fpn trains keypoints"] if data.keypoints and not keypoints else []),
         *(["res5 has stride 32: a ResNet-18 or 34 of detectron2's has no dilation"] if semantic and shallow else []),
-        f"{model}: {trained}, batch {batch}, learning rate {lr:g} ({rate:g} for 16 images), "
-        f"{steps} steps, {steps * batch / data.images:.0f} epochs ({epochs}, and {least} "
-        "steps at least); KEY VALUE pairs at the end of the command change them",
+        _training(
+            f"{model}: {trained}", settings, f"{epochs} epochs, and {least} steps at least", overrides, data.images
+        ),
     )
     return Recipe(data, task, settings, sentences)
+
+
+def _training(what: str, settings: dict[str, Any], length: str, overrides: Sequence[str], images: int) -> str:
+    """Say what is trained, with the settings that are used."""
+    typed = dict(zip(overrides[::2], overrides[1::2], strict=False))
+    batch, rate, steps = (f"{(settings | typed)[f'SOLVER.{k}']}" for k in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER"))
+    sentence = f"{what}, batch {batch}, learning rate {rate}, {steps} steps"
+    if batch.isdecimal() and steps.isdecimal():  # the runner refuses others
+        sentence += f", {int(steps) * int(batch) / images:.3g} epochs"
+    if typed:
+        return f"{sentence}; as typed: {', '.join(f'{key} {value}' for key, value in typed.items())}"
+    return f"{sentence} ({length}); KEY VALUE pairs at the end of the command change them"
 
 
 def _for_labels(data: OwnData, steps: int, shallow: bool, cpu: bool) -> dict[str, Any]:

@@ -8,12 +8,16 @@ from typing import Any
 
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.detectors.dataset import Sources, prepare
+from moco_plugin.detectors.duration import describe_duration
 from moco_plugin.detectors.examples import draw_examples
 from moco_plugin.detectors.recipe import Recipe, choose_recipe
 from moco_plugin.detectors.semantic import prepare_semantic
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import read_json
+from moco_plugin.transfer.config import load_detector_config, merge
 from moco_plugin.transfer.launch import Machines, default_gpus
 from moco_plugin.transfer.runner import run_trials
+from moco_plugin.transfer.trainer import RESULTS
 
 SUPERVISED = "supervised.safetensors"  # timm's ImageNet weights, as fetched
 Weights = str | Checkpoint | None
@@ -104,20 +108,26 @@ def train_on_own_data(
     machines = machines or Machines(default_gpus())
     data = (prepare_semantic if sources.semantic else prepare)(out / "data", sources)
     checkpoint = starts.read()
-    recipe = choose_recipe(model or ("fcn" if sources.semantic else "fpn"), data, checkpoint, machines.gpus)
+    recipe = choose_recipe(model or ("fcn" if sources.semantic else "fpn"), data, checkpoint, machines.gpus, overrides)
     for sentence in recipe.sentences:
         print(sentence, flush=True)
     chosen = starts.by_name(checkpoint, out)
-    if (count := trials * len(chosen)) > 1:
-        faster = "; --trials 1 is faster" if trials > 1 else ""
-        print(f"{count} trainings follow, and the eta shown is that of one{faster}", flush=True)
+    folders = {name: out / name if starts.compare else out for name in chosen}
+    left = sum(trials - _finished(folder) for folder in folders.values()) if not overwrite else trials * len(chosen)
+    if left > 1 and not machines.machine_rank:
+        init = next(iter(chosen.values()))[0]
+        cfg = load_detector_config(
+            recipe.task.config(init), [part for pair in recipe.settings.items() for part in pair]
+        )
+        merge(cfg, overrides)
+        print(describe_duration(cfg, machines, left, data.test_images), flush=True)
     results = []
     for name, (init, weights) in chosen.items():
         result = run_trials(
             replace(recipe.task, configs={**recipe.task.configs, name: recipe.task.config(init)}),
             init,
             weights,
-            out / name if starts.compare else out,
+            folders[name],
             trials=trials,
             machines=machines,
             settings=recipe.settings,
@@ -127,6 +137,12 @@ def train_on_own_data(
         )
         results.append({**result, "name": name})
     return recipe, results
+
+
+def _finished(folder: Path) -> int:
+    """Return how many trials a folder holds."""
+    path = folder / RESULTS
+    return len(read_json(path).get("trials", ())) if path.is_file() else 0
 
 
 def _text(path: str | Path | None) -> str | None:

@@ -1,15 +1,19 @@
 """The comparison of detectors on own data: one table, a sentence on what it says, and a page."""
 
+import itertools
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from moco_plugin.detectors.recipe import Recipe
+from moco_plugin.detectors.resampling import read_score
+from moco_plugin.detectors.verdict import RESAMPLES, image_error, judge
 from moco_plugin.pages.page import Page
-from moco_plugin.pages.tables import Table, spread
+from moco_plugin.pages.tables import Table
 from moco_plugin.pages.transfer_page import add_curves, add_predictions
 from moco_plugin.pages.transfer_table import measured
-from moco_plugin.transfer.tasks import Metric, Task
+from moco_plugin.transfer.tasks import Task
 
 START_TITLES = {
     "random": "random weights",
@@ -17,7 +21,6 @@ START_TITLES = {
     "moco": "MoCo on your images",
     "continued": "MoCo, continued from supervised",
 }
-FEW_IMAGES = 50  # test images below which a difference says little
 
 
 def comparison_table(task: Task, results: Sequence[dict[str, Any]]) -> Table:
@@ -27,45 +30,48 @@ def comparison_table(task: Task, results: Sequence[dict[str, Any]]) -> Table:
     return Table(("initialisation", *(metric.name for metric in task.metrics), "trials"), rows, caption)
 
 
-def conclusion(metric: Metric, results: Sequence[dict[str, Any]], test_images: int) -> str:
-    """Say which initialisation is the best, and whether MoCo's pre-training pays over each of the others."""
+def compare_starts(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]]) -> str:
+    """Say whether MoCo's pre-training pays over each of the other starts; see ``Verdict``.
+
+    Args:
+        out: The folder of the comparison.
+        recipe: How the detectors were trained.
+        results: What each ``results.json`` holds, with the start's name.
+
+    Raises:
+        UserError: A trial keeps no predictions.
+    """
+    metric, data = recipe.task.metrics[0], recipe.data
+    by_name = {result["name"]: {trial["seed"]: trial for trial in result["trials"]} for result in results}
     values = {
-        result["name"]: [trial["metrics"].get(metric.path) or 0.0 for trial in result["trials"]] for result in results
+        name: {seed: trial["metrics"].get(metric.path) or 0.0 for seed, trial in trials.items()}
+        for name, trials in by_name.items()
     }
-    means = {name: sum(trials) / len(trials) for name, trials in values.items()}
-    ours = max((name for name in means if name in ("moco", "continued")), key=lambda name: means[name])
+    if not any(value for trials in values.values() for value in trials.values()):
+        return f"No start reaches any {metric.name}: train longer, or check the annotations."
+    scores = {
+        name: {
+            seed: read_score(metric.group, data.test, out / name / trial["folder"]) for seed, trial in trials.items()
+        }
+        for name, trials in by_name.items()
+    }
     sentences = []
-    if max(means.values()) == 0:
-        sentences.append(f"No start reaches any {metric.name}: train longer, or check the annotations.")
-    for name in ("random", "supervised"):
-        if name not in means or max(means.values()) == 0:
+    for ours, other in itertools.product(("moco", "continued"), ("random", "supervised")):
+        if not {ours, other} <= values.keys():
             continue
-        difference = means[ours] - means[name]
-        means_of_both = f"{metric.name} {means[ours]:.1f} against {means[name]:.1f}"
-        spreads = [spread(values[start]) for start in (ours, name)]
-        if None in spreads:
-            verdict = "ahead" if difference > 0 else "behind" if difference < 0 else "equal"
-            sentences.append(
-                f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} in one trial ({means_of_both})."
-            )
-            continue
-        noise = max(one or 0.0 for one in spreads)
-        clear = "pays" if difference > 0 else "does not pay"
-        verdict = clear if abs(difference) > noise else "makes no clear difference"
-        sentences.append(
-            f"{START_TITLES[ours]} against {START_TITLES[name]}: {verdict} ({means_of_both}; trials differ by {noise:.1f})."
-        )
-    if test_images < FEW_IMAGES:
-        sentences.append(f"There are only {test_images} test images: small differences mean little.")
-    if min(map(len, values.values())) < 2:
-        sentences.append("One trial shows no spread: repeat with --trials 3.")
+        seeds = sorted(values[ours].keys() & values[other].keys())
+        error = image_error(*([scores[name][seed] for seed in seeds] for name in (ours, other)), data.test_images)
+        pairs = [[values[name][seed] for seed in seeds] for name in (ours, other)]
+        means = f"{metric.name} {statistics.fmean(pairs[0]):.1f} against {statistics.fmean(pairs[1]):.1f}"
+        verdict = judge(*pairs, error, data.test_images)
+        sentences.append(f"{START_TITLES[ours]} against {START_TITLES[other]}: {verdict.sentence(means)}.")
     return " ".join(sentences)
 
 
-def write_comparison(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]]) -> Path:
-    """Write the page of a comparison into its folder; return its path."""
-    task, test_images = recipe.task, recipe.data.test_images
-    page = Page("Does pre-training pay?", conclusion(task.metrics[0], results, test_images))
+def write_comparison(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]], verdicts: str) -> Path:
+    """Write the page of a comparison, with the value of ``compare_starts``, into its folder; return its path."""
+    task = recipe.task
+    page = Page("Does pre-training pay?", verdicts)
     page.section("Results")
     page.add("table", comparison_table(task, results))
     runs = {START_TITLES[result["name"]]: (out / result["name"], result) for result in results}
@@ -73,6 +79,11 @@ def write_comparison(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]
     add_predictions(page, runs, "The first test images")
     page.section("How it was made")
     page.add("text", " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in recipe.sentences))
+    page.add(
+        "text",
+        "The verdict pairs the trials, which share seeds. Its interval adds the spread of their differences (Student's t) "
+        f"and the error from the choice of the test images, which are drawn with replacement {RESAMPLES} times.",
+    )
     path = out / "comparison.html"
     page.save(path)
     return path

@@ -1,6 +1,7 @@
 """Detection on own data: formats, what is left out or refused, the recipe, and the comparison through the tools."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from PIL import Image
 from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.detectors.formats import read_detection_data
 from moco_plugin.detectors.recipe import choose_recipe
+from moco_plugin.detectors.resampling import read_score
 from moco_plugin.detectors.semantic import prepare_semantic
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
@@ -188,11 +190,14 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     command = [*data, "--weights", weights, "--compare", "--supervised", weights, "--trials", "1", "--out", out]
     shown = tool("transfer", *command, *short).stdout
     assert "8 training images, 2 classes: cat, hot dog" in shown and "not compared; give --continued" in shown
-    assert "3 trainings follow, and the eta shown is that of one\n" in shown
+    assert "batch 2, learning rate 0.0025, 2 steps, 0.5 epochs; as typed: SOLVER.MAX_ITER 2, SOLVER.STEPS" in shown
+    assert re.search(r"\n3 trainings of 2 steps follow, about .* in all \(.* s a step, .* s a test image\)", shown)
+    verdict = "MoCo on your images against random weights: cannot tell from 1 trial and 2 test images"
+    assert verdict in shown or "No start reaches any box AP" in shown
     rows = [line.split("  ")[0] for line in shown.splitlines()]
     assert {"random weights", "supervised (ImageNet)", "MoCo on your images"} <= set(rows)
     page = (out / "comparison.html").read_text()
-    assert "Does pre-training pay?" in page and "There are only 2 test images" in page
+    assert "Does pre-training pay?" in page and "2 steps, 0.5 epochs; as typed" in page
     model = out / "moco/trial_1/model_final.pth"
     found = tmp_path / "found.json"
     pictures = ["--out", tmp_path / "pictures", "--json", found, "--threshold", "0.01", photos / "bild ä 3.jpg"]
@@ -260,6 +265,9 @@ def test_label_images_are_trained(tmp_path: Path, photos: Path, labels: Path, to
     data = ["--train-labels", labels, "--train-images", photos, "--out", out]
     shown = tool("transfer", *data, *SHORT, *small, "INPUT.CROP.SIZE", "(33, 33)").stdout
     assert "8 training images, 3 classes: background, cät, dog" in shown and "mIoU" in shown
+    score = read_score("sem_seg", out / "data/test.json", out / "trial_1")(np.ones((1, 2)))
+    measured = json.loads((out / "results.json").read_text())["trials"][0]["metrics"]["sem_seg/mIoU"]
+    assert score == pytest.approx([measured])
     tool("predict", "--weights", out / "trial_1" / "model_final.pth", "--out", tmp_path / "pictures", photos)
     assert len(list((tmp_path / "pictures").iterdir())) == 10
 

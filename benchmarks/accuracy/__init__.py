@@ -1,0 +1,1 @@
+"""Accuracy of features against the CPU time that their training takes."""

@@ -1,0 +1,90 @@
+"""How long trainings of a detector will take, from a few steps and test images that are timed first."""
+
+import contextlib
+import time
+import warnings
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
+from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.config import fit_device
+from moco_plugin.transfer.launch import Machines
+from moco_plugin.transfer.runner import CONTEXT
+from moco_plugin.transfer.trainer import Trainer
+
+TIMED = 3  # steps and test images, after one of each that is not
+
+
+def describe_duration(cfg: CfgNode, machines: Machines, trainings: int, images: int) -> str:
+    """Say how long trainings take in all.
+
+    The steps are timed in a process of their own, on one device with its share of the batch and random weights.
+
+    Args:
+        cfg: Of a training.
+        machines: Where it will run.
+        trainings: How many follow, one after another.
+        images: That each is tested on.
+    """
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=_time, args=(cfg, machines.processes, sender))
+    process.start()
+    sender.close()
+    try:
+        step, image = receiver.recv()
+    except EOFError:  # it failed; the training will say why
+        return f"{trainings} trainings follow, and how long they take could not be measured"
+    finally:
+        process.join()
+    steps = cfg.SOLVER.MAX_ITER
+    whole = trainings * (steps * step + images * image)
+    units = (("hours", 3600), ("minutes", 60), ("seconds", 1))
+    unit, length = next((unit for unit in units if whole >= 2 * unit[1]), units[-1])
+    return (
+        f"{trainings} trainings of {steps} steps follow, about {whole / length:.0f} {unit} in all ({step:.2g} s a step, "
+        f"{image:.2g} s a test image); the eta shown is that of one"
+    )
+
+
+def _time(cfg: CfgNode, processes: int, sender: Connection) -> None:
+    """Send the seconds of a step and of a test image; nothing if the training fails, which it will do with a message."""
+    warnings.simplefilter("ignore")
+    with contextlib.suppress(Exception):
+        sender.send(_times(cfg, processes))
+
+
+def _times(cfg: CfgNode, processes: int) -> tuple[float, float]:
+    cfg.SOLVER.IMS_PER_BATCH //= processes
+    fit_device(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        require_dataset(name)
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+
+    def train(batch: Any) -> None:
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        optimizer.step()
+
+    with EventStorage():  # the model's losses log into it
+        step = _seconds(train, Trainer.build_train_loader(cfg))
+    model.eval()
+    with torch.no_grad():
+        return step, _seconds(model, Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]))
+
+
+def _seconds(function: Any, batches: Any) -> float:
+    """Return the mean seconds of loading a batch and a call with it, without the first."""
+    start, count = time.perf_counter(), 0
+    for count, batch in enumerate(islice(batches, TIMED + 1)):
+        function(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if not count:
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / max(1, count)
