@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from torch.utils.data import DataLoader
@@ -24,6 +23,7 @@ from moco_plugin.errors import Stopped, UserError
 from moco_plugin.files import atomic_path
 from moco_plugin.runs.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
 from moco_plugin.runs.logs import CSVLog, check_folder
+from moco_plugin.runs.processes import known_failure
 from moco_plugin.runs.run_folder import Identity, SavedRun, locked, remove_files, remove_stale
 from moco_plugin.runs.trainer_arguments import build_trainer
 
@@ -209,7 +209,7 @@ class Run:
             name = os.fsdecode(error.filename or self.folder)
             raise UserError(f"cannot read or write {name} ({error.strerror or error}); {self._rest()}") from error
         except RuntimeError as error:
-            if sentence := _known_failure(error, trainer.world_size, self.timeout):
+            if sentence := known_failure(error, trainer.world_size, self.timeout):
                 raise UserError(f"{sentence}; {self._rest()}") from error
             raise
         finally:
@@ -236,18 +236,3 @@ class Run:
             print(f"stopped after step {trainer.global_step} of {total_steps}; {self._rest()}")
             return None
         return {"epochs": trainer.current_epoch, "steps": trainer.global_step, **self.log.latest()}
-
-
-def _known_failure(error: RuntimeError, processes: int, timeout: float) -> str:
-    """Return what happened, or "" if it is not a failure of a process; torch distinguishes these by their text only."""
-    text = str(error)
-    if text.startswith("DataLoader worker"):
-        return (
-            "a loader process was killed, as the system does when memory runs out; choose fewer data.workers or "
-            "a smaller batch"
-        )
-    if processes > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text):
-        if "imed out" in text or "timeout" in text:
-            return f"another training process did not answer for {timeout:g} s (the timeout key sets this)"
-        return "another training process ended; its own message, if any, is above"
-    return ""
