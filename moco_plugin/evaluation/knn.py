@@ -11,8 +11,9 @@ from typing_extensions import Unpack
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.metrics import baseline
-from moco_plugin.evaluation.neighbours import check_neighbours, nearest
+from moco_plugin.evaluation.neighbours import check_neighbours, nearest, nearest_over_processes
 from moco_plugin.evaluation.subject import ViewOptions, read_sets, read_subject
+from moco_plugin.methods.distributed import world_size
 
 
 def evaluate_knn(
@@ -88,6 +89,7 @@ def knn_accuracy(
 ) -> dict[int, float]:
     """Return, for each k, the accuracy in percent of the k nearest neighbours' votes, each exp(similarity / T).
 
+    On several processes each has a part of the bank in ``train``, ``test`` is the same on all, and so is the result.
     lightly's ``knn_predict`` counts the same votes; it needs memory for k one-hot vectors a test image.
 
     Args:
@@ -102,12 +104,19 @@ def knn_accuracy(
     Raises:
         UsageError: A k is above the number of training images.
     """
-    classes = int(train.labels.max()) + 1
+    processes = world_size()
+    most_label = train.labels.max().to(device)
+    if processes > 1:
+        torch.distributed.all_reduce(most_label, torch.distributed.ReduceOp.MAX)
+    classes = int(most_label) + 1
     correct = dict.fromkeys(ks, torch.zeros((), dtype=torch.int64, device=device))
     labels, truths = train.labels.to(device), test.labels.to(device)
-    blocks = nearest(test.features, train.features, max(ks), same=same, device=device, progress=progress)
+    most = max(ks) if processes == 1 else min(max(ks), len(labels))
+    blocks = nearest(test.features, train.features, most, same=same, device=device, progress=progress)
     for part, similarities, indices in blocks:
         neighbours, truth = labels[indices], truths[part]
+        if processes > 1:
+            similarities, neighbours = nearest_over_processes(similarities, neighbours, max(ks))
         # votes over those of the nearest neighbour, which orders them the same and cannot overflow
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         for k in correct:

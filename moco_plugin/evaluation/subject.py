@@ -95,9 +95,8 @@ class Subject:
 
     def pixels(self) -> "Subject":
         """Return the same with raw pixels as features: the view at 32 pixels at most, not normalised."""
-        side, zero, one = min(PIXELS, self.view.image_size), [0.0] * self.view.channels, [1.0] * self.view.channels
-        view = replace(self.view, image_size=side, mean=zero, std=one)
-        return replace(self, backbone=nn.Flatten(), dim=len(zero) * side**2, view=view)
+        view = pixel_view(self.view)
+        return replace(self, backbone=nn.Flatten(), dim=view.channels * view.image_size**2, view=view)
 
     def bank_and_queries(self, train: ImageSet, test: ImageSet) -> tuple[FeatureSet, FeatureSet]:
         """Return normalised features to search, and those to search for; a set searched in itself is read once."""
@@ -143,6 +142,12 @@ class Subject:
         if self.out:
             write_json(self.out, result)
         return result
+
+
+def pixel_view(view: View) -> View:
+    """Return the view whose pixels, from 0 to 1, are compared with a network's features: 32 pixels wide at most."""
+    side, zero, one = min(PIXELS, view.image_size), [0.0] * view.channels, [1.0] * view.channels
+    return replace(view, image_size=side, mean=zero, std=one)
 
 
 def read_subject(
