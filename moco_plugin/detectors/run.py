@@ -80,6 +80,7 @@ def train_on_own_data(
     machines: Machines | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    check: bool = False,
 ) -> tuple[Recipe, list[dict[str, Any]]]:
     """Train and test a detector, or semantic segmentation, on own data.
 
@@ -92,6 +93,7 @@ def train_on_own_data(
         machines: The processes; None for all GPUs, or the CPU.
         overrides: ``KEY VALUE`` pairs for detectron2's config.
         overwrite: Throw away earlier trials.
+        check: Read and check the data, print the recipe, and train nothing.
 
     Returns:
         The recipe, and what each ``results.json`` holds.
@@ -107,6 +109,8 @@ def train_on_own_data(
     recipe = choose_recipe(model or ("fcn" if sources.semantic else "fpn"), data, checkpoint, machines.gpus)
     for sentence in recipe.sentences:
         print(sentence, flush=True)
+    if check:
+        return recipe, []
     chosen = starts.by_name(checkpoint, out)
     if (count := trials * len(chosen)) > 1:
         faster = "; --trials 1 is faster" if trials > 1 else ""
