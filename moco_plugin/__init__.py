@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moco_plugin.pretraining.prepare import prepare_run
     from moco_plugin.pretraining.run import pretrain
     from moco_plugin.probes.cached_features import evaluate_linear_fast, evaluate_lowshot
+    from moco_plugin.probes.embedding import embed
     from moco_plugin.probes.multilabel import evaluate_multilabel
     from moco_plugin.probes.omnibenchmark import evaluate_omnibenchmark
     from moco_plugin.probes.retrieval import evaluate_retrieval
@@ -37,6 +38,7 @@ _MODULES = {
     "moco_plugin.methods": ("METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "build_method"),
     "moco_plugin.pretraining.run": ("pretrain",),
     "moco_plugin.probes.cached_features": ("evaluate_linear_fast", "evaluate_lowshot"),
+    "moco_plugin.probes.embedding": ("embed",),
     "moco_plugin.probes.multilabel": ("evaluate_multilabel",),
     "moco_plugin.probes.omnibenchmark": ("evaluate_omnibenchmark",),
     "moco_plugin.probes.retrieval": ("evaluate_retrieval",),

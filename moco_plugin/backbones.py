@@ -13,6 +13,14 @@ from torch import nn
 
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 
+# Arguments of timm.create_model that make it read, fetch or trust files; ``pretrained`` itself may be true or false.
+LOADING = frozenset(
+    (
+        "checkpoint_path pretrained_cfg pretrained_cfg_overlay pretrained_strict pretrained_filter_fn "
+        "pretrained_model_args pretrained_loc cache_dir model_dir"
+    ).split()
+)
+
 
 def create_backbone(
     name: str,
@@ -42,12 +50,17 @@ def create_backbone(
             ``pretrained`` or, for v3's ViTs, ``weight_init="moco"``.
 
     Raises:
-        UsageError: Unknown name (the nearest are offered) or arguments that the model does not take.
+        UsageError: Unknown name (the nearest are offered), arguments that the model does not take, or that make timm
+            read files.
         UserError: Pre-trained weights cannot be fetched.
     """
     if not timm.is_model(name):
         hint = did_you_mean(name, timm.list_models()) or "; timm.list_models() lists them"
         raise UsageError(f"unknown backbone {name!r}: timm has no model of that name{hint}")
+    if refused := sorted(LOADING & arguments.keys()):
+        raise UsageError(f"backbone_args.{refused[0]} makes timm read other files; leave it out, and give weights=FILE")
+    if not isinstance(arguments.get("pretrained", False), bool):
+        raise UsageError(f"backbone_args.pretrained is {str(arguments['pretrained'])[:60]!r}; expected true or false")
     arguments = {k: tuple(v) if isinstance(v, list) else v for k, v in arguments.items()}
     if (width != 1 or small_stem) and not is_resnet(name):
         argument = "width" if width != 1 else "small_stem"

@@ -1,21 +1,126 @@
-"""Atomic writing of files and folders, JSON, digests, and protection of existing outputs."""
+"""The one door through which files of others are read, and atomic writing of files and folders.
 
+Every file that a user, a list, a config or an archive names is opened here: only regular files, of bounded size.
+"""
+
+import codecs
 import errno
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from moco_plugin.errors import UsageError, UserError
-from moco_plugin.safe_yaml import parse_json
+from moco_plugin.errors import UsageError, UserError, reason
 
+MOST_BYTES = 1 << 30
+"""Size of the largest file that is read whole."""
+MOST_TEXT = 1 << 28
+"""Size of the largest list or other text."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+_MARKS = {  # the longer ones first: UTF-32's begins as UTF-16's does
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+class MissingFile(UserError):
+    """A file that does not exist."""
+
+
+def check_file(path: str | Path, what: str = "a file", error: type[UserError] = UserError) -> os.stat_result:
+    """Return the status of a regular file, without opening it.
+
+    Args:
+        path: Its path; links are followed.
+        what: What is expected there, for messages.
+        error: The class of errors; a file that is missing is a ``MissingFile`` where that is ``UserError``.
+
+    Raises:
+        UserError: Nothing is there, it is a folder, a pipe or a device, or the path cannot be one.
+    """
+    try:
+        status = os.stat(path)
+    except ValueError as cause:  # NUL, or half a pair of UTF-16
+        raise error(f"{shown(path)} cannot be a path ({reason(cause)}); expected {what}") from cause
+    except (FileNotFoundError, NotADirectoryError) as cause:
+        found = "is a link to nothing" if os.path.islink(path) else f"cannot be read ({cause.strerror})"
+        kind = MissingFile if error is UserError else error
+        raise kind(f"{shown(path)} {found}; check the path") from cause
+    except OSError as cause:
+        raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the path and its permissions") from cause
+    if not stat.S_ISREG(status.st_mode):
+        kind_of_file = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        raise error(f"{shown(path)} is {kind_of_file}; expected {what}")
+    return status
+
+
+def open_file(path: str | Path, what: str = "a file", error: type[UserError] = UserError) -> IO[bytes]:
+    """Open a regular file for reading; see ``check_file``."""
+    check_file(path, what, error)
+    try:
+        return open(path, "rb")
+    except OSError as cause:
+        raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the path and its permissions") from cause
+
+
+def read_file(
+    path: str | Path, most: int = MOST_BYTES, what: str = "a file", error: type[UserError] = UserError
+) -> bytes:
+    """Return the bytes of a regular file of at most ``most`` bytes; see ``check_file``.
+
+    Raises:
+        UserError: As ``check_file``, or it is larger.
+    """
+    with open_file(path, what, error) as file:
+        try:
+            size = os.fstat(file.fileno()).st_size
+            data = b"" if size > most else file.read(most + 1)
+        except OSError as cause:
+            raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the disk") from cause
+    if size > most or len(data) > most:
+        raise error(f"{shown(path)} has more than {most:,} bytes; expected {what}")
+    return data
+
+
+def read_text(
+    path: str | Path, most: int = MOST_TEXT, what: str = "a text file", error: type[UserError] = UserError
+) -> str:
+    """Return the text of a regular file in the encoding that ``decode_text`` finds, with ``\\n`` at ends of lines."""
+    return decode_text(read_file(path, most, what, error))
+
+
+def decode_text(data: bytes) -> str:
+    """Return a text by its byte order mark; without one it is UTF-8, or what Windows writes in the West (cp1252)."""
+    encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        text = data.decode("cp1252" if encoding == "utf-8" else encoding, errors="replace")
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def shown(path: str | Path) -> str:
+    """Return a path as messages show it: what cannot be printed is escaped, and long ones are cut."""
+    text = str(path)
+    text = text if text.isprintable() else ascii(text)[1:-1]
+    return text if len(text) <= 300 else f"{text[:200]}...{text[-60:]}"
 
 
 @contextmanager
@@ -94,11 +199,26 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: It cannot be read, or is not valid JSON.
     """
+    return parse_json(read_file(path, what="a JSON file"), shown(path))
+
+
+def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> Any:
+    """Return the content of a JSON text.
+
+    Args:
+        text: The text; of bytes, in the encoding of their byte order mark.
+        name: Where it comes from, for messages.
+        advice: What to do about an invalid file.
+
+    Raises:
+        UserError: It is not valid JSON.
+    """
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    return parse_json(text, str(path))
+        return json.loads(decode_text(text) if isinstance(text, bytes) else text)
+    except RecursionError as error:
+        raise UserError(f"{name} is not valid JSON (nested too deep); {advice}") from error
+    except ValueError as error:
+        raise UserError(f"{name} is not valid JSON ({reason(error)}); {advice}") from error
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:
@@ -122,7 +242,7 @@ def sha256(path: str | Path) -> str:
 
 def file_digest(path: str | Path, algorithm: str) -> str:
     """Return a file's digest in hexadecimal; ``algorithm`` is one of hashlib's, "md5" only detects accidental changes."""
-    with open(path, "rb") as file:
+    with open_file(path) as file:
         digest = hashlib.new(algorithm, usedforsecurity=False)
         while block := file.read(1 << 20):
             digest.update(block)

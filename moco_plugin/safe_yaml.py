@@ -1,12 +1,12 @@
-"""Safe reading of YAML and JSON: no code is run, time and memory are bounded."""
+"""Safe reading of YAML: no code is run, time and memory are bounded."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from moco_plugin.errors import UsageError, UserError
+from moco_plugin.errors import UsageError
+from moco_plugin.files import decode_text, read_file, shown
 
 MAX_BYTES = 1 << 18
 """Size of the largest YAML file read; configs have a few thousand bytes."""
@@ -52,13 +52,8 @@ def read_yaml_file(path: Path, name: str | None = None) -> dict[str, Any]:
     Raises:
         UsageError: It cannot be read, is not valid YAML, or does not hold keys and values.
     """
-    name = name or str(path)
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise UsageError(f"{name} cannot be read ({error.strerror}); check the path") from error
-    content = parse_yaml(text, name)
+    name = name or shown(path)
+    content = parse_yaml(decode_text(read_file(path, MAX_BYTES, "a config", UsageError)), name)
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -88,20 +83,3 @@ def _count(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> int:
 def _words(error: BaseException) -> str:
     text = "nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
     return text if len(text) < 300 else f"{text[:300]}..."
-
-
-def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> Any:
-    """Return the content of a JSON text.
-
-    Args:
-        text: The text.
-        name: Where it comes from, for messages.
-        advice: What to do about an invalid file.
-
-    Raises:
-        UserError: It is not valid JSON.
-    """
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{name} is not valid JSON ({_words(error)}); {advice}") from error

@@ -69,7 +69,9 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
             (folder / "a.pth").read_bytes(),
             (folder / "b.pth").read_bytes(),
             *safety_cases.pickle_cases(marker).values(),
+            *safety_cases.weight_cases().values(),
         ],
+        "special weights": [name.encode() for name in safety_cases.SPECIAL],
         "detectron2 weights": [pickle.dumps(arrays, 2), *safety_cases.pickle_cases(marker).values()],
     }
 
@@ -103,10 +105,12 @@ def run(kind: str, data: bytes, folder: str) -> None:
         "detectron2 config": "yaml",
         "list": "txt",
         "checkpoint": "pth",
+        "special weights": "pth",
         "detectron2 weights": "pkl",
     }.get(kind, "json")
     path = Path("train-images-idx3-ubyte.gz" if kind == "idx" else f"results.{suffix}")
-    path.write_bytes(data)
+    special = safety_cases.SPECIAL.get(data.decode(errors="replace")) if kind == "special weights" else None
+    special(path) if special else path.write_bytes(data)
     tools: dict[str, Callable[[], int]] = {}
     from moco_plugin.tools import convert, pretrain, report
 
@@ -115,7 +119,7 @@ def run(kind: str, data: bytes, folder: str) -> None:
     tools["override"] = lambda: pretrain.main([f"data.root={TRAIN}", data.decode(errors="replace"), *stop])
     tools["list"] = tools["idx"] = lambda: pretrain.main([f"data.root={path}", *stop])
     tools["results JSON"] = lambda: report.main(["."])
-    tools["checkpoint"] = tools["detectron2 weights"] = lambda: convert.main(
+    tools["checkpoint"] = tools["special weights"] = tools["detectron2 weights"] = lambda: convert.main(
         [str(path), "out.pkl", "--to", "detectron2"]
     )
     try:

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 
-from moco_plugin.backbones import check_features, create_backbone, feature_dim
+from moco_plugin.backbones import LOADING, check_features, create_backbone, feature_dim
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo, MoCoV3
 from tests.conftest import TINY
@@ -134,6 +134,8 @@ def test_frozen_parts_of_a_vit_do_not_move() -> None:
         ("resnet18", {"frozen_patch_projection": True}, "resnet18 has no patch projection"),
         ("resnet18", {"sincos_position": True}, "resnet18 has no learned position embedding"),
         ("resnet18", {"chanels": 3}, "backbone_args of resnet18"),
+        *(("resnet18", {name: "x"}, f"{name} makes timm read other files.*weights=FILE") for name in sorted(LOADING)),
+        ("resnet18", {"pretrained": "/a/file"}, "backbone_args.pretrained is '/a/file'; expected true or false"),
     ],
 )
 def test_arguments_that_do_not_fit(name: str, arguments: dict[str, Any], message: str) -> None:

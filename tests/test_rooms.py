@@ -14,8 +14,8 @@ STDLIB = sys.stdlib_module_names
 # Each room imports those before it alone; the names of files stand for modules at the top of the package.
 ORDER = (
     "errors",
-    "safe_yaml",
     "files",
+    "safe_yaml",
     "schema",
     "papers",
     "weight_files",

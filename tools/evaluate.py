@@ -20,8 +20,14 @@ from moco_plugin.data.spec import check_images
 from moco_plugin.errors import command
 from moco_plugin.files import check_checkpoint
 
-SAMPLES = {"weights": "runs/photos/checkpoints/last.ckpt", "train": "photos/train", "test": "photos/val"}
-TRAINED = ("linear", "finetune")  # on several processes; the others take one, under torchrun the first
+SAMPLES = {
+    "weights": "runs/photos/checkpoints/last.ckpt",
+    "train": "photos/train",
+    "test": "photos/val",
+    "images": "photos",
+    "out": "features.npy",
+}
+SEVERAL = ("linear", "finetune", "embed")  # on several processes; the others take one, under torchrun the first
 
 
 def definitions(module: str) -> dict[str, Any]:
@@ -39,11 +45,11 @@ def parameters(function: ast.FunctionDef) -> Iterator[tuple[str, str, ast.expr |
     for node, default in zip([*given.args, *given.kwonlyargs], defaults, strict=True):
         yield node.arg, ast.unparse(node.annotation or ast.Name("str")), default, texts.get(node.arg, "")
     shared = definitions("moco_plugin.evaluation.subject")
-    options = ast.unparse(given.kwarg.annotation or given.kwarg) if given.kwarg else ""
-    while section := shared.get(options.removeprefix("Unpack[").removesuffix("]")):
-        for field, text in zip(section.body[1::2], section.body[2::2], strict=True):
+    sections = [ast.unparse(given.kwarg.annotation or given.kwarg)[len("Unpack[") : -1]] if given.kwarg else []
+    for name in sections:  # which grows by the bases
+        for field, text in zip(shared[name].body[1::2], shared[name].body[2::2], strict=True):
             yield field.target.id, ast.unparse(field.annotation), ast.Constant(None), ast.literal_eval(text.value)
-        options = section.bases[0].id
+        sections += [base.id for base in shared[name].bases if base.id in shared and base.id not in sections]
 
 
 class Values(argparse.Action):
@@ -89,7 +95,7 @@ def add_command(commands: Any, entry: EntryPoint) -> str:
         entry.name,
         help=about.partition("\n")[0].rstrip("."),
         description=about,
-        epilog=f"example:\n  {example} --out {entry.name}.json",
+        epilog=f"example:\n  {example}" + ("" if "out" in shown else f" --out {entry.name}.json"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(run=entry, parser=parser)
@@ -127,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         arguments["overrides"] += others
 
     check_checkpoint(args.weights)
-    for spec in filter(None, (arguments.get("train"), arguments.get("test"))):
+    for spec in filter(None, map(arguments.get, ("train", "test", "images"))):
         check_images(spec)
-    if run.name not in TRAINED and os.environ.get("RANK", "0") != "0":
+    if run.name not in SEVERAL and os.environ.get("RANK", "0") != "0":
         return 0
     if not picture:
         run.load()(**arguments)

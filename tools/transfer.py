@@ -40,14 +40,21 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--list", action="store_true", help="show the tasks, and do nothing")
     parser.add_argument("--task", help="which experiment; --list shows them")
     own = parser.add_argument_group("own data, in place of --task")
-    own.add_argument("--train-json", dest="train", metavar="FILE", help="a COCO file")
-    own.add_argument("--train-folder", dest="train", metavar="FOLDER", help="a VOC or YOLO folder")
+    own.add_argument("--train-json", dest="train", metavar="FILE", help="a COCO file, or another tool's JSON")
+    own.add_argument(
+        "--train-folder",
+        dest="train",
+        metavar="PATH",
+        help="a folder or file of any tool's (docs/detection.md lists them)",
+    )
     own.add_argument("--train-labels", metavar="FOLDER", help="label images, for semantic segmentation")
     own.add_argument(
-        "--train-images", metavar="FOLDER", help="images of the label images, or of the COCO file (default: its folder)"
+        "--train-images", metavar="FOLDER", help="images of the label images, or where annotations lie elsewhere"
     )
-    own.add_argument("--test-json", dest="test", metavar="FILE", help="default: a fifth of the training images")
-    own.add_argument("--test-folder", dest="test", metavar="FOLDER", help="a VOC or YOLO folder")
+    own.add_argument(
+        "--test-json", dest="test", metavar="FILE", help="default: the split that the data name, or a fifth"
+    )
+    own.add_argument("--test-folder", dest="test", metavar="PATH", help="as --train-folder")
     own.add_argument("--test-labels", metavar="FOLDER", help="label images to test on")
     own.add_argument("--test-images", metavar="FOLDER", help="images of the test file or of the label images")
     own.add_argument("--model", help="fpn, c4, retinanet or timm:NAME (default: fpn); fcn for label images")
@@ -57,6 +64,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     own.add_argument("--supervised", metavar="FILE", help="ImageNet weights to compare with (default: timm's, fetched)")
     own.add_argument("--continued", metavar="W", help="MoCo pre-training that started from supervised weights")
     own.add_argument("--seed", type=int, default=0, help="chooses the held-out images (default: %(default)s)")
+    own.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="what becomes black and white in images of more than 8 bits (default: by their bit depth)",
+    )
+    own.add_argument("--check", action="store_true", help="read and check the data, say what was found, and stop")
     parser.add_argument(
         "--weights",
         metavar="W",
@@ -152,7 +167,7 @@ def _own_data(args: argparse.Namespace) -> int:
     train, test = (args.train_labels, args.test_labels) if semantic else (args.train, args.test)
     out = args.out or Path("runs/detector")
     recipe, results = train_on_own_data(
-        Sources(train, args.train_images, test, args.test_images, semantic, args.seed),
+        Sources(train, args.train_images, test, args.test_images, semantic, args.seed, args.value_range),
         Starts(args.weights, args.init, args.compare, args.supervised, args.continued),
         model=args.model,
         out=out,
@@ -160,8 +175,11 @@ def _own_data(args: argparse.Namespace) -> int:
         machines=_machines(args),
         overrides=args.overrides,
         overwrite=args.overwrite,
+        check=args.check,
     )
-    if not args.machine_rank:
+    if args.check:
+        print(f"checked; the data as they are trained on: {out / 'data'}")
+    elif not args.machine_rank:
         print(f"\n{comparison_table(recipe.task, results).text()}\n")
         if args.compare:
             verdicts = compare_starts(out, recipe, results)

@@ -9,6 +9,7 @@ from typing import Any
 import timm
 from torch import Tensor
 
+from moco_plugin.backbones import LOADING
 from moco_plugin.checkpoints.fill import Unfit
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError, reason
@@ -21,13 +22,8 @@ LARGEST_IMAGE = 4096  # pixels; some networks' tables grow with the fourth power
 LARGEST_ARGUMENT = 65536
 LARGEST_DEPTH = 512
 LONGEST_NAME = 60  # characters of a method
-# Arguments of timm.create_model that fetch or load something, or that the reader sets itself.
-NOT_ARGUMENTS = frozenset(
-    (
-        "pretrained pretrained_cfg pretrained_cfg_overlay checkpoint_path cache_dir num_classes features_only "
-        "scriptable exportable no_jit"
-    ).split()
-)
+# Arguments of timm.create_model that the reader sets itself, or that change no features.
+NOT_ARGUMENTS = frozenset("pretrained num_classes features_only scriptable exportable no_jit".split())
 # Where an mmengine config, which is text, names the method; only its beginning is searched.
 LONGEST_CONFIG = 200_000
 MM_METHOD = re.compile(r"^model = dict\([^)]{0,4000}?\btype='(\w{1,40})'", re.DOTALL | re.MULTILINE)
@@ -113,13 +109,16 @@ def _is_model(name: Any) -> bool:
 
 
 def safe_arguments(arguments: Any) -> dict[str, Any]:
-    """Return arguments of timm.create_model that a file gives, without those that load something.
+    """Return arguments of timm.create_model that a file gives, without NOT_ARGUMENTS.
 
     Raises:
-        Unfit: One is not a number, a text, or a list of these, or so large that building would not end.
+        Unfit: One makes timm read other files, is not a number, a text, or a list of these, or is so large that building
+            would not end.
     """
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise Unfit("the file gives arguments of the network that are not a dict of names")
+    if refused := sorted(LOADING & arguments.keys()):
+        raise Unfit(f"the file gives the network's argument {refused[0]}, which makes timm read other files")
     for key, value in arguments.items():
         is_depth = key in ("depth", "depths", "layers")
         largest = LARGEST_IMAGE if "size" in key else LARGEST_DEPTH if is_depth else LARGEST_ARGUMENT

@@ -52,7 +52,7 @@ def cache_path(url: str) -> Path:
 
 def is_released(path_or_name: str | Path) -> bool:
     """Return whether this names a released checkpoint; a file or folder of that name takes precedence."""
-    return str(path_or_name) in RELEASED and not Path(path_or_name).exists()
+    return str(path_or_name) in RELEASED and not os.path.exists(path_or_name)
 
 
 def resolve(path_or_name: str | Path) -> Path:
@@ -65,9 +65,10 @@ def resolve(path_or_name: str | Path) -> Path:
         UserError: The checkpoint cannot be fetched, or what arrived is not what was published; or neither a
             path nor a name, but something like one.
     """
-    path, name = Path(path_or_name).expanduser(), str(path_or_name)
-    if path.exists() or not is_released(name):
-        hint = did_you_mean(name, RELEASED) if not ({"/", ".", os.sep} & set(name) or path.exists()) else ""
+    path, name = Path(os.path.expanduser(path_or_name)), str(path_or_name)
+    exists = os.path.exists(path)
+    if exists or not is_released(name):
+        hint = did_you_mean(name, RELEASED) if not ({"/", ".", os.sep} & set(name) or exists) else ""
         if hint:
             raise UserError(f"{name}: no such file, and no released checkpoint has that name{hint}")
         return path

@@ -19,7 +19,7 @@ MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
 
 
 class CorruptImages:
-    """Names and number of the images that could not be decoded; more than 1% of the set is an error."""
+    """Names and number of the images that could not be decoded; more than 1% of the set, and than one, is an error."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -30,7 +30,7 @@ class CorruptImages:
         for name in sorted(set(names) - self.names - {""}):
             self.names.add(name)
             print(f"skipped: {name} cannot be decoded ({len(self.names)} so far)", file=sys.stderr)
-        if len(self.names) > MAX_CORRUPT * self.total:
+        if len(self.names) > max(1, MAX_CORRUPT * self.total):
             raise UserError(
                 f"{len(self.names)} of {self.total} images cannot be decoded, more than 1%, "
                 f"{sorted(self.names)[0]} among them; repair or remove them"

@@ -25,9 +25,12 @@ from moco_plugin.data.bands import (
     with_channels,
 )
 from moco_plugin.errors import UserError
+from moco_plugin.files import open_file, read_file
 
-# Formats of Pillow's that run other programs, or that Pillow recognizes and cannot decode.
-_NOT_READ = {"EPS", "PDF", "WMF", "MPEG", "BUFR", "GRIB", "HDF5", "IPTC"}
+PILLOW_FORMATS = (  # others of Pillow's start programs (EPS), are known by no first bytes, or are read wrongly (FITS)
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
+    *("DDS", "QOI", "SGI", "SUN", "TGA"),
+)
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _JPEG_DIVISORS = {
     1: 0,
@@ -39,7 +42,7 @@ _JPEG_DIVISORS = {
 with contextlib.suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()  # HEIC, where its plug-in is installed
 Image.init()
-PILLOW_FORMATS = tuple(sorted(set(Image.OPEN) - _NOT_READ))
+PILLOW_FORMATS = tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
 SUFFIXES = tuple(
     sorted(
         {suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"}}
@@ -64,6 +67,7 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
         UserError: The file is missing or cannot be read, its values are outside of the range, or it has other than
             three channels.
     """
+    source = io.BytesIO(read_file(source, what="an image")) if isinstance(source, Path) else source
     with _decoding(name) as limit:
         try:
             with Image.open(source, formats=PILLOW_FORMATS) as image:
@@ -72,7 +76,7 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
                 ImageOps.exif_transpose(image, in_place=True)
                 return image.convert("RGB")
         except UnidentifiedImageError:
-            data = source.read_bytes() if isinstance(source, Path) else _whole(source)
+            data = _whole(source)
             return Image.fromarray(decode_bands(data, name, 3, value_range, limit))
 
 
@@ -85,8 +89,6 @@ def _decoding(name: str) -> Iterator[int | None]:
         raise
     except Image.DecompressionBombError as error:
         raise CannotDecode(too_large(2 * (Image.MAX_IMAGE_PIXELS or 0))) from error
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise UserError(f"{name} cannot be read ({error.strerror}); check the path and its permissions") from error
     except Exception as error:  # decoders raise almost anything
         raise CannotDecode("") from error
 
@@ -119,10 +121,7 @@ def decode_array(
         CannotDecode: As ``decode``.
         UserError: As ``decode``.
     """
-    try:
-        data = source if isinstance(source, bytes) else source.read_bytes()
-    except OSError:
-        data = b""  # ``decode`` says why
+    data = source if isinstance(source, bytes) else read_file(source, what="an image")
     width, height, stored = _jpeg_header(data)
     small = width * height <= (_pixel_limit() or 0)  # Pillow says what is wrong with others
     whole = data.endswith(b"\xff\xd9")  # OpenCV may decode a part of a truncated file
@@ -133,11 +132,47 @@ def decode_array(
             return array
     if channels != 3:
         with _decoding(name) as limit:
-            data = data or (source if isinstance(source, bytes) else source.read_bytes())
             if is_bands(data) and (channels != 1 or not is_tiff(data)):
                 return decode_bands(data, name, channels, value_range, limit)
             return _decode_channels(io.BytesIO(data), name, channels, value_range)
-    return np.array(decode(io.BytesIO(source) if isinstance(source, bytes) else source, name, value_range))
+    return np.array(decode(io.BytesIO(data), name, value_range))
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file, upright by its EXIF orientation, from its header.
+
+    Raises:
+        CannotDecode: The file is broken, of no known format, or larger than Pillow's limit.
+        UserError: The file is missing or cannot be read.
+    """
+    with open_file(path, "an image") as file, _decoding(str(path)), Image.open(file, formats=PILLOW_FORMATS) as image:
+        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return image.size[::-1] if turned else image.size
+
+
+def decode_labels(path: Path, name: str) -> np.ndarray:
+    """Decode a label image: the values of a grey one, the indices of one with a palette, 0 and 1 of one of 1 bit.
+
+    Args:
+        path: The file.
+        name: What messages call it.
+
+    Returns:
+        H x W, uint8, uint16 or int32, upright by its EXIF orientation.
+
+    Raises:
+        CannotDecode: As ``decode``.
+        UserError: As ``decode``, or it has several channels, or numbers with fractions.
+    """
+    data = read_file(path, what="a label image")
+    with _decoding(name), Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
+        ImageOps.exif_transpose(image, in_place=True)
+        labels = np.array(image)
+        if labels.ndim != 2 or labels.dtype.kind == "f":
+            raise UserError(
+                f"label image {name} is of mode {image.mode}; expected one whole number per pixel, grey or a palette's"
+            )
+        return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
 
 
 def _pixel_limit() -> int | None:

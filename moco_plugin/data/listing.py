@@ -17,6 +17,7 @@ from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.data.labels import class_indices, sort_classes
 from moco_plugin.data.spec import EXPECTED_IMAGES
 from moco_plugin.errors import UserError
+from moco_plugin.files import read_text
 
 LONGEST_LINE = 4096  # characters
 HIDDEN = ("__MACOSX", "lost+found")  # and names that start with a dot
@@ -104,9 +105,9 @@ def _report_splits(files: list[Path]) -> None:
 
 def _kaggle_labels(solution: Path, files: list[Path]) -> list[str]:
     try:
-        rows = csv.reader(solution.read_text(encoding="utf-8").splitlines())
+        rows = csv.reader(read_text(solution).splitlines())
         labels = {row[0]: row[1].split()[0] for row in rows if len(row) > 1 and row[1].strip()}
-    except (OSError, UnicodeDecodeError, csv.Error):
+    except (UserError, csv.Error):
         return [""] * len(files)
     return [labels.get(path.stem, "") for path in files]
 
@@ -153,10 +154,7 @@ def read_entries(path: Path, *folders: Path) -> list[Entry]:
     Raises:
         UserError: A line is neither, there is none, or image files are missing.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check its permissions") from error
+    lines = read_text(path, what="a list of images").split("\n")
     exists, folders = _lookup(), folders or (path.parent,)
     entries: list[Entry] = []
     missing: list[Path] = []

@@ -26,14 +26,15 @@ class View:
         return len(self.mean)
 
 
-def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[float] | Tensor) -> Tensor:
     """Return (images / 255 - mean) / std in float32.
 
     Args:
         images: N x C x H x W, uint8.
-        mean: Per channel, of images in 0 to 1.
-        std: Per channel, above 0.
+        mean: Per channel, of images in 0 to 1; a tensor (C) on their device spares a copy to it.
+        std: Per channel, above 0; likewise.
     """
-    shift = images.new_tensor(mean, dtype=torch.float32)[:, None, None]
-    scale = images.new_tensor(std, dtype=torch.float32)[:, None, None]
+    shift, scale = (
+        torch.as_tensor(values, dtype=torch.float32, device=images.device)[:, None, None] for values in (mean, std)
+    )
     return (images.to(torch.float32) / 255 - shift) / scale

@@ -1,24 +1,24 @@
 """Own detection data made ready for detectron2: checked, split, and written as COCO files."""
 
 import random
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
-from tqdm import tqdm
-
 from moco_plugin.detectors.formats import read_detection_data
+from moco_plugin.detectors.images import Opened, open_images
+from moco_plugin.detectors.objects import coco_row
+from moco_plugin.detectors.records import Annotations, Category, Record, few
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import write_json
-from moco_plugin.transfer.checks import check_content
 from moco_plugin.transfer.components.datasets import FILE_PREFIX
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
-MOST_NAMES = 3  # names in a message
+MOST_FAULTS = 0.1  # share of the objects that may be left out; 3 objects always
+MOST_CLASSES = 10_000
+Images = list[tuple[Opened, Record]]
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,15 @@ class Sources:
     """Where own data are.
 
     Attributes:
-        train: A COCO file, or a VOC or YOLO folder; see ``read_detection_data``. A folder of label images for semantic
-            segmentation; see ``prepare_semantic``.
-        train_images: Folder of the images of a COCO file or of label images.
-        test: Data to test on; None holds out ``TEST_SHARE`` of the training images.
+        train: Data of any form that ``read_detection_data`` reads. A folder of label images for semantic segmentation; see
+            ``prepare_semantic``.
+        train_images: Folder of the images, where they are not beside the annotations.
+        test: Data to test on; None takes the validation or test split that the training data name, else holds out
+            ``TEST_SHARE`` of the training images.
         test_images: Folder of its images.
         semantic: The data are label images.
         seed: Chooses the held-out images.
+        value_range: The values that become black and white in images of more than 8 bits; None for their bit depth.
     """
 
     train: Path
@@ -41,6 +43,7 @@ class Sources:
     test_images: Path | None = None
     semantic: bool = False
     seed: int = 0
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         for name in ("train", "train_images", "test", "test_images"):
@@ -48,6 +51,12 @@ class Sources:
                 object.__setattr__(self, name, path := Path(path).expanduser())
                 if not path.exists():
                     raise UsageError(f"{path} does not exist; check the path")
+        if self.test is not None and self.test.resolve() == self.train.resolve() and self.semantic:
+            raise UsageError(f"{self.test} is the training set; expected other images to test on")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            raise UsageError(
+                f"--value-range is {self.value_range[0]:g} {self.value_range[1]:g}; expected a smaller and a larger value"
+            )
         if self.semantic and self.train_images is None:
             raise UsageError("label images need --train-images, the folder of their images")
 
@@ -62,10 +71,13 @@ class OwnData:
         images: Number of training images.
         test_images: Number of test images.
         classes: Names, in the order of the model's outputs.
-        masks: Whether all objects have masks.
+        masks: Whether objects have masks.
         notes: Sentences on what was assumed or left out.
         keypoints: Number of keypoints of an object; 0 if they are not trained.
         prefix: Of the data sets' names: what kind of file they are.
+        most_objects: Of an image.
+        unmasked: Training objects without a mask, where others have one.
+        value_range: As of ``Sources``.
     """
 
     train: Path
@@ -77,6 +89,9 @@ class OwnData:
     notes: tuple[str, ...]
     keypoints: int = 0
     prefix: str = FILE_PREFIX
+    most_objects: int = 0
+    unmasked: int = 0
+    value_range: tuple[float, float] | None = None
 
     @property
     def names(self) -> tuple[str, str]:
@@ -90,154 +105,261 @@ def prepare(out: Path, sources: Sources) -> OwnData:
     Raises:
         UserError: The data are invalid.
     """
-    train, test = sources.train, sources.test
-    content, notes = _clean(read_detection_data(train, sources.train_images), train)
-    if test is None:
-        content, held_out = _split(content, sources.seed)
-        notes.append(
-            f"test set: {len(held_out['images'])} of the {len(content['images']) + len(held_out['images'])} images, "
-            f"held out by seed {sources.seed}"
-        )
+    data = read_detection_data(sources.train, sources.train_images)
+    categories, notes = _check_classes(data), [f"{data.source.name} is read as {data.form}", *data.notes]
+    splits = open_images(data, sources.value_range, notes)
+    points = _keypoints(categories, data.records(), notes)
+    parts = {split: _rows(data, images, categories, points) for split, images in splits.items()}
+    _check_faults(data, notes)
+    named = data.splits.keys() - {""}
+    train = parts["train"] if "train" in parts else [row for part in parts.values() for row in part]
+    if sources.test is not None:
+        test = _read_test(sources, categories, points, notes)
+        notes += [f"{len(parts[name])} images of {name} are not used" for name in ("val", "test") if parts.get(name)]
+    elif "train" in named and (name := next((name for name in ("val", "test") if parts.get(name)), None)):
+        test = parts[name]
+        other = f"; {len(parts['test'])} of its test split are not used" if name == "val" and parts.get("test") else ""
+        notes.append(f"test set: the {len(test)} images that {data.source.name} names as {name}{other}")
     else:
-        held_out, more = _clean(read_detection_data(test, sources.test_images), test)
-        notes += more
-        _check_categories(content, held_out, train, test)
-        held_out["categories"] = content["categories"]
-    objects = [row for part in (content, held_out) for row in part["annotations"] if not row.get("iscrowd")]
-    if not any(not row.get("iscrowd") for row in content["annotations"]):
-        raise UserError(f"{train} has no object to train on; expected annotations with boxes")
-    masks = all(row.get("segmentation") for row in objects)
-    if not masks and any(row.get("segmentation") for row in objects):
-        lacking = sum(not row.get("segmentation") for row in objects)
-        notes.append(f"{lacking} of {len(objects)} objects have no mask, so only boxes are trained")
-    keypoints = _count_keypoints(content["categories"], objects, notes)
-    write_json(out / "train.json", content)
-    write_json(out / "test.json", held_out)
-    classes = tuple(row["name"] for row in sorted(content["categories"], key=lambda row: int(row["id"])))
+        train, test = _hold_out(train, sources.seed)
+        notes.append(
+            f"test set: {len(test)} of the {len(train) + len(test)} images, held out by seed {sources.seed}, "
+            "a share of each class"
+        )
+    train = _without_tested(train, test, notes)
+    if len(train) < 1 or not any(not row["iscrowd"] for image in train for row in image["objects"]):
+        left_out = f" (left out: {data.faults.text()})" if data.faults.counts else ""
+        raise UserError(f"{sources.train} has no object to train on{left_out}; expected annotations with boxes")
+    _count_classes(categories, train, test, notes)
+    objects = [[row for image in part for row in image["objects"] if not row["iscrowd"]] for part in (train, test)]
+    masks = any("segmentation" in row for row in objects[0])
+    unmasked = [sum("segmentation" not in row for row in part) if masks else 0 for part in objects]
+    if any(unmasked):
+        notes.append(
+            f"{sum(unmasked)} of {sum(map(len, objects))} objects have no mask: they are trained as boxes, "
+            "and their boxes stand for their masks in the test"
+        )
+    keypoints = points if points and any("keypoints" in row for row in objects[0]) else 0
+    for row in (row for part in objects for row in part):
+        if keypoints and "keypoints" not in row:
+            row |= {"keypoints": [0] * 3 * points, "num_keypoints": 0}
+    for row in objects[1] if masks else []:
+        left, top, width, height = row["bbox"]
+        right, bottom = left + width, top + height
+        row.setdefault("segmentation", [[left, top, right, top, right, bottom, left, bottom]])
+    kinds = [
+        {"id": kind.key, "name": kind.name}
+        | ({"keypoints": kind.keypoints, "skeleton": kind.skeleton} if keypoints else {})
+        for kind in categories
+    ]
+    for name, part in (("train", train), ("test", test)):
+        write_json(out / f"{name}.json", _coco(part, kinds))
     train_file, test_file = ((out / name).resolve() for name in ("train.json", "test.json"))
-    counts = len(content["images"]), len(held_out["images"])
-    return OwnData(train_file, test_file, *counts, classes, masks, tuple(notes), keypoints)
+    most = max(sum(not row["iscrowd"] for row in image["objects"]) for image in (*train, *test))
+    classes = tuple(kind.name for kind in categories)
+    counts = len(train), len(test)
+    return OwnData(
+        train_file,
+        test_file,
+        *counts,
+        classes,
+        masks,
+        tuple(notes),
+        keypoints,
+        FILE_PREFIX,
+        most,
+        unmasked[0],
+        sources.value_range,
+    )
 
 
-def _count_keypoints(categories: list[dict[str, Any]], objects: list[dict[str, Any]], notes: list[str]) -> int:
-    """Return how many keypoints each object has; 0, and a sentence that says why, if they cannot be trained."""
-    if not any(row.get("keypoints") for row in objects):
+def _check_classes(data: Annotations) -> list[Category]:
+    """Return the classes in the order of their numbers."""
+    names = Counter(kind.name for kind in data.categories)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(f"{data.source} has several classes of the name {few(twice)}; expected one each")
+    if len(names) > MOST_CLASSES:
+        raise UserError(f"{data.source} has {len(names)} classes; expected {MOST_CLASSES} at most")
+    return sorted(data.categories, key=lambda kind: kind.key)
+
+
+def _keypoints(categories: Sequence[Category], records: Sequence[Record], notes: list[str]) -> int:
+    """Return how many keypoints objects have; 0, and a sentence that says why, if they cannot be trained."""
+    used = {item.category for record in records for item in record.objects if item.keypoints}
+    if not used:
         return 0
-    used = {row["category_id"] for row in objects}
-    lists = {tuple(row.get("keypoints") or ()) for row in categories if row["id"] in used}
+    lists = {tuple(kind.keypoints) for kind in categories if kind.name in used}
     names = lists.pop() if len(lists) == 1 else ()
     if not names:
         notes.append("keypoints are not trained: the classes do not name the same keypoints")
         return 0
-    wrong = sum(len(row.get("keypoints") or ()) != 3 * len(names) for row in objects)
-    if wrong:
-        notes.append(f"keypoints are not trained: {wrong} of {len(objects)} objects have not {len(names)} of them")
-        return 0
-    for row in objects:
-        row["num_keypoints"] = sum(visible > 0 for visible in row["keypoints"][2::3])
+    count = sum(bool(record.objects) for record in records) and sum(len(record.objects) for record in records)
+    right = sum(len(item.keypoints) == 3 * len(names) for record in records for item in record.objects)
+    if right < count:
+        notes.append(f"{count - right} of {count} objects have not {len(names)} keypoints: they are trained without")
+    for kind in categories:
+        kind.keypoints = list(names)  # detectron2 has one list for all classes
     return len(names)
 
 
-def _clean(content: dict[str, Any], source: Path) -> tuple[dict[str, Any], list[str]]:
-    """Return the data that can be trained on, and sentences that count what was left out."""
-    images, notes = _open_images(content["images"], source)
-    listed = [images.get(row["id"], row) for row in content["images"]]
-    check_content({**content, "images": listed}, source)
-    ids = {key: index for index, key in enumerate(images, start=1)}
-    kept: list[dict[str, Any]] = []
-    outside = Counter[str]()
-    for row in content["annotations"]:
-        if (image := images.get(row["image_id"])) is None:
-            continue
-        if (box := _cut(row["bbox"], image)) is None:
-            outside[Path(image["file_name"]).name] += 1
-            continue
-        area = row.get("area", box[2] * box[3])
-        kept.append(
-            {"iscrowd": 0, **row, "id": len(kept) + 1, "image_id": ids[row["image_id"]], "bbox": box, "area": area}
+def _rows(
+    data: Annotations, images: Images, categories: Sequence[Category], points: int, known: dict[str, int] | None = None
+) -> list[dict[str, Any]]:
+    """Return images as rows of a COCO file, each with its ``objects``; what is left out is added to the data's faults."""
+    ids = known or {kind.name: kind.key for kind in categories}
+    rows: list[dict[str, Any]] = []
+    for image, record in images:
+        kept = []
+        for item in record.objects:
+            row = coco_row(item, image.size, image.raw, image.orientation, record.relative, points)
+            if isinstance(row, str):
+                data.faults.add(row, item.where or image.path.name)
+            else:
+                kept.append(row | {"category_id": ids[item.category]})
+        width, height = image.size
+        rows.append(
+            {
+                "file_name": str(image.path.resolve()),
+                "width": width,
+                "height": height,
+                "objects": kept,
+                "digest": image.digest,
+            }
         )
-    if outside:
-        notes.append(
-            f"left out {sum(outside.values())} boxes of less than a pixel, or outside of the image, in {few(list(outside))}"
-        )
-    used = {row["category_id"] for row in kept}
-    unused = [row["name"] for row in content["categories"] if row["id"] not in used]
-    if unused:
-        notes.append(
-            f"{len(unused)} of {len(content['categories'])} classes have no object in {source.name}: {few(unused)}"
-        )
-    rows = [{**row, "id": ids[key]} for key, row in images.items()]
-    return {"images": rows, "annotations": kept, "categories": content["categories"]}, notes
+    return rows
 
 
-def _open_images(rows: list[dict[str, Any]], source: Path) -> tuple[dict[Any, dict[str, Any]], list[str]]:
-    """Return the images that exist, by id and with their sizes, and a sentence that counts the missing ones."""
-    twice = [key for key, count in Counter(str(row["id"]) for row in rows).items() if count > 1]
-    if twice:
-        raise UserError(f"{source} has several images of the id {twice[0]}; expected one each")
-    missing: list[str] = []
-    images: dict[Any, dict[str, Any]] = {}
-    for row in tqdm(rows, desc=f"images of {source.name}", file=sys.stderr):
-        path = Path(row["file_name"])
-        try:
-            with Image.open(path) as image:
-                size = ImageOps.exif_transpose(image).size if image.getexif() else image.size
-        except FileNotFoundError:
-            missing.append(path.name)
-            continue
-        except Exception as error:  # decoders raise almost anything
-            raise UserError(f"image {path} of {source} cannot be decoded; repair or remove it") from error
-        stated = (row.get("width", size[0]), row.get("height", size[1]))
-        if stated != size:
-            raise UserError(
-                f"{source} says that {path.name} has {stated[0]} x {stated[1]} pixels; it has {size[0]} x {size[1]}"
-            )
-        images[row["id"]] = {**row, "width": size[0], "height": size[1]}
-    if len(images) < 2:
+def _check_faults(data: Annotations, notes: list[str]) -> None:
+    """Add the objects that are left out to the notes.
+
+    Raises:
+        UserError: They are many.
+    """
+    bad, count = data.faults.counts.total(), sum(len(record.objects) for record in data.records())
+    if bad > max(3, MOST_FAULTS * max(count, bad)):
         raise UserError(
-            f"{source} lists {len(rows)} images, of which {len(missing)} are missing"
-            f"{f' ({missing[0]})' if missing else ''}; expected 2 or more, so check the folder of images"
+            f"{data.source}: {data.faults.text()}; {MOST_FAULTS:.0%} of the objects may be, so correct the data"
         )
-    note = f"left out {len(missing)} of {len(rows)} images, which are missing: {few(missing)}"
-    return images, [note] if missing else []
+    if bad:
+        notes.append(f"left out: {data.faults.text()}")
 
 
-def _cut(box: list[float], image: dict[str, Any]) -> list[float] | None:
-    """Return the part of a box that is inside of its image; None if that is less than a pixel wide or high."""
-    left, top, width, height = box
-    right, bottom = min(left + width, image["width"]), min(top + height, image["height"])
-    left, top = max(left, 0.0), max(top, 0.0)
-    return None if right - left < 1 or bottom - top < 1 else [left, top, right - left, bottom - top]
+def _read_test(sources: Sources, categories: Sequence[Category], points: int, notes: list[str]) -> list[dict[str, Any]]:
+    """Return the test set: of data with splits the test or validation split; classes are matched by name.
 
-
-def _split(content: dict[str, Any], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-    names = sorted(content["images"], key=lambda row: str(row["file_name"]))
-    count = max(1, round(TEST_SHARE * len(names)))
-    chosen = {row["id"] for row in random.Random(seed).sample(names, count)}
-
-    def part(inside: bool) -> dict[str, Any]:
-        return {
-            "images": [row for row in content["images"] if (row["id"] in chosen) == inside],
-            "annotations": [row for row in content["annotations"] if (row["image_id"] in chosen) == inside],
-            "categories": content["categories"],
-        }
-
-    return part(False), part(True)
-
-
-def _check_categories(train: dict[str, Any], test: dict[str, Any], source: Path, other: Path) -> None:
-    """Give the test set's annotations the training set's category ids, by name."""
-    ids = {row["name"]: row["id"] for row in train["categories"]}
-    names = {row["id"]: row["name"] for row in test["categories"]}
-    used = {names[row["category_id"]] for row in test["annotations"]}
+    Raises:
+        UserError: Its objects have other classes, or it is the training set.
+    """
+    assert sources.test is not None
+    data = read_detection_data(sources.test, sources.test_images)
+    notes += [f"{data.source.name} is read as {data.form}", *data.notes]
+    _check_classes(data)
+    name = next((name for name in ("test", "val") if data.splits.get(name)), None)
+    if name is not None:
+        data.splits = {name: data.splits[name]}
+        notes.append(f"test set: the images that {data.source.name} names as {name}")
+    ids = {kind.name: kind.key for kind in categories}
+    used = {item.category for record in data.records() for item in record.objects}
     if unknown := sorted(used - ids.keys()):
         raise UserError(
-            f"{other} has {len(unknown)} classes that {source} has not: {few(unknown)}; expected those of the training set"
+            f"{sources.test} has {len(unknown)} classes that {sources.train} has not: {few(unknown)}; "
+            "expected those of the training set"
         )
-    for row in test["annotations"]:
-        row["category_id"] = ids[names[row["category_id"]]]
+    splits = open_images(data, sources.value_range, notes)
+    rows = _rows(data, [pair for part in splits.values() for pair in part], categories, points, ids)
+    _check_faults(data, notes)
+    return rows
 
 
-def few(names: Sequence[object]) -> str:
-    """Return the first names of a list as text."""
-    return ", ".join(map(str, names[:MOST_NAMES])) + (" ..." if len(names) > MOST_NAMES else "")
+def _without_tested(train: list[dict[str, Any]], test: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+    """Return the training images that are not test images too, by content.
+
+    Raises:
+        UserError: Half of the test images are training images.
+    """
+    tested = {image["digest"] for image in test}
+    same = [Path(image["file_name"]).name for image in train if image["digest"] in tested]
+    if 2 * len(same) > len(test):
+        raise UserError(
+            f"{len(same)} of the {len(test)} test images are training images ({few(same)}); expected other images to "
+            "test on, or no test set: a fifth is held out then"
+        )
+    if same:
+        notes.append(f"{len(same)} images are in both sets, and not trained on: {few(same)}")
+    return [image for image in train if image["digest"] not in tested]
+
+
+def _hold_out(images: list[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Divide images so that the test set has its share of each class, the rare ones first; equal files stay together."""
+    groups: dict[bytes, list[dict[str, Any]]] = {}
+    for image in sorted(images, key=lambda image: str(image["file_name"])):
+        groups.setdefault(image["digest"], []).append(image)
+    order = random.Random(seed).sample(list(groups.values()), len(groups))
+    classes = [
+        {row["category_id"] for image in group for row in image["objects"] if not row["iscrowd"]} for group in order
+    ]
+    wanted = max(1, round(TEST_SHARE * len(order)))
+    have = Counter(kind for kinds in classes for kind in kinds)
+    taken: Counter[int] = Counter()
+    chosen: set[int] = set()
+    rare_first = [kind for kind, _ in sorted(have.items(), key=lambda item: (item[1], item[0]))]
+    for kind in (*rare_first, None):  # None: whatever is left
+        share = wanted if kind is None else min(wanted, max(1, round(TEST_SHARE * have[kind])))
+        for place, kinds in enumerate(classes):
+            enough = len(chosen) if kind is None else taken[kind]
+            last = any(have[other] - taken[other] == 1 for other in kinds)  # of a class: it is trained on
+            if (
+                place not in chosen
+                and (kind is None or kind in kinds)
+                and enough < share
+                and len(chosen) < wanted
+                and not last
+            ):
+                chosen.add(place)
+                taken.update(kinds)
+    chosen |= {*[place for place in range(len(order)) if place not in chosen][: wanted - len(chosen)]}
+    parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+    for place, group in enumerate(order):
+        parts[place in chosen].extend(group)
+    return tuple(sorted(part, key=lambda image: str(image["file_name"])) for part in parts)  # type: ignore[return-value]
+
+
+def _count_classes(
+    categories: Sequence[Category], train: list[dict[str, Any]], test: list[dict[str, Any]], notes: list[str]
+) -> None:
+    """Add sentences on classes without objects, and on those that one of the sets lacks."""
+    counts = [
+        Counter(row["category_id"] for image in part for row in image["objects"] if not row["iscrowd"])
+        for part in (train, test)
+    ]
+    for text, names in (
+        ("have no object", [kind.name for kind in categories if not counts[0][kind.key] and not counts[1][kind.key]]),
+        (
+            "have objects in the training set alone: they are not tested",
+            [kind.name for kind in categories if counts[0][kind.key] and not counts[1][kind.key]],
+        ),
+        (
+            "have objects in the test set alone: they cannot be found",
+            [kind.name for kind in categories if counts[1][kind.key] and not counts[0][kind.key]],
+        ),
+    ):
+        if names:
+            notes.append(f"{len(names)} of {len(categories)} classes {text}: {few(names)}")
+    if not counts[1]:
+        notes.append("the test set has no object: there is nothing to measure")
+    empty = sum(not image["objects"] for image in train)
+    if empty:
+        notes.append(
+            f"{empty} of {len(train)} training images have no object, and are left out of training as detectron2 does"
+        )
+
+
+def _coco(images: list[dict[str, Any]], categories: list[dict[str, Any]]) -> dict[str, Any]:
+    rows, objects = [], list[dict[str, Any]]()
+    for number, image in enumerate(images, start=1):
+        rows.append({"id": number} | {key: image[key] for key in ("file_name", "width", "height")})
+        objects += [
+            {"id": len(objects) + place, "image_id": number} | row
+            for place, row in enumerate(image["objects"], start=1)
+        ]
+    return {"images": rows, "annotations": objects, "categories": categories}

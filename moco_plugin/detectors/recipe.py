@@ -1,5 +1,6 @@
 """Training recipe for own detection data: the config, and its changes by a stated rule."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,8 @@ BATCH_ON_CPU = 2
 SIDE_ON_CPU = 320  # pixels of the short side
 REGIONS_ON_CPU = 128  # of an image that the heads are trained on; 512 on a GPU
 CROP, CROP_ON_CPU = 513, 257  # pixels of the sides of FCN's crops
+USUAL_DETECTIONS = 100  # of an image, in detectron2 and in COCO's evaluation
+SPARE = 1.25  # detections for each object of the fullest image, where there are more
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
 
 
@@ -93,6 +96,13 @@ def choose_recipe(
     metrics = tuple(
         Metric(f"{METRIC_TITLES[group]} {name}", group, name) for group in groups for name in ("AP", "AP50", "AP75")
     )
+    if data.value_range:
+        settings["INPUT.VALUE_RANGE"] = list(data.value_range)
+    found, notes = settings.get("TEST.DETECTIONS_PER_IMAGE"), list(data.notes)
+    if found:
+        notes.append(
+            f"up to {data.most_objects} objects in an image: up to {found} are looked for, and AP counts as many"
+        )
     if semantic:
         metrics = (Metric("mIoU", "sem_seg", "mIoU"), Metric("pixel accuracy", "sem_seg", "pACC"))
     configs = {init: config if kind == "timm" else f"{config}_{init}" for init in INITIALISATIONS}
@@ -102,7 +112,7 @@ def choose_recipe(
     sentences = (
         f"{data.images} training images, {len(data.classes)} classes: {', '.join(data.classes[:10])}"
         + (" ..." if len(data.classes) > 10 else ""),
-        *data.notes,
+        *notes,
         *(["only --model fpn trains keypoints"] if data.keypoints and not keypoints else []),
         *(["res5 has stride 32: a ResNet-18 or 34 of detectron2's has no dilation"] if semantic and shallow else []),
         _training(
@@ -143,6 +153,10 @@ def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: boo
         "MODEL.MASK_ON": masks,
         "INPUT.MASK_FORMAT": "bitmask",  # reads polygons and run lengths
     }
+    if masks and data.unmasked:
+        chosen["MODEL.ROI_MASK_HEAD.NAME"] = "PartialMaskHead"
+    if data.most_objects > USUAL_DETECTIONS / SPARE:
+        chosen["TEST.DETECTIONS_PER_IMAGE"] = 100 * math.ceil(SPARE * data.most_objects / 100)
     if keypoints:
         sigmas = [OKS_SIGMA] * keypoints
         chosen |= {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": keypoints, "TEST.KEYPOINT_OKS_SIGMAS": sigmas}

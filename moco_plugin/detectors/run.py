@@ -84,6 +84,7 @@ def train_on_own_data(
     machines: Machines | None = None,
     overrides: Sequence[str] = (),
     overwrite: bool = False,
+    check: bool = False,
 ) -> tuple[Recipe, list[dict[str, Any]]]:
     """Train and test a detector, or semantic segmentation, on own data.
 
@@ -96,6 +97,7 @@ def train_on_own_data(
         machines: The processes; None for all GPUs, or the CPU.
         overrides: ``KEY VALUE`` pairs for detectron2's config.
         overwrite: Throw away earlier trials.
+        check: Read and check the data, print the recipe, and train nothing.
 
     Returns:
         The recipe, and what each ``results.json`` holds.
@@ -111,6 +113,8 @@ def train_on_own_data(
     recipe = choose_recipe(model or ("fcn" if sources.semantic else "fpn"), data, checkpoint, machines.gpus, overrides)
     for sentence in recipe.sentences:
         print(sentence, flush=True)
+    if check:
+        return recipe, []
     chosen = starts.by_name(checkpoint, out)
     folders = {name: out / name if starts.compare else out for name in chosen}
     left = sum(trials - _finished(folder) for folder in folders.values()) if not overwrite else trials * len(chosen)

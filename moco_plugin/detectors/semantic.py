@@ -10,8 +10,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from moco_plugin.data.listing import image_files
-from moco_plugin.detectors.dataset import TEST_SHARE, OwnData, Sources, few
-from moco_plugin.detectors.formats import class_names
+from moco_plugin.detectors.dataset import TEST_SHARE, OwnData, Sources
+from moco_plugin.detectors.records import few
+from moco_plugin.detectors.yolo import class_names
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
@@ -31,7 +32,7 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
     """
     labels, test_labels, seed = sources.train, sources.test, sources.seed
     images = sources.train_images or labels
-    names = class_names(labels)
+    names = class_names(labels, images)
     rows, used, notes = _pair(labels, images, names)
     if test_labels is None:
         order = random.Random(seed).sample(rows, len(rows))

@@ -20,6 +20,7 @@ from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.order import EpochOrder, seed_of, seeded
 from moco_plugin.evaluation.metrics import count_correct, scores
 from moco_plugin.evaluation.protocols import ClassificationConfig
+from moco_plugin.runs.logs import log_step
 from moco_plugin.runs.optimizers import build_optimizer
 from moco_plugin.runs.schedules import lr_schedule, with_schedule
 
@@ -140,9 +141,7 @@ class ClassifierModule(pl.LightningModule):
         # the mean over processes, which DDP takes, is then the mean over the images of the whole batch
         loss = F.cross_entropy(logits.float(), labels, reduction="sum") * self.trainer.world_size / whole
         right = (logits.argmax(dim=1) == labels).sum() * self.trainer.world_size / whole
-        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
-        self.log("train_top1", 100 * right, sync_dist=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        log_step(self, {"loss": loss, "train_top1": 100 * right})
         return loss
 
     def on_validation_epoch_start(self) -> None:

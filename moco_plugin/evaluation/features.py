@@ -19,6 +19,7 @@ from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UserError
+from moco_plugin.methods.distributed import all_gather, batch_sizes, process_number, world_size
 
 IN_MEMORY = 512 << 20  # bytes of features; those of a larger set go to disk where that is allowed
 
@@ -28,7 +29,8 @@ class FeatureSet:
     """Features of a set.
 
     Attributes:
-        features: float32, N x D, on the CPU: in memory, or mapped from a temporary file.
+        features: float32, N x D: on the GPU that computed them if they take less than half of its free memory, else on
+            the CPU, in memory or mapped from a temporary file.
         labels: int64, N, -1 without labels.
         indices: int64, N: which images of the set these are, since corrupt ones are left out.
     """
@@ -53,9 +55,9 @@ def _stream(
     view: View,
     indices: Sequence[int] | None,
     normalized: bool,
-    device: torch.device | str,
+    device: torch.device,
     batch_size: int,
-    workers: int,
+    workers: int | None,
     progress: str | None,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield features, labels and indices, a batch at a time."""
@@ -64,7 +66,9 @@ def _stream(
     chosen = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     if indices is not None:
         dataset = Subset(dataset, indices)
-    loader = DataLoader(dataset, batch_size, num_workers=loader_processes(workers), collate_fn=keep_whole)
+    gpu = device.type == "cuda"
+    processes = loader_processes((-1 if gpu else 0) if workers is None else workers)
+    loader = DataLoader(dataset, batch_size, num_workers=processes, collate_fn=keep_whole, pin_memory=gpu)
     corrupt = CorruptImages(len(chosen))
     mode = backbone.training
     dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
@@ -74,8 +78,10 @@ def _stream(
         corrupt.add(names)
         if batch is not None:
             with torch.no_grad():
-                features = backbone(normalize(batch.to(device), view.mean, view.std).to(dtype)).float()
-            yield (F.normalize(features, dim=1) if normalized else features).cpu(), labels, part[positions]
+                features = backbone(
+                    normalize(batch.to(device, non_blocking=True), view.mean, view.std).to(dtype)
+                ).float()
+            yield F.normalize(features, dim=1) if normalized else features, labels, part[positions]
     backbone.train(mode)
 
 
@@ -89,7 +95,7 @@ def extract_feature_set(
     disk: bool = False,
     device: torch.device | str = "cpu",
     batch_size: int = 256,
-    workers: int = 0,
+    workers: int | None = None,
     progress: str | None = None,
 ) -> FeatureSet:
     """Run a network in eval mode over a set; corrupt images are named and left out.
@@ -101,8 +107,12 @@ def extract_feature_set(
         indices: Which images; None for all.
         normalized: Divide each feature by its L2 norm.
         disk: Put features of more than IN_MEMORY bytes into a temporary file.
+        device: Where the network is, and computes.
+        batch_size: Images at a time.
+        workers: Loader processes; None for the available cores where a GPU computes, and none on a CPU.
         progress: Label of a progress bar; None shows none.
     """
+    device = torch.device(device)
     batches = _stream(backbone, images, view, indices, normalized, device, batch_size, workers, progress)
     count = len(images) if indices is None else len(indices)
     first = next(batches, None)
@@ -115,9 +125,11 @@ def extract_feature_set(
         for part, its_labels, its_indices in chain([first], batches):
             labels.append(its_labels)
             kept.append(its_indices)
-            yield part
+            yield part if stay else part.cpu()
 
-    many = disk and 4 * count * first[0].shape[1] > IN_MEMORY
+    size = 4 * count * first[0].shape[1]
+    stay = device.type == "cuda" and 2 * size < torch.cuda.mem_get_info(device)[0]
+    many = disk and not stay and size > IN_MEMORY
     joined = map_from_disk(features()) if many else torch.cat(list(features()))
     return FeatureSet(joined, torch.cat(labels), torch.cat(kept))
 
@@ -142,3 +154,37 @@ def map_from_disk(parts: Iterable[Tensor]) -> Tensor:
             ) from error
         # copy-on-write, since torch warns of arrays that cannot be written to
         return torch.from_numpy(np.memmap(file, np.float32, "c").reshape(-1, width))
+
+
+def own_share(count: int) -> range:
+    """Return which of so many images are those of this process: the first process has the first ones, and so on."""
+    rank, processes = process_number(), world_size()
+    return range(count * rank // processes, count * (rank + 1) // processes)
+
+
+def gather_features(own: FeatureSet, rows: int = 65536) -> FeatureSet | None:
+    """Return the features of all processes on the first, and None on the others.
+
+    Args:
+        own: Of this process's share; on the CPU, as ``gloo`` needs.
+        rows: Sent at a time.
+    """
+    if world_size() == 1:
+        return own
+    sizes = batch_sizes(own.labels)
+    labels, indices = (all_gather(values, sizes) for values in (own.labels, own.indices))
+    if process_number():
+        for part in own.features.split(rows):
+            torch.distributed.send(part.contiguous(), 0)
+        return None
+
+    def parts() -> Iterator[Tensor]:
+        yield from own.features.split(rows)
+        for rank, size in enumerate(sizes[1:], start=1):
+            for start in range(0, size, rows):
+                part = own.features.new_empty(min(rows, size - start), own.features.shape[1])
+                torch.distributed.recv(part, rank)
+                yield part
+
+    many = 4 * sum(sizes) * own.features.shape[1] > IN_MEMORY
+    return FeatureSet(map_from_disk(parts()) if many else torch.cat(list(parts())), labels, indices)

@@ -11,8 +11,9 @@ from typing_extensions import Unpack
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.metrics import baseline
-from moco_plugin.evaluation.neighbours import check_neighbours, nearest
+from moco_plugin.evaluation.neighbours import check_neighbours, nearest, nearest_over_processes
 from moco_plugin.evaluation.subject import ViewOptions, read_sets, read_subject
+from moco_plugin.methods.distributed import world_size
 
 
 def evaluate_knn(
@@ -22,6 +23,7 @@ def evaluate_knn(
     *,
     k: Sequence[int] | None = None,
     temperature: float = 0.1,
+    pixels: bool = False,
     **options: Unpack[ViewOptions],
 ) -> dict[str, Any]:
     """Measure the accuracy of a weighted vote of the nearest neighbours.
@@ -34,10 +36,12 @@ def evaluate_knn(
             'photos[80%:]' say.
         k: Numbers of neighbours; by default 200, less for small sets.
         temperature: Votes weigh exp(similarity / temperature).
+        pixels: Also measure raw pixels, at 32 x 32 at most: the cheapest baseline.
         **options: See ``ViewOptions``.
 
     Returns:
-        The content of the JSON. ``k`` and ``top1`` (percent) are those of the first k, ``top1_by_k`` has all.
+        The content of the JSON. ``k`` and ``top1`` (percent) are those of the first k, ``top1_by_k`` has all, and
+        ``pixels`` those of raw pixels.
 
     Raises:
         UserError: A set, the checkpoint or an argument is invalid.
@@ -48,24 +52,28 @@ def evaluate_knn(
     train_set, test_set = read_sets(train, test)
     same = train == test
     check_neighbours(k or (1,), len(train_set), same)
-    bank, queries = subject.bank_and_queries(train_set, test_set)
-    ks = k or [default_k(bank.labels)]
-    top1 = knn_accuracy(bank, queries, ks, temperature, same=same, device=subject.device, progress="neighbours")
-    sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
-    for one, value in top1.items():
-        print(
-            f"kNN top-1 {value:.2f}% (k {one}, T {temperature}, {sizes['train_images']} train, "
-            f"{sizes['test_images']} test images; {baseline(queries.labels)})"
-        )
+    measured: dict[str, dict[int, float]] = {}
+    for name, shown in [("", subject), *([("raw pixels, ", subject.pixels())] if pixels else [])]:
+        bank, queries = shown.bank_and_queries(train_set, test_set)
+        ks = k or [default_k(bank.labels)]
+        top1 = knn_accuracy(bank, queries, ks, temperature, same=same, device=subject.device, progress="neighbours")
+        for one, value in top1.items():
+            print(
+                f"{name}kNN top-1 {value:.2f}% (k {one}, T {temperature}, {len(bank.labels)} train, "
+                f"{len(queries.labels)} test images; {baseline(queries.labels)})"
+            )
+        measured[name] = top1
     return subject.write(
         "knn",
         train_set.spec,
         test_set.spec,
-        top1=top1[ks[0]],
+        top1=measured[""][ks[0]],
         k=ks[0],
-        top1_by_k={str(one): value for one, value in top1.items()},
+        top1_by_k={str(one): value for one, value in measured[""].items()},
+        pixels={str(one): value for one, value in measured["raw pixels, "].items()} if pixels else None,
         temperature=temperature,
-        **sizes,
+        train_images=len(bank.labels),
+        test_images=len(queries.labels),
     )
 
 
@@ -81,6 +89,7 @@ def knn_accuracy(
 ) -> dict[int, float]:
     """Return, for each k, the accuracy in percent of the k nearest neighbours' votes, each exp(similarity / T).
 
+    On several processes each has a part of the bank in ``train``, ``test`` is the same on all, and so is the result.
     lightly's ``knn_predict`` counts the same votes; it needs memory for k one-hot vectors a test image.
 
     Args:
@@ -95,18 +104,26 @@ def knn_accuracy(
     Raises:
         UsageError: A k is above the number of training images.
     """
-    classes = int(train.labels.max()) + 1
-    correct = dict.fromkeys(ks, 0)
-    blocks = nearest(test.features, train.features, max(ks), same=same, device=device, progress=progress)
+    processes = world_size()
+    most_label = train.labels.max().to(device)
+    if processes > 1:
+        torch.distributed.all_reduce(most_label, torch.distributed.ReduceOp.MAX)
+    classes = int(most_label) + 1
+    correct = dict.fromkeys(ks, torch.zeros((), dtype=torch.int64, device=device))
+    labels, truths = train.labels.to(device), test.labels.to(device)
+    most = max(ks) if processes == 1 else min(max(ks), len(labels))
+    blocks = nearest(test.features, train.features, most, same=same, device=device, progress=progress)
     for part, similarities, indices in blocks:
-        neighbours, truth = train.labels[indices.cpu()].to(device), test.labels[part].to(device)
+        neighbours, truth = labels[indices], truths[part]
+        if processes > 1:
+            similarities, neighbours = nearest_over_processes(similarities, neighbours, max(ks))
         # votes over those of the nearest neighbour, which orders them the same and cannot overflow
         weights = ((similarities - similarities[:, :1]) / temperature).exp()
         for k in correct:
             votes = weights.new_zeros(len(weights), classes)
             votes.scatter_add_(1, neighbours[:, :k], weights[:, :k])
-            correct[k] += int((votes.argmax(dim=1) == truth).sum())
-    return {k: 100 * count / len(test.labels) for k, count in correct.items()}
+            correct[k] = correct[k] + (votes.argmax(dim=1) == truth).sum()
+    return {k: 100 * int(count) / len(test.labels) for k, count in correct.items()}
 
 
 def default_k(labels: Tensor) -> int:

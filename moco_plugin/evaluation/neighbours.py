@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from tqdm import tqdm
 
 from moco_plugin.errors import UsageError
+from moco_plugin.methods.distributed import all_gather, world_size
 
 TEST_BLOCK = 8192
 TRAIN_BLOCK = 16384
@@ -93,3 +95,20 @@ def _merge(before: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], k: int) 
     values, indices = (torch.cat(parts, dim=1) for parts in zip(before, block, strict=True))
     values, order = values.topk(min(k, values.shape[1]))
     return values, indices.gather(1, order)
+
+
+def nearest_over_processes(similarities: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the best k of what all processes found in their parts of a bank.
+
+    Args:
+        similarities: m x k or fewer, those found here, descending.
+        labels: Of these neighbours, int64.
+        k: How many.
+    """
+    missing = (0, k - similarities.shape[1])  # collectives take equal shapes
+    padded = F.pad(similarities, missing, value=-torch.inf), F.pad(labels, missing)
+    sizes = [len(labels)] * world_size()
+    gathered = (torch.cat(all_gather(part, sizes).split(sizes), dim=1) for part in padded)
+    values, their_labels = gathered
+    values, order = values.topk(k)
+    return values, their_labels.gather(1, order)

@@ -16,32 +16,43 @@ from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
 from moco_plugin.files import check_output, write_json
+from moco_plugin.runs.processes import own_device
 
+PIXELS = 32  # side of the images whose raw pixels are compared, at most
 PACKAGES = ("torchvision", "timm", "lightly", "pytorch-lightning")
 
 
-class Options(TypedDict, total=False):
+class NetworkOptions(TypedDict, total=False):
     """Keyword arguments that every evaluation takes."""
 
     encoder: Literal["query", "key"]
     """Which network to take where the checkpoint has both (default query)."""
     untrained: bool
     """Measure random weights in the same network, as a baseline."""
-    out: str | Path | None
-    """JSON file to write."""
     overwrite: bool
     """Replace an earlier result or run."""
 
 
-class ViewOptions(Options, total=False):
+class Options(NetworkOptions, total=False):
+    """Keyword arguments of the evaluations that write a JSON file."""
+
+    out: str | Path | None
+    """JSON file to write."""
+
+
+class ShownOptions(NetworkOptions, total=False):
     """Keyword arguments of the evaluations that read no protocol."""
 
     image_size: int | None
     """Side of the test view in pixels (default: that of pre-training)."""
     batch_size: int
     """Images at a time (default 256)."""
-    workers: int
-    """Loader processes (default 0); -1 takes the available cores."""
+    workers: int | None
+    """Loader processes; -1 takes the available cores (default: -1 on a GPU, 0 on a CPU)."""
+
+
+class ViewOptions(ShownOptions, Options, total=False):
+    """Keyword arguments of the evaluations that read no protocol and write a JSON file."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +67,7 @@ class Subject:
         encoder: "query" or "key".
         untrained: Whether the weights are random.
         batch_size: Images at a time.
-        workers: Loader processes.
+        workers: Loader processes; None for the available cores on a GPU, and none on a CPU.
         out: The JSON file to write, if any.
         overwrite: Whether files of an earlier evaluation are replaced.
     """
@@ -68,19 +79,24 @@ class Subject:
     encoder: str
     untrained: bool
     batch_size: int
-    workers: int
+    workers: int | None
     out: Path | None
     overwrite: bool
 
     @property
     def device(self) -> str:
         """Where features are computed."""
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return own_device()
 
-    def features(self, images: ImageSet, progress: str, **arguments: Any) -> FeatureSet:
+    def features(self, images: ImageSet, progress: str | None, **arguments: Any) -> FeatureSet:
         """Return the features of a set; see ``extract_feature_set`` for the arguments."""
         options = {"batch_size": self.batch_size, "workers": self.workers, "progress": progress, **arguments}
         return extract_feature_set(self.backbone.to(self.device), images, self.view, device=self.device, **options)
+
+    def pixels(self) -> "Subject":
+        """Return the same with raw pixels as features: the view at 32 pixels at most, not normalised."""
+        view = pixel_view(self.view)
+        return replace(self, backbone=nn.Flatten(), dim=view.channels * view.image_size**2, view=view)
 
     def bank_and_queries(self, train: ImageSet, test: ImageSet) -> tuple[FeatureSet, FeatureSet]:
         """Return normalised features to search, and those to search for; a set searched in itself is read once."""
@@ -128,6 +144,12 @@ class Subject:
         return result
 
 
+def pixel_view(view: View) -> View:
+    """Return the view whose pixels, from 0 to 1, are compared with a network's features: 32 pixels wide at most."""
+    side, zero, one = min(PIXELS, view.image_size), [0.0] * view.channels, [1.0] * view.channels
+    return replace(view, image_size=side, mean=zero, std=one)
+
+
 def read_subject(
     weights: str | Path | Checkpoint,
     *,
@@ -136,7 +158,7 @@ def read_subject(
     image_size: int | None = None,
     crop_ratio: float | None = None,
     batch_size: int = 256,
-    workers: int = 0,
+    workers: int | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
 ) -> Subject:

@@ -115,6 +115,9 @@ def other_tables(results: Sequence[dict[str, Any]]) -> list[tuple[str, Table]]:
         if ours := [result for result in results if result["protocol"] == kind]:
             papers = [(f"{row.name} (paper)", row.recipe, f"{row.values[0]}", "") for row in FINETUNE]
             rows = [(_name(result), *cells, _short(result["test"])) for result in ours for cells in _cells(result)]
+            for result in ours:
+                pixels = (result.get("pixels") or {}).items()
+                rows += [("raw pixels", k, _number(value), _short(result["test"])) for k, value in pixels]
             table = Table(COLUMNS[kind], [*(papers if kind == "finetune" else ()), *rows], caption)
             tables.append((heading, table))
     for result in results:

@@ -5,6 +5,7 @@ from typing import Any, cast
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from moco_plugin.backbones import breaks_channels_last, check_features, create_backbone
 from moco_plugin.data.normalize import normalize
@@ -13,6 +14,7 @@ from moco_plugin.data.views import Views
 from moco_plugin.methods import build_method, method_class
 from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels
 from moco_plugin.pretraining.weights import start_from
+from moco_plugin.runs.logs import log_step
 from moco_plugin.runs.optimizers import build_optimizer, scaled_lr
 from moco_plugin.runs.schedules import lr_schedule, with_schedule
 
@@ -60,6 +62,9 @@ class PretrainModule(pl.LightningModule):
         self.schedule = lr_schedule(config.schedule)
         channels, arguments = image_channels(config), config.data.view_args
         self.views = Views(views_name(config), image_size, config.views.engine, channels=channels, **arguments)
+        for name, values in (("mean", config.data.mean), ("std", config.data.std)):
+            self.register_buffer(name, torch.tensor(values, dtype=torch.float32), persistent=False)
+        self.copies: Any = None  # the stream on which batches are copied to a GPU
 
     def choose_layout(self, device: torch.device) -> str:
         """Switch channels-last off where torch cannot train it on a device; return a sentence if so."""
@@ -78,11 +83,23 @@ class PretrainModule(pl.LightningModule):
         torch.manual_seed(seed_of(self.config.seed, trainer.current_epoch, step, self.global_rank))
         return batch
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Copy a batch; to a GPU on a stream of its own, so that the copy runs beside the step before."""
+        if device.type != "cuda":
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        self.copies = self.copies or torch.cuda.Stream(device)
+        with torch.cuda.stream(self.copies):
+            batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        current = torch.cuda.current_stream(device)
+        current.wait_stream(self.copies)
+        tree_map_only(Tensor, lambda tensor: tensor.record_stream(current), batch)
+        return batch
+
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Finish the views and normalize them, on the training device."""
         arrays, plans, corrupt = batch
-        data = self.config.data
-        views = [normalize(view.permute(0, 3, 1, 2), data.mean, data.std) for view in self.views.finish(arrays, plans)]
+        finished = self.views.finish(arrays, plans)
+        views = [normalize(view.permute(0, 3, 1, 2), self.mean, self.std) for view in finished]  # type: ignore[arg-type]
         return [view.to(self.dtype).contiguous(memory_format=self.layout) for view in views], corrupt
 
     def training_step(self, batch: tuple[list[Tensor], list[str]], batch_idx: int) -> Tensor:
@@ -91,9 +108,7 @@ class PretrainModule(pl.LightningModule):
         progress = self.trainer.global_step / self.total_steps
         first = batch_idx % accumulation(self.config) == 0
         loss, metrics = self.method(im_q, im_k, progress, update_key_encoder=first)
-        self.log_dict(metrics, sync_dist=True)
-        self.log("loss", loss.detach(), prog_bar=True, sync_dist=True)
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        log_step(self, {**metrics, "loss": loss.detach()})
         return cast(Tensor, loss)
 
     def configure_optimizers(self) -> Any:

@@ -7,14 +7,18 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers import TensorBoardLogger
+from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from moco_plugin.data.datasets import CorruptImages, check_labels
 from moco_plugin.data.images import ImageSet
+from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UsageError
-from moco_plugin.evaluation.features import extract_feature_set
+from moco_plugin.evaluation.features import FeatureSet, extract_feature_set, own_share
 from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
+from moco_plugin.evaluation.subject import pixel_view
+from moco_plugin.methods.distributed import all_gather, batch_sizes
 from moco_plugin.pretraining.config import PretrainConfig
 from moco_plugin.runs.callbacks import mid_epoch
 
@@ -28,7 +32,7 @@ TAGS = {
     "images_per_second": "speed/images_per_second",
 }
 """TensorBoard's tags of the metrics in ``metrics.csv``."""
-TIMED, WARM_UP = 12, 2  # batches that the expected time is taken from, and the first of them that are left out
+TIMED, WARM_UP = 3, 1  # batches that the expected time is taken from, and the first of them that are left out
 
 
 class Throughput(pl.Callback):
@@ -117,25 +121,42 @@ class KNNMonitor(pl.Callback):
         self.test = check_labels(self.train, test)
         if knn.features not in ("backbone", "encoder"):
             raise UsageError(f"knn.features is {knn.features!r}; expected backbone or encoder")
+        self.workers = loader_processes(data.workers)
         self.view = View(data.image_size, data.crop_ratio, data.mean, data.std, data.value_range)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Measure and log on the first process, while the others wait."""
-        if trainer.is_global_zero:
-            method = pl_module.method
-            network = method.encoder if self.knn.features == "encoder" else method.backbone
-            train, test = (
-                extract_feature_set(network, images, self.view, device=pl_module.device, progress=name)
-                for images, name in ((self.train, "kNN train"), (self.test, "kNN test"))
-            )
-            k = default_k(train.labels) if self.knn.k is None else min(self.knn.k, len(train.labels))
-            top1 = knn_accuracy(train, test, [k], self.knn.temperature)[k]
-            trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
-            for logger in trainer.loggers:
-                logger.log_metrics({"knn_top1": top1}, step=trainer.global_step)
-            compared = baseline(test.labels)
-            print(f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}% (k {k}; {compared})", flush=True)
-        trainer.strategy.barrier()
+        """Measure on all processes, each with its share of the images; the first logs."""
+        method = pl_module.method
+        network = method.encoder if self.knn.features == "encoder" else method.backbone
+        top1, k, labels = self._accuracy(trainer, network, self.view)
+        if trainer.global_step == 0:
+            self.pixels = self._accuracy(trainer, nn.Flatten(), pixel_view(self.view))[0]
+        trainer.callback_metrics["knn_top1"] = torch.tensor(top1)
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.log_metrics({"knn_top1": top1}, step=trainer.global_step)
+        pixels = f"raw pixels {self.pixels:.2f}%, " if trainer.global_step == 0 else ""
+        compared = f"{pixels}{baseline(labels)}"
+        print(f"\nkNN top-1 after {trainer.global_step} steps: {top1:.2f}% (k {k}; {compared})", flush=True)
+
+    def _accuracy(self, trainer: pl.Trainer, network: nn.Module, view: View) -> tuple[float, int, Tensor]:
+        """Return the accuracy in percent, k, and the labels of the test images."""
+        device = trainer.strategy.root_device
+        shares = []
+        for images, name in ((self.train, "kNN train"), (self.test, "kNN test")):
+            progress = name if trainer.is_global_zero else None
+            share, workers = own_share(len(images)), 0 if images.array is not None else self.workers
+            options: dict[str, Any] = {"device": device, "workers": workers, "progress": progress}
+            shares.append(extract_feature_set(network, images, view, indices=share, disk=True, **options))
+        train, test = shares
+        sizes = batch_sizes(test.labels.to(device))
+        features, labels = (all_gather(part.to(device), sizes) for part in (test.features, test.labels))
+        sizes = batch_sizes(train.labels.to(device))
+        bank = all_gather(train.labels.to(device), sizes)
+        k = default_k(bank) if self.knn.k is None else min(self.knn.k, len(bank))
+        whole = FeatureSet(features, labels, labels)
+        return knn_accuracy(train, whole, [k], self.knn.temperature, device=device)[k], k, labels
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.global_step == 0:

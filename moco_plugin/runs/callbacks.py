@@ -5,14 +5,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
-from pytorch_lightning.callbacks import Checkpoint, Timer
+from pytorch_lightning.callbacks import Checkpoint, Timer, TQDMProgressBar
+from torch import Tensor
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
@@ -37,26 +39,60 @@ def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or not mid_epoch(trainer)
 
 
-class TimeLimit(Timer):
-    """Lightning's Timer, counting from the start of each command: a resumed run has the full time again."""
+class ProgressBar(TQDMProgressBar):
+    """Lightning's bar, whose values are read at logging steps only: reading one waits for the device."""
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any, **kwargs: Any) -> None:
-        if stepped(trainer, trainer.fit_loop.batch_idx):
-            super().on_train_batch_end(trainer, *args, **kwargs)
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: dict[str, Any] = {}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self.values = dict(super().get_metrics(trainer, pl_module))
+        return self.values
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        pass
+
+class LateFlag:
+    """A truth value on a device, read a step after it was computed, when it has arrived: nothing waits for it."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+        self.step = 0
+        self.copied: torch.cuda.Event | None = None
+
+    def put(self, value: Tensor, step: int) -> None:
+        """Start to copy the value of a step to the host."""
+        on_gpu = value.device.type == "cuda"
+        self.value, self.step = value.to("cpu", non_blocking=on_gpu), step
+        if on_gpu:
+            self.copied = torch.cuda.Event()
+            self.copied.record()
+
+    def take(self) -> int:
+        """Forget the value; return its step if it is true, else -1."""
+        value, self.value = self.value, None
+        if value is not None and self.copied:
+            self.copied.synchronize()
+        return self.step if value else -1
 
 
 class Guard(pl.Callback):
-    """Stops all processes at the same step: cleanly after a signal, with an error if the loss is not finite."""
+    """Stops all processes at the same step: after a signal or at the time limit, or with an error at a loss not finite.
 
-    def __init__(self) -> None:
+    Several processes agree on it over gloo, on their CPUs: one that ended or does not answer is an exception here, before
+    NCCL ends the others without a word.
+
+    Args:
+        limit: The time limit in any form that Lightning's Timer takes, from the start of each command; None for none.
+        timeout: Seconds that processes wait for each other.
+    """
+
+    def __init__(self, limit: Any = None, timeout: float = 1800.0) -> None:
         self.signal = 0
         self.handlers: dict[int, Any] = {}
+        self.limit, self.timeout = Timer(limit), timeout
+        self.bad = LateFlag()
+        self.group: Any = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -65,48 +101,73 @@ class Guard(pl.Callback):
             self._install()
             yield
         finally:
-            for number, handler in self.handlers.items():
-                signal.signal(number, handler)
+            for signal_number, handler in self.handlers.items():
+                signal.signal(signal_number, handler)
             self.handlers = {}
 
     def _install(self) -> None:
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in SIGNALS:
-            before = signal.getsignal(number)
+        for signal_number in SIGNALS:
+            before = signal.getsignal(signal_number)
             if before != signal.SIG_IGN and before != self._note:
-                self.handlers.setdefault(number, before)
-                signal.signal(number, self._note)
+                self.handlers.setdefault(signal_number, before)
+                signal.signal(signal_number, self._note)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, signal_number: int, frame: FrameType | None) -> None:
         if self.signal:
             raise Interrupted
-        self.signal = number
-        name = signal.Signals(number).name
+        self.signal = signal_number
+        name = signal.Signals(signal_number).name
         print(f"\n{name}: stopping after this step; a second signal stops at once", file=sys.stderr, flush=True)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = trainer.should_stop or self._is_late()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._install()  # Lightning has put its own SIGTERM handler around ours
+        self.limit.on_train_start(trainer, pl_module)
+        if trainer.world_size > 1:
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(seconds=self.timeout))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        flags = torch.stack([loss.new_tensor(float(self.signal)), 1 - loss.detach().isfinite().to(loss.dtype)])
-        if trainer.world_size > 1:
-            torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX)
-        number, bad = flags.tolist()
-        if bad:
-            raise not_finite(trainer, "the loss is")
-        if number and stepped(trainer, batch_idx):
-            self.signal = int(number)
+        loss = (outputs["loss"] if isinstance(outputs, dict) else outputs).detach()
+        bad = -1 if loss.device.type == "cpu" else self.bad.take()
+        self.bad.put(~loss.isfinite(), trainer.global_step)
+        bad = self.bad.take() if loss.device.type == "cpu" else bad
+        signal_number, late, bad = self._over_processes(self.signal, self._is_late(), bad)
+        self._refuse(trainer, bad)
+        if (signal_number or late) and stepped(trainer, batch_idx):
+            self.signal = signal_number
             trainer.should_stop = True
 
+    def _is_late(self) -> bool:
+        remaining = self.limit.time_remaining()
+        return remaining is not None and remaining <= 0
 
-def not_finite(trainer: pl.Trainer, what: str) -> UserError:
+    def settle(self, trainer: pl.Trainer) -> None:
+        """Wait for the last loss, before a checkpoint is written; raise UserError if it is not finite."""
+        self._refuse(trainer, self._over_processes(self.bad.take())[0])
+
+    def _refuse(self, trainer: pl.Trainer, bad: int) -> None:
+        if bad >= 0:
+            raise not_finite(trainer, "the loss is", bad)
+
+    def _over_processes(self, *values: int) -> list[int]:
+        """Return the largest of each value over all processes."""
+        if self.group is None:
+            return list(values)
+        flags = torch.tensor(values)
+        torch.distributed.all_reduce(flags, torch.distributed.ReduceOp.MAX, group=self.group)
+        return cast(list[int], flags.tolist())
+
+
+def not_finite(trainer: pl.Trainer, what: str, step: int) -> UserError:
     """Return the error of a training that diverged."""
     return UserError(
-        f"{what} not finite at step {trainer.global_step} (epoch {trainer.current_epoch + 1}); the last good "
+        f"{what} not finite at step {step} (epoch {trainer.current_epoch + 1}); the last good "
         "checkpoint was kept: lower optimizer.lr, or use trainer.precision=32-true or bf16-mixed, and start again"
     )
 
@@ -119,10 +180,11 @@ class Saver(Checkpoint):
         every: Steps between two checkpoints within an epoch.
         csv_log: Written with each checkpoint, so that a run killed later resumes with all its rows.
         identity: Kept in the checkpoint, to be compared when the run resumes.
+        guard: Knows whether the losses until now are finite.
     """
 
-    def __init__(self, path: Path, every: int, csv_log: CSVLog, identity: Identity) -> None:
-        self.path, self.every, self.csv_log, self.identity = path, every, csv_log, identity
+    def __init__(self, path: Path, every: int, csv_log: CSVLog, identity: Identity, guard: Guard) -> None:
+        self.path, self.every, self.csv_log, self.identity, self.guard = path, every, csv_log, identity, guard
 
     def state_dict(self) -> dict[str, Any]:
         return self.identity.state()
@@ -139,10 +201,11 @@ class Saver(Checkpoint):
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the checkpoint, unless a weight is not finite."""
+        """Write the checkpoint, unless the last loss or a weight is not finite."""
+        self.guard.settle(trainer)
         weights = [p.detach() for p in pl_module.parameters() if p.requires_grad]
         if not torch.stack([w.isfinite().all() for w in weights]).all():
-            raise not_finite(trainer, "a weight is")
+            raise not_finite(trainer, "a weight is", trainer.global_step)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             # Lightning logs a step after its callbacks: a run killed in between would lack that row
             row = {name: float(value) for name, value in trainer.logged_metrics.items()}

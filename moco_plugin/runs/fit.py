@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from moco_plugin.data.loading import ended_with
-from moco_plugin.errors import Stopped, UserError
+from moco_plugin.errors import Stopped, UsageError, UserError
 from moco_plugin.files import atomic_path
-from moco_plugin.runs.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver, TimeLimit
+from moco_plugin.runs.callbacks import AtomicCheckpoints, Guard, Interrupted, Saver
 from moco_plugin.runs.logs import CSVLog, check_folder
+from moco_plugin.runs.processes import known_failure
 from moco_plugin.runs.run_folder import Identity, SavedRun, locked, remove_files, remove_stale
 from moco_plugin.runs.trainer_arguments import build_trainer
 
+NCCL_GRACE = 60.0  # seconds
 QUIET = (
     "does not have many workers",
     "in eval mode at the start of",  # a frozen network is
@@ -85,10 +87,17 @@ class Run:
     config_text: str = ""
     kept: bool = True
     log: CSVLog = field(init=False)
-    guard: Guard = field(init=False, default_factory=Guard)
+    guard: Guard = field(init=False)
 
     def __post_init__(self) -> None:
         self.log = CSVLog(self.folder / "metrics.csv")
+        limit = self.trainer.get("max_time")
+        try:
+            self.guard = Guard(limit, self.timeout)
+        except (TypeError, MisconfigurationException) as error:
+            raise UsageError(
+                f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:12:00:00, or {{hours: 12}}"
+            ) from error
 
     @property
     def last(self) -> Path:
@@ -114,14 +123,13 @@ class Run:
             UsageError: The run that would be resumed is another, or Lightning refuses an argument.
         """
         self.saved()
-        saver = Saver(self.last, self.save_every, self.log, self.identity)
-        given = dict(self.trainer)
-        limit = given.pop("max_time", None)
+        saver = Saver(self.last, self.save_every, self.log, self.identity, self.guard)
+        given = {key: value for key, value in self.trainer.items() if key != "max_time"}
         defaults: dict[str, Any] = {
             "max_epochs": -1 if self.steps else self.epochs,
             "max_steps": self.steps or -1,
             "plugins": [AtomicCheckpoints()],
-            "callbacks": [*([TimeLimit(limit)] if limit else []), *callbacks, self.guard, saver],
+            "callbacks": [self.guard, *callbacks, saver],
             "log_every_n_steps": self.log_every,
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
@@ -130,7 +138,8 @@ class Run:
         trainer = build_trainer(given, defaults, [self.log, *loggers], self.folder)
         if isinstance(trainer.strategy, DDPStrategy):
             # set here, since only the Trainer knows whether there are several processes
-            trainer.strategy._timeout = timedelta(seconds=self.timeout)
+            # longer than the guard's, whose exception comes first: NCCL ends the process itself
+            trainer.strategy._timeout = timedelta(seconds=self.timeout + NCCL_GRACE)
             # queues are equal on all processes and batch norm saves the first one's statistics: nothing to send
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
         return trainer
@@ -209,7 +218,7 @@ class Run:
             name = os.fsdecode(error.filename or self.folder)
             raise UserError(f"cannot read or write {name} ({error.strerror or error}); {self._rest()}") from error
         except RuntimeError as error:
-            if sentence := _known_failure(error, trainer.world_size, self.timeout):
+            if sentence := known_failure(error, trainer.world_size, self.timeout):
                 raise UserError(f"{sentence}; {self._rest()}") from error
             raise
         finally:
@@ -236,18 +245,3 @@ class Run:
             print(f"stopped after step {trainer.global_step} of {total_steps}; {self._rest()}")
             return None
         return {"epochs": trainer.current_epoch, "steps": trainer.global_step, **self.log.latest()}
-
-
-def _known_failure(error: RuntimeError, processes: int, timeout: float) -> str:
-    """Return what happened, or "" if it is not a failure of a process; torch distinguishes these by their text only."""
-    text = str(error)
-    if text.startswith("DataLoader worker"):
-        return (
-            "a loader process was killed, as the system does when memory runs out; choose fewer data.workers or "
-            "a smaller batch"
-        )
-    if processes > 1 and (isinstance(error, torch.distributed.DistError) or "gloo" in text or "NCCL" in text):
-        if "imed out" in text or "timeout" in text:
-            return f"another training process did not answer for {timeout:g} s (the timeout key sets this)"
-        return "another training process ended; its own message, if any, is above"
-    return ""

@@ -3,11 +3,15 @@
 import csv
 import time
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path
@@ -17,6 +21,25 @@ def check_folder(folder: Path) -> None:
     """Raise UserError if a run's folder was deleted during the run."""
     if not folder.is_dir():
         raise UserError(f"{folder} was deleted while the run was writing to it; start the run again")
+
+
+def log_step(module: pl.LightningModule, values: Mapping[str, Tensor]) -> None:
+    """Log a training step's values and the learning rate at logging steps; at others do nothing, so that nothing waits.
+
+    Args:
+        module: Which is trained.
+        values: Scalars of this process by name, ``loss`` among them; their means over all processes are logged.
+    """
+    trainer = module.trainer
+    if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]
+        return
+    stacked = torch.stack([value.detach().to(values["loss"]) for value in values.values()])
+    if trainer.world_size > 1:
+        torch.distributed.all_reduce(stacked)
+        stacked /= trainer.world_size
+    for name, value in zip(values, stacked.unbind(), strict=True):
+        module.log(name, value, prog_bar=name == "loss")
+    module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
 
 
 class CSVLog(Logger):

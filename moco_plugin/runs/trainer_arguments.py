@@ -15,6 +15,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from moco_plugin.data.loading import available_cores
 from moco_plugin.errors import UsageError, did_you_mean
+from moco_plugin.runs.callbacks import ProgressBar
 
 LOGGERS = {
     "tensorboard": "TensorBoardLogger",
@@ -89,7 +90,7 @@ def build_trainer(
     given = torchrun_arguments() | dict(given)
     every = [*defaults.pop("callbacks"), *_callbacks(given.pop("callbacks", None))]
     if given.get("enable_progress_bar", True) and not any(isinstance(c, callbacks.ProgressBar) for c in every):
-        every.insert(0, callbacks.TQDMProgressBar())
+        every.append(ProgressBar())
     logger = given.pop("logger", None)
     chosen = own_loggers if logger in (None, True) else [own_loggers[0], *_loggers(logger, folder)]
     try:

@@ -10,6 +10,7 @@ import numpy as np
 
 from moco_plugin.data.source import ArraySource, open_source
 from moco_plugin.errors import UserError
+from moco_plugin.files import open_file
 
 MOST_COMPRESSED = 1040  # deflate packs at most 1032 bytes into one
 _NAME = re.compile(r"[-.]idx\d-ubyte(\.gz)?$")
@@ -30,9 +31,9 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             packed = file.read(2) == b"\x1f\x8b"
-        with gzip.open(path) if packed else open(path, "rb") as file:
+        with open_file(path) as stored, gzip.open(stored) if packed else stored as file:
             head = file.read(4)
             head += file.read(4 * head[3]) if len(head) == 4 else b""
             whole = len(head) >= 4 and head[:3] == b"\x00\x00\x08" and len(head) == 4 + 4 * head[3]

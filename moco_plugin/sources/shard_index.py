@@ -19,8 +19,7 @@ from fsspec.core import url_to_fs
 from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.data.labels import sort_classes
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.files import atomic_path
-from moco_plugin.safe_yaml import parse_json
+from moco_plugin.files import MissingFile, atomic_path, check_file, open_file, parse_json, read_file
 
 INDEX_FORMAT = 2
 INDEX_SUFFIX = ".index.json"  # of the index next to a shard
@@ -118,14 +117,14 @@ def fetch(url: str, start: int = 0, end: int | None = None) -> bytes:
     if is_remote(url):
         filesystem, path = _filesystem(url)
         return bytes(filesystem.cat_file(path, start=start or None, end=end))
-    with open(url, "rb") as file:
+    with open_file(url) as file:
         file.seek(start)
         return file.read(-1 if end is None else end - start)
 
 
 def _open(url: str, block_size: int, cache_type: str) -> Any:
     if not is_remote(url):
-        return open(url, "rb")
+        return open_file(url)
     filesystem, path = _filesystem(url)
     return filesystem.open(path, "rb", block_size=block_size, cache_type=cache_type)
 
@@ -137,7 +136,7 @@ def no_ranges(url: str) -> str:
 def _version(url: str) -> tuple[int, str]:
     """Return a shard's size and what else shows that it changed."""
     if not is_remote(url):
-        status = os.stat(url)
+        status = check_file(url, "a tar archive")
         return status.st_size, str(status.st_mtime_ns)
     filesystem, path = _filesystem(url)
     info = filesystem.info(path)
@@ -170,8 +169,8 @@ def read_index(url: str) -> ShardIndex:
         return index
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cached = root / "moco_plugin" / "shards" / f"{hashlib.sha256(url.encode()).hexdigest()}.json"
-    with contextlib.suppress(OSError):
-        index = ShardIndex.parse(cached.read_bytes())
+    with contextlib.suppress(UserError):
+        index = ShardIndex.parse(read_file(cached))
     if index is not None and (index.size, index.stamp) == (size, stamp):
         return index
     index = _index_beside(url, size) if is_remote(url) else None
@@ -185,7 +184,7 @@ def _index_beside(url: str, size: int) -> ShardIndex | None:
     def get() -> bytes:
         try:
             return fetch(url + INDEX_SUFFIX)
-        except FileNotFoundError:
+        except (FileNotFoundError, MissingFile):
             return b""
         except Exception as error:
             if getattr(error, "status", None) == 403 or isinstance(error, PermissionError):

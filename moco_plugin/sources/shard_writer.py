@@ -14,6 +14,7 @@ from tqdm import tqdm
 from moco_plugin.data.decode import SUFFIXES, CannotDecode, decode
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import read_file
 from moco_plugin.sources.shard_index import INDEX_SUFFIX, scan_shard
 
 QUALITY = 90  # of JPEG files that are encoded once more
@@ -88,10 +89,7 @@ def _pack(shard: Path, images: ImageSet, part: slice, short_side: int | None, ba
             suffix = path.suffix.lower()
             if suffix not in SUFFIXES:
                 raise UserError(f"{path} does not end as images do, in {', '.join(SUFFIXES)}; rename it")
-            try:
-                data = path.read_bytes()
-            except OSError as error:
-                raise UserError(f"{path} cannot be read ({error.strerror}); repair or remove it") from error
+            data = read_file(path, what="an image")
             key = f"{index:0{digits}d}"
             if labels is not None:
                 _add(archive, f"{key}.cls", str(labels[index]).encode())

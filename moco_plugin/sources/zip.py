@@ -11,6 +11,7 @@ import numpy as np
 from moco_plugin.data.decode import SUFFIXES, CannotDecode
 from moco_plugin.data.listing import HIDDEN, folder_labels
 from moco_plugin.errors import UserError
+from moco_plugin.files import open_file
 
 MOST_BYTES = 1 << 30  # of one image file
 
@@ -88,7 +89,7 @@ class ZipImages:
         """Return the archive, opened once per process: a loader process must not share the position in the file."""
         if self._opened is None or self._opened[0] != os.getpid():
             try:
-                self._opened = os.getpid(), zipfile.ZipFile(self.path)
+                self._opened = os.getpid(), zipfile.ZipFile(open_file(self.path, "a zip archive"))
             except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
                 raise UserError(f"{self.path} cannot be read as a zip archive ({error}); check it") from error
         return self._opened[1]

@@ -11,6 +11,7 @@ from fvcore.transforms.transform import PadTransform
 from PIL import Image
 
 from moco_plugin.errors import UsageError
+from moco_plugin.transfer.image_mapper import read_picture
 
 GREY = 128  # what detectron2's FixedSizeCrop pads images with
 
@@ -86,7 +87,12 @@ class SemanticMapper(DatasetMapper):
 
     Training scales by a random factor, crops (and pads what is smaller) and flips. Inference uses the unchanged image,
     without labels.
+
+    Attributes:
+        value_range: ``INPUT.VALUE_RANGE``, see ``read_picture``.
     """
+
+    value_range: Sequence[float] | None = None
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
@@ -107,7 +113,7 @@ class SemanticMapper(DatasetMapper):
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the entry with ``image``, 3 x H x W uint8, and in training ``sem_seg``, H x W int64."""
         entry = dict(dataset_dict)
-        image = detection_utils.read_image(entry["file_name"], format=self.image_format)
+        image = read_picture(entry["file_name"], self.image_format, self.value_range)
         detection_utils.check_image_size(entry, image)
         label_file = entry.pop("sem_seg_file_name", None)
         sample = T.AugInput(image, sem_seg=read_labels(label_file) if self.is_train else None)

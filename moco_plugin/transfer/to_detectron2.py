@@ -18,7 +18,7 @@ from moco_plugin.checkpoints.to_timm import create_model_arguments
 from moco_plugin.errors import UserError, reason
 from moco_plugin.transfer.components.resnet import resnet_for_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
-from moco_plugin.weight_files import unpickle
+from moco_plugin.weight_files.load import read_pickle
 from moco_plugin.weight_files.unpickle import UnsafePickle
 
 # of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
@@ -115,8 +115,7 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         UserError: The file cannot be read, is not a pickle of a dict, or has anything but the above.
     """
     try:
-        with open(path, "rb") as file:
-            model = unpickle.load(file, placeholders=False)
+        model = read_pickle(path, placeholders=False)
     except UnsafePickle as error:
         raise UserError(
             f"{path} is unsafe: unpickling it would call {error}; a weight file needs only arrays and "
@@ -128,7 +127,7 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
         said = reason(error) or type(error).__name__
         raise UserError(f"{path} is not a complete pickle file ({said})") from error
     if not isinstance(model, dict):
-        raise UserError(f"{path} holds a {type(model).__name__}; expected a dict, as in the model zoo")
+        raise UserError(f"{path} holds a {model.name}; expected a dict, as in the model zoo")
     return model
 
 

@@ -28,8 +28,9 @@ from moco_plugin.files import write_json
 from moco_plugin.transfer.checks import check_datasets
 from moco_plugin.transfer.compat import before_evaluation
 from moco_plugin.transfer.components.dataset_files import PACKAGES
-from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.components.datasets import FILE_PREFIX, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, wants_densepose
+from moco_plugin.transfer.image_mapper import ImageMapper
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
@@ -37,6 +38,7 @@ from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
+COCO_DETECTIONS = 100  # of an image: what COCO's evaluation takes
 KINDS = ("cityscapes_instance", "cityscapes_sem_seg", "coco", "lvis", "pascal_voc", "sem_seg")
 """Data sets that can be evaluated, as their metadata call them."""
 
@@ -150,9 +152,14 @@ def _densepose_trainer() -> Any:
     return Trainer
 
 
-def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | None:
+def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | ImageMapper | None:
     """Return the mapping of data set entries; None takes detectron2's own, which has no random scale."""
-    return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else None
+    names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
+    if not cfg.INPUT.SCALE_RANGE and not any(name.startswith(FILE_PREFIX) for name in names):
+        return None
+    mapper = (SemanticMapper if cfg.INPUT.SCALE_RANGE else ImageMapper)(cfg, is_train)
+    mapper.value_range = list(cfg.INPUT.VALUE_RANGE) or None
+    return mapper
 
 
 def _plain(value: Any) -> Any:
@@ -181,7 +188,10 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     for package in PACKAGES.get(kind, ()):
         before_evaluation(package)
     if kind == "coco":
-        return evaluation.COCOEvaluator(name, output_dir=output, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+        most = cfg.TEST.DETECTIONS_PER_IMAGE
+        most = most if most > COCO_DETECTIONS else None
+        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+        return evaluation.COCOEvaluator(name, output_dir=output, max_dets_per_image=most, kpt_oks_sigmas=sigmas)
     if kind == "lvis":
         return evaluation.LVISEvaluator(name, output_dir=output, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
     if kind == "pascal_voc":

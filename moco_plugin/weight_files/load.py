@@ -1,11 +1,19 @@
 """Any weight file or folder as dicts of tensors, numbers and text."""
 
 import json
+import math
+import mmap
+import os
+import pickle
+import stat
+import subprocess
+import sys
 import warnings
-import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +23,8 @@ import torch
 from torch import Tensor
 
 from moco_plugin.errors import UserError, reason
-from moco_plugin.weight_files import unpickle
-from moco_plugin.weight_files.unpickle import BrokenPickle, Placeholder, UnsafePickle, module_state
+from moco_plugin.weight_files.unpickle import BrokenPickle, Placeholder, UnsafePickle
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch before 1.6
 MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
 LONGEST_NAME = 500  # characters
 DEEPEST = 6  # dicts within dicts
@@ -64,11 +70,9 @@ def load_file(path: str | Path) -> WeightFile:
     Raises:
         UserError: The file is missing, incomplete, or has something in it that could run code.
     """
-    path = Path(path).expanduser()
+    path = _existing(path)
     if path.is_dir():
         return _load_folder(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a checkpoint")
     with _refusing(path):
         size, metadata = path.stat().st_size, None
         if path.name.endswith(".safetensors.index.json"):
@@ -81,6 +85,23 @@ def load_file(path: str | Path) -> WeightFile:
             content = _load_torch(path)
             metadata = content.get("moco_plugin") or getattr(content, "_metadata", {}).get("moco_plugin")
         return WeightFile(path, path, content, size, metadata if isinstance(metadata, dict) else {})
+
+
+def _existing(path: str | Path) -> Path:
+    """Return the path of a regular file or a folder, with ``~`` expanded.
+
+    Raises:
+        UserError: It is neither, such as a pipe or a device, which could be read without an end.
+    """
+    shown = str(path)[:200].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
+    try:
+        path = Path(os.path.expanduser(path))
+        mode = path.stat().st_mode
+    except (OSError, ValueError) as error:  # also names that no file can have
+        raise UserError(f"{shown}: no such file; expected a checkpoint") from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise UserError(f"{shown} is a pipe, a device or a socket; expected a checkpoint file")
+    return path
 
 
 @contextmanager
@@ -103,30 +124,168 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _load_torch(path: Path) -> dict[Any, Any]:
-    """Read what torch.save wrote, of any version, or one plain pickle; tensors of newer files are views of the file."""
-    if not path.stat().st_size:
-        raise BrokenPickle("it is empty")
-    mapped = zipfile.is_zipfile(path)
-    if mapped:
-        with zipfile.ZipFile(path) as archive:
-            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                raise BrokenPickle("its entries are compressed, which torch.save never does")
-        records = torch._C.PyTorchFileReader(str(path)).get_all_records()
-        if "constants.pkl" in records:  # torch.load would compile it
-            raise BrokenPickle("a TorchScript program; save its state_dict() instead")
-        content = None
-    else:
-        with open(path, "rb") as file:
-            content = unpickle.load(file)
-    # a file of PyTorch before 1.6 is several pickles, of which the first is this number
-    if mapped or (type(content) is int and content == LEGACY_MAGIC):
-        content = torch.load(path, "cpu", pickle_module=unpickle, weights_only=False, mmap=mapped)
+    """Read what torch.save wrote, of any version, or one plain pickle."""
+    content = read_pickle(path)
     if isinstance(content, Placeholder) and (state := module_state(content)):
         content = {"model": state, "module": content}
     if not isinstance(content, dict):
-        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
-        raise UserError(f"{path} holds a {kind}; expected a dict of weights")
+        raise UserError(f"{path} holds a {content.name}; expected a dict of weights")
     return content
+
+
+def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
+    """Return the content of a torch file of any version or of a plain pickle; other than a dict is a Placeholder.
+
+    A process with limits on memory and time unpickles it (``unpickle.py``) and hands over plain containers; tensors and
+    long arrays are views of the mapped file.
+
+    Args:
+        path: The file.
+        placeholders: Accept tensors and, as ``Placeholder``, frameworks' objects; else containers and arrays alone.
+
+    Raises:
+        UnsafePickle: It names something that could run code.
+        BrokenPickle: It is not a whole pickle, or takes more time or memory than a file of its size may.
+    """
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unpickle; unpickle.main({placeholders})"
+    with open(path, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise BrokenPickle("it is empty")
+        child = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdin=file, capture_output=True, check=False)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    if child.returncode:
+        raise BrokenPickle("reading it takes much more time or memory than others of its size")
+    stream = BytesIO(child.stdout)
+    unsafe, *about = pickle.load(stream)  # this project's own process wrote it
+    if unsafe:
+        raise UnsafePickle(unsafe)
+    if len(about) == 1:
+        raise BrokenPickle(about[0])
+    return Content(stream, mapped, *about).load()
+
+
+DTYPES = {name: getattr(value, "_dtype", value) for name, value in vars(torch).items() if not name.startswith("_")}
+DTYPES = {name: value for name, value in DTYPES.items() if isinstance(value, torch.dtype)} | {
+    "UntypedStorage": torch.uint8
+}
+
+
+class Content(pickle.Unpickler):
+    """Reads the plain containers that ``unpickle.py`` writes, and makes tensors and arrays of what it left in the file.
+
+    Args:
+        stream: What it wrote.
+        mapped: The file.
+        places: Start and length of the storages in a zip archive, by their keys.
+        counts: Type and count of the storages, by their keys.
+        keys: Those of the storages that follow the pickles in a file of PyTorch before 1.6.
+        end: Where these begin.
+    """
+
+    def __init__(
+        self,
+        stream: BytesIO,
+        mapped: mmap.mmap,
+        places: dict[str, tuple[int, int]],
+        counts: dict[str, tuple[str, int]],
+        keys: list[str],
+        end: int,
+    ) -> None:
+        super().__init__(stream)
+        self.mapped, self.places, self.counts = mapped, places, counts
+        self.whole = torch.frombuffer(mapped, dtype=torch.uint8).untyped_storage()
+        for key in keys:  # a count and the numbers
+            places[key] = end + 8, self._bytes(key)
+            end += 8 + self._bytes(key)
+        makers = (self._span, self._array, self._scalar, self._tensor)
+        self.makers = dict(zip(("Span", "Array", "Scalar", "Tensor"), makers, strict=True))
+        self.storages: dict[str, torch.UntypedStorage] = {}
+        self.spans: dict[tuple[str, int], Any] = {}
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        """Return what the other process means by a name."""
+        return self.makers.get(global_name) or {"Placeholder": Placeholder, "OrderedDict": OrderedDict}[global_name]
+
+    def _bytes(self, key: str) -> int:
+        kind, count = self.counts[key]
+        return count * _dtype(kind).itemsize
+
+    def _span(self, kind: str, start: int, length: int) -> Any:
+        if (kind, start) not in self.spans:
+            raw = memoryview(self.mapped)[start : start + length]
+            text = "" if kind == "raw" else str(raw, "utf-8")
+            self.spans[kind, start] = {"raw": raw, "text": text}.get(kind) or text.encode("latin1")
+        return self.spans[kind, start]
+
+    def _array(self, data: Any, code: str, shape: tuple[int, ...], fortran: bool = False) -> np.ndarray:
+        """Return bytes as numbers, as many as ``shape`` has."""
+        dtype, data = np.dtype(code), data.encode("latin1") if isinstance(data, str) else data
+        if len(data) != math.prod(shape) * dtype.itemsize:
+            raise BrokenPickle("an array whose shape is not that of its bytes")
+        writable = data if isinstance(data, memoryview) else bytearray(data)
+        array = np.frombuffer(writable, dtype).reshape(shape, order="F" if fortran else "C")
+        return np.require(array, requirements=["ALIGNED", "WRITEABLE"])
+
+    def _scalar(self, data: Any, code: str) -> Any:
+        return self._array(data, code, ())[()]
+
+    def _storage(self, key: str) -> torch.UntypedStorage:
+        if key not in self.storages:
+            (start, length), size = self.places[key], self._bytes(key)
+            if size > length or start + size > len(self.mapped):
+                raise BrokenPickle("a storage that is larger than the file")
+            storage = self.whole[start : start + size]
+            # a file of PyTorch before 1.6 has numbers at odd addresses
+            self.storages[key] = storage.clone() if start % 16 else storage
+        return self.storages[key]
+
+    def _tensor(
+        self,
+        key: str,
+        kind: str,
+        part: tuple[int, int] | None,
+        dtype: str,
+        offset: int,
+        size: tuple[int, ...],
+        stride: tuple[int, ...],
+    ) -> Any:
+        """Return a view of a storage; one that repeats elements, and so could claim any size, is a Placeholder."""
+        storage, element = self._storage(key), _dtype(dtype).itemsize
+        if part is not None:
+            first, last = part[0] * _dtype(kind).itemsize, sum(part) * _dtype(kind).itemsize
+            storage = storage[first:last]
+        count = math.prod(size)
+        last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+        if count and (last + 1) * element > storage.nbytes():
+            raise BrokenPickle("a tensor that is larger than its storage")
+        if count * element > storage.nbytes():
+            return Placeholder("an expanded tensor")
+        return torch.empty(0, dtype=_dtype(dtype)).set_(storage, offset, size, stride)
+
+
+def _dtype(name: str) -> torch.dtype:
+    """Return the type that torch has under a name such as torch.FloatStorage or torch.float32."""
+    return DTYPES[name.rpartition(".")[2]]
+
+
+def module_state(module: Placeholder) -> dict[str, Tensor]:
+    """Return the state dict of a module that was pickled whole, found without building the module."""
+    state: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[str, Any]] = [("", module)]
+    while waiting:
+        prefix, module = waiting.pop()
+        if not isinstance(module, Placeholder) or id(module) in seen:
+            continue
+        seen.add(id(module))
+        for kind in ("_parameters", "_buffers"):
+            tensors = module.attributes.get(kind)
+            if isinstance(tensors, dict):
+                state |= {f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Tensor)}
+        children = module.attributes.get("_modules")
+        if isinstance(children, dict):
+            waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children.items())]
+    return state
 
 
 def _is_safetensors(path: Path) -> bool:

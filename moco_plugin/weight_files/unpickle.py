@@ -1,27 +1,33 @@
-"""Restricted unpickling: only a short list of constructors is called, everything else becomes inert.
+"""Restricted unpickling in a process of its own: the body of that process, which needs the standard library alone.
 
-``torch.load`` takes this module as its ``pickle_module`` and reads tensors, old files and mapped memory; the unpickler is
-the standard library's, in which names are looked up, called and given state under the rules below.
+``load.read_pickle`` starts it with a file as standard input. It limits its own memory and processor time, calls nothing but
+a short list of constructors, and writes to standard output a pickle of plain containers, in which tensors, arrays and long
+texts are positions in the file. So whatever a file holds, it costs no more than the limits, and runs nothing.
 """
 
 from __future__ import annotations
 
-import math
-import os
+import gc
+import mmap
 import pickle
 import re
+import struct
+import sys
+import tarfile
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import IO, Any, ClassVar
+from io import BytesIO
+from types import FunctionType
+from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor
-
-MOST_OPCODES = 2_000_000  # seconds; a checkpoint of a thousand tensors has fifty thousand
-MOST_DIMENSIONS = 32  # of an array
-LONGEST_FILE = 1 << 48  # bytes, where a stream does not tell its length
+MEMORY = 256 << 20  # bytes, besides the mapped file and twice its pickle; of a thousand tensors 40 MB
+SECONDS = 8  # of processor time, and one more for each 64 MB; a checkpoint of a thousand tensors takes 0.1
+MOST_STRUCTURE = 32 << 20  # bytes handed over, besides as many as the pickle has
+LONG = 1 << 16  # bytes of a text or an array that stay in the file
+DEEPEST = 3000  # calls within calls while the outcome is written
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # of PyTorch before 1.6
 
 # Objects of these packages are found in checkpoints: hyperparameters, paths, callbacks, whole modules.
 FRAMEWORKS = re.compile(
@@ -61,86 +67,101 @@ class Placeholder:
     append = add = extend
 
 
-def _check_keys(values: Iterable[Any]) -> None:
-    """Raise BrokenPickle for nested tuples: those that share their parts take forever to hash."""
-    for value in values:
-        parts = value if isinstance(value, tuple) else (value,)
-        if isinstance(value, frozenset) or any(isinstance(part, (tuple, frozenset)) for part in parts):
-            raise BrokenPickle("a nested tuple as a key")
+class Later:
+    """What the reading process makes of plain arguments, by the class's name."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __reduce__(self) -> Any:
+        return type(self), self.args
 
 
-def _container(kind: type[Any]) -> Callable[..., Any]:
-    def build(*args: Any) -> Any:
-        if len(args) > 1 or not all(isinstance(a, (list, tuple, dict, set, frozenset)) for a in args):
-            raise BrokenPickle(f"a call of {kind.__name__} with other than one container")
-        if issubclass(kind, dict) and args and not isinstance(args[0], dict):
-            _check_keys(pair[0] for pair in args[0])
-        elif issubclass(kind, (set, frozenset)) and args:
-            _check_keys(args[0])
-        return kind(*args)
-
-    return build
+class Span(Later):
+    """Bytes of the file, "raw", or a "text" in UTF-8, "encoded" anew in Latin-1: kind, start and length."""
 
 
-def _latin1(text: str, encoding: str = "latin1") -> bytes:
-    """Stand for ``_codecs.encode``, which old protocols call for bytes; other encodings can take forever."""
-    if not isinstance(text, str) or not isinstance(encoding, str) or encoding != "latin1":
-        raise BrokenPickle(f"text in the encoding {str(encoding)[:20]!r}" if isinstance(encoding, str) else "no text")
-    return text.encode("latin1")
+class Array(Later):
+    """An array: data, type, shape and whether it is in Fortran's order."""
 
 
-# --- numpy: arrays are built after their shapes were compared with their bytes
+class Scalar(Later):
+    """A number: data and type."""
 
 
-class _OtherDtype:
-    """The dtype of arrays that are not read, such as object arrays."""
+class Tensor(Later):
+    """A view of a storage: key, type and part of the storage, type, offset, size and stride of the tensor."""
 
 
-def _dtype(code: Any, *flags: Any) -> np.dtype | _OtherDtype:
-    code = code.decode("latin1") if isinstance(code, bytes) else code if isinstance(code, str) else ""
-    is_read = re.fullmatch(r"[<=|]?([biu][1248]|f[248]|c8|c16|[?bBhHiIlLqQefd])", code)
-    return np.dtype(code) if is_read else _OtherDtype()
+class Storage(Placeholder):
+    """Numbers in the file, by key, type, and the part that a file of PyTorch before 1.6 names."""
+
+    def __init__(self, key: str, kind: str, part: Any) -> None:
+        self.key, self.kind, self.part = key, kind, part
+
+    def __reduce__(self) -> Any:
+        return Placeholder, ("a storage",)
 
 
-def _array(data: Any, dtype: Any, shape: Any, order: Any = "C") -> np.ndarray:
-    """Return the bytes ``data`` as numbers, as many as ``shape`` has."""
-    if not isinstance(dtype, np.dtype):
+class Dtype(Placeholder):
+    """A numpy type; without a code it is not read, such as that of object arrays."""
+
+    code: str | None = None
+
+    def __reduce__(self) -> Any:
+        return Placeholder, ("numpy.dtype",)
+
+
+class Writer(pickle.Pickler):
+    """Writes classes and functions that stand in a file by themselves as placeholders."""
+
+    def reducer_override(self, value: Any) -> Any:
+        """Return how a value is written, if not in the usual way."""
+        if isinstance(value, (type, FunctionType)) and value not in (OrderedDict, Placeholder, *Later.__subclasses__()):
+            return Placeholder, (value.__name__,)
+        return NotImplemented
+
+
+def _latin1(text: Any, encoding: Any = "latin1") -> Any:
+    """Stand for ``_codecs.encode``, which old protocols call for bytes."""
+    if encoding != "latin1":
+        raise BrokenPickle(f"text in the encoding {str(encoding)[:20]!r}")
+    return Span("encoded", *text.args[1:]) if isinstance(text, Span) else text.encode("latin1")
+
+
+def _dtype(code: Any, *flags: Any) -> Dtype:
+    dtype, code = Dtype("numpy.dtype"), code.decode("latin1") if isinstance(code, bytes) else code
+    if isinstance(code, str) and re.fullmatch(r"[<=|]?([biu][1248]|f[248]|c8|c16|[?bBhHiIlLqQefd])", code):
+        dtype.code = code
+    return dtype
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
+    if not isinstance(dtype, Dtype) or dtype.code is None or not isinstance(data, (str, bytes, bytearray, Span)):
         raise BrokenPickle("an array of objects, not of numbers")
-    data = data.encode("latin1") if isinstance(data, str) else data
-    shape = tuple(shape)
-    if len(shape) > MOST_DIMENSIONS or not all(type(size) is int and size >= 0 for size in shape):
-        raise BrokenPickle("an array without a shape")
-    if not isinstance(data, (bytes, bytearray)) or len(data) != math.prod(shape) * dtype.itemsize:
-        raise BrokenPickle("an array whose shape is not that of its bytes")
-    return np.frombuffer(data, dtype).reshape(shape, order="F" if order == "F" else "C")
+    return Array(data, dtype.code, _sizes(shape), order == "F")
 
 
 def _no_array(*args: Any) -> Any:
     raise BrokenPickle("an array defined by its shape only")  # it could be of any size
 
 
-# --- tensors
+def _sizes(values: Any) -> tuple[int, ...]:
+    values = tuple(values)
+    if len(values) > 32 or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
+        raise BrokenPickle("something that has no shape")
+    return values
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    """Return a view of a storage; one that repeats elements, and so could claim any size, is a Placeholder."""
-    if not isinstance(storage, torch.storage.TypedStorage):
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
+    if not isinstance(storage, Storage):
         raise BrokenPickle("a tensor without a storage")
-    tensor = torch._utils._rebuild_tensor(storage, offset, tuple(size), tuple(stride))
-    repeats = tensor.numel() * tensor.element_size() > max(tensor.untyped_storage().nbytes(), 1)
-    return Placeholder("an expanded tensor") if repeats else tensor
-
-
-def _tensor_of_dtype(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Any:
-    dtype = rest[2]  # after requires_grad and the hooks
-    if not isinstance(storage, torch.storage.TypedStorage) or not isinstance(dtype, torch.dtype):
-        raise BrokenPickle("a tensor without a type")
-    typed = torch.storage.TypedStorage(wrap_storage=storage._untyped_storage, dtype=dtype, _internal=True)
-    return _tensor(typed, offset, size, stride)
+    dtype = rest[2].name if len(rest) > 2 and isinstance(rest[2], Placeholder) else storage.kind
+    return Tensor(storage.key, storage.kind, storage.part, dtype, *_sizes([offset]), _sizes(size), _sizes(stride))
 
 
 def _tensor_of_subclass(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    return function(*args) if function in (_tensor, _tensor_of_dtype, _parameter) else Placeholder("a tensor")
+    return function(*args) if function in (_tensor, _parameter) else Placeholder("a tensor")
 
 
 def _parameter(data: Any, *rest: Any) -> Any:
@@ -149,19 +170,17 @@ def _parameter(data: Any, *rest: Any) -> Any:
 
 _CORES = ("numpy.core", "numpy._core")  # numpy 2 renamed the module
 ARRAYS: dict[str, Callable[..., Any]] = {
-    **{f"builtins.{kind.__name__}": _container(kind) for kind in (dict, list, set, frozenset, tuple)},
-    "collections.OrderedDict": _container(OrderedDict),
+    **{f"builtins.{kind.__name__}": kind for kind in (dict, list, set, frozenset, tuple)},
+    "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _latin1,
     "numpy.ndarray": _no_array,  # named as the class of what _reconstruct makes, never called
     "numpy.dtype": _dtype,
-    **{f"{core}.multiarray._reconstruct": lambda *args: np.zeros(0, np.int8) for core in _CORES},
-    **{f"{core}.multiarray.scalar": lambda dtype, data: _array(data, dtype, ())[()] for core in _CORES},
+    **{f"{core}.multiarray._reconstruct": lambda *args: Array(b"", "i1", (0,), False) for core in _CORES},
+    **{f"{core}.multiarray.scalar": lambda dtype, data: Scalar(*_array(data, dtype, ()).args[:2]) for core in _CORES},
     **{f"{core}.numeric._frombuffer": _array for core in _CORES},
 }
 TENSORS: dict[str, Callable[..., Any]] = {
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_tensor_v3": _tensor_of_dtype,
+    **{f"torch._utils._rebuild_tensor{version}": _tensor for version in ("", "_v2", "_v3")},
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
     "torch._tensor._rebuild_from_type_v2": _tensor_of_subclass,
@@ -170,40 +189,22 @@ TENSORS: dict[str, Callable[..., Any]] = {
 }
 
 
-class _Dispatch(dict):
-    """A dispatch table that stops the unpickler after MOST_OPCODES operations."""
-
-    left = MOST_OPCODES
-
-    def __getitem__(self, opcode: Any) -> Any:
-        self.left -= 1
-        if self.left < 0:
-            raise BrokenPickle(f"more than {MOST_OPCODES} steps")
-        return super().__getitem__(opcode)
-
-
-def _check_items(target: Any, keys: Iterable[Any]) -> None:
-    if not isinstance(target, (dict, Placeholder)):
-        raise BrokenPickle(f"items for a {type(target).__name__}")
-    _check_keys(keys)
-
-
-# What the unpickler looks at before an operation of the standard library's puts keys into a container.
-CHECKS: dict[bytes, Callable[[Any], None]] = {
-    pickle.SETITEM: lambda unpickler: _check_items(unpickler.stack[-3], unpickler.stack[-2:-1]),
-    pickle.SETITEMS: lambda unpickler: _check_items(unpickler.metastack[-1][-1], unpickler.stack[::2]),
-    pickle.DICT: lambda unpickler: _check_keys(unpickler.stack[::2]),
-    pickle.ADDITEMS: lambda unpickler: _check_keys(unpickler.stack),
-    pickle.FROZENSET: lambda unpickler: _check_keys(unpickler.stack),
-}
-
-
-def _checked(opcode: int, check: Callable[[Any], None]) -> Callable[[Any], None]:
-    operation = pickle._Unpickler.dispatch[opcode]
+def _long(code: bytes, length: str, kind: str) -> Callable[[Any], None]:
+    """Return the operation that leaves what is LONG in the file, and reads the rest as the standard library does."""
+    operation = pickle._Unpickler.dispatch[code[0]]
 
     def load(unpickler: Any) -> None:
-        check(unpickler)
+        file = unpickler.file
+        if unpickler._unframer.current_frame is None:
+            start = file.tell() + struct.calcsize(length)
+            (count,) = struct.unpack_from(length, file, file.tell())
+            if start + count > len(file):
+                raise BrokenPickle("it ends early")
+            if count >= LONG:
+                file.seek(start + count)
+                return unpickler.append(Span(kind, start, count))
         operation(unpickler)
+        return None
 
     return load
 
@@ -212,24 +213,19 @@ class Unpickler(pickle._Unpickler):
     """The standard library's unpickler, which calls nothing but what ``constructors`` has.
 
     Args:
-        file: At the pickle's first byte.
-        placeholders: Accept objects of FRAMEWORKS, as ``Placeholder``; without, they are refused as all others are.
+        file: At the pickle's first byte; reading leaves it behind the last.
+        placeholders: Accept objects of FRAMEWORKS, as ``Placeholder``, and tensors; without, they are refused as all
+            others are.
+        storages: Gets the key of each storage, with its type and count.
     """
 
     stack: list[Any]
-    metastack: list[list[Any]]
     append: Callable[[Any], None]
 
-    def __init__(self, file: IO[bytes], *, placeholders: bool = True, **kwargs: Any) -> None:
-        super().__init__(file, encoding="latin1")
-        self.placeholders = placeholders
+    def __init__(self, file: mmap.mmap, placeholders: bool, storages: dict[str, tuple[str, int]]) -> None:
+        super().__init__(file, encoding="latin1")  # type: ignore[arg-type]
+        self.file, self.placeholders, self.storages = file, placeholders, storages
         self.constructors = {**ARRAYS, **TENSORS} if placeholders else ARRAYS
-        self.dispatch = _Dispatch(self._operations)  # type: ignore[misc]
-        self.size = LONGEST_FILE
-        with suppress(OSError):  # a stream in memory never reads more than there is
-            self.size = os.fstat(file.fileno()).st_size
-            # a file's buffer would be as long as the pickle claims
-            self._file_read = lambda count: file.read(min(count, max(self.size - file.tell(), 0)))
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return what stands for a class or function; the unpickler calls nothing that was not returned here."""
@@ -237,8 +233,6 @@ class Unpickler(pickle._Unpickler):
         full = f"{module_name}.{global_name}"
         if full in self.constructors:
             return self.constructors[full]
-        if module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype):
-            return getattr(torch, global_name)
         if self.placeholders and (FRAMEWORKS.fullmatch(module_name) or full == "builtins.object"):
             return Placeholder(full)
         raise UnsafePickle(full[:100])
@@ -250,17 +244,16 @@ class Unpickler(pickle._Unpickler):
         """Give an object its state: placeholders their attributes, arrays their numbers, state dicts their versions."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if isinstance(target, Placeholder):
+        if type(target) is Placeholder:
             for part in state if isinstance(state, tuple) else (state,):
                 target.attributes.update(part if isinstance(part, dict) else {})
         elif isinstance(target, OrderedDict):
             if isinstance(state, dict) and isinstance(state.get("_metadata"), dict):
                 target._metadata = state["_metadata"]  # type: ignore[attr-defined]
-        elif isinstance(target, np.ndarray):
+        elif isinstance(target, Array):
             _, shape, dtype, fortran, data = state
-            _array(data, dtype, shape)
-            target.__setstate__((1, tuple(shape), dtype, bool(fortran), data))  # type: ignore[arg-type]
-        elif isinstance(target, (np.dtype, _OtherDtype)):
+            target.args = _array(data, dtype, shape, "F" if fortran else "C").args
+        elif isinstance(target, Dtype):
             if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "=", b"<", b"|", b"="):
                 raise BrokenPickle("numbers of another byte order; expected little-endian ones")
         elif not isinstance(target, (list, dict, set)):
@@ -276,17 +269,27 @@ class Unpickler(pickle._Unpickler):
 
     def load_binpersid(self) -> None:
         saved = self.stack.pop()
-        if not isinstance(saved, tuple) or len(saved) < 2:
-            raise BrokenPickle("a reference to something else than numbers")
-        _check_keys(part[:1] if isinstance(part, tuple) else part for part in saved)
-        if len(saved) > 4 and not (type(saved[4]) is int and 0 <= saved[4] <= self.size):
-            raise BrokenPickle("a storage that is larger than the file")
-        # old files include the source code of modules
-        self.append(saved[1] if saved[0] == "module" else self.persistent_load(saved))
+        if isinstance(saved, tuple) and len(saved) > 1 and saved[0] == "module":
+            self.append(saved[1])  # old files include the source code of modules
+            return
+        try:
+            name, kind, key, _, count, *parts = saved
+            if name != "storage" or not isinstance(kind, Placeholder) or not isinstance(key, str):
+                raise ValueError
+        except (TypeError, ValueError) as error:
+            raise BrokenPickle("a reference to something else than numbers") from error
+        self.storages[key] = kind.name, _sizes([count])[0]
+        part = _sizes(parts[0][1:]) if parts and parts[0] is not None else None
+        self.append(Storage(key, kind.name, part))
 
-    _operations: ClassVar[dict[int, Callable[[Any], None]]] = {
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = {
         **pickle._Unpickler.dispatch,
-        **{code[0]: _checked(code[0], check) for code, check in CHECKS.items()},
+        pickle.BINBYTES[0]: _long(pickle.BINBYTES, "<I", "raw"),
+        pickle.BINBYTES8[0]: _long(pickle.BINBYTES8, "<Q", "raw"),
+        pickle.BYTEARRAY8[0]: _long(pickle.BYTEARRAY8, "<Q", "raw"),
+        pickle.BINSTRING[0]: _long(pickle.BINSTRING, "<I", "raw"),
+        pickle.BINUNICODE[0]: _long(pickle.BINUNICODE, "<I", "text"),
+        pickle.BINUNICODE8[0]: _long(pickle.BINUNICODE8, "<Q", "text"),
         pickle.BUILD[0]: load_build,
         pickle.NEWOBJ[0]: load_newobj,
         pickle.NEWOBJ_EX[0]: load_newobj_ex,
@@ -294,31 +297,89 @@ class Unpickler(pickle._Unpickler):
     }
 
 
-def load(file: IO[bytes], *, placeholders: bool = True, **kwargs: Any) -> Any:
-    """Read one pickle and leave the file behind it; ``torch.load`` calls this for files of PyTorch before 1.6.
+def _records(file: mmap.mmap) -> dict[str, tuple[int, int]]:
+    """Return start and length of each file that torch.save put into a zip archive, without the folder's name."""
+    records = {}
+    with zipfile.ZipFile(sys.stdin.buffer) as archive:
+        entries = archive.infolist()
+    for entry in entries:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise BrokenPickle("its entries are compressed, which torch.save never does")
+        name, extra = struct.unpack_from("<HH", file, entry.header_offset + 26)
+        start = entry.header_offset + 30 + name + extra
+        if file[entry.header_offset : entry.header_offset + 4] != b"PK\3\4" or start + entry.file_size > len(file):
+            raise BrokenPickle("it ends early")
+        records[entry.filename.partition("/")[2]] = start, entry.file_size
+    if "constants.pkl" in records:  # torch.load would compile it
+        raise BrokenPickle("a TorchScript program; save its state_dict() instead")
+    start, length = records.get("byteorder", (0, 0))
+    if file[start : start + length] == b"big":
+        raise BrokenPickle("numbers of another byte order; expected little-endian ones")
+    return records
+
+
+def read(file: mmap.mmap, placeholders: bool) -> dict[str, Any]:
+    """Return the ``content`` of a file and what tells where its storages lie: see ``load.Storages``.
 
     Raises:
         UnsafePickle: It names something that could run code.
-        Exception: It is not a whole pickle; broken pickles raise almost anything.
+        Exception: It is not a whole file; broken files raise almost anything.
     """
-    return Unpickler(file, placeholders=placeholders).load()
+    if tarfile.is_tarfile(sys.stdin.buffer):  # torch.load would extract its links
+        raise BrokenPickle("a tar archive")
+    storages: dict[str, tuple[str, int]] = {}
+    places: dict[str, tuple[int, int]] = {}
+    size, keys = len(file), []
+    is_zip = file[:4] == b"PK\3\4"
+    if is_zip:
+        records = _records(file)
+        if "data.pkl" not in records:
+            raise BrokenPickle("an archive of other things")
+        start, size = records["data.pkl"]
+        file.seek(start)
+        places = {name[5:]: place for name, place in records.items() if name.startswith("data/")}
+    limit(len(file), size)
+    unpickler = Unpickler(file, placeholders, storages)
+    content = unpickler.load()
+    if not is_zip and type(content) is int and content == LEGACY_MAGIC:  # several pickles, and the numbers at the end
+        unpickler.load(), unpickler.load()  # version and machine
+        content, keys = unpickler.load(), unpickler.load()
+        if not isinstance(keys, list) or len(set(keys)) != len(keys) or not storages.keys() >= set(keys):
+            raise BrokenPickle("other storages than those of its tensors")
+    if not isinstance(content, (dict, Placeholder)):
+        content = Placeholder(type(content).__name__)
+    return {"content": content, "size": size, "about": (places, storages, keys, file.tell())}
 
 
-def module_state(module: Placeholder) -> dict[str, Tensor]:
-    """Return the state dict of a module that was pickled whole, found without building the module."""
-    state: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    waiting: list[tuple[str, Any]] = [("", module)]
-    while waiting:
-        prefix, module = waiting.pop()
-        if not isinstance(module, Placeholder) or id(module) in seen:
-            continue
-        seen.add(id(module))
-        for kind in ("_parameters", "_buffers"):
-            tensors = module.attributes.get(kind)
-            if isinstance(tensors, dict):
-                state |= {f"{prefix}{name}": value for name, value in tensors.items() if isinstance(value, Tensor)}
-        children = module.attributes.get("_modules")
-        if isinstance(children, dict):
-            waiting += [(f"{prefix}{name}.", child) for name, child in reversed(children.items())]
-    return state
+def limit(mapped: int, size: int) -> None:
+    """Limit what this process may take, for a file and a pickle of so many bytes; it writes no file and no core."""
+    with suppress(ImportError):  # not on Windows
+        import resource
+
+        limits = {"AS": MEMORY + mapped + 2 * size, "CPU": SECONDS + (size >> 26), "FSIZE": 0, "CORE": 0}
+        for name, most in limits.items():
+            kind = getattr(resource, f"RLIMIT_{name}")
+            hard = resource.getrlimit(kind)[1]
+            resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def main(placeholders: bool) -> None:
+    """Read the file at standard input and write the outcome to standard output."""
+    gc.disable()
+    sys.setrecursionlimit(DEEPEST)
+    try:
+        with mmap.mmap(0, 0, access=mmap.ACCESS_READ) as file:
+            limit(len(file), 0)
+            outcome = read(file, placeholders)
+        stream = BytesIO()
+        Writer(stream, 5).dump(outcome["content"])
+        if stream.tell() > MOST_STRUCTURE + outcome["size"]:
+            raise MemoryError
+        written = pickle.dumps(("", *outcome["about"])) + stream.getbuffer()
+    except UnsafePickle as error:
+        written = pickle.dumps((str(error),))
+    except MemoryError:
+        written = pickle.dumps(("", "what it holds takes much more memory than the file"))
+    except Exception as error:  # broken files raise almost anything
+        written = pickle.dumps(("", " ".join(str(error).split())[:200] or type(error).__name__))
+    sys.stdout.buffer.write(written)

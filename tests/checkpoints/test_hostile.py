@@ -17,7 +17,7 @@ from timm.models.resnet import Bottleneck, ResNet
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
 from moco_plugin.weight_files.load import load_file
-from tests.helpers import foreign, mutations, networks
+from tests.helpers import foreign, mutations, networks, safety_cases
 from tests.helpers.networks import narrow_resnet, prefixed
 from tests.helpers.processes import context
 
@@ -136,7 +136,10 @@ def attacks(folder: Path) -> dict[str, str]:
     attack("nested", b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list")
     laughs = b"\x80\x02]q\x00" + b"".join(b"](h\x00h\x00h\x00h\x00eq\x00" for _ in range(1000)) + b"."
     attack("laughs", laughs, "holds a list")
-    attack("endless", b"\x80\x02" + b"N0" * 1_100_000 + b".", "more than 2000000 steps")
+    said = {"copies": "much more memory", "encoded copies": "much more memory", "collisions": "much more time"}
+    said |= dict.fromkeys(("tar and zip", "tar and legacy"), "a tar archive")
+    for name, content in safety_cases.weight_cases().items():
+        attack(name, content, said.get(name, "it ends early"))
     attack("bytearray", call(b"builtins bytearray", integer(10**12)), "names builtins.bytearray")
     attack("getattr", call(b"builtins getattr", integer(1)), "names builtins.getattr")
     attack("eval", call(b"builtins eval", b"X\x01\x00\x00\x001"), "names builtins.eval")
@@ -148,7 +151,7 @@ def attacks(folder: Path) -> dict[str, str]:
     attack("shape", call(b"numpy ndarray", integer(10**12)), "defined by its shape only")
     array = np.zeros(4).__reduce__()
     state = (1, (10**12,), np.dtype("f8"), False, b"\0" * 32)
-    reduced = pickle.dumps(_Reduced((array[0], array[1], state)), 2)
+    reduced = pickle.dumps({"w": _Reduced((array[0], array[1], state))}, 2)
     attack("array", reduced, "whose shape is not that of its bytes")
     attack("objects", pickle.dumps({"model": np.array([[1], [2, 3]], dtype=object)}), "not of numbers")
     attack("safetensors_header", struct.pack("<Q", 1 << 60) + b"{" + zeros, "is not a complete")
@@ -218,3 +221,14 @@ def test_views_of_a_file_outlive_it(tmp_path: Path) -> None:
     checkpoint = read_checkpoint(tmp_path / "weights")
     (tmp_path / "weights").write_bytes(b"")
     assert torch.equal(checkpoint.backbone.state_dict()["conv1.weight"], model.state_dict()["conv1.weight"])
+
+
+@pytest.mark.parametrize("kind", [*safety_cases.SPECIAL, "a\0b", "a\ud800b", "a" * 5000])
+def test_paths_that_are_no_files(kind: str, tmp_path: Path) -> None:
+    path: str | Path = kind
+    if kind in safety_cases.SPECIAL:
+        path = tmp_path / kind
+        safety_cases.SPECIAL[kind](path)
+    with pytest.raises(UserError, match=r"is a pipe, a device|no such file|a folder without config\.json") as error:
+        read_checkpoint(path)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500

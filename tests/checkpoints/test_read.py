@@ -330,6 +330,7 @@ def test_folders_that_timm_does_not_open(tmp_path: Path) -> None:
         "[]": "its JSON is not an object",
         '{"architecture": "hf-hub:someone/model"}': "which timm does not have",
         '{"architecture": "resnet18", "model_args": {"layers": [1000000000]}}': "argument layers as 1e.09",
+        '{"architecture": "resnet18", "model_args": {"checkpoint_path": "x"}}': "argument checkpoint_path, which makes timm",
         '{"architecture": "resnet18", "pretrained_cfg": {"mean": "x"}}': "how images are shown",
     }.items():
         (tmp_path / "config.json").write_text(config)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import moco_plugin
 from moco_plugin.data.images import ImageSet
+from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import neighbours
 from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet, map_from_disk
@@ -156,11 +157,18 @@ def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_
     assert len(result["weights_sha256"]) == 64 and result["versions"]["torch"] == torch.__version__
     assert f"kNN top-1 {monitored:.2f}%" in shown
     assert main([*map(str, arguments)]) == 2  # knn.json is there
-    assert main([*map(str, arguments), "--overwrite", "--untrained"]) == 0
+    assert main([*map(str, arguments), "--overwrite", "--untrained", "--pixels"]) == 0
     untrained = json.loads((tmp_path / "knn.json").read_text())
     log = (tiny_run / "metrics.csv").read_text().splitlines()
     at_start = dict(zip(log[0].split(","), log[1].split(","), strict=True))["knn_top1"]
     assert untrained["top1"] == pytest.approx(float(at_start))
+    pixels = []  # of the view at 32 pixels
+    for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]"):
+        images = ImageSet(spec)
+        shown = torch.stack([evaluation_transform(32, 1.0)(images.load(index)) for index in range(len(images))])
+        pixels.append(of(F.normalize(shown.flatten(1).float(), dim=1), torch.as_tensor(images.labels)))
+    assert untrained["pixels"] == {str(k): pytest.approx(v) for k, v in knn_accuracy(*pixels, [100, 10]).items()}
+    assert result["pixels"] is None
 
 
 def test_evaluation_from_python_gives_what_the_tool_writes(tiny_run: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 
-COMMANDS = "knn retrieve linear linear-fast finetune lowshot multilabel omnibenchmark".split()
+COMMANDS = "knn retrieve linear linear-fast finetune lowshot multilabel omnibenchmark embed".split()
 ADDED = '''
 from typing import Any
 from typing_extensions import Unpack

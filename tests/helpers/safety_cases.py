@@ -1,10 +1,15 @@
 """Hostile and broken files of every kind that the project reads from others, for test_safety.py and fuzz.py."""
 
 import gzip
+import io
 import json
+import os
 import pickle
 import struct
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 MARKER = "code-ran"
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 60))
@@ -90,6 +95,55 @@ def pickle_cases(marker: Path) -> dict[str, bytes]:
         "itself": b"\x80\x02]q\x00h\x00a.",
         "empty": b"",
     }
+
+
+def weight_cases() -> dict[str, bytes]:
+    """Return weight files by name: pickles whose content decides their cost, and archives of two kinds at once."""
+    copied = b"cbuiltins\nlist\nq\x010](" + b"N" * 10**6 + b"eq\x000" + b"]("
+    encoded = b"c_codecs\nencode\nq\x010" + text("a" * 60_000) + text("latin1") + b"\x86q\x000]("
+    keys = (b"\x8a\x0b" + ((2**61 - 1) * (count + 1)).to_bytes(11, "little") + b"N" for count in range(10**5))
+    stream, legacy = io.BytesIO(), io.BytesIO()
+    torch.save({"w": torch.zeros(16)}, stream)
+    torch.save({"w": torch.zeros(16)}, legacy, _use_new_zipfile_serialization=False)
+    archive = stream.getvalue()
+    return {
+        "copies": b"\x80\x02" + copied + b"h\x01h\x00\x85R" * 10**5 + b"e.",
+        "encoded copies": b"\x80\x02" + encoded + b"h\x01h\x00R" * 10**5 + b"e.",
+        "collisions": b"\x80\x02}(" + b"".join(keys) + b"u.",
+        "tar and zip": _tar_header(b"PK\3\4") + archive,
+        "tar and legacy": _tar_header(b"\x80\x02X\xf9\1\0\0") + b"0" + legacy.getvalue()[2:],
+        "two directories": _two_directories(archive, 0),
+        "two directories, second": _two_directories(archive, 1),
+    }
+
+
+def _tar_header(start: bytes) -> bytes:
+    """Return the header of an empty tar member whose name begins so."""
+    header = bytearray(start.ljust(512, b"\0"))
+    header[257:263], header[148:156] = b"ustar\0", b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def _two_directories(archive: bytes, which: int) -> bytes:
+    """Return a zip archive with a second central directory, which gives its weights 2 GB."""
+    begin, end = archive.index(b"PK\1\2"), archive.index(b"PK\6\6")
+    first = archive[begin:end]
+    entry = first.index(b"/data/0") - 7 - 46
+    second = first[: entry + 20] + struct.pack("<II", 1 << 31, 1 << 31) + first[entry + 28 :]
+    tail = bytearray(archive[end:])
+    place = tail.index(b"PK\5\6") + 16
+    tail[place : place + 4] = struct.pack("<I", begin + len(first) * which)
+    return archive[:begin] + first + second + bytes(tail)
+
+
+SPECIAL: dict[str, Callable[[Path], None]] = {
+    "fifo": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "dangling link": lambda path: path.symlink_to("nothing"),
+    "link to itself": lambda path: path.symlink_to(path),
+    "folder": Path.mkdir,
+}
 
 
 def idx_cases() -> dict[str, bytes]:

@@ -7,8 +7,8 @@ import re
 
 _MUTANTS = """
 evaluation/features.py [knn-csv] features: the last batch is left out
-- collate_fn=keep_whole)
-+ collate_fn=keep_whole, drop_last=True)
+- collate_fn=keep_whole,
++ collate_fn=keep_whole, drop_last=True,
 evaluation/features.py [plain_search] features: the crop ratio is ignored
 - (view.image_size, view.crop_ratio)
 + (view.image_size, 1.0)

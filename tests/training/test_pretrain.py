@@ -16,7 +16,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from moco_plugin.data.images import ImageSet
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.pretraining.prepare import prepare_run
-from moco_plugin.runs.callbacks import TimeLimit
 from moco_plugin.tools.pretrain import main
 from tests.conftest import TINY, TRAIN
 from tests.helpers.foreign import official_v3_vit
@@ -165,7 +164,10 @@ def test_time_limit_counts_anew_when_a_run_goes_on(tool: Tool, tmp_path: Path) -
     arguments = [*TINY, f"out={tmp_path / 'run'}", "knn.train=null"]
     stopped = tool("pretrain", *arguments, "trainer.max_time={seconds: 0}")
     assert "stopped after step 0 of 8; no checkpoint was written yet" in stopped.stdout
-    assert TimeLimit({"seconds": 1}).state_dict() == {}
+    assert "8 steps" in tool("pretrain", *arguments, "trainer.max_time={minutes: 9}").stdout
+    assert (tmp_path / "run" / "result.json").exists()
+    wrong = tool("pretrain", *arguments, "trainer.max_time=soon", "--overwrite", code=2).stderr
+    assert "trainer.max_time is 'soon'; expected DD:HH:MM:SS" in wrong
 
 
 def test_accumulated_gradients_make_one_step(tool: Tool, tmp_path: Path) -> None:

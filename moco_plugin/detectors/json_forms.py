@@ -1,0 +1,312 @@
+"""Readers of Labelme's, VIA's, CreateML's and Label Studio's own JSON."""
+
+import base64
+import binascii
+import math
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from moco_plugin.data.bands import CannotDecode
+from moco_plugin.data.decode import decode_array
+from moco_plugin.detectors.records import Annotations, Faults, Object, Record, Runs, few, named
+from moco_plugin.detectors.typed import decode, decode_or_none, read_json_parts
+from moco_plugin.detectors.voc import ellipse
+from moco_plugin.errors import UserError
+
+CLASS_KEYS = ("class", "label", "name", "type", "category", "object")  # of VIA's attributes
+ONE_CLASS = "object"  # where no class is named
+NO_AREA = "shapes without an area (points and lines)"
+Parts = dict[str, msgspec.Raw]
+Pairs = Sequence[Sequence[float]]
+
+
+def _flat(points: Pairs) -> list[float]:
+    return [number for point in points for number in point]
+
+
+def _between(one: Sequence[float], other: Sequence[float]) -> list[float]:
+    (x, y), (right, bottom) = one, other
+    return [min(x, right), min(y, bottom), abs(right - x), abs(bottom - y)]
+
+
+# --------------------------------------------------------------------------------------------------------- Labelme
+class _Shape(msgspec.Struct):
+    label: str | int | float
+    points: list[tuple[float, float]]
+    shape_type: str | None = "polygon"
+    group_id: int | str | None = None
+    mask: str | None = None
+
+
+class _Labelme(msgspec.Struct):
+    shapes: list[msgspec.Raw]
+    imagePath: str | None = None
+    imageWidth: float | None = None
+    imageHeight: float | None = None
+
+
+def read_labelme(root: Path, files: Sequence[Path], images: Path | None) -> Annotations:
+    """Read Labelme's files, one for each image. Polygons of one label and one group are parts of one object."""
+    faults, records = Faults(), list[Record]()
+    for path in files:
+        parts = read_json_parts(path)
+        if not isinstance(parts, dict) or "shapes" not in parts:
+            continue
+        content = decode(msgspec.json.encode(parts), _Labelme, str(path))
+        record = Record(
+            content.imagePath or path.stem,
+            [],
+            content.imageWidth,
+            content.imageHeight,
+            path.parent,
+            others=(path.stem,),
+        )
+        groups: dict[tuple[str, int | str], Object] = {}
+        for number, part in enumerate(content.shapes, start=1):
+            where = f"shape {number} of {path.name}"
+            shape = decode_or_none(part, _Shape)
+            item = "shapes without a label or points" if shape is None else _labelme_object(shape, where)
+            if isinstance(item, str):
+                faults.add(item, where)
+                continue
+            group = groups.get((item.category, shape.group_id)) if shape and shape.group_id is not None else None
+            if group is not None and group.polygons and item.polygons:
+                group.polygons += item.polygons
+                continue
+            record.objects.append(item)
+            if shape and shape.group_id is not None and item.polygons:
+                groups[item.category, shape.group_id] = item
+        records.append(record)
+    roots = [images] if images is not None else [root]
+    return Annotations(root, "Labelme's JSON", named(records), {"": records}, roots, [], faults)
+
+
+def _labelme_object(shape: _Shape, where: str) -> Object | str:
+    name, points = str(shape.label).strip(), shape.points
+    if shape.shape_type == "rectangle" and len(points) == 2:
+        return Object(name, _between(*points), where=where)
+    if shape.shape_type == "circle" and len(points) == 2:
+        radius = math.dist(*points)
+        return Object(name, polygons=[_flat(ellipse(*points[0], radius, radius))], where=where)
+    if shape.shape_type == "mask" and len(points) == 2 and shape.mask:
+        try:
+            mask = decode_array(base64.b64decode(shape.mask), where, channels=1) > 0
+        except (CannotDecode, UserError, binascii.Error):
+            return "masks that cannot be decoded"
+        left, top = (round(number) if math.isfinite(number) and abs(number) < 1e6 else -1 for number in points[0])
+        frame = (left, top, mask.shape[1], mask.shape[0])
+        return Object(name, runs=Runs(_runs(mask), by_rows=True, frame=frame), where=where)
+    if shape.shape_type in ("polygon", "rectangle", "rotation", "oriented_rectangle", None):
+        return Object(name, polygons=[_flat(points)], where=where)
+    return NO_AREA
+
+
+def _runs(mask: np.ndarray) -> list[int]:
+    flat = np.concatenate([[False], mask.ravel()])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    lengths: list[int] = np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
+    return lengths
+
+
+# ------------------------------------------------------------------------------------------------------------- VIA
+class _ViaShape(msgspec.Struct):
+    name: str
+    x: float = 0
+    y: float = 0
+    width: float = 0
+    height: float = 0
+    cx: float = 0
+    cy: float = 0
+    r: float = 0
+    rx: float = 0
+    ry: float = 0
+    all_points_x: list[float] = []
+    all_points_y: list[float] = []
+
+
+class ViaRegion(msgspec.Struct):
+    """A region of VIA's."""
+
+    shape_attributes: _ViaShape
+    region_attributes: dict[str, str | int | float | bool | dict[str, bool | str] | None] = {}
+
+
+class _ViaImage(msgspec.Struct):
+    filename: str
+    regions: list[msgspec.Raw] | dict[str, msgspec.Raw] = []
+
+
+def read_via(path: Path, parts: Parts, images: Path | None) -> Annotations:
+    """Read a project of VIA's, or the annotations that it exports as JSON."""
+    if "_via_img_metadata" in parts:
+        parts = decode(parts["_via_img_metadata"], Parts, str(path))
+    regions: list[tuple[str, msgspec.Raw]] = []
+    files: list[str] = []
+    for key, part in parts.items():
+        image = decode(part, _ViaImage, f"{path}, {key[:60]!r}")
+        files.append(image.filename)
+        rows = image.regions if isinstance(image.regions, list) else list(image.regions.values())
+        regions += [(image.filename, row) for row in rows]
+    return via_annotations(path, files, regions, images)
+
+
+def via_annotations(
+    path: Path, files: Sequence[str], regions: Sequence[tuple[str, msgspec.Raw | bytes]], images: Path | None
+) -> Annotations:
+    """Return the annotations of VIA's regions, each with the name of its image."""
+    faults, notes = Faults(), list[str]()
+    records = {name: Record(name) for name in files}
+    rows = [(name, decode_or_none(part, ViaRegion)) for name, part in regions]
+    keys = Counter(key for _, row in rows if row for key in row.region_attributes)
+    key = next((key for known in CLASS_KEYS for key in keys if key.lower() == known), None)
+    if key is None and len(keys) > 1:
+        raise UserError(
+            f"{path} has the attributes {few(list(keys))} of regions; expected one, or one of {', '.join(CLASS_KEYS)} for "
+            "the class"
+        )
+    key = key or next(iter(keys), None)
+    notes += [f"{path.name} names no class: all objects are of one, {ONE_CLASS!r}"] if key is None else []
+    for number, (name, row) in enumerate(rows, start=1):
+        where = f"region {number} of {path.name}"
+        item = "regions that are none of VIA's" if row is None else _via_object(row, key, where)
+        if isinstance(item, str):
+            faults.add(item, where)
+        else:
+            records.setdefault(name, Record(name)).objects.append(item)
+    found = list(records.values())
+    return Annotations(path, "VIA's annotations", named(found), {"": found}, [images or path.parent], notes, faults)
+
+
+def _via_object(row: ViaRegion, key: str | None, where: str) -> Object | str:
+    value = row.region_attributes.get(key) if key else ONE_CLASS
+    if isinstance(value, dict):  # of checkboxes
+        value = next((name for name, chosen in value.items() if chosen), None)
+    if value is None or not str(value).strip():
+        return "regions without a class"
+    shape, name = row.shape_attributes, str(value).strip()
+    if shape.name == "rect":
+        return Object(name, [shape.x, shape.y, shape.width, shape.height], where=where)
+    if shape.name in ("circle", "ellipse"):
+        return Object(
+            name, polygons=[_flat(ellipse(shape.cx, shape.cy, shape.rx or shape.r, shape.ry or shape.r))], where=where
+        )
+    if shape.name == "polygon" and len(shape.all_points_x) == len(shape.all_points_y):
+        return Object(
+            name, polygons=[_flat(list(zip(shape.all_points_x, shape.all_points_y, strict=True)))], where=where
+        )
+    return NO_AREA
+
+
+# -------------------------------------------------------------------------------------------------------- CreateML
+class _Middle(msgspec.Struct):
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+class _CreateObject(msgspec.Struct):
+    label: str | int | float
+    coordinates: _Middle
+
+
+class _CreateImage(msgspec.Struct):
+    image: str
+    annotations: list[_CreateObject] = []
+
+
+def read_createml(path: Path, parts: Sequence[msgspec.Raw], images: Path | None) -> Annotations:
+    """Read CreateML's form, which labelImg and Roboflow write: boxes by their middle."""
+    records = []
+    for part in parts:
+        row = decode(part, _CreateImage, str(path))
+        record = Record(row.image)
+        for number, item in enumerate(row.annotations, start=1):
+            at = item.coordinates
+            box = [at.x - at.width / 2, at.y - at.height / 2, at.width, at.height]
+            record.objects.append(Object(str(item.label), box, where=f"object {number} of {row.image} in {path.name}"))
+        records.append(record)
+    return Annotations(path, "CreateML's JSON", named(records), {"": records}, [images or path.parent])
+
+
+# ---------------------------------------------------------------------------------------------------- Label Studio
+class _Value(msgspec.Struct):
+    x: float = 0
+    y: float = 0
+    width: float = 0
+    height: float = 0
+    rotation: float | None = 0
+    points: list[tuple[float, float]] | None = None
+    radiusX: float = 0
+    radiusY: float = 0
+    rectanglelabels: list[str] = []
+    polygonlabels: list[str] = []
+    ellipselabels: list[str] = []
+
+
+class _Result(msgspec.Struct):
+    value: _Value
+    type: str = ""
+    original_width: float = 0
+    original_height: float = 0
+
+
+class _Answer(msgspec.Struct):
+    result: list[msgspec.Raw] = []
+    was_cancelled: bool = False
+
+
+class _Task(msgspec.Struct):
+    data: dict[str, msgspec.Raw]
+    annotations: list[_Answer] = []
+
+
+def read_label_studio(path: Path, parts: Sequence[msgspec.Raw], images: Path | None) -> Annotations:
+    """Read Label Studio's JSON: boxes, polygons and ellipses, in percent of the image's sides."""
+    faults, records = Faults(), list[Record]()
+    for number, part in enumerate(parts, start=1):
+        task = decode(part, _Task, f"task {number} of {path}")
+        texts = {key: decode_or_none(value, str) for key, value in task.data.items()}
+        name = texts.get("image") or next(filter(None, texts.values()), None)
+        answer = next((answer for answer in task.annotations if not answer.was_cancelled), None)
+        if name is None or answer is None:
+            faults.add("tasks without an image or an annotation", f"task {number} of {path.name}")
+            continue
+        record = Record(name)
+        for place, row in enumerate(answer.result, start=1):
+            where = f"result {place} of task {number} of {path.name}"
+            result = decode_or_none(row, _Result)
+            item = _label_studio_object(result, where) if result else None
+            if item is None:
+                faults.add(
+                    "results that are no box, polygon or ellipse with a class (brush masks: export as COCO)", where
+                )
+            else:
+                record.objects.append(item)
+        records.append(record)
+    return Annotations(path, "Label Studio's JSON", named(records), {"": records}, [images or path.parent], [], faults)
+
+
+def _label_studio_object(result: _Result, where: str) -> Object | None:
+    value, across, down = result.value, result.original_width / 100, result.original_height / 100
+    names = value.rectanglelabels or value.polygonlabels or value.ellipselabels
+    if not names or across <= 0 or down <= 0:
+        return None
+    x, y, width, height = value.x * across, value.y * down, value.width * across, value.height * down
+    if value.polygonlabels and value.points:
+        return Object(names[0], polygons=[_flat([(px * across, py * down) for px, py in value.points])], where=where)
+    if value.ellipselabels:
+        return Object(
+            names[0], polygons=[_flat(ellipse(x, y, value.radiusX * across, value.radiusY * down))], where=where
+        )
+    if not value.rotation:
+        return Object(names[0], [x, y, width, height], where=where)
+    cos, sin = math.cos(math.radians(value.rotation)), math.sin(math.radians(value.rotation))
+    corners = ((0, 0), (width, 0), (width, height), (0, height))  # it turns about the corner
+    return Object(
+        names[0], polygons=[_flat([(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in corners])], where=where
+    )

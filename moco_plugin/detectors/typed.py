@@ -1,0 +1,90 @@
+"""Annotation files of others decoded into types: JSON by msgspec, XML by expat; depth, size and numbers are bounded."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+from xml.etree import ElementTree
+
+import msgspec
+
+from moco_plugin.errors import UserError
+from moco_plugin.files import decode_text, read_file, shown
+
+MOST_JSON, MOST_XML = 4 << 30, 256 << 20  # bytes
+MOST_DEPTH = 30  # of XML elements
+_BARE = re.compile(r"(?<=[\[,:\s])[+-]?(?:nan|inf(?:inity)?)(?=[\s,\]}])", re.IGNORECASE)
+_DECLARED = re.compile(rb"<\?xml[^>]{0,100}encoding=[\"']([\w.-]{1,40})")
+_ERRORS = (msgspec.DecodeError, RecursionError, ValueError, OverflowError)
+T = TypeVar("T")
+
+
+def read_json_parts(path: Path) -> dict[str, msgspec.Raw] | list[msgspec.Raw]:
+    """Return the parts of a JSON file, not yet decoded; numbers that JSON does not have, such as NaN, become null.
+
+    Raises:
+        UserError: The file cannot be read, or is not JSON.
+    """
+    data = read_file(path, MOST_JSON, "a JSON file")
+    kind = dict[str, msgspec.Raw] | list[msgspec.Raw]
+    try:
+        data.decode()  # parts are not looked into
+        return msgspec.json.decode(data, type=kind)
+    except _ERRORS:
+        pass
+    try:
+        return msgspec.json.decode(_BARE.sub("null", decode_text(data)).encode(errors="replace"), type=kind)
+    except _ERRORS as error:
+        raise UserError(f"{shown(path)} is not a JSON file of annotations ({error}); check the file") from error
+
+
+def decode(part: msgspec.Raw | bytes, kind: type[T], name: str) -> T:
+    """Return a part of a JSON file as a type; numbers may be texts.
+
+    Raises:
+        UserError: It is something else.
+    """
+    try:
+        return msgspec.json.decode(part, type=kind, strict=False)
+    except _ERRORS as error:
+        raise UserError(f"{name}: {error}; correct the file") from error
+
+
+def decode_or_none(part: msgspec.Raw, kind: type[T]) -> T | None:
+    """Return a part of a JSON file as a type, or None if it is something else."""
+    try:
+        return msgspec.json.decode(part, type=kind, strict=False)
+    except _ERRORS:
+        return None
+
+
+def read_elements(path: Path) -> Iterator[ElementTree.Element]:
+    """Yield the root of an XML file, with its attributes alone, and then each of the elements in it, whole.
+
+    Raises:
+        UserError: The file cannot be read, is not XML, defines entities, or is nested too deep.
+    """
+    data = read_file(path, MOST_XML, "an XML file of annotations")
+    declared = _DECLARED.match(data)
+    try:
+        text = data.decode(declared[1].decode()) if declared else decode_text(data)
+    except (LookupError, UnicodeError):
+        text = decode_text(data)
+    if "<!DOCTYPE" in text or "<!ENTITY" in text:
+        raise UserError(f"{shown(path)} defines a document type or entities, which are not read; remove them")
+    parser, depth = ElementTree.XMLPullParser(("start", "end")), 0
+    try:
+        for start in range(0, len(text), 1 << 16):
+            parser.feed(text[start : start + (1 << 16)])
+            for event, element in parser.read_events():
+                depth += 1 if event == "start" else -1
+                if depth > MOST_DEPTH:
+                    raise UserError(f"{shown(path)} is nested more than {MOST_DEPTH} elements deep; check the file")
+                if event == "start" and depth == 1:
+                    yield element
+                elif event == "end" and depth == 1:
+                    yield element
+                    element.clear()
+        parser.close()
+    except (ElementTree.ParseError, ValueError) as error:
+        raise UserError(f"{shown(path)} is not an XML file ({error}); correct or remove it") from error

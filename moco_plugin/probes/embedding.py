@@ -1,0 +1,195 @@
+"""Features of images to a file, with near duplicates and the nearest images of each."""
+
+import csv
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+from typing_extensions import Unpack
+
+from moco_plugin.data.images import ImageSet
+from moco_plugin.errors import UsageError
+from moco_plugin.evaluation import neighbours
+from moco_plugin.evaluation.features import FeatureSet, gather_features, map_from_disk, own_share
+from moco_plugin.evaluation.subject import ShownOptions, read_subject
+from moco_plugin.files import atomic_path, check_output
+from moco_plugin.methods.distributed import process_number, world_size
+from moco_plugin.runs.processes import joined
+
+ROWS = 16384  # of a Parquet file, that are written at once
+
+
+@dataclass
+class Embedding:
+    """Features with the images they are of.
+
+    Attributes:
+        features: float32, N x D, on the CPU.
+        paths: Of each image: its path, or its index or name in a file.
+        labels: The name of each image's class; None where the images have no labels, or several.
+    """
+
+    features: Tensor
+    paths: list[str]
+    labels: list[str] | None
+
+
+def embed(
+    weights: str | Path,
+    images: str,
+    out: str | Path | None,
+    *,
+    pixels: bool = False,
+    nearest: str | Path | None = None,
+    k: int = 10,
+    duplicates: str | Path | None = None,
+    similarity: float = 0.95,
+    **options: Unpack[ShownOptions],
+) -> Embedding | None:
+    """Write the features of images to a file.
+
+    Under torchrun each process computes a share of them, and the first writes.
+
+    Args:
+        weights: A checkpoint of any layout that ``read_checkpoint`` knows.
+        images: Any images: a folder, a list, shards, a zip archive or an idx images file; [start:stop] takes a part.
+        out: An .npy file (float32, N x D; the paths are in a .csv file of its name), or a .parquet file (columns path,
+            label and features; needs pyarrow). None writes none.
+        pixels: Write raw pixels, at 32 x 32 at most, in place of the network's features.
+        nearest: Also write a .csv file of the images nearest to each, by cosine similarity: path, nearest, similarity.
+        k: How many of them.
+        duplicates: Also write a .csv file of pairs of near duplicates: path, duplicate, similarity.
+        similarity: From which cosine similarity on two images are near duplicates.
+        **options: See ``ShownOptions``.
+
+    Returns:
+        The features with the paths, on the first process; None on others.
+
+    Raises:
+        UserError: The images or the checkpoint cannot be read, or a file cannot be written.
+        UsageError: A file exists, or an argument is out of range.
+    """
+    overwrite = options.get("overwrite", False)
+    named = {"nearest": nearest, "duplicate": duplicates}
+    tables = {name: Path(path).expanduser() for name, path in named.items() if path}
+    files = [] if out is None else _files(Path(out).expanduser())
+    for path in tables.values():
+        if path.suffix != ".csv":
+            raise UsageError(f"{path} does not end in .csv; choose such a name for pairs of images")
+    written = [*files, *tables.values()]
+    for path in written:
+        check_output(path, overwrite)
+        if written.count(path) > 1:
+            raise UsageError(f"{path} would be written twice; choose another name for one of the files")
+    if not 0 < similarity <= 1:
+        raise UsageError(f"similarity is {similarity:g}; expected a cosine similarity above 0 and up to 1")
+    subject = read_subject(weights, **options)
+    subject = subject.pixels() if pixels else subject
+    opened = ImageSet(images)
+    if tables:
+        neighbours.check_neighbours([k if nearest else 1], len(opened), same=True)
+    if len(opened) < world_size():
+        raise UsageError(f"{images} holds {len(opened)} images for {world_size()} processes; use fewer processes")
+    with joined():
+        progress = "features" if process_number() == 0 else None
+        own = subject.features(opened, progress, normalized=False, disk=True, indices=own_share(len(opened)))
+        own = FeatureSet(own.features.cpu(), own.labels, own.indices)
+        whole = gather_features(own)
+    if whole is None:
+        return None
+    paths = [opened.name(index) for index in whole.indices.tolist()]
+    result = Embedding(whole.features, paths, _label_names(opened, whole.labels))
+    with ExitStack() as stack:  # all files appear together, when the last is whole
+        if files:
+            _write(result, [stack.enter_context(atomic_path(path)) for path in files])
+        tables_by_name = {name: stack.enter_context(atomic_path(path)) for name, path in tables.items()}
+        _write_pairs(result, tables_by_name, k, similarity, subject.device)
+    print(f"{len(paths)} images, {whole.features.shape[1]} features each: {', '.join(map(str, written))}")
+    return result
+
+
+def _files(out: Path) -> list[Path]:
+    """Return the files that hold the features and the paths."""
+    if out.suffix == ".npy":
+        return [out, out.with_suffix(".csv")]
+    if out.suffix != ".parquet":
+        raise UsageError(f"{out} ends in neither .npy nor .parquet; choose one of them for the features")
+    if find_spec("pyarrow") is None:
+        raise UsageError(f"{out} needs pyarrow, which is not installed; pip install pyarrow, or choose an .npy file")
+    return [out]
+
+
+def _label_names(images: ImageSet, labels: Tensor) -> list[str] | None:
+    if images.labels is None or images.labels.ndim > 1:
+        return None
+    return [images.classes[label] if images.classes else str(label) for label in labels.tolist()]
+
+
+def _write(embedding: Embedding, files: Sequence[Path]) -> None:
+    features, paths, labels = embedding.features.numpy(), embedding.paths, embedding.labels
+    if files[0].suffix == ".npy":
+        with open(files[0], "wb") as file:
+            np.save(file, features)
+        rows = zip(paths, labels, strict=True) if labels else zip(paths, strict=True)
+        _write_csv(files[1], ["path", "label"] if labels else ["path"], rows)
+        return
+    import pyarrow
+    from pyarrow import parquet
+
+    names = [path.encode(errors="backslashreplace").decode() for path in paths]  # Parquet's texts are UTF-8
+    columns = {"path": pyarrow.string()} | ({"label": pyarrow.string()} if labels else {})
+    kind = pyarrow.list_(pyarrow.float32(), features.shape[1])
+    schema = pyarrow.schema([*columns.items(), ("features", kind)])
+    with parquet.ParquetWriter(files[0], schema) as writer:
+        for start in range(0, len(paths), ROWS):
+            part = slice(start, start + ROWS)
+            flat = pyarrow.array(np.ascontiguousarray(features[part]).ravel())
+            values = pyarrow.FixedSizeListArray.from_arrays(flat, type=kind)
+            texts = [names[part], *([labels[part]] if labels else [])]
+            writer.write_table(pyarrow.table([*texts, values], schema=schema))
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Any) -> None:
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+def _write_pairs(embedding: Embedding, tables: Mapping[str, Path], k: int, similarity: float, device: str) -> None:
+    """Write the ``nearest`` and the ``duplicate`` table, those of them that are asked for, from one search."""
+    if not tables:
+        return
+    paths, alike = embedding.paths, dict[tuple[int, int], float]()
+
+    def rows() -> Iterator[tuple[str, str, str]]:
+        features = map_from_disk(F.normalize(part, dim=1) for part in embedding.features.split(ROWS))
+        found = neighbours.nearest(
+            features, features, min(k, len(paths) - 1), same=True, device=device, progress="neighbours"
+        )
+        for part, similarities, indices in found:
+            for row, near, values in zip(
+                range(part.start, part.stop), indices.tolist(), similarities.tolist(), strict=True
+            ):
+                for other, value in zip(near, values, strict=True):
+                    if value >= similarity:
+                        alike[min(row, other), max(row, other)] = value
+                    yield paths[row], paths[other], f"{value:.4f}"
+
+    if "nearest" in tables:
+        _write_csv(tables["nearest"], ["path", "nearest", "similarity"], rows())
+    else:
+        deque(rows(), maxlen=0)
+    if "duplicate" in tables:
+        pairs = sorted(alike.items(), key=lambda pair: (-pair[1], pair[0]))
+        named = ((paths[one], paths[other], f"{value:.4f}") for (one, other), value in pairs)
+        _write_csv(tables["duplicate"], ["path", "duplicate", "similarity"], named)
+        count = len({index for pair in alike for index in pair})
+        print(f"near duplicates: {len(pairs)} pairs of {count} images (similarity of {similarity:g} or more)")

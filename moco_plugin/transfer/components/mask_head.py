@@ -1,0 +1,29 @@
+"""The mask head for data of which some objects have no mask, and the range of values of images."""
+
+from typing import Any
+
+import torch
+from detectron2.config.defaults import _C as DEFAULTS
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
+from detectron2.structures import Instances
+
+DEFAULTS.INPUT.setdefault("VALUE_RANGE", [])  # values that become black and white; empty: by the bit depth
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class PartialMaskHead(MaskRCNNConvUpsampleHead):
+    """detectron2's mask head, whose loss leaves out objects that have no mask (``gt_has_mask``)."""
+
+    def forward(self, x: torch.Tensor, instances: list[Instances]) -> Any:
+        """Return the loss in training, else the instances with masks."""
+        if self.training and any(image.has("gt_has_mask") for image in instances):
+            known = [
+                image.gt_has_mask
+                if image.has("gt_has_mask")
+                else torch.zeros(len(image), dtype=torch.bool, device=x.device)
+                for image in instances
+            ]
+            instances = [image[mask] for image, mask in zip(instances, known, strict=True)]
+            x = x[torch.cat(known)]
+        return super().forward(x, instances)
