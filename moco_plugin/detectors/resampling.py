@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from moco_plugin.detectors.verdict import Score
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
+from moco_plugin.transfer.semantic_mapper import read_labels
 from moco_plugin.transfer.voc_files import VOID
 
 RECALLS = np.linspace(0, 1, 101)  # at which COCO takes the precision
@@ -89,6 +89,7 @@ def read_boxes(test: Path, predictions: Path) -> Score:
             return lambda weights: np.zeros(len(weights))
         evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
         parameters = evaluation.params
+        parameters.maxDets = [len(found)]  # the trial has kept no more than AP counts
         parameters.areaRng, parameters.areaRngLbl = parameters.areaRng[:1], parameters.areaRngLbl[:1]
         evaluation.evaluate()
     images = len(parameters.imgIds)
@@ -152,8 +153,7 @@ def _confusions(content: dict[str, Any], predictions: list[dict[str, Any]]) -> I
     for one in predictions:
         by_image.setdefault(one["file_name"], []).append(one)
     for row in content["images"]:
-        with Image.open(row["sem_seg_file_name"]) as image:
-            truth = np.asarray(image, np.int64)
+        truth = read_labels(row["sem_seg_file_name"]).astype(np.int64)
         predicted = np.zeros(truth.shape, np.int64)
         for one in by_image.get(row["file_name"], ()):
             predicted[mask.decode(one["segmentation"]) > 0] = one["category_id"]
