@@ -17,6 +17,7 @@ class Comparison:
         baseline: The values without MoCo, one per seed.
         moco: The values with MoCo, as many.
         unit: What is written after a value in a sentence, such as "%".
+        pixels: The value of raw pixels, where they can be measured.
     """
 
     name: str
@@ -24,11 +25,12 @@ class Comparison:
     baseline: Sequence[float]
     moco: Sequence[float]
     unit: str = ""
+    pixels: float | None = None
 
     @property
     def gain(self) -> float:
-        """The mean with MoCo less the mean without."""
-        return statistics.fmean(self.moco) - statistics.fmean(self.baseline)
+        """The mean with MoCo less the mean without, or less what pixels reach if that is more."""
+        return statistics.fmean(self.moco) - max(statistics.fmean(self.baseline), self.pixels or 0.0)
 
     @property
     def within_spread(self) -> bool:
@@ -42,10 +44,11 @@ class Comparison:
 
     def sentence(self) -> str:
         """Return the outcome, as in ``box AP rises from 10.0 (random init) to 14.0 (MoCo), ...``."""
-        change = round(self.gain, 1)
+        change = round(statistics.fmean(self.moco) - statistics.fmean(self.baseline), 1)
         verb = "rises" if change > 0 else "falls" if change < 0 else "stays the same,"
         before, after = (f"{statistics.fmean(v):.1f}{self.unit}" for v in (self.baseline, self.moco))
-        text = f"{self.name} {verb} from {before} ({self.baseline_name}) to {after} (MoCo)"
+        pixels = "" if self.pixels is None else f"; raw pixels {self.pixels:.1f}{self.unit}"
+        text = f"{self.name} {verb} from {before} ({self.baseline_name}{pixels}) to {after} (MoCo)"
         if len(self.moco) > 1:
             text += f", mean of {len(self.moco)} seeds"
             if change and self.within_spread:
@@ -56,6 +59,7 @@ class Comparison:
         """Return mean, sample standard deviation (None for one seed) and values of both, for JSON."""
         return {
             "gain": self.gain,
+            "pixels": self.pixels,
             **{
                 name: {"mean": statistics.fmean(values), "std": spread(values), "seeds": list(values)}
                 for name, values in (("baseline", self.baseline), ("moco", self.moco))
@@ -63,20 +67,27 @@ class Comparison:
         }
 
 
-def headline(comparisons: Sequence[Comparison]) -> str:
-    """Return a sentence on whether MoCo helps in all, some or none of the comparisons, and by how much."""
+def headline(comparisons: Sequence[Comparison], shown: Sequence[Comparison]) -> str:
+    """Return a sentence on whether MoCo helps in all, some or none of the comparisons, and by how much in some."""
     won = [comparison.won for comparison in comparisons]
     verdict = "helps" if all(won) else "helps in part" if any(won) else "does not help here"
-    return f"MoCo pre-training {verdict}: {'; '.join(c.sentence() for c in comparisons)}."
+    return f"MoCo pre-training {verdict}: {'; '.join(c.sentence() for c in shown)}."
 
 
 def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Table:
-    """Return a table of one comparison per row: both means with their spreads, and the gain."""
+    """Return a table of one comparison per row: pixels, both means with their spreads, and the gain."""
     rows = [
-        (c.name, mean_and_spread(c.baseline), mean_and_spread(c.moco), f"{c.gain:+.1f}", str(len(c.moco)))
+        (
+            c.name,
+            "" if c.pixels is None else f"{c.pixels:.1f}",
+            mean_and_spread(c.baseline),
+            mean_and_spread(c.moco),
+            f"{c.gain:+.1f}",
+            str(len(c.moco)),
+        )
         for c in comparisons
     ]
-    return Table(("measure, 0 to 100", "without MoCo", "with MoCo", "gain", "seeds"), rows, caption)
+    return Table(("measure, 0 to 100", "raw pixels", "without MoCo", "with MoCo", "gain", "seeds"), rows, caption)
 
 
 def seed_table(comparisons: Sequence[Comparison], seeds: Sequence[str], caption: str = "") -> Table:

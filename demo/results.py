@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moco_plugin.demo.comparison import Comparison
 from moco_plugin.errors import UserError
@@ -17,16 +16,14 @@ class DemoResults:
     """The numbers of a demo run.
 
     Attributes:
-        knn: Top-1 accuracy of frozen features.
+        features: Top-1 accuracy of frozen features: a comparison per number of neighbours, and of a linear classifier.
         transfer: Detection: a comparison per measure of each detector, box AP first.
         seeds: That each detector was trained with.
-        knn_protocol: What ``tools/evaluate.py knn`` wrote about MoCo's features.
     """
 
-    knn: Comparison
+    features: list[Comparison]
     transfer: list[Comparison]
     seeds: list[int]
-    knn_protocol: dict[str, Any]
 
 
 def read_results(folder: Path) -> DemoResults:
@@ -35,8 +32,6 @@ def read_results(folder: Path) -> DemoResults:
     Raises:
         UserError: A file is missing, or lacks a number.
     """
-    random, moco = folder / "knn_random.json", folder / "knn_moco.json"
-    knn = Comparison("kNN accuracy", "untrained", [_top1(random)], [_top1(moco)], unit="%")
     transfer: list[Comparison] = []
     seeds: list[int] = []
     for detector, shown in DETECTORS.items():
@@ -50,7 +45,7 @@ def read_results(folder: Path) -> DemoResults:
                     [_number(trials[seed][path]) for seed in seeds] for trials in (random_trials, moco_trials)
                 )
                 transfer.append(Comparison(f"{shown} {name}", "random init", before, after))
-    return DemoResults(knn, transfer, seeds, read_json(moco))
+    return DemoResults(_features(folder), transfer, seeds)
 
 
 def run_folder(folder: Path, detector: str, init: str) -> Path:
@@ -58,11 +53,26 @@ def run_folder(folder: Path, detector: str, init: str) -> Path:
     return folder / "transfer" / detector / init
 
 
-def _top1(path: Path) -> float:
+def _features(folder: Path) -> list[Comparison]:
+    """Return the accuracies at each k, and of the linear classifier."""
+    files = [
+        folder / f"{name}.json" for name in ("knn_moco", "knn_random", "linear_moco", "linear_random", "linear_pixels")
+    ]
+    found = [read_json(file) for file in files]
+    comparisons = []
     try:
-        return float(read_json(path)["top1"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} has no top1; expected the output of tools/evaluate.py knn") from error
+        moco, random, *linear = found
+        for k, value in moco["top1_by_k"].items():
+            before, pixels = float(random["top1_by_k"][k]), float(moco["pixels"][k])
+            comparisons.append(Comparison(f"kNN accuracy (k {k})", "untrained", [before], [float(value)], "%", pixels))
+        after, before, pixels = (float(one["top1"]) for one in linear)
+        comparisons.append(Comparison("linear accuracy", "untrained", [before], [after], "%", pixels))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        names = ", ".join(map(str, files))
+        raise UserError(
+            f"{names} lack a top1 or pixels; expected the output of tools/evaluate.py of this version"
+        ) from error
+    return comparisons
 
 
 def _trials(folder: Path) -> dict[int, dict[str, float | None]]:

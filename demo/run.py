@@ -9,12 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from moco_plugin.demo.images import get_fashion_mnist
 from moco_plugin.errors import UserError
 from moco_plugin.files import atomic_path, read_json
 
-CONTEXT = multiprocessing.get_context("spawn")
+CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
+PRELOADED = ["moco_plugin.pretraining.run"]  # by the process that the tools are forked from; else each would import it
+KS = ("1", "5", "20", "200")  # nearest neighbours
 DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
 QUICK_PRETRAIN = [
     "data.batch_size=64",
@@ -71,7 +74,12 @@ def _cores() -> int:
 def _enter(command: Command, environment: dict[str, str]) -> None:
     """Run a tool in this process, and exit with its code."""
     os.environ.update(environment)
+    if "OMP_NUM_THREADS" in environment and "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
     tool = importlib.import_module(f"moco_plugin.tools.{command.name}")
+    # Lightning starts further processes by what was typed
+    sys.modules["__main__"].__spec__ = None
+    sys.argv = [str(tool.__file__), *command.arguments]
     sys.exit(tool.main(command.arguments))
 
 
@@ -82,21 +90,26 @@ class Demo:
         folder: Where everything goes.
         quick: Every stage at a size that shows that it works, and nothing more.
         images: Folder with Fashion-MNIST's four files; None finds or fetches them.
+        seed: Of the pre-training.
     """
 
-    def __init__(self, folder: Path, quick: bool = False, images: Path | None = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, quick: bool = False, images: Path | None = None, seed: int = 0) -> None:
+        self.folder, self.seed = folder, seed
+        if CONTEXT.get_start_method() == "forkserver":
+            CONTEXT.set_forkserver_preload(PRELOADED)
         self.images = images
         self.quick = quick
         self.commands: list[str] = []
 
-    def tool(self, name: str, *arguments: str, makes: Path) -> None:
-        """Run one of the console commands, unless its output exists."""
-        self.tools([Command(name, arguments, makes)])
+    def tools(self, *commands: Command, processes: int = 1) -> None:
+        """Run console commands in parallel, each with its share of the cores; finished ones are skipped.
 
-    def tools(self, commands: Sequence[Command]) -> None:
-        """Run console commands in parallel, each with its share of the cores; finished ones are skipped."""
-        threads = {"OMP_NUM_THREADS": str(max(1, _cores() // len(commands)))} if len(commands) > 1 else {}
+        Args:
+            *commands: The commands.
+            processes: That each starts.
+        """
+        count = len(commands) * processes
+        threads = {"OMP_NUM_THREADS": str(max(1, _cores() // count))} if count > 1 else {}
         started = []
         for command in commands:
             datasets = {"DETECTRON2_DATASETS": str(self.folder / "data")} if command.name == "transfer" else {}
@@ -128,77 +141,59 @@ class Demo:
         start = time.monotonic()
         folder = self.folder
         mnist = self.images or get_fashion_mnist(folder / "data")
-        train, test = (str(mnist / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k"))
-        unlabelled, objects = ("[0:512]", "[512:600]") if self.quick else ("[0:40000]", "[40000:60000]")
+        originals = [str(mnist / f"{part}-images-idx3-ubyte.gz") for part in ("train", "t10k")]
+        unlabelled, in_scenes = ("[0:512]", "[512:600]") if self.quick else ("[0:40000]", "[40000:60000]")
         bank, queries = ("[0:500]", "[0:200]") if self.quick else ("[0:5000]", "[0:2000]")
-        scenes = ["--num-train", "16", "--num-test", "8"] if self.quick else []
+        objects, scenes = folder / "data" / "fashion-objects", folder / "data" / "scenes"
+        train, test = (str(objects / f"{part}-images-idx3-ubyte") for part in ("train", "t10k"))
+        sources = ["--train", originals[0] + unlabelled, "--test", originals[1] + queries]
+        numbers = ["--num-train", "16", "--num-test", "8"] if self.quick else []
+        self.tools(
+            Command("make_scenes", ["--objects", str(objects), *sources], objects),
+            Command(
+                "make_scenes",
+                [str(scenes), "--train", originals[0] + in_scenes, "--test", originals[1], *numbers],
+                scenes,
+            ),
+        )
 
-        pretrained = folder / "pretrain"
+        pretrained, weights = folder / "pretrain", folder / "moco.pkl"
         checkpoint = pretrained / "checkpoints" / "last.ckpt"
-        self.tool(
-            "pretrain",
-            "--config",
-            "demo_fashion_mnist",
-            f"data.root={train}{unlabelled}",
-            f"knn.train={train}{bank}",
-            f"knn.test={test}{queries}",
-            f"out={pretrained}",
-            *(QUICK_PRETRAIN if self.quick else []),
-            makes=pretrained / "result.json",
-        )
-        for init, flags in (("random", ["--untrained"]), ("moco", [])):
-            result = folder / f"knn_{init}.json"
-            self.tool(
-                "evaluate",
-                "knn",
-                "--weights",
-                str(checkpoint),
-                "--train",
-                train + bank,
-                "--test",
-                test + queries,
-                "--out",
-                str(result),
-                *flags,
-                makes=result,
-            )
-        neighbours = folder / "neighbours.json"
-        self.tool(
-            "evaluate",
-            "retrieve",
-            "--weights",
-            str(checkpoint),
-            "--train",
-            train + bank,
-            "--test",
-            test + queries,
-            "--k",
-            "1",
-            "8",
-            "--out",
-            str(neighbours),
-            makes=neighbours,
-        )
-        weights = folder / "moco.pkl"
-        self.tool("convert_to_d2", str(checkpoint), str(weights), makes=weights)
-        self.tool(
-            "make_scenes",
-            str(folder / "data" / "scenes"),
-            "--train",
-            train + objects,
-            "--test",
-            test,
-            *scenes,
-            makes=folder / "data" / "scenes",
+        sets = {"data.root": train + unlabelled, "knn.train": train + bank, "knn.test": test + queries}
+        settings = {**sets, "seed": self.seed, "out": pretrained}
+        processes = 1 if self.quick else min(2, _cores())
+        if processes > 1:  # two of one thread do more than one of two, and the same
+            settings |= {"trainer.devices": processes, "trainer.strategy": "ddp"}
+        typed = [f"{key}={value}" for key, value in settings.items()] + QUICK_PRETRAIN * self.quick
+        arguments = ["--config", "demo_fashion_mnist", *typed]
+        self.tools(Command("pretrain", arguments, pretrained / "result.json"), processes=processes)
+
+        common = ["--weights", str(checkpoint), "--train", train + bank, "--test", test + queries]
+        linear = ["linear-fast", *common, "schedule.epochs=30", "data.workers=0"]
+        evaluations = {
+            "knn_moco": ["knn", *common, "--k", *KS, "--pixels"],
+            "knn_random": ["knn", *common, "--k", *KS, "--untrained"],
+            "linear_moco": linear,
+            "linear_random": [*linear, "--untrained"],
+            "linear_pixels": [*linear, "--pixels"],
+            "neighbours": ["retrieve", *common, "--k", "1", "8"],
+        }
+        outputs = {name: folder / f"{name}.json" for name in evaluations}
+        self.tools(
+            *(
+                Command("evaluate", [*given, "--out", str(outputs[name])], outputs[name])
+                for name, given in evaluations.items()
+            ),
+            Command("convert_to_d2", [str(checkpoint), str(weights)], weights),
         )
         # the two starts of a detector side by side: two processes of one thread do more than one of two
         for detector in DETECTORS:
             starts = {"random": [], "moco": ["--weights", str(weights)]}
             self.tools(
-                [
+                *(
                     self._transfer(detector, init, trials, *given, *(QUICK_DETECTOR if self.quick else []))
                     for init, given in starts.items()
-                ]
+                )
             )
         with atomic_path(folder / "commands.txt") as temporary:
             temporary.write_text("\n".join(self.commands) + "\n")
@@ -206,9 +201,7 @@ class Demo:
         from moco_plugin.demo.page import write_demo_report  # not needed before, and heavy
 
         report = folder / "report.html"
-        print(write_demo_report(folder, report))
-        if self.quick:
-            print("Toy size: every stage works; whether MoCo helps is for the whole demo to measure.")
+        print(write_demo_report(folder, report, self.quick))
         print(f"{(time.monotonic() - start) / 60:.1f} minutes; the report, with pictures: {report.resolve()}")
         return report
 

@@ -23,6 +23,8 @@ EXAMPLES = """examples:
   %(prog)s step --backbone resnet50 --image-size 224 --device cuda
   %(prog)s traffic --processes 2 4 8
   %(prog)s convert
+  %(prog)s accuracy --minutes 15
+  %(prog)s recipes --set stamps
 """
 
 
@@ -80,14 +82,30 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     convert.add_argument("--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)")
     convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")
     convert.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    for measurement in (views, load, contrast, step, cost, traffic, convert):
+    accuracy = what.add_parser(
+        "accuracy", help="accuracy of features by CPU seconds: ours, and what lightly and LightlyTrain document"
+    )
+    accuracy.add_argument("--minutes", type=float, default=15.0, help="CPU time of a training (default %(default)s)")
+    accuracy.add_argument("--images", type=int, default=40_000, help="to train on (default %(default)s)")
+    accuracy.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="default 0 1 2")
+    accuracy.add_argument("--contestants", nargs="+", metavar="NAME", help="default: all; a wrong name lists them")
+    accuracy.add_argument("--folder", type=Path, help="for images, trainings and the picture (default runs/accuracy)")
+    recipes = what.add_parser("recipes", help="a search for the recipe of the best features after some CPU time")
+    recipes.add_argument("--set", dest="set_name", choices=["fashion", "stamps"], default="fashion", help="of images")
+    recipes.add_argument("--minutes", type=float, default=3.0, help="CPU time of a training (default %(default)s)")
+    recipes.add_argument("--seeds", type=int, nargs="+", default=[0], help="of each recipe (default 0)")
+    recipes.add_argument("--rounds", type=int, default=1, help="through all settings (default %(default)s)")
+    recipes.add_argument("--folder", type=Path, help="for what was measured (default runs/recipes)")
+    for measurement in (accuracy, recipes, views, load, contrast, step, cost, traffic, convert):
         measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
 
     from moco_plugin.files import write_json
 
-    result = importlib.import_module(f"moco_plugin.benchmarks.{what_to_measure}").measure(**args)
+    module = {"accuracy": "accuracy.compare", "recipes": "accuracy.recipes"}.get(what_to_measure, what_to_measure)
+    measure = importlib.import_module(f"moco_plugin.benchmarks.{module}").measure
+    result = measure(**{key: value for key, value in args.items() if value is not None})
     for name, row in result["results"].items():
         values = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
         print(f"{name:>16}  " + "  ".join(values))

@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--trials", type=int, help="of each detector from each initialisation (default 3, quick 1)")
     parser.add_argument("--out", type=Path, help="folder for everything (default runs/demo or runs/demo_quick)")
     parser.add_argument("--images", type=Path, help="folder with Fashion-MNIST's four files (default: found or got)")
+    parser.add_argument("--seed", type=int, default=0, help="of the pre-training (default %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="throw away what is in the folder")
     args = parser.parse_args(argv)
 
@@ -39,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     folder = args.out or Path("runs/demo_quick" if args.quick else "runs/demo")
     if args.overwrite and folder.exists():
         shutil.rmtree(folder)
-    Demo(folder, args.quick, args.images).run(args.trials or (1 if args.quick else 3))
+    Demo(folder, args.quick, args.images, args.seed).run(args.trials or (1 if args.quick else 3))
     return 0
 
 

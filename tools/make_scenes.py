@@ -4,12 +4,14 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 try:
     import moco_plugin  # noqa: F401
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
+from moco_plugin.demo.objects import make_objects
 from moco_plugin.demo.scenes import make_scenes
 from moco_plugin.errors import command
 
@@ -29,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     source = "idx images file for the %s scenes, with an optional [start:stop]; its labels are in the same folder"
     parser.add_argument("--train", required=True, metavar="FILE", help=source % "training")
     parser.add_argument("--test", required=True, metavar="FILE", help=source % "test")
+    parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="write pictures of one object each, at random places and sizes, as idx files",
+    )
     parser.add_argument("--num-train", type=int, default=60, help="training scenes (default: %(default)s)")
     parser.add_argument("--num-test", type=int, default=100, help="test scenes (default: %(default)s)")
     parser.add_argument("--size", type=int, default=160, help="side in pixels (default: %(default)s)")
@@ -40,6 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
 
     train, train_labels, names = load_idx_images(args.train)
     test, test_labels, _ = load_idx_images(args.test)
+    if args.objects:
+        make_objects(Path(args.output), (train, train_labels), (test, test_labels), args.overwrite)
+        print(f"{len(train)} training and {len(test)} test pictures written to {args.output}")
+        return 0
     make_scenes(
         args.output,
         (train, train_labels),

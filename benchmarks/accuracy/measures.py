@@ -2,12 +2,10 @@
 
 from typing import Any
 
-import torch
 from torch import nn
 from torch.nn import functional as F
 
 from moco_plugin.benchmarks.accuracy.sets import Sets
-from moco_plugin.data.images import ImageSet
 from moco_plugin.data.normalize import View
 from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
 from moco_plugin.evaluation.knn import knn_accuracy
@@ -29,13 +27,7 @@ def measure(network: nn.Module, view: View, sets: Sets) -> dict[str, float]:
 
 def measure_pixels(sets: Sets) -> dict[str, float]:
     """Return the accuracies of the pictures' own values, at ``PIXELS`` x ``PIXELS``."""
-    return accuracies(*(_pixels(images) for images in (sets.bank, sets.queries)))
-
-
-def _pixels(images: ImageSet) -> FeatureSet:
-    array = torch.tensor(images.array).permute(0, 3, 1, 2).float()
-    features = F.interpolate(array, PIXELS, mode="area").flatten(1)
-    return FeatureSet(features, torch.as_tensor(images.labels), torch.arange(len(features)))
+    return measure(nn.Flatten(), View(PIXELS, 1.0, [0.0] * 3, [1.0] * 3), sets)
 
 
 def accuracies(bank: FeatureSet, queries: FeatureSet) -> dict[str, float]:

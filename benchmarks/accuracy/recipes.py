@@ -12,20 +12,22 @@ import json
 import shutil
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moco_plugin.benchmarks.accuracy.measures import measure, measure_pixels
+from moco_plugin.benchmarks.accuracy.measures import measure as measure_features
+from moco_plugin.benchmarks.accuracy.measures import measure_pixels
 from moco_plugin.benchmarks.accuracy.sets import Sets, read_sets
+from moco_plugin.benchmarks.timing import at_least
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.files import read_json, write_json
 from moco_plugin.pretraining.config import load_config
 from moco_plugin.pretraining.run import pretrain
 
 START = {
-    "pictures": "placed",
     "method": "moco",
     "method_args.mlp": "false",
     "method_args.queue_size": "2048",
@@ -45,7 +47,6 @@ START = {
 }
 """The demo's recipe before the search."""
 AXES: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = (
-    ("pictures", ({"pictures": "plain"},)),
     (
         "colours",
         ({"data.view_args.cj_hue": "0.5", "data.view_args.random_gray_scale": "0.5"}, {"data.views": "moco_v1"}),
@@ -72,40 +73,49 @@ AXES: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = (
 )
 """What is tried in turn: a name, and changes of the recipe."""
 TIMED = (4, 20)  # steps of two short runs, whose difference tells the cost of a step
-COSTLY = ("pictures", "backbone", "data.image_size", "data.batch_size", "method", "compile", "views.engine")
+COSTLY = ("backbone", "data.image_size", "data.batch_size", "method", "compile", "views.engine")
 """Beginnings of the keys that decide what a step costs."""
 
 
-def search(name: str, folder: Path, seconds: float, seed: int = 0, rounds: int = 1) -> dict[str, str]:
-    """Search on the set "fashion" or "stamps"; return the best recipe.
+def measure(
+    set_name: str = "fashion",
+    minutes: float = 3.0,
+    seeds: Sequence[int] = (0,),
+    rounds: int = 1,
+    folder: Path = Path("runs/recipes"),
+) -> dict[str, Any]:
+    """Search for the best recipe; return every step of the search, and what raw pixels and the untrained network reach.
 
     Args:
-        name: The set.
-        folder: For what was measured.
-        seconds: CPU seconds of each training.
-        seed: Of all trainings.
+        set_name: "fashion" or "stamps"; see ``read_sets``.
+        minutes: CPU time of each training.
+        seeds: Of the trainings; a recipe's score is their mean.
         rounds: How often to go through all axes.
+        folder: For what was measured.
     """
-    sets = read_sets(name, folder)
-    if not (pixels := folder / name / "pixels.json").is_file():
-        write_json(pixels, {"accuracy": measure_pixels(sets)})
-    print("pixels", read_json(pixels)["accuracy"], flush=True)
-    recipe, best = dict(START), score(train(START, sets, folder / name, seconds, seed))
+    at_least(1, rounds=rounds, seeds=len(seeds))
+    sets, results = read_sets(set_name, folder), dict[str, Any]()
+
+    def tried(recipe: dict[str, str], name: str) -> float:
+        rows = [train(recipe, sets, folder / set_name, 60 * minutes, seed) for seed in seeds]
+        results["untrained"] = rows[0]["untrained"]
+        results[name] = {
+            key: round(statistics.fmean(row["accuracy"][key] for row in rows), 2) for key in rows[0]["accuracy"]
+        }
+        return statistics.fmean(results[name].values())
+
+    results["raw pixels"] = measure_pixels(sets)
+    recipe = dict(START)
+    best = tried(recipe, "start")
     for axis, changes in AXES * rounds:
         for change in changes:
-            tried = {**recipe, **change}
-            if tried == recipe:
-                continue
-            reached = score(train(tried, sets, folder / name, seconds, seed))
-            print(f"{axis}: {change} {reached:.2f} (best before {best:.2f})", flush=True)
-            if reached > best:
-                recipe, best = tried, reached
-    return recipe
-
-
-def score(row: dict[str, Any]) -> float:
-    """Return the mean of the accuracies."""
-    return statistics.fmean(row["accuracy"].values())
+            if (candidate := {**recipe, **change}) != recipe:
+                reached = tried(candidate, f"{axis}: {' '.join(f'{key}={value}' for key, value in change.items())}")
+                if reached > best:
+                    recipe, best = candidate, reached
+    settings = {"set": set_name, "minutes": minutes, "seeds": list(seeds), "rounds": rounds}
+    kept = " ".join(f"{key}={value}" for key, value in recipe.items() if START.get(key) != value)
+    return {"settings": settings, "results": results, "advice": [f"kept: {kept or 'the recipe before'}"]}
 
 
 def train(recipe: dict[str, str], sets: Sets, folder: Path, seconds: float, seed: int = 0) -> dict[str, Any]:
@@ -128,12 +138,11 @@ def train(recipe: dict[str, str], sets: Sets, folder: Path, seconds: float, seed
         "steps": steps,
         "images": steps * int(recipe["data.batch_size"]),
         "cpu_seconds": round(spent, 1),
-        "untrained": measure(read.untrained(), read.view, sets),
-        "accuracy": measure(read.backbone, read.view, sets),
+        "untrained": measure_features(read.untrained(), read.view, sets),
+        "accuracy": measure_features(read.backbone, read.view, sets),
     }
     shutil.rmtree(folder / digest)
     write_json(file, row)
-    print({key: value for key, value in row.items() if key != "recipe"}, flush=True)
     return row
 
 
@@ -154,7 +163,7 @@ def _seconds_of_step(recipe: dict[str, str], sets: Sets, folder: Path) -> float:
 
 def _run(recipe: dict[str, str], sets: Sets, out: Path, seed: int, steps: int) -> tuple[Path, float]:
     """Train; return the checkpoint, and the CPU seconds that it took."""
-    overrides = [f"{key}={value}" for key, value in recipe.items() if key != "pictures"]
+    overrides = [f"{key}={value}" for key, value in recipe.items()]
     config = load_config(
         "moco_v2",
         [
@@ -170,5 +179,5 @@ def _run(recipe: dict[str, str], sets: Sets, out: Path, seed: int, steps: int) -
     )
     start = time.process_time()
     with contextlib.redirect_stdout(io.StringIO()):
-        checkpoint = pretrain(config, overwrite=True, images=getattr(sets, recipe["pictures"]))
+        checkpoint = pretrain(config, overwrite=True, images=sets.placed)
     return checkpoint, time.process_time() - start

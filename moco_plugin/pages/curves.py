@@ -47,6 +47,7 @@ def line_chart(
     noisy: bool = False,
     limits: tuple[float, float] | None = None,
     reference: tuple[float, str] | None = None,
+    horizontal: str = "step",
 ) -> Picture:
     """Return a chart of curves over training steps.
 
@@ -57,6 +58,7 @@ def line_chart(
         noisy: Draw the values pale, and their running mean over them.
         limits: Of the vertical axis.
         reference: A value to compare with and its name, drawn as a dashed line.
+        horizontal: What the curves are over.
     """
 
     def draw(text: str, grid: str, lines: Sequence[str]) -> Image.Image:
@@ -97,7 +99,7 @@ def line_chart(
         if len(curves) > 1 or "" not in curves:
             axes.legend(frameon=False, fontsize=9, labelcolor=text)
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=text)
-        axes.set_xlabel("step", color=text)
+        axes.set_xlabel(horizontal, color=text)
         axes.grid(axis="y", color=grid, linewidth=0.8)
         axes.tick_params(colors=text, length=0)
         axes.spines[:].set_visible(False)

@@ -78,6 +78,8 @@ def _published(result: dict[str, Any]) -> Published | None:
 
 def _name(result: dict[str, Any]) -> str:
     architecture = str(result.get("architecture"))
+    if result.get("pixels") is True:
+        return "raw pixels"
     if result.get("untrained"):
         return f"random weights, {architecture}"
     method = method_title(result.get("method")) or str(result.get("method") or Path(result["weights"]).name)

@@ -28,6 +28,7 @@ def evaluate_linear_fast(
     test: str | None = None,
     *,
     lrs: Sequence[float] = LEARNING_RATES,
+    pixels: bool = False,
     overrides: Sequence[str] = (),
     **options: Unpack[Options],
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def evaluate_linear_fast(
         train: Labelled images: a folder, a list, shards, a zip archive or an idx images file; [start:stop] takes a part.
         test: Labelled images to classify; by default a fifth of each class of ``train``.
         lrs: Learning rates to try, all in one pass; by default nine from 0.001 to 10.
+        pixels: Measure raw pixels, at 32 x 32 at most, in place of features: the cheapest baseline.
         overrides: Settings such as schedule.epochs=50 or data.workers=4 (those in ``SETTINGS``).
         **options: See ``Options``.
 
@@ -48,7 +50,7 @@ def evaluate_linear_fast(
         UserError: A set, the checkpoint or a setting is invalid.
     """
     config = _config(lrs, overrides)
-    return _evaluate("linear_fast", weights, (train, test), lrs, config, (config.data.label_share,), options)
+    return _evaluate("linear_fast", weights, (train, test), lrs, config, (config.data.label_share,), options, pixels)
 
 
 def evaluate_lowshot(
@@ -100,11 +102,13 @@ def _evaluate(
     config: ClassificationConfig,
     shares: Sequence[float],
     options: Options,
+    pixels: bool = False,
 ) -> dict[str, Any]:
     """Measure each share of the labels, and write the record."""
     data = config.data
     view: dict[str, Any] = {"image_size": data.image_size, "crop_ratio": data.crop_ratio}
     subject = read_subject(weights, **view, batch_size=data.batch_size, workers=data.workers, **options)
+    subject = subject.pixels() if pixels else subject
     train, test = read_sets(*images)
     drawn = [draw_labels(train.labels, share, config.seed) for share in shares]
     labels = torch.as_tensor(train.labels)
@@ -119,8 +123,10 @@ def _evaluate(
         part = FeatureSet(known.features[kept], known.labels[kept], known.indices[kept])
         one = fit_and_score(part, queries, class_count(train), lrs, config, subject.device)
         measured.append({"share": share, **one})
+        measured_on = "raw pixels" if pixels else "cached features"
         print(
-            f"linear, on cached features of {one['train_images']} images of {len(part.labels.unique())} classes: "
+            f"linear, on {measured_on} of {one['train_images']} images of "
+            f"{len(part.labels.unique())} classes: "
             f"top-1 {one['top1']:.2f}% (lr {one['lr']:g} of {len(lrs)}; {baseline(queries.labels)})"
         )
     settings = {
@@ -133,7 +139,7 @@ def _evaluate(
     }
     whole = {"shares": measured} if protocol == "lowshot" else {k: v for k, v in measured[0].items() if k != "share"}
     sizes = {"test_images": len(queries.labels)}
-    return subject.write(protocol, train.spec, test.spec, settings=settings, **sizes, **whole)
+    return subject.write(protocol, train.spec, test.spec, settings=settings, pixels=pixels, **sizes, **whole)
 
 
 def fit_and_score(

@@ -1,7 +1,6 @@
 """A demo run's folder with made-up numbers, as small as it can be."""
 
 import json
-import struct
 from itertools import product
 from pathlib import Path
 
@@ -10,14 +9,11 @@ import pytest
 import yaml
 from PIL import Image
 
+from moco_plugin.demo.objects import write_idx
 from moco_plugin.pretraining.config import config_dict, load_config
 
 BOX_AP = {"random": [10.0, 12.0, 14.0], "moco": [20.0, 21.0, 25.0]}  # of both detectors
 COMMAND = "moco-pretrain 'data.root=<photos>' & more"
-
-
-def write_idx(path: Path, array: np.ndarray) -> None:
-    path.write_bytes(struct.pack(f">BBBB{array.ndim}I", 0, 0, 8, array.ndim, *array.shape) + array.tobytes())
 
 
 def write_transfer(folder: Path, values: dict[str, list[float]]) -> None:
@@ -35,11 +31,15 @@ def write_transfer(folder: Path, values: dict[str, list[float]]) -> None:
             (run / "results.json").write_text(json.dumps({"trials": trials, "drawn_above": 0.3}))
 
 
-def write_knn(folder: Path, untrained: float, moco: float) -> None:
-    for name, top1 in (("random", untrained), ("moco", moco)):
-        spec = {part: f"{folder}/data/{part}-images-idx3-ubyte" for part in ("train", "test")}
-        result = {"top1": top1, "k": 5, "temperature": 0.1, **spec}
-        (folder / f"knn_{name}.json").write_text(json.dumps(result))
+def write_accuracies(folder: Path, untrained: float, moco: float, pixels: float = 50.0) -> None:
+    """Write what the evaluations of features write: the same accuracy at two k and of a linear classifier."""
+    by_k = {
+        "knn_random": {"top1_by_k": {"1": untrained, "20": untrained}},
+        "knn_moco": {"top1_by_k": {"1": moco, "20": moco}, "pixels": {"1": pixels, "20": pixels}},
+    }
+    linear = {"linear_random": untrained, "linear_moco": moco, "linear_pixels": pixels}
+    for name, result in (by_k | {name: {"top1": value} for name, value in linear.items()}).items():
+        (folder / f"{name}.json").write_text(json.dumps(result))
 
 
 @pytest.fixture(scope="session")
@@ -76,7 +76,7 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (pretrain / "metrics.csv").write_text("\n".join(rows) + "\n")
 
     (folder / "commands.txt").write_text(COMMAND + "\n")
-    write_knn(folder, 60.0, 70.25)
+    write_accuracies(folder, 60.0, 70.25)
     found = [{"test": label, "train": list(range(8))} for label in range(3)]
     sets = {part: f"{folder}/data/{part}-images-idx3-ubyte" for part in ("train", "test")}
     (folder / "neighbours.json").write_text(json.dumps({**sets, "neighbours": found}))

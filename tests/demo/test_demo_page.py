@@ -18,7 +18,7 @@ from moco_plugin.pages.curves import line_chart
 from moco_plugin.pages.neighbours_picture import write_neighbours
 from moco_plugin.pages.page import Page, Picture
 from moco_plugin.pages.tables import Table
-from tests.demo.conftest import BOX_AP, COMMAND, write_knn, write_transfer
+from tests.demo.conftest import BOX_AP, COMMAND, write_accuracies, write_transfer
 from tests.helpers.browser import Reader, load
 
 
@@ -28,10 +28,11 @@ def report(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return output, write_demo_report(demo_folder, output)
 
 
-def test_numbers_in_page_table_and_json(report: tuple[Path, str]) -> None:
+def test_numbers_in_page_table_and_json(report: tuple[Path, str], demo_folder: Path) -> None:
     output, table = report
     sentence = (
-        "MoCo pre-training helps: kNN accuracy rises from 60.0% (untrained) to 70.2% (MoCo); "
+        "MoCo pre-training helps: kNN accuracy (k 20) rises from 60.0% (untrained; raw pixels 50.0%) to 70.2% (MoCo); "
+        "linear accuracy rises from 60.0% (untrained; raw pixels 50.0%) to 70.2% (MoCo); "
         "C4 box AP rises from 12.0 (random init) to 22.0 (MoCo), mean of 3 seeds; "
         "FPN box AP rises from 12.0 (random init) to 22.0 (MoCo), mean of 3 seeds."
     )
@@ -45,7 +46,12 @@ def test_numbers_in_page_table_and_json(report: tuple[Path, str]) -> None:
     assert (box["baseline"]["mean"], box["moco"]["mean"], box["gain"]) == (12.0, 22.0, 10.0)
     assert (box["baseline"]["std"], box["moco"]["std"]) == pytest.approx((2.0, 7**0.5))
     assert [box[init]["seeds"] for init in ("baseline", "moco")] == list(BOX_AP.values())
-    assert results["results"]["kNN accuracy"]["moco"] == {"mean": 70.25, "std": None, "seeds": [70.25]}
+    assert re.search(r"kNN accuracy \(k 1\) +50\.0 +60\.0 +70\.2 +\+10\.2 +1\n", table)
+    knn = results["results"]["kNN accuracy (k 1)"]
+    assert knn["moco"] == {"mean": 70.25, "std": None, "seeds": [70.25]} and knn["pixels"] == 50.0
+    toy = write_demo_report(demo_folder, output.with_name("toy.html"), quick=True)
+    assert toy.startswith("Toy size: every stage works, and the numbers below mean nothing.") and "helps" not in toy
+    assert "numbers below mean nothing" in output.with_name("toy.html").read_text()
 
 
 def test_page_is_whole_and_fetches_nothing(report: tuple[Path, str]) -> None:
@@ -118,13 +124,22 @@ def test_names_of_files_and_classes_are_escaped(tmp_path: Path) -> None:
     line_chart({"$\\frac$": ([0, 1], [1.0, 2.0]), "b_$": ([0], [1.0])}, "loss", "a chart")
 
 
+def test_features_that_pixels_beat_are_no_help(demo_folder: Path, tmp_path: Path) -> None:
+    folder = copy_of(demo_folder, tmp_path)
+    write_accuracies(folder, 60.0, 70.0, pixels=71.0)
+    table = write_demo_report(folder, tmp_path / "report.html")
+    assert table.startswith(
+        "MoCo pre-training helps in part: kNN accuracy (k 20) rises from 60.0% (untrained; raw pixels 71"
+    )
+
+
 def copy_of(folder: Path, to: Path) -> Path:
     return Path(shutil.copytree(folder, to / "copy"))
 
 
 def test_page_says_so_when_moco_loses(demo_folder: Path, tmp_path: Path) -> None:
     folder = copy_of(demo_folder, tmp_path)
-    write_knn(folder, 60.0, 55.0)
+    write_accuracies(folder, 60.0, 55.0)
     write_transfer(folder, {"random": [20.0], "moco": [5.0]})
     for path in folder.glob("transfer/*/*/results.json"):  # of a detector without masks
         trials = json.loads(path.read_text())["trials"]
@@ -133,7 +148,8 @@ def test_page_says_so_when_moco_loses(demo_folder: Path, tmp_path: Path) -> None
         path.write_text(json.dumps({"trials": trials}))
     table = write_demo_report(folder, tmp_path / "out" / "report.html")
     sentence = (
-        "MoCo pre-training does not help here: kNN accuracy falls from 60.0% (untrained) to 55.0% (MoCo); "
+        "MoCo pre-training does not help here: kNN accuracy (k 20) falls from 60.0% (untrained; raw pixels 50.0%) to 55.0% "
+        "(MoCo); linear accuracy falls from 60.0% (untrained; raw pixels 50.0%) to 55.0% (MoCo); "
         "C4 box AP falls from 20.0 (random init) to 5.0 (MoCo); FPN box AP falls from 20.0 (random init) to 5.0 (MoCo)."
     )
     assert table.startswith(sentence) and "mask" not in table
@@ -147,6 +163,7 @@ def test_page_says_so_when_moco_loses(demo_folder: Path, tmp_path: Path) -> None
         "pretrain/config.yaml",
         "knn_random.json",
         "knn_moco.json",
+        "linear_pixels.json",
         "transfer/c4/random/results.json",
         "neighbours.json",
     ],
