@@ -90,7 +90,8 @@ def _write_pictures(folder: Path, sets: Sets, count: int) -> Path:
 def _train(folder: Path, name: str, pictures: Path, epochs: int, seed: int, measured: Path | None) -> dict[str, Any]:
     """Train in a process of its own; return what its file holds: CPU seconds, and accuracies where they are measured."""
     what = name.replace(" ", "_").replace(",", "").replace("'", "")
-    run = folder / f"{what}_{pictures.name}_{epochs}_{seed}"
+    kind = "seed" if measured else "timed"
+    run = folder / f"{what}_{pictures.name}_{epochs}_{kind}_{seed}"
     file = run.with_suffix(".json")
     if not file.is_file():
         process = CONTEXT.Process(target=_run, args=(name, pictures, run, epochs, seed, measured, file))
