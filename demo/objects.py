@@ -30,7 +30,7 @@ def place_objects(images: np.ndarray, seed: int, side: int = SIDE) -> np.ndarray
         height, width = (round(scale * length) for length in image.shape)
         top, left = random.integers(side - height + 1), random.integers(side - width + 1)
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        picture[top : top + height, left : left + width] = resized
+        picture[top : top + height, left : left + width] = np.asarray(resized)
     return pictures
 
 

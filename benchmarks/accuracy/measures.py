@@ -32,8 +32,8 @@ def measure_pixels(sets: Sets) -> dict[str, float]:
 
 def accuracies(bank: FeatureSet, queries: FeatureSet) -> dict[str, float]:
     """Return the accuracies of features."""
-    normalized = [FeatureSet(F.normalize(s.features, dim=1), s.labels, s.indices) for s in (bank, queries)]
-    nearest = knn_accuracy(*normalized, KS)
+    known, asked = (FeatureSet(F.normalize(s.features, dim=1), s.labels, s.indices) for s in (bank, queries))
+    nearest = knn_accuracy(known, asked, KS)
     classes = int(bank.labels.max()) + 1
     options: dict[str, Any] = {"epochs": EPOCHS}
     fitted, held = hold_out(bank.labels, 0)

@@ -127,7 +127,7 @@ def train(recipe: dict[str, str], sets: Sets, folder: Path, seconds: float, seed
     digest = _digest(recipe, seconds, seed)
     file = folder / f"{digest}.json"
     if file.is_file():
-        return read_json(file)
+        return dict(read_json(file))
     torch.set_num_threads(1)
     steps = round(seconds / _seconds_of_step(recipe, sets, folder))
     checkpoint, spent = _run(recipe, sets, folder / digest, seed, steps)

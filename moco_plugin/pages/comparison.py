@@ -60,10 +60,11 @@ def compare_starts(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]])
         if not {ours, other} <= values.keys():
             continue
         seeds = sorted(values[ours].keys() & values[other].keys())
-        error = image_error(*([scores[name][seed] for seed in seeds] for name in (ours, other)), data.test_images)
-        pairs = [[values[name][seed] for seed in seeds] for name in (ours, other)]
-        means = f"{metric.name} {statistics.fmean(pairs[0]):.1f} against {statistics.fmean(pairs[1]):.1f}"
-        verdict = judge(*pairs, error, data.test_images)
+        our_scores, other_scores = ([scores[name][seed] for seed in seeds] for name in (ours, other))
+        error = image_error(our_scores, other_scores, data.test_images)
+        our_values, other_values = ([values[name][seed] for seed in seeds] for name in (ours, other))
+        means = f"{metric.name} {statistics.fmean(our_values):.1f} against {statistics.fmean(other_values):.1f}"
+        verdict = judge(our_values, other_values, error, data.test_images)
         sentences.append(f"{START_TITLES[ours]} against {START_TITLES[other]}: {verdict.sentence(means)}.")
     return " ".join(sentences)
 
