@@ -39,6 +39,7 @@ __all__ = [
     "decode",
     "decode_array",
     "decode_labels",
+    "decode_pixels",
     "image_size",
 ]
 
@@ -124,6 +125,19 @@ def decode_array(
         if data.startswith(_JPEG) and (array := _jpeg(data, shrink, channels)) is not None:
             return array
         return _read(data, name, channels).as_8_bits(name, channels, value_range)
+
+
+def decode_pixels(data: bytes, name: str) -> Pixels:
+    """Decode an image file with all of its bits and channels, upright; of a NumPy array, three channels.
+
+    Raises:
+        CannotDecode: As ``decode``.
+        UserError: It holds several images, or what is not read.
+    """
+    with _decoding():
+        if data.startswith(_JPEG) and (array := _jpeg(data, None, 3)) is not None:
+            return Pixels(array if array.ndim == 3 else array[..., None])
+        return _read(data, name, 3)
 
 
 def decode_labels(path: Path, name: str) -> np.ndarray:

@@ -15,7 +15,7 @@ from torch import Tensor
 from moco_plugin.data.decode import decode, decode_array
 from moco_plugin.data.labels import class_indices
 from moco_plugin.data.pixels import CannotDecode, with_channels
-from moco_plugin.data.source import ArraySource, FileSource, Source, open_source
+from moco_plugin.data.source import ArraySource, FileSource, JoinedSource, Source, open_source
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class ImageSet:
     Args:
         spec: A folder, a list, tar shards, a ``.zip`` archive or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]``
             at the end selects a part, and ``[:80%]`` and ``[80%:]`` select shares of each class that are drawn by a seed,
-            ``[80%:,seed=1]`` by another than 0.
+            ``[80%:,seed=1]`` by another than 0. ``[a, b]`` joins several of these, in this order.
         value_range: Of images of more than 8 bits, the values that become 0 and 255; see ``decode``.
         channels: 3 for RGB; with 1, images are turned grey, with others, files must have as many.
         files: The image files and their labels, where ``spec`` is only the set's name.
@@ -59,7 +59,7 @@ class ImageSet:
     @property
     def paths(self) -> list[Path]:
         """The image files, where each is one, else empty."""
-        return self.source.paths if isinstance(self.source, FileSource) else []
+        return self.source.paths if isinstance(self.source, FileSource | JoinedSource) else []
 
     @property
     def array(self) -> np.ndarray | None:

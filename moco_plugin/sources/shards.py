@@ -20,7 +20,7 @@ from tqdm import tqdm
 from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.data.labels import class_indices, sort_classes
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.sources.shard_index import check_ranges, fetch, is_remote, no_ranges, patiently, read_index
+from moco_plugin.sources.shard_index import check_ranges, fetch, is_remote, no_ranges, patiently, read_index, settle
 
 THREADS = 8
 MOST_SHARDS = 1_000_000
@@ -40,6 +40,7 @@ def is_shards(source: str) -> bool:
     path = Path(source).expanduser()
     if not path.is_dir():
         return _ARCHIVE.fullmatch(path.name) is not None
+    settle(path)
     archives = False
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for entry in entries:
@@ -141,6 +142,8 @@ def _expand(source: str) -> list[str]:
     if is_remote(source):
         return urls
     paths = [Path(os.path.abspath(Path(url).expanduser())) for url in urls]
+    for folder in {path.parent for path in paths}:
+        settle(folder)
     return [str(file) for path in paths for file in (_archives(path) if path.is_dir() else [path])]
 
 

@@ -191,3 +191,37 @@ def test_paths_of_a_list_may_be_relative_to_several_folders(tmp_path: Path) -> N
     assert [entry[:2] for entry in entries] == [(tmp_path / "one" / "a.png", "3"), (tmp_path / "two" / "b.png", "1")]
     with pytest.raises(UserError, match=r"1 of its 2 images are missing.*two/a.png first.*relative to .*two"):
         read_entries(tmp_path / "list", tmp_path / "two")
+
+
+def test_several_sources(tmp_path: Path) -> None:
+    save_images(tmp_path / "one", "cat/0.png", "dog/0.png", "dog/1.png")
+    save_images(tmp_path / "two", "ant/0.png", "cat/0.png")
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    both = ImageSet(f"[{one}[:2], {two}]")
+    assert names_of(both) == [*names_of(ImageSet(one))[:2], *names_of(ImageSet(two))] == [str(p) for p in both.paths]
+    assert both.classes == ("ant", "cat", "dog") and both.labels.tolist() == [1, 2, 0, 1]
+    part = ImageSet(f"[{one},{two}][2:4]")
+    assert part.labels.tolist() == [2, 0] and names_of(part) == [names_of(ImageSet(one))[2], names_of(ImageSet(two))[0]]
+    assert part.identity() != both.identity() and part.load(0) == ImageSet(one).load(2)
+    save_images(tmp_path / "flat", "0.png")
+    assert ImageSet(f"[{one}, {tmp_path}/flat]").labels is None
+    with pytest.raises(UserError, match="absent: found nothing"):
+        ImageSet(f"[{one}, {tmp_path}/absent]")
+
+
+def test_the_same_classes_in_another_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        save_images(tmp_path / name, *(f"{index}/a.png" for index in range(12)))
+    train, test = (ImageSet(str(tmp_path / name)) for name in ("train", "test"))
+    test.classes = tuple(sorted(train.classes))  # as an index of shards may have it
+    test.labels = np.array([test.classes.index(train.classes[label]) for label in test.labels])
+    assert check_labels(train, test).labels.tolist() == train.labels.tolist()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_encodings_of_lists(encoding: str, tmp_path: Path) -> None:
+    save_images(tmp_path, "1.png", "chât.png")
+    (tmp_path / "list.txt").write_bytes("1.png été\r\nchât.png hiver\r\n".encode(encoding))
+    images = ImageSet(str(tmp_path / "list.txt"))
+    assert images.classes == ("hiver", "été") and images.labels.tolist() == [1, 0]
