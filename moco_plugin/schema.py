@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moco_plugin.errors import UsageError, did_you_mean
+from moco_plugin.files import check_name
 from moco_plugin.safe_yaml import MAX_DEPTH, parse_yaml, read_yaml_file
 
 Schema = TypeVar("Schema")
@@ -26,6 +27,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
     Raises:
         UsageError: It cannot be read, is invalid, or inherits from itself.
     """
+    check_name(path)
     path = path.resolve()
     if path in seen:
         raise UsageError(f"{path} inherits from itself through its _base_")
@@ -81,7 +83,7 @@ def _lists_as_text(schema: Any, layer: Any) -> Any:
     if is_dataclass(schema) and OmegaConf.is_dict(layer):
         for name, kind in get_type_hints(schema).items():
             value = layer.get(name) if name in layer and not OmegaConf.is_missing(layer, name) else None
-            if OmegaConf.is_list(value) and kind in (str, str | None):
+            if isinstance(value, ListConfig) and kind in (str, str | None):
                 layer[name] = f"[{', '.join(map(str, value))}]"
             elif OmegaConf.is_dict(value):
                 _lists_as_text(kind, value)
@@ -188,6 +190,7 @@ def find_config(name: str | Path, kind: str) -> Path:
     Raises:
         UsageError: Not found; the shipped names are listed.
     """
+    check_name(name)
     shipped = configs_folder() / kind
     text = str(name)
     tail = text.split(f"configs/{kind}/")[-1]

@@ -124,10 +124,10 @@ class JoinedSource:
         return len(self._index)
 
     def name(self, index: int) -> str:
-        return self.sources[self._source[index]].name(int(self._index[index]))
+        return self.sources[int(self._source[index])].name(int(self._index[index]))
 
     def read(self, index: int) -> Path | bytes | np.ndarray:
-        return self.sources[self._source[index]].read(int(self._index[index]))
+        return self.sources[int(self._source[index])].read(int(self._index[index]))
 
     def take(self, indices: np.ndarray) -> None:
         self._source, self._index = self._source[indices], self._index[indices]

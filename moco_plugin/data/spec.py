@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import check_name
 
 EXPECTED_IMAGES = (
     "expected a folder of images, a .txt or .csv list of them, tar shards, a .zip archive or an idx images file"
@@ -56,6 +57,10 @@ def parse_spec(text: str) -> Spec:
 
 def split_sources(source: str) -> list[str]:
     """Return the texts of ``[a, b[:80%], c]``, which names several sources; a list of one for other texts."""
+    if not source.strip("[], "):
+        raise UsageError(f"{source!r} names no images; {EXPECTED_IMAGES}")
+    if "://" not in source and "{" not in source and "[" not in source:
+        check_name(source)
     if not (source.startswith("[") and source.endswith("]")) or Path(source).expanduser().exists():
         return [source]
     parts, depth = [""], 0

@@ -27,6 +27,7 @@ INDEX_SUFFIX = ".index.json"  # of the index next to a shard
 PACKED = ".packed"  # of the hidden folder that holds a whole set until its shards have their names
 SET_LIST = "set.txt"  # the names of that set's files
 PAUSES = (0.5, 1.0, 2.0)  # seconds before a read that failed is tried again
+LONGEST_NAME = 1024  # characters of a member's name; all are kept in this many bytes each
 MOST_JSON = 1 << 20  # bytes of a sample's .json member
 SCAN_BLOCK = 4 << 20  # bytes that a scan fetches at once
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -74,6 +75,7 @@ class ShardIndex:
             whole = (
                 value["format"] == INDEX_FORMAT
                 and labels.shape == names.shape == offsets.shape == sizes.shape == (len(names),)
+                and names.itemsize <= 4 * LONGEST_NAME
                 and min(offsets.min(initial=0), sizes.min(initial=0)) >= 0
                 and (offsets + sizes).max(initial=0) <= index.size
                 and labels.min(initial=0) >= -1
@@ -253,6 +255,11 @@ def scan_shard(url: str, size: int) -> ShardIndex:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # else it remembers them all
                     file = member.name.rpartition("/")[2]
+                    if len(member.name) > LONGEST_NAME:
+                        count = len(member.name)
+                        raise UserError(
+                            f"{url} has a member whose name has {count} characters; expected {LONGEST_NAME}"
+                        )
                     if not member.isfile() or file.startswith("."):
                         continue
                     if member.name.lower().endswith(SUFFIXES) and not member.issparse():

@@ -1,5 +1,6 @@
 """Image sets and what is wrong with them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -225,3 +226,28 @@ def test_encodings_of_lists(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_bytes("1.png été\r\nchât.png hiver\r\n".encode(encoding))
     images = ImageSet(str(tmp_path / "list.txt"))
     assert images.classes == ("hiver", "été") and images.labels.tolist() == [1, 0]
+
+
+def test_lists_of_names_in_another_encoding(tmp_path: Path) -> None:
+    name = os.fsdecode("chât.png".encode("cp1252"))
+    save_images(tmp_path, "1.png", name)
+    (tmp_path / "list.txt").write_bytes(b"1.png a\n" + os.fsencode(name) + b" b\n")
+    assert names_of(ImageSet(str(tmp_path / "list.txt"))) == [f"{tmp_path}/1.png", f"{tmp_path}/{name}"]
+
+
+def test_names_that_cannot_be_right(tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("".join(f"im.png a{index};b{index}\n" for index in range(40_000)))
+    save_images(tmp_path, "im.png")
+    refused = {
+        "a\0b": "cannot be a path",
+        "x" * 300: "cannot be a path",
+        "\ud800": "cannot be a path",
+        "~no-such-user/x": "cannot be a path",
+        "": "names no images",
+        "[,]": "names no images",
+        "/dev/zero": "found a file",
+        str(tmp_path / "many.txt"): "lists 40000 images of 80000 classes",
+    }
+    for text, message in refused.items():
+        with pytest.raises(UserError, match=message):
+            ImageSet(text)
