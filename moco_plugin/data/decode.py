@@ -90,11 +90,8 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
         UserError: The file is missing or cannot be read, its values are outside of the range, it has other than
             three channels, or holds several images as a TIFF file can.
     """
-    if not isinstance(source, Path):
-        source.seek(0)
-    return Image.fromarray(
-        decode_array(source if isinstance(source, Path) else source.read(), name, value_range)
-    ).convert("RGB")
+    content = source if isinstance(source, Path) else source.read()
+    return Image.fromarray(decode_array(content, name, value_range)).convert("RGB")
 
 
 def decode_array(

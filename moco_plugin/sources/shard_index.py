@@ -154,9 +154,11 @@ def fetch(url: str, start: int = 0, end: int | None = None) -> bytes:
     if is_remote(url):
         filesystem, path = _filesystem(url)
         return bytes(filesystem.cat_file(path, start=start or None, end=end))
+    if end is None:
+        return read_file(url)
     with open_file(url) as file:
         file.seek(start)
-        return file.read(-1 if end is None else end - start)
+        return file.read(end - start)
 
 
 def _open(url: str, block_size: int, cache_type: str) -> Any:

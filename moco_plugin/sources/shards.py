@@ -17,9 +17,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.decode import SUFFIXES, CannotDecode
 from moco_plugin.data.labels import class_indices, sort_classes
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import MOST_BYTES
 from moco_plugin.sources.shard_index import check_ranges, fetch, is_remote, no_ranges, patiently, read_index, settle
 
 THREADS = 8
@@ -111,9 +112,12 @@ class TarShards:
         """Return the bytes of an image file.
 
         Raises:
+            CannotDecode: They are more than ``MOST_BYTES``.
             UserError: They cannot be read after several attempts.
         """
         url, start, size = self.urls[self._shards[index]], int(self._offsets[index]), int(self._sizes[index])
+        if size > MOST_BYTES:
+            raise CannotDecode(f"more than {MOST_BYTES:,} bytes")
 
         def read() -> bytes:
             data = fetch(url, start, start + size)

@@ -11,9 +11,7 @@ import numpy as np
 from moco_plugin.data.decode import SUFFIXES, CannotDecode
 from moco_plugin.data.listing import HIDDEN, folder_labels
 from moco_plugin.errors import UserError
-from moco_plugin.files import open_file
-
-MOST_BYTES = 1 << 30  # of one image file
+from moco_plugin.files import MOST_BYTES, open_file
 
 
 def open_zip(source: str) -> ZipImages | None:
