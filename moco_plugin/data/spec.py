@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import check_name
 
 EXPECTED_IMAGES = (
     "expected a folder of images, a .txt or .csv list of them, tar shards, a .zip archive or an idx images file"
@@ -54,8 +55,29 @@ def parse_spec(text: str) -> Spec:
     return Spec(match["source"], slice(start, stop), shares, int(match["seed"] or 0))
 
 
+def split_sources(source: str) -> list[str]:
+    """Return the texts of ``[a, b[:80%], c]``, which names several sources; a list of one for other texts."""
+    if not source.strip("[], "):
+        raise UsageError(f"{source!r} names no images; {EXPECTED_IMAGES}")
+    if "://" not in source and "{" not in source and "[" not in source:
+        check_name(source)
+    if not (source.startswith("[") and source.endswith("]")) or Path(source).expanduser().exists():
+        return [source]
+    parts, depth = [""], 0
+    for letter in source[1:-1]:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
 def check_images(text: str) -> None:
     """Raise UserError if an image set names a path where nothing is; URLs and ranges of shards are not checked."""
     source = parse_spec(text).source
-    if not re.search(r"://|\{", source) and not Path(source).expanduser().exists():
+    if (several := split_sources(source)) != [source]:
+        for one in several:
+            check_images(one)
+    elif not re.search(r"://|\{", source) and not Path(source).expanduser().exists():
         raise UserError(f"{source}: found nothing, {EXPECTED_IMAGES}; check the path")

@@ -61,7 +61,7 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
         UsageError: No such protocol, an unknown key or a value of the wrong type.
     """
     file = find_config(name, f"evaluate/{task}")
-    return build_config(ClassificationConfig, file, parse_overrides(overrides))
+    return build_config(ClassificationConfig, file, parse_overrides(overrides, ClassificationConfig))
 
 
 def linear_protocol(checkpoint: Checkpoint) -> str:

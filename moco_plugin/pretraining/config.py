@@ -122,7 +122,7 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> PretrainConf
     Raises:
         UsageError: An unknown key, a value of the wrong type, or no images named.
     """
-    return merge_config(name, parse_overrides(overrides))
+    return merge_config(name, parse_overrides(overrides, PretrainConfig))
 
 
 def merge_config(name: str | Path, overrides: Any) -> PretrainConfig:
