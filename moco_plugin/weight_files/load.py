@@ -312,7 +312,7 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
     for name in sorted(set(file_of.values())):
         if Path(name).name != name:
             raise BrokenPickle(f"it names a file of another folder, {name[:60]!r}")
-        tensors |= _load_safetensors(index.parent / name)[0]
+        tensors |= _load_safetensors(_existing(index.parent / name))[0]
     return tensors
 
 
@@ -324,9 +324,17 @@ def _load_folder(folder: Path) -> WeightFile:
             f"{folder} is a folder without {CONFIG} and {' or '.join(FOLDER_WEIGHTS[1:])}; expected a weight file, or the "
             "folder that timm.create_model('local-dir:...') opens"
         )
-    file = load_file(weights)
-    with _refusing(config):
-        return replace(file, path=folder, config=_read_json(config))
+    return replace(load_file(weights), path=folder, config=read_config(config))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        UserError: It holds none, or is too large.
+    """
+    with _refusing(path):
+        return _read_json(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
