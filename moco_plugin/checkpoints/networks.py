@@ -139,7 +139,9 @@ def _resnet(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Back
         claims.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not say")
     elif layout.framework == "timm" and backbone.architecture in TWINS:
         others = TWINS[backbone.architecture]
-        claims.notes.append(f"taken to be {backbone.architecture}; {others} has the same shapes: --architecture decides")
+        claims.notes.append(
+            f"taken to be {backbone.architecture}; {others} has the same shapes: --architecture decides"
+        )
     return backbone
 
 

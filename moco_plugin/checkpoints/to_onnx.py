@@ -23,21 +23,8 @@ DIMENSIONS = {0: "batch", 2: "height", 3: "width"}
 FLOAT32_TOLERANCE = 1e-4  # share of the largest feature: onnxruntime computes in float32
 
 
-def _write(
-    path: Path,
-    metadata: dict[str, Any],
-    state: Mapping[str, Tensor],
-    network: nn.Module,
-    images: Sequence[Tensor],
-) -> None:
-    """Export with the dimensions free in which ``images`` differ."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"writing ONNX needs {error.name}, which is not installed; run `pip install 'moco-plugin[onnx]'`"
-        ) from error
+def _export(path: Path, network: nn.Module, images: Sequence[Tensor]) -> None:
+    """Write the file with those dimensions free in which ``images`` differ; exporters raise almost anything."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
@@ -54,10 +41,33 @@ def _write(
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # exporters raise almost anything
-        raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _write(
+    path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor], network: nn.Module, images: list[Tensor]
+) -> None:
+    """Write a file for any size, or for the size of the first images where torch cannot; these then replace the others."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"writing ONNX needs {error.name}, which is not installed; run `pip install 'moco-plugin[onnx]'`"
+        ) from error
+    try:
+        _export(path, network, images)
+    except Exception as first:
+        if len(_free(images)) == 1:
+            raise UserError(f"torch.onnx cannot export this network: {reason(first)}") from first
+        images[:] = [images[0], torch.cat([images[0], images[0].flip(3)])]
+        metadata["images"] = shape = _shape(images)
+        print(f"images: {' x '.join(map(str, shape))} only, since torch.onnx cannot export this network for any size")
+        try:
+            _export(path, network, images)
+        except Exception as error:
+            raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {"moco_plugin": json.dumps(metadata)})
     onnx.save(model, str(path))
@@ -67,6 +77,11 @@ def _free(images: Sequence[Tensor]) -> dict[int, str]:
     """Return the dimensions in which images differ, by index, and their names."""
     shapes = list(zip(*(batch.shape for batch in images), strict=True))
     return {index: name for index, name in DIMENSIONS.items() if len(set(shapes[index])) > 1}
+
+
+def _shape(images: Sequence[Tensor]) -> list[str | int]:
+    free = _free(images)
+    return [free.get(index, size) for index, size in enumerate(images[0].shape)]
 
 
 def _read(
@@ -122,12 +137,10 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
     network = checkpoint.backbone
     state = network.state_dict()
     images = _images(network, checkpoint.view.image_size)
-    free = _free(images)
-    shape = [free.get(index, size) for index, size in enumerate(images[0].shape)]
-    details = {"target": "onnx", "opset": OPSET, "images": shape}
+    details = {"target": "onnx", "opset": OPSET, "images": _shape(images)}
     opens = (
-        f"onnxruntime.InferenceSession('{output}').run(None, {{'images': x}}), for x of "
-        f"{' x '.join(map(str, shape))}, float32, (RGB / 255 - mean) / std"
+        f"onnxruntime.InferenceSession('{output}').run(None, {{'images': x}}), for x of the "
+        "shape that the file says, float32, (RGB / 255 - mean) / std"
     )
     return Target(
         Network("ONNX", network, stages_of(network)),

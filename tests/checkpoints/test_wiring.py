@@ -29,7 +29,11 @@ def test_heads_that_no_file_tells_are_assumed_and_given(tmp_path: Path) -> None:
     [
         ("resnet50", "resnetaa50 or resnetblur50 has the same shapes: --architecture decides", "resnet50"),
         ("resnetblur18", "taken to be resnet18; resnetblur18 has the same shapes", "resnet18"),
-        ("vit_base_patch32_clip_quickgelu_224", "taken to be CLIP's with GELU; vit_base_patch32_clip_quickgelu_224", None),
+        (
+            "vit_base_patch32_clip_quickgelu_224",
+            "taken to be CLIP's with GELU; vit_base_patch32_clip_quickgelu_224",
+            None,
+        ),
         ("vit_base_patch32_clip_224", "has the same shapes: --architecture decides", "vit_base_patch32_clip_224"),
         ("deit_tiny_patch16_224", "taken to have GELU and a layer norm epsilon of 1e-06", "vit_tiny_patch16_224"),
     ],

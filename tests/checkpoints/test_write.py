@@ -321,3 +321,21 @@ def test_another_package_adds_a_format(tmp_path: Path, monkeypatch: pytest.Monke
     torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "plain.pth")
     assert main([str(tmp_path / "plain.pth"), str(tmp_path / "other.pth"), "--to", "other"]) == 0
     assert read_checkpoint(tmp_path / "other.pth").architecture == "resnet18"
+
+
+def test_onnx_of_one_size_where_torch_exports_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    export = torch.onnx.export
+
+    def fails(*args: Any, dynamic_shapes: Any, **options: Any) -> None:
+        if len(dynamic_shapes[0]) > 1:
+            raise RuntimeError("Constraints violated")
+        export(*args, dynamic_shapes=dynamic_shapes, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    source = small()
+    source.view = replace(source.view, image_size=64)
+    assert convert(source, tmp_path / "model.onnx", "onnx")["images"] == ["batch", 3, 64, 64]
+    assert "images: batch x 3 x 64 x 64 only" in capsys.readouterr().out
