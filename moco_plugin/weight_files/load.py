@@ -164,10 +164,12 @@ def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
     return Content(stream, mapped, *about).load()
 
 
-DTYPES = {name: getattr(value, "_dtype", value) for name, value in vars(torch).items() if not name.startswith("_")}
-DTYPES = {name: value for name, value in DTYPES.items() if isinstance(value, torch.dtype)} | {
-    "UntypedStorage": torch.uint8
-}
+# by torch's names of them and of their storages
+DTYPES: dict[str, torch.dtype] = {
+    name: dtype
+    for name, value in vars(torch).items()
+    if isinstance(dtype := getattr(value, "_dtype", value), torch.dtype)
+} | {"UntypedStorage": torch.uint8}
 
 
 class Content(pickle.Unpickler):
