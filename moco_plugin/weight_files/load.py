@@ -144,11 +144,12 @@ def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
         placeholders: Accept tensors and, as ``Placeholder``, frameworks' objects; else containers and arrays alone.
 
     Raises:
+        UserError: There is no such file, or it is a pipe or a device.
         UnsafePickle: It names something that could run code.
         BrokenPickle: It is not a whole pickle, or takes more time or memory than a file of its size may.
     """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unpickle; unpickle.main({placeholders})"
-    with open(path, "rb") as file:
+    with open(_existing(path), "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise BrokenPickle("it is empty")
         child = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdin=file, capture_output=True, check=False)
