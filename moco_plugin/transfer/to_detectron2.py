@@ -116,6 +116,8 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
     """
     try:
         model = read_pickle(path, placeholders=False)
+    except UserError:
+        raise
     except UnsafePickle as error:
         raise UserError(
             f"{path} is unsafe: unpickling it would call {error}; a weight file needs only arrays and "

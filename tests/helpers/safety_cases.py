@@ -80,11 +80,6 @@ def pickle_cases(marker: Path) -> dict[str, bytes]:
     return {
         "code": pickle.dumps({"model": Code()}, 2),
         "nested tuples": b"\x80\x02}" + TUPLES + b"K\x01s.",
-        "nested tuples, set": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
-        "nested tuples, frozenset": b"\x80\x04(" + TUPLES + b"\x91.",
-        "nested tuples, OrderedDict": b"\x80\x02ccollections\nOrderedDict\n](" + TUPLES + b"K\x01\x86e\x85R.",
-        "nested tuples, name of a class": b"\x80\x04" + TUPLES + text("a") + b"\x93.",
-        "nested tuples, encoding": b"\x80\x02c_codecs\nencode\n" + text("a") + TUPLES + b"\x86R.",
         "nested tuples, author": b"\x80\x02}(" + text("model") + b"}" + text("__author__") + TUPLES + b"u.",
         "nested tuples, config": b"\x80\x02}("
         + (text("state_dict") + b"}" + text("hyper_parameters") + b"}" + text("config") + b"}(")
