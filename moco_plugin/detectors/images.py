@@ -12,8 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.data.bands import CannotDecode
-from moco_plugin.data.decode import PILLOW_FORMATS, decode_array
+from moco_plugin.data.decode import PILLOW_FORMATS, CannotDecode, decode_array
 from moco_plugin.detectors.find import ImageFinder
 from moco_plugin.detectors.records import Annotations, Record, few
 from moco_plugin.errors import UserError

@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from moco_plugin.data.bands import CannotDecode
-from moco_plugin.data.decode import decode_array
+from moco_plugin.data.decode import CannotDecode, decode_array
 from moco_plugin.detectors.records import Annotations, Faults, Object, Record, Runs, few, named
 from moco_plugin.detectors.typed import decode, decode_or_none, read_json_parts
 from moco_plugin.detectors.voc import ellipse

@@ -18,14 +18,15 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from pycocotools.mask import decode, frPyObjects
 
+from moco_plugin.data.decode import decode as decode_image
 from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.detectors.recipe import choose_recipe
 from moco_plugin.detectors.semantic import prepare_semantic
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
 from moco_plugin.transfer.components.mask_head import PartialMaskHead
-from moco_plugin.transfer.image_mapper import read_picture
-from moco_plugin.transfer.trainer import _mapper, build_evaluator
+from moco_plugin.transfer.mapper import Mapper
+from moco_plugin.transfer.trainer import build_evaluator
 from tests.detectors.samples import photo
 from tests.helpers.processes import Tool
 
@@ -273,7 +274,7 @@ def test_annotations_of_images_that_exif_turns(tmp_path: Path, orientation: int)
     files = {row["id"]: row for row in content["images"]}
     for row in content["annotations"]:
         image = files[row["image_id"]]
-        seen = read_picture(image["file_name"], "RGB")[:, :, 0] > 128
+        seen = np.asarray(decode_image(Path(image["file_name"]), ""))[:, :, 0] > 128
         assert seen.shape == (image["height"], image["width"]) == ((48, 64) if orientation == 3 else (64, 48))
         if orientation == 3:  # the size does not tell; tools that show images turn them
             continue
@@ -347,12 +348,12 @@ def test_training_test_and_predictions_see_one_picture(tmp_path: Path, photos: P
     cfg.merge_from_list([part for pair in recipe.settings.items() for part in pair])
     for train, name in zip((True, False), data.names, strict=True):
         require_dataset(name)
-        mapper = _mapper(cfg, train)
+        mapper = Mapper(cfg, train)
         for entry in DatasetCatalog.get(name):
             value = round((int(Path(entry["file_name"]).stem[-1]) * 100) * 255 / 1000)
             image = mapper(entry)["image"]
             assert image.float().mean().item() == pytest.approx(value, abs=0.6) and image.shape[0] == 3
-            assert read_picture(entry["file_name"], "RGB", cfg.INPUT.VALUE_RANGE).mean() == value
+            assert np.asarray(decode_image(Path(entry["file_name"]), "", cfg.INPUT.VALUE_RANGE)).mean() == value
 
 
 @NOT_WRITABLE
@@ -368,8 +369,9 @@ def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(tmp_path: Path,
     cfg.merge_from_list([part for pair in settings.items() for part in pair])
     require_dataset(data.names[0])
     entries = DatasetCatalog.get(data.names[0])
-    known = [_mapper(cfg, True)(entry)["instances"].gt_has_mask.tolist() for entry in entries]
-    assert {tuple(part) for part in known} == {(True,), (False,)}
+    mapped = [Mapper(cfg, True)(entry)["instances"] for entry in entries]
+    assert [part.has("gt_has_mask") for part in mapped] == ["segmentation" not in e["annotations"][0] for e in entries]
+    assert not any(part.gt_has_mask.any() for part in mapped if part.has("gt_has_mask"))
     torch.manual_seed(0)
     head = PartialMaskHead(ShapeSpec(channels=4, height=7, width=7), num_classes=2, conv_dims=[4, 4])
     boxes, masks = Boxes(torch.tensor([[8.0, 8, 24, 28]] * 2)), BitMasks(torch.ones(2, 48, 64))
@@ -485,6 +487,40 @@ def test_label_images_are_trained(tmp_path: Path, photos: Path, labels: Path, to
     assert len(list((tmp_path / "pictures").iterdir())) == 10
 
 
+@pytest.mark.parametrize("kind", ["1 bit", "16 bits", "mask", "one name", "turned", "turned, labels as stored"])
+def test_label_images_of_other_kinds(kind: str, tmp_path: Path, photos: Path, labels: Path) -> None:
+    """They are trained and tested as the numbers that they mean, upright."""
+    expected = []
+    for path in sorted(photos.iterdir()):
+        array = np.zeros((48, 64), np.uint8)
+        array[8:28, 8:24] = 1
+        shown = array
+        if kind.startswith("turned"):
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.open(path).convert("RGB").save(path, "JPEG", exif=exif)
+            shown = np.rot90(array, -1)
+        file = np.ascontiguousarray(array if kind.endswith("stored") else shown)
+        picture = Image.fromarray(file * (255 if kind in ("mask", "one name") else 1))
+        picture = Image.fromarray(file.astype(bool)) if kind == "1 bit" else picture
+        picture = Image.fromarray(file.astype(np.uint16)) if kind == "16 bits" else picture
+        picture.save(labels / f"{path.stem}.png")
+        expected.append(shown)
+    if kind == "one name":
+        (labels / "classes.txt").write_text("crack\n")
+    data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
+    names = {"mask": ("background", "object"), "one name": ("background", "crack")}
+    assert data.classes == names.get(kind, ("0", "1"))
+    assert any("0 is background, and 255 the class" in note for note in data.notes) == (kind in names)
+    for name in data.names:
+        require_dataset(name)
+        for entry in DatasetCatalog.get(name):
+            sample = Mapper(is_train=True, augmentations=[], image_format="RGB")(entry)  # as detectron2 in training
+            with Image.open(entry["sem_seg_file_name"]) as tested:  # as detectron2's evaluator
+                assert np.array_equal(np.array(tested), sample["sem_seg"].numpy())
+            assert np.array_equal(sample["sem_seg"].numpy(), expected[0]) and sample["image"].shape[1:] == shown.shape
+
+
 def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels: Path) -> None:
     data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
     assert data.classes == ("0", "1", "2") and (data.images, data.test_images) == (8, 2)
@@ -500,7 +536,7 @@ def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels:
             prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
 
     refused(Image.new("L", (32, 48)), r"1\.png has 32 x 48 pixels, and its image 64 x 48")
-    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one number per pixel")
+    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one whole number per pixel")
     refused(Image.fromarray(np.full((48, 64), 300, np.uint16)), r"has the label 300; expected 0 to 254")
     (labels / "classes.txt").write_text("background\n")
     refused(Image.new("L", (64, 48)), r"has the label [12], and there are 1 names")
