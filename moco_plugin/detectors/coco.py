@@ -92,7 +92,9 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
     notes = _train_crowds(objects, by_attributes)
     root = path.parent.parent if path.parent.name.lower() in ("annotations", "annotation") else path.parent
     roots = [images] if images is not None else [path.parent, root]
-    return Annotations(path, "a COCO file", categories, {"": list(records.values())}, roots, notes, faults)
+    data = Annotations(path, "a COCO file", categories, {"": list(records.values())}, roots, notes, faults)
+    data.numbers = [row.id for row in rows]
+    return data
 
 
 def _object(row: _Object, category: str, where: str) -> Object:

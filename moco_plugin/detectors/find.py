@@ -33,13 +33,14 @@ class ImageFinder:
 
     Args:
         roots: Folders that hold the images.
+        files: The images; None for those below the roots.
 
     Attributes:
         by_name: Names of the images that were found by name alone, and the files.
     """
 
-    def __init__(self, roots: Iterable[Path]) -> None:
-        self.roots = list(dict.fromkeys(roots))
+    def __init__(self, roots: Iterable[Path], files: Sequence[Path] | None = None) -> None:
+        self.roots, self.files = list(dict.fromkeys(roots)), files
         self.by_name: dict[str, Path] = {}
         self._index: dict[str, list[Path]] | None = None
 
@@ -75,7 +76,8 @@ class ImageFinder:
         """Return the images below the roots by name, by name without suffix, and both without an upload's number."""
         if self._index is None:
             index: defaultdict[str, list[Path]] = defaultdict(list)
-            files = {path.resolve(): path for root in self.roots for path in files_below(root, SUFFIXES)}
+            below = (path for root in self.roots for path in files_below(root, SUFFIXES))
+            files = {path.resolve(): path for path in (below if self.files is None else self.files)}
             for path in files.values():
                 name = path.name.lower()
                 keys = {part: None for name in (name, _UPLOAD.sub("", name)) for part in (name, f"{Path(name).stem}.*")}
