@@ -12,9 +12,10 @@ from tqdm import tqdm
 
 from moco_plugin.data.decode import PILLOW_FORMATS
 from moco_plugin.data.listing import image_files
-from moco_plugin.detectors.dataset import TEST_SHARE, OwnData, Sources
+from moco_plugin.detectors.dataset import OwnData, Sources
 from moco_plugin.detectors.images import MOST_BROKEN, ORIENTATION, open_image, stored_orientation
 from moco_plugin.detectors.records import few
+from moco_plugin.detectors.splits import TEST_SHARE
 from moco_plugin.detectors.yolo import class_names
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
