@@ -258,28 +258,24 @@ def _objects(
         for number, (label, kind, values) in enumerate(rows, start=1):
             where = f"line {number} of {label.name}"
             points = keypoints[0] * keypoints[1] if keypoints else 0
-            count = len(values)
-            confident = (
-                count == 5 or (count % 2 == 1 and count >= 7 and not points) or (points > 0 and count == 5 + points)
-            )
-            if confident and 0 <= values[-1] <= 1:
-                count, confidences = count - 1, confidences + 1
-                values = values[:-1]
-            if (
-                kind < 0
-                or not all(map(math.isfinite, values))
-                or (count != 4 and count != 4 + points and (count < 6 or count % 2))
-            ):
+            if not _is_shape(len(values), points) and _is_shape(len(values) - 1, points) and 0 <= values[-1] <= 1:
+                values, confidences = values[:-1], confidences + 1
+            if kind < 0 or not _is_shape(len(values), points) or not all(map(math.isfinite, values)):
                 faults.add("lines that are not a class and four numbers, a polygon or keypoints", where)
             elif kind >= MOST_CLASSES or (names and kind not in names):
                 faults.add(f"lines of classes that have no name ({len(names)} have one)", where)
-            elif min(values) < -0.1 or max(values if not points else values[:4]) > (1.1 if not points else 1.5):
+            elif min(values) < -0.1 or max(values[:4] if points else values) > 1.1:
                 faults.add("lines with coordinates outside of 0 to 1 (shares of the image's sides)", where)
             else:
                 items[image].append(_object(names.get(kind, str(kind)), values, keypoints, where))
     if confidences:
         notes.append(f"{confidences} lines end with a confidence, which is left out")
     return items
+
+
+def _is_shape(count: int, points: int) -> bool:
+    """Return whether so many numbers are a box, a box with keypoints, or a polygon."""
+    return count in (4, 4 + points) or (not points and count >= 6 and count % 2 == 0)
 
 
 def _object(name: str, values: list[float], keypoints: tuple[int, int] | None, where: str) -> Object:
