@@ -88,15 +88,29 @@ def read_file(
     Raises:
         UserError: As ``check_file``, or it is larger.
     """
-    with open_file(path, what, error) as file:
-        try:
-            size = os.fstat(file.fileno()).st_size
-            data = b"" if size > most else file.read(most + 1)
-        except OSError as cause:
-            raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the disk") from cause
+    size = check_file(path, what, error).st_size
+    try:
+        if size > most:
+            data = b""
+        else:
+            with open(path, "rb", buffering=0) as file:
+                data = file.read(size + 1)
+                if len(data) != size:  # it changes, or the system does not know its size
+                    data += _rest(file, most + 1 - len(data))
+    except OSError as cause:
+        raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the path and its permissions") from cause
     if size > most or len(data) > most:
         raise error(f"{shown(path)} has more than {most:,} bytes; expected {what}")
     return data
+
+
+def _rest(file: IO[bytes], most: int) -> bytes:
+    """Return what is left of a file, at most so many bytes."""
+    parts = []
+    while most > 0 and (part := file.read(min(most, 1 << 24))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 def read_text(

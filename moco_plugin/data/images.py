@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from moco_plugin.data.bands import CannotDecode, with_channels
 from moco_plugin.data.decode import decode, decode_array
 from moco_plugin.data.labels import class_indices
+from moco_plugin.data.pixels import CannotDecode, with_channels
 from moco_plugin.data.source import ArraySource, FileSource, Source, open_source
 
 T = TypeVar("T")

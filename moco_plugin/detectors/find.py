@@ -52,9 +52,9 @@ class ImageFinder:
                 if folder is not None and _is_file(path := folder / name) and path.name.lower().endswith(SUFFIXES):
                     return path
         for name in names:
-            if (path := self._search(name)) is not None:
-                self.by_name[name] = path
-                return path
+            if (same := self._search(name)) is not None:
+                self.by_name[name] = same
+                return same
         return None
 
     def _search(self, name: str) -> Path | None:
