@@ -49,7 +49,7 @@ class ImageFinder:
         names = [record.name, *record.others]
         for name in names:
             for folder in (record.folder, *self.roots):
-                if folder is not None and _is_file(path := folder / name) and path.name.lower().endswith(SUFFIXES):
+                if folder is not None and is_file(path := folder / name) and path.name.lower().endswith(SUFFIXES):
                     return path
         for name in names:
             if (same := self._search(name)) is not None:
@@ -87,10 +87,11 @@ class ImageFinder:
         return self._index
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; one that is too long, or has NUL in it, is none."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or with NUL
+    except (OSError, ValueError):
         return False
 
 

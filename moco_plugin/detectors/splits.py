@@ -13,7 +13,7 @@ TEST_SHARE = 0.2  # of the images, where there is no test set
 
 
 def without_tested(train: list[dict[str, Any]], test: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
-    """Return the training images that are not test images too, by content.
+    """Return the training images that are no copies of test images.
 
     Raises:
         UserError: Half of the test images are training images.
@@ -31,7 +31,7 @@ def without_tested(train: list[dict[str, Any]], test: list[dict[str, Any]], note
 
 
 def hold_out(images: list[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Divide images so that the test set has its share of each class, the rare ones first; equal files stay together."""
+    """Divide images so that the test set has its share of each class, the rare ones first; copies stay together."""
     groups: dict[bytes, list[dict[str, Any]]] = {}
     for image in sorted(images, key=lambda image: str(image["file_name"])):
         groups.setdefault(image["digest"], []).append(image)

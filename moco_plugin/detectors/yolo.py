@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from moco_plugin.data.decode import SUFFIXES
-from moco_plugin.detectors.find import ImageFinder, files_below
+from moco_plugin.detectors.find import ImageFinder, files_below, is_file
 from moco_plugin.detectors.records import SPLIT_OF, Annotations, Category, Faults, Object, Record, by_folder, few
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_text
@@ -175,7 +175,7 @@ def _images(
             finder.roots[-1] / name,
             *(about.root.joinpath(*parts[first:]) for first in range(len(parts))),
         ]
-        path = next((path for path in tries if path.exists()), None)
+        path = next((path for path in tries if is_file(path) or _is_part(path, finder.roots[-1])), None)
         if path is None and split in ("val", "test"):
             notes.append(f"{file} names {split}: {name}, which does not exist, so there is no such split")
         elif path is None:
@@ -188,9 +188,25 @@ def _images(
             lost: list[str] = []
             for line in filter(None, map(str.strip, read_text(path).splitlines())):
                 image = finder.find(Record(line, folder=path.parent))
-                found.append(image if image is not None else path.parent / line)
-                lost += [line] if image is None else []
+                if image is None:
+                    lost.append(line)
+                else:
+                    found.append(image)
+            if 2 * len(lost) > len(lost) + len(found):
+                raise UserError(
+                    f"{path} lists {len(lost) + len(found)} images, of which {len(lost)} are missing: {few(lost)}"
+                )
+            if lost:
+                notes.append(f"left out {len(lost)} images of {path.name}, which are missing: {few(lost)}")
     return list(dict.fromkeys(found))
+
+
+def _is_part(folder: Path, root: Path) -> bool:
+    """Return whether a folder exists, and is none that holds the set with what else is there, such as /."""
+    try:
+        return folder.is_dir() and folder.resolve() not in root.resolve().parents
+    except (OSError, ValueError):
+        return False
 
 
 def _read_labels(images: Iterable[Path], root: Path) -> tuple[Lines, list[str]]:
@@ -203,7 +219,7 @@ def _read_labels(images: Iterable[Path], root: Path) -> tuple[Lines, list[str]]:
         places = [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]
         if places:
             parts[places[-1]] = "labels"
-        label = next((path for path in (Path(*parts), image.with_suffix(".txt")) if path.is_file()), None)
+        label = next((path for path in (Path(*parts), image.with_suffix(".txt")) if is_file(path)), None)
         if label is None:
             if by_stem is None:
                 by_stem = {}

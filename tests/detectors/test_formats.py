@@ -11,6 +11,7 @@ import pytest
 from moco_plugin.tools.transfer import main
 from tests.detectors import samples, samples_by_others
 from tests.detectors.samples import ALL, BOX, NAMES, SAMPLES, TEST, TRAIN, VAL, coco, photo, photos, put, voc, yolo
+from tests.helpers import safety_cases
 
 Content = dict[str, Any]
 DOCS = Path(__file__).parents[2] / "docs" / "detection.md"
@@ -265,3 +266,18 @@ def test_forms_that_are_none(here: Path, refused: Callable[..., str]) -> None:
     assert "export the set as Pascal VOC, YOLO or COCO" in refused("--train-json", "create.json")
     put(here / "a.json", '{"a": 1}')
     assert "a.json is not a COCO file, nor of another tool" in refused("--train-json", "a.json")
+
+
+@pytest.mark.parametrize("kind", safety_cases.ANNOTATIONS)
+def test_hostile_annotations(kind: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each ends in a sentence, or is left out."""
+    name, file = safety_cases.ANNOTATIONS[kind]
+    for number, data in enumerate(safety_cases.annotation_cases()[kind]):
+        arguments = SAMPLES[name].write(here)
+        (here / file).write_bytes(data)
+        code = main([*arguments, "--check", "--out", f"out{number}"])
+        errors = capfd.readouterr().err
+        assert code in (0, 1, 2) and "Traceback" not in errors, (data[:200], errors)
+        assert not (here / safety_cases.MARKER).exists()
+        if b"<!" in data:
+            assert "defines a document type or entities, which are not read" in errors
