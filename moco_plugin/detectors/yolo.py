@@ -37,10 +37,13 @@ class _Description:
 
 def describes_yolo(root: Path) -> Path | None:
     """Return the YAML file or ``obj.data`` of a folder that describes a YOLO set."""
-    for path in (*sorted(root.glob("*.data")), *sorted((*root.glob("*.yaml"), *root.glob("*.yml")))):
-        if path.suffix == ".data" or {"names", "train"} & _read_yaml(path).keys():
-            return path
-    return None
+    if data := sorted(root.glob("*.data")):
+        return data[0]
+    keys = {
+        path: _read_yaml(path).keys() & {"names", "train"}
+        for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml")))
+    }
+    return max((path for path in keys if keys[path]), key=lambda path: len(keys[path]), default=None)
 
 
 def read_yolo(source: Path, images: Path | None) -> Annotations:
