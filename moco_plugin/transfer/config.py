@@ -78,6 +78,12 @@ def merge(cfg: CfgNode, overrides: Sequence[Any]) -> None:
         cfg.merge_from_list(list(overrides))
 
 
+def as_overrides(settings: Mapping[str, Any]) -> str:
+    """Return keys and values of a config as they are typed on detectron2's command line."""
+    words = [str(word) for pair in settings.items() for word in pair]
+    return " ".join(f'"{word}"' if set(word) & set(" []()'") else word for word in words)
+
+
 @contextmanager
 def _mistakes(what: str, cfg: CfgNode) -> Iterator[None]:
     """Turn what detectron2 and YAML raise inside the block into a UsageError."""

@@ -111,8 +111,8 @@ def run_trials(
         if overwrite and first:
             _remove_trials(out)
         earlier = [] if overwrite else _earlier(out, record)
-        cfg.MODEL.WEIGHTS = start.detectron2_file(out, machines.machine_rank)
-        record |= {"pretraining": check_weights(cfg), "requested_trials": trials, "trials": earlier}
+        cfg.MODEL.WEIGHTS, content = start.for_detectron2(out, machines.machine_rank)
+        record |= {"pretraining": check_weights(cfg, content), "requested_trials": trials, "trials": earlier}
         save = _write if first else lambda out, record: None
         if sentence:
             print(sentence, flush=True)

@@ -32,6 +32,7 @@ from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, wants_densepose
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
+from moco_plugin.transfer.mapper import Mapper
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
@@ -72,6 +73,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode, allow_partial: bool = False) -> None:
         self.allow_partial = allow_partial
+        self.loss_normalizers: list[float] = []
         super().__init__(cfg)
         self.checkpointer.add_checkpointable("moco_plugin", _Description(cfg))
 
@@ -85,23 +87,31 @@ class Trainer(DefaultTrainer):
             load_weights(self.model, self.cfg.MODEL.WEIGHTS, self.allow_partial, self.cfg)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return detectron2's state, the optimizer's, which v0.6 leaves out, and RetinaNet's mean count of anchors."""
-        mean = getattr(self.checkpointer.model, "loss_normalizer", None)
-        return {"_trainer": self._trainer.state_dict(), "loss_normalizer": mean, **super().state_dict()}
+        """Return detectron2's state, the optimizer's, which v0.6 leaves out, and RetinaNet's mean counts of anchors."""
+        own = {"_trainer": self._trainer.state_dict(), "loss_normalizers": self.loss_normalizers}
+        return {**own, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state; one of v0.6's own trainer has no optimizer's."""
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:
             self._trainer.load_state_dict(state_dict["_trainer"])
-        if (mean := state_dict.get("loss_normalizer")) is not None:
-            self.checkpointer.model.loss_normalizer = mean
+        if means := state_dict.get("loss_normalizers"):
+            self.checkpointer.model.loss_normalizer = means[comm.get_rank() % len(means)]
 
     def run_step(self) -> None:
         """Train on a batch; what the model draws is a function of seed, iteration and process too."""
         if self.cfg.SEED >= 0:
             torch.manual_seed(seed_of(self.cfg.SEED, self.iter, comm.get_rank()))
-        super().run_step()
+        with torch.jit.optimized_execution(False):  # RetinaNet's scripted loss rounds as in a process's first calls
+            super().run_step()
+
+    def after_step(self) -> None:
+        """Run the hooks, of which one process's saves what all have: each of RetinaNet's counts its own anchors."""
+        due = (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.iter + 1 >= self.max_iter
+        if due and hasattr(self.checkpointer.model, "loss_normalizer"):
+            self.loss_normalizers = comm.all_gather(self.checkpointer.model.loss_normalizer)
+        super().after_step()
 
     def build_hooks(self) -> list[HookBase]:
         """Return detectron2's hooks; precise batch norm takes the same images each time."""
@@ -150,9 +160,9 @@ def _densepose_trainer() -> Any:
     return Trainer
 
 
-def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | None:
-    """Return the mapping of data set entries; None takes detectron2's own, which has no random scale."""
-    return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else None
+def _mapper(cfg: CfgNode, is_train: bool) -> Mapper:
+    """Return the mapping of data set entries; detectron2's has no random scale."""
+    return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else Mapper(cfg, is_train)
 
 
 def _plain(value: Any) -> Any:
@@ -248,8 +258,7 @@ def train(
             for path in output.glob(pattern):
                 path.unlink()
     if is_released(cfg.MODEL.WEIGHTS):  # by name: fetched, and converted into the run's folder
-        weights = find_weights("moco", cfg.MODEL.WEIGHTS, "")
-        cfg.MODEL.WEIGHTS = weights.detectron2_file(output, machines.machine_rank)
+        cfg.MODEL.WEIGHTS, _ = find_weights("moco", cfg.MODEL.WEIGHTS, "").for_detectron2(output, machines.machine_rank)
     train_checked(cfg, options, machines)
 
 

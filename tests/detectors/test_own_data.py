@@ -16,6 +16,7 @@ from moco_plugin.detectors.recipe import choose_recipe
 from moco_plugin.detectors.semantic import prepare_semantic
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
+from moco_plugin.transfer.mapper import Mapper
 from tests.helpers.processes import Tool
 
 Content = dict[str, Any]
@@ -264,6 +265,40 @@ def test_label_images_are_trained(tmp_path: Path, photos: Path, labels: Path, to
     assert len(list((tmp_path / "pictures").iterdir())) == 10
 
 
+@pytest.mark.parametrize("kind", ["1 bit", "16 bits", "mask", "one name", "turned", "turned, labels as stored"])
+def test_label_images_of_other_kinds(kind: str, tmp_path: Path, photos: Path, labels: Path) -> None:
+    """They are trained and tested as the numbers that they mean, upright."""
+    expected = []
+    for photo in sorted(photos.iterdir()):
+        array = np.zeros((48, 64), np.uint8)
+        array[8:28, 8:24] = 1
+        shown = array
+        if kind.startswith("turned"):
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.open(photo).convert("RGB").save(photo, "JPEG", exif=exif)
+            shown = np.rot90(array, -1)
+        file = np.ascontiguousarray(array if kind.endswith("stored") else shown)
+        picture = Image.fromarray(file * (255 if kind in ("mask", "one name") else 1))
+        picture = Image.fromarray(file.astype(bool)) if kind == "1 bit" else picture
+        picture = Image.fromarray(file.astype(np.uint16)) if kind == "16 bits" else picture
+        picture.save(labels / f"{photo.stem}.png")
+        expected.append(shown)
+    if kind == "one name":
+        (labels / "classes.txt").write_text("crack\n")
+    data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
+    names = {"mask": ("background", "object"), "one name": ("background", "crack")}
+    assert data.classes == names.get(kind, ("0", "1"))
+    assert any("0 is background, and 255 the class" in note for note in data.notes) == (kind in names)
+    for name in data.names:
+        require_dataset(name)
+        for entry in DatasetCatalog.get(name):
+            sample = Mapper(is_train=True, augmentations=[], image_format="RGB")(entry)  # as detectron2 in training
+            with Image.open(entry["sem_seg_file_name"]) as tested:  # as detectron2's evaluator
+                assert np.array_equal(np.array(tested), sample["sem_seg"].numpy())
+            assert np.array_equal(sample["sem_seg"].numpy(), expected[0]) and sample["image"].shape[1:] == shown.shape
+
+
 def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels: Path) -> None:
     data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
     assert data.classes == ("0", "1", "2") and (data.images, data.test_images) == (8, 2)
@@ -279,7 +314,7 @@ def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels:
             prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
 
     refused(Image.new("L", (32, 48)), r"1\.png has 32 x 48 pixels, and its image 64 x 48")
-    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one number per pixel")
+    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one whole number per pixel")
     refused(Image.fromarray(np.full((48, 64), 300, np.uint16)), r"has the label 300; expected 0 to 254")
     (labels / "classes.txt").write_text("background\n")
     refused(Image.new("L", (64, 48)), r"has the label [12], and there are 1 names")

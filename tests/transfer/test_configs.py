@@ -16,7 +16,7 @@ from detectron2.utils.events import EventStorage
 from moco_plugin.errors import UserError
 from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
 from moco_plugin.tools.train_net import main as train_net
-from moco_plugin.transfer.components.resnet import make_resnet
+from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
 from moco_plugin.transfer.config import fit_device, load_detector_config
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
@@ -276,9 +276,7 @@ RESULTS = {  # task and some of the metrics that the paper reports
 def narrow_resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights for what ``NARROW`` makes of a ResNet-50, as the converter writes them."""
     torch.manual_seed(0)
-    network = make_resnet(
-        stem_channels=16, num_blocks=(3, 4, 6, 3), out_channels=(32, 64, 128, 256), bottleneck_channels=(8, 16, 32, 64)
-    )
+    network = make_resnet(ResNetShape((3, 4, 6, 3), 32, bottleneck=8, stem=16))
     path = tmp_path_factory.mktemp("narrow") / "narrow.pkl"
     save_zoo_pickle(path, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, {})
     return path

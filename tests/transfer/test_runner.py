@@ -201,7 +201,10 @@ def test_tasks_are_what_their_configs_say() -> None:
         ("RANDOM MODEL.ROI_HEADS.NUM_CLASSES 80", "has 20 classes"),
         ("--task coco_retinanet_1x --init random MODEL.RETINANET.NUM_CLASSES 20", "has 80 classes"),
         ("--task voc_semantic --init random MODEL.SEM_SEG_HEAD.NUM_CLASSES 20", "has 21 classes"),
-        ("--task voc_c4 --weights FILE", "backbone tensors filled from"),  # a ResNet-18 for ResNet-50
+        (
+            "--task voc_c4 --weights FILE",
+            "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 16",
+        ),  # a ResNet-18 for ResNet-50
         (f"--task voc_c4 --weights FILE {NETWORK} INPUT.FORMAT BGR", "INPUT.FORMAT is BGR"),
         (f"--task voc_c4 --init supervised --weights FILE {NETWORK}", "INPUT.FORMAT is BGR"),
     ],

@@ -15,7 +15,7 @@ from moco_plugin.sources.idx import load_idx_images
 from moco_plugin.tools.train_net import main
 from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes
-from moco_plugin.transfer.components.resnet import make_resnet
+from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
 from tests.conftest import TEST, TRAIN
 from tests.helpers.checkpoints import official
@@ -88,10 +88,7 @@ def test_seed_decides_the_run(datasets: Path, tmp_path: Path) -> None:
 
 
 def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> None:
-    channels = [32, 64, 128, 256]
-    backbone = make_resnet(
-        num_blocks=[1, 1, 1, 1], stem_channels=16, out_channels=channels, bottleneck_channels=[8, 16, 32, 64]
-    )
+    backbone = make_resnet(ResNetShape((1, 1, 1, 1), 32, bottleneck=8, stem=16))
     arrays = {k: v.numpy() for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_zoo_pickle(tmp_path / "tiny.pkl", arrays, {})
     code = main(
@@ -139,7 +136,7 @@ def test_detectron2s_own_trainer_takes_the_config(datasets: Path, tmp_path: Path
     cfg.merge_from_list([*TINY, *TOY, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
     cfg.merge_from_list(["SOLVER.STEPS", "()", "TEST.PRECISE_BN.ENABLED", "False"])
     if name.endswith("moco"):
-        network = make_resnet(num_blocks=[2, 2, 2, 2], out_channels=[16, 32, 64, 128], bottleneck_channels=None)
+        network = make_resnet(ResNetShape((2, 2, 2, 2), 16))
         save_zoo_pickle(tmp_path / "w.pkl", {k: v.numpy() for k, v in network.state_dict().items()}, {})
         cfg.MODEL.WEIGHTS = str(tmp_path / "w.pkl")
     trainer = DefaultTrainer(cfg)
