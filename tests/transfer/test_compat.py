@@ -112,21 +112,19 @@ def test_fit_device(monkeypatch: pytest.MonkeyPatch) -> None:
         cfg.MODEL.DEVICE = device
         cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM = "SyncBN"
         cfg.MODEL.ROI_BOX_HEAD.NORM = "GN"
+        cfg.SOLVER.AMP.ENABLED = True
         return cfg
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cfg = config("cuda")
     changes = fit_device(cfg)
-    assert cfg.MODEL.DEVICE == "cpu" and len(changes) == 2
-    assert set(changes[1].split(":")[0].split(", ")) == {
-        "MODEL.RESNETS.NORM",
-        "MODEL.FPN.NORM",
-        "MODEL.ROI_MASK_HEAD.NORM",
-    }
+    assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED
+    (keys,) = [change.split(":")[0] for change in changes[2:]]
+    assert set(keys.split(", ")) == {f"MODEL.{part}.NORM" for part in ("RESNETS", "FPN", "ROI_MASK_HEAD")}
     assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == "BN"
     assert cfg.MODEL.ROI_BOX_HEAD.NORM == "GN"
     assert fit_device(cfg) == []
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     cfg = config("cuda")
-    assert fit_device(cfg) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN"
+    assert fit_device(cfg) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN" and cfg.SOLVER.AMP.ENABLED
