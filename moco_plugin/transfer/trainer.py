@@ -38,8 +38,6 @@ from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
-KINDS = ("cityscapes_instance", "cityscapes_sem_seg", "coco", "lvis", "pascal_voc", "sem_seg")
-"""Data sets that can be evaluated, as their metadata call them."""
 
 
 class _Description:
@@ -187,22 +185,21 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
         UsageError: The data set is of another kind.
     """
     kind = getattr(MetadataCatalog.get(name), "evaluator_type", "")
-    output = os.path.join(cfg.OUTPUT_DIR, "inference")
+    output = {"output_dir": os.path.join(cfg.OUTPUT_DIR, "inference")}
+    evaluators: dict[str, tuple[type[DatasetEvaluator], dict[str, Any]]] = {
+        "cityscapes_instance": (evaluation.CityscapesInstanceEvaluator, {}),
+        "cityscapes_sem_seg": (evaluation.CityscapesSemSegEvaluator, {}),
+        "coco": (evaluation.COCOEvaluator, {**output, "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS}),
+        "lvis": (evaluation.LVISEvaluator, {**output, "max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE}),
+        "pascal_voc": (evaluation.PascalVOCDetectionEvaluator, {}),
+        "sem_seg": (evaluation.SemSegEvaluator, output),
+    }
+    if kind not in evaluators:
+        raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(evaluators)}")
     for package in PACKAGES.get(kind, ()):
         before_evaluation(package)
-    if kind == "coco":
-        return evaluation.COCOEvaluator(name, output_dir=output, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
-    if kind == "lvis":
-        return evaluation.LVISEvaluator(name, output_dir=output, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
-    if kind == "pascal_voc":
-        return evaluation.PascalVOCDetectionEvaluator(name)
-    if kind == "cityscapes_instance":
-        return evaluation.CityscapesInstanceEvaluator(name)
-    if kind == "cityscapes_sem_seg":
-        return evaluation.CityscapesSemSegEvaluator(name)
-    if kind == "sem_seg":
-        return evaluation.SemSegEvaluator(name, output_dir=output)
-    raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(KINDS)}")
+    evaluator, options = evaluators[kind]
+    return evaluator(name, **options)
 
 
 @dataclass(frozen=True)
