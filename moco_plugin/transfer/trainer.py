@@ -93,6 +93,11 @@ class Trainer(DefaultTrainer):
         """Take a state; one of v0.6's own trainer has no optimizer's."""
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:
+            if self.cfg.SOLVER.AMP.ENABLED and "grad_scaler" not in state_dict["_trainer"]:
+                raise UsageError(
+                    f"{self.cfg.OUTPUT_DIR} holds a run in full precision, and SOLVER.AMP.ENABLED is True; resume it with "
+                    "SOLVER.AMP.ENABLED False, or start another OUTPUT_DIR"
+                )
             self._trainer.load_state_dict(state_dict["_trainer"])
         if means := state_dict.get("loss_normalizers"):
             self.checkpointer.model.loss_normalizer = means[comm.get_rank() % len(means)]
@@ -160,7 +165,8 @@ def _densepose_trainer() -> Any:
 
 def _mapper(cfg: CfgNode, is_train: bool) -> Mapper:
     """Return the mapping of data set entries; detectron2's has no random scale."""
-    return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else Mapper(cfg, is_train)
+    kind: type[Mapper] = SemanticMapper if cfg.INPUT.SCALE_RANGE else Mapper
+    return kind(cfg, is_train)
 
 
 def _plain(value: Any) -> Any:

@@ -10,18 +10,13 @@ from moco_plugin.schema import configs_folder
 
 FOLDER = configs_folder() / "detectron2"
 
-
 RECORDED = Path(__file__).parents[1] / "data" / "detectron2_model_zoo"
-
 
 INITIALISATIONS = ("random", "supervised", "moco")
 
-
 MSRA = "detectron2://ImageNetPretrained/MSRA/R-50.pkl"
 
-
 OFFICIAL_NAMES = ("voc/pascal_voc_R_50_C4_24k", "coco/coco_R_50_C4_2x")  # what the released code calls them
-
 
 # what every experiment changes in detectron2's baseline: nothing is frozen, batch norm is trained and made precise
 TUNED = {
@@ -30,12 +25,9 @@ TUNED = {
     "TEST.PRECISE_BN.ENABLED": (False, True),
 }
 
-
 C4 = {**TUNED, "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads", "Res5ROIHeadsExtraNorm")}
 
-
 FPN = {**TUNED, "MODEL.FPN.NORM": ("", "SyncBN")}
-
 
 DILATED_C5 = {
     **TUNED,
@@ -44,15 +36,11 @@ DILATED_C5 = {
     "MODEL.ROI_HEADS.IN_FEATURES": (["res5"], ["c5"]),
 }
 
-
 TWO_TIMES = {"SOLVER.STEPS": ((60000, 80000), (120000, 160000)), "SOLVER.MAX_ITER": (90000, 180000)}
-
 
 SIX_TIMES = {"SOLVER.STEPS": ((60000, 80000), (480000, 520000)), "SOLVER.MAX_ITER": (90000, 540000)}
 
-
 VOC_SCALES = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
-
 
 VOC_ON_COCO = {  # detectron2 has no dilated C5 on VOC
     "MODEL.ROI_HEADS.NUM_CLASSES": (80, 20),
@@ -64,16 +52,13 @@ VOC_ON_COCO = {  # detectron2 has no dilated C5 on VOC
     "SOLVER.WARMUP_ITERS": (1000, 100),
 }
 
-
 VOC_24K = {"SOLVER.STEPS": ((12000, 16000), (18000, 22000)), "SOLVER.MAX_ITER": (18000, 24000)}
-
 
 VOC_2007_9K = {
     "DATASETS.TRAIN": (("voc_2007_trainval", "voc_2012_trainval"), ("voc_2007_trainval",)),
     "SOLVER.STEPS": ((12000, 16000), (6750, 8250)),
     "SOLVER.MAX_ITER": (18000, 9000),
 }
-
 
 CITYSCAPES = {  # the baseline starts from a COCO detector and evaluates on the way
     "MODEL.WEIGHTS": (
@@ -82,7 +67,6 @@ CITYSCAPES = {  # the baseline starts from a COCO detector and evaluates on the 
     ),
     "TEST.EVAL_PERIOD": (8000, 0),
 }
-
 
 FULLY_CONVOLUTIONAL = {  # detectron2 has no such network: these are the differences to its defaults
     **TUNED,
@@ -101,7 +85,6 @@ FULLY_CONVOLUTIONAL = {  # detectron2 has no such network: these are the differe
     "DATALOADER.ASPECT_RATIO_GROUPING": (True, False),
     "SOLVER.WARMUP_ITERS": (1000, 0),
 }
-
 
 FCN_DIFFERENCES: dict[str, dict[str, tuple[Any, Any]]] = {
     "voc/pascal_voc_2012_fcn_R_50_30k": {
@@ -123,7 +106,6 @@ FCN_DIFFERENCES: dict[str, dict[str, tuple[Any, Any]]] = {
         "SOLVER.MAX_ITER": (40000, 90000),
     },
 }
-
 
 # detectron2's equivalent baseline of an experiment, and all that differs: {key: (theirs, ours)}
 BASELINES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
@@ -153,15 +135,11 @@ BASELINES: dict[str, tuple[str, dict[str, tuple[Any, Any]]]] = {
     "cityscapes/cityscapes_R_50_FPN_24k": ("Cityscapes/mask_rcnn_R_50_FPN", {**FPN, **CITYSCAPES}),
 }
 
-
 FCN = tuple(FCN_DIFFERENCES)
-
 
 DENSEPOSE = "coco/coco_densepose_R_50_FPN_s1x"
 
-
 EXPERIMENTS = (*BASELINES, *FCN)
-
 
 # one of each that build another network
 NETWORKS = (

@@ -3,14 +3,12 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from moco_plugin.errors import UserError
@@ -36,6 +34,7 @@ from tests.helpers.config_differences import (
     differences,
     name_of,
 )
+from tests.helpers.detector_inputs import FEW, batch
 
 
 def test_no_config_is_left_out() -> None:
@@ -97,42 +96,6 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.save(official("resnet50", mlp=True), folder / "moco.pth.tar")
     assert convert_to_d2([str(folder / "moco.pth.tar"), str(folder / "moco.pkl")]) == 0
     return folder / "moco.pkl"
-
-
-# proposals: what a test can afford
-FEW = """
-    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4 MODEL.RPN.POST_NMS_TOPK_TRAIN 10
-    MODEL.RPN.POST_NMS_TOPK_TEST 4 MODEL.RPN.PRE_NMS_TOPK_TRAIN 20 MODEL.RPN.PRE_NMS_TOPK_TEST 20
-    MODEL.RETINANET.TOPK_CANDIDATES_TEST 20 TEST.DETECTIONS_PER_IMAGE 2
-""".split()
-
-
-def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
-    """Two random images with one object each and whatever the task wants of it."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for index in range(2):
-        image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-        entry: dict[str, Any] = {"image": image, "height": size, "width": size}
-        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-            classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-            entry["sem_seg"] = torch.randint(0, classes, (size, size), generator=generator)
-        else:
-            left, top, right, bottom = 8.0, 8.0, 40.0, 48.0
-            instances = Instances((size, size))
-            instances.gt_boxes = Boxes([[left, top, right, bottom]])
-            instances.gt_classes = torch.tensor([index % cfg.MODEL.ROI_HEADS.NUM_CLASSES])
-            if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
-                instances.gt_masks = PolygonMasks([[[left, top, right, top, right, bottom]]])
-            elif cfg.MODEL.MASK_ON:
-                instances.gt_masks = BitMasks(torch.ones(1, size, size, dtype=torch.bool))
-            if cfg.MODEL.KEYPOINT_ON:
-                points = torch.rand(1, 17, 3, generator=generator) * 30 + 10
-                points[..., 2] = 2  # labelled and visible
-                instances.gt_keypoints = Keypoints(points)
-            entry["instances"] = instances
-        inputs.append(entry)
-    return inputs
 
 
 @pytest.mark.parametrize("experiment", NETWORKS)
@@ -206,15 +169,9 @@ def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
 @pytest.mark.parametrize("experiment", ["voc/pascal_voc_R_50_C4_24k", "coco/coco_R_50_C4_2x"])
 def test_c4_of_two_layer_blocks(experiment: str, depth: int) -> None:
     """ResNet-18 and 34 have a C4 detector as well, here of a quarter of their width."""
-    narrow = [
-        *"MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.DEPTH".split(),
-        str(depth),
-        "MODEL.RESNETS.RES2_OUT_CHANNELS",
-        "16",
-        "MODEL.WEIGHTS",
-        "",
-    ]
-    cfg = load_detector_config(f"{experiment}_moco", [*FEW, *narrow])
+    narrow = f"""MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.DEPTH {depth}
+        MODEL.RESNETS.RES2_OUT_CHANNELS 16 MODEL.WEIGHTS""".split()
+    cfg = load_detector_config(f"{experiment}_moco", [*FEW, *narrow, ""])
     fit_device(cfg)
     model = build_model(cfg)
     res5 = model.roi_heads.res5
