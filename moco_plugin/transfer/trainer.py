@@ -165,8 +165,9 @@ def _densepose_trainer() -> Any:
 
 def _mapper(cfg: CfgNode, is_train: bool) -> Mapper:
     """Return the mapping of data set entries; detectron2's has no random scale."""
-    kind: type[Mapper] = SemanticMapper if cfg.INPUT.SCALE_RANGE else Mapper
-    return kind(cfg, is_train)
+    kind = SemanticMapper if cfg.INPUT.SCALE_RANGE else Mapper
+    mapper: Mapper = kind(cfg, is_train)
+    return mapper
 
 
 def _plain(value: Any) -> Any:
