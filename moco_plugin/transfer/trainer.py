@@ -39,8 +39,6 @@ from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
 COCO_DETECTIONS = 100  # of an image: what COCO's evaluation takes
-KINDS = ("cityscapes_instance", "cityscapes_sem_seg", "coco", "lvis", "pascal_voc", "sem_seg")
-"""Data sets that can be evaluated, as their metadata call them."""
 
 
 class _Description:
@@ -96,6 +94,11 @@ class Trainer(DefaultTrainer):
         """Take a state; one of v0.6's own trainer has no optimizer's."""
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:
+            if self.cfg.SOLVER.AMP.ENABLED and "grad_scaler" not in state_dict["_trainer"]:
+                raise UsageError(
+                    f"{self.cfg.OUTPUT_DIR} holds a run in full precision, and SOLVER.AMP.ENABLED is True; resume it with "
+                    "SOLVER.AMP.ENABLED False, or start another OUTPUT_DIR"
+                )
             self._trainer.load_state_dict(state_dict["_trainer"])
         if means := state_dict.get("loss_normalizers"):
             self.checkpointer.model.loss_normalizer = means[comm.get_rank() % len(means)]
@@ -163,7 +166,9 @@ def _densepose_trainer() -> Any:
 
 def _mapper(cfg: CfgNode, is_train: bool) -> Mapper:
     """Return the mapping of data set entries; detectron2's has no random scale."""
-    return SemanticMapper(cfg, is_train) if cfg.INPUT.SCALE_RANGE else Mapper(cfg, is_train)
+    kind = SemanticMapper if cfg.INPUT.SCALE_RANGE else Mapper
+    mapper: Mapper = kind(cfg, is_train)
+    return mapper
 
 
 def _plain(value: Any) -> Any:
@@ -188,25 +193,25 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
         UsageError: The data set is of another kind.
     """
     kind = getattr(MetadataCatalog.get(name), "evaluator_type", "")
-    output = os.path.join(cfg.OUTPUT_DIR, "inference")
+    output = {"output_dir": os.path.join(cfg.OUTPUT_DIR, "inference")}
+    most = cfg.TEST.DETECTIONS_PER_IMAGE if cfg.TEST.DETECTIONS_PER_IMAGE > COCO_DETECTIONS else None
+    evaluators: dict[str, tuple[type[DatasetEvaluator], dict[str, Any]]] = {
+        "cityscapes_instance": (evaluation.CityscapesInstanceEvaluator, {}),
+        "cityscapes_sem_seg": (evaluation.CityscapesSemSegEvaluator, {}),
+        "coco": (
+            evaluation.COCOEvaluator,
+            {**output, "max_dets_per_image": most, "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS},
+        ),
+        "lvis": (evaluation.LVISEvaluator, {**output, "max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE}),
+        "pascal_voc": (evaluation.PascalVOCDetectionEvaluator, {}),
+        "sem_seg": (evaluation.SemSegEvaluator, output),
+    }
+    if kind not in evaluators:
+        raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(evaluators)}")
     for package in PACKAGES.get(kind, ()):
         before_evaluation(package)
-    if kind == "coco":
-        most = cfg.TEST.DETECTIONS_PER_IMAGE
-        most = most if most > COCO_DETECTIONS else None
-        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-        return evaluation.COCOEvaluator(name, output_dir=output, max_dets_per_image=most, kpt_oks_sigmas=sigmas)
-    if kind == "lvis":
-        return evaluation.LVISEvaluator(name, output_dir=output, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
-    if kind == "pascal_voc":
-        return evaluation.PascalVOCDetectionEvaluator(name)
-    if kind == "cityscapes_instance":
-        return evaluation.CityscapesInstanceEvaluator(name)
-    if kind == "cityscapes_sem_seg":
-        return evaluation.CityscapesSemSegEvaluator(name)
-    if kind == "sem_seg":
-        return evaluation.SemSegEvaluator(name, output_dir=output)
-    raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(KINDS)}")
+    evaluator, options = evaluators[kind]
+    return evaluator(name, **options)
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ def _value(cfg: Any, key: str) -> Any:
 
 def _fits(key: str, in_file: Any, in_config: Any, cfg: Any) -> bool:
     if key == "MODEL.TIMM.NAME":  # timm's tags, behind a dot, name pre-trained weights
-        return str(in_file).partition(".")[0] == in_config.partition(".")[0]
+        return str(in_file).partition(".")[0] == str(in_config).partition(".")[0]
     if key == "MODEL.TIMM.ARGS":
         given = network_arguments(cfg)
         return all(_equal(value, given.get(name)) for name, value in _arguments(in_file).items())

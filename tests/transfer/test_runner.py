@@ -124,6 +124,8 @@ def test_a_killed_trial_is_resumed_and_another_added(killed: Path, finished: tup
     assert "trial 1 of 3: finished earlier" in shown and sha256(killed / "trial_1" / "model_final.pth") == before
     assert "Starting training from iteration 1" in (killed / "trial_2" / "log.txt").read_text()
     result = read(killed / "results.json")
+    whole, resumed = (torch.load(out / "trial_2" / "model_final.pth") for out in (finished[0], killed))
+    torch.testing.assert_close(resumed["model"], whole["model"], rtol=0, atol=0)
     assert [trial["trial"] for trial in result["trials"]] == [1, 2, 3] and result["requested_trials"] == 3
     assert result["trials"][:2] == read(finished[0] / "results.json")["trials"]  # as if it had not been killed
 
