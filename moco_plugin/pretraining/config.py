@@ -93,10 +93,12 @@ class PretrainConfig:
     """Further arguments of Lightning's Trainer: devices, num_nodes, precision, max_time, ..."""
     compile: bool = False
     """Compile the encoders with torch.compile."""
+    tf32: bool = False
+    """Let GPUs round the factors of float32 matrix products to TF32, as they always do in convolutions."""
     save_every: int = positive(1000)
     """Steps between two checkpoints within an epoch; each epoch ends with one."""
     timeout: float = positive(1800.0)
-    """Seconds that processes wait for each other before the run fails; longer than a kNN measurement takes."""
+    """Seconds that processes wait for each other before the run fails."""
     seed: int = 0
     out: str = "runs/pretrain"
     """Folder for checkpoints, logs and the config as it ran."""

@@ -20,7 +20,8 @@ LOCK = ".lock"
 
 # Keys that a resumed run may change: they set where, how long and how visibly it runs, never what it computes.
 MAY_CHANGE = (
-    "out knn save_every timeout compile data.workers trainer.accelerator trainer.devices trainer.num_nodes "
+    "out knn save_every timeout compile tf32 data.workers trainer.benchmark trainer.deterministic trainer.accelerator "
+    "trainer.devices trainer.num_nodes "
     "trainer.strategy trainer.max_epochs trainer.max_steps trainer.max_time trainer.log_every_n_steps "
     "trainer.check_val_every_n_epoch trainer.enable_progress_bar trainer.enable_model_summary "
     "trainer.num_sanity_val_steps trainer.profiler trainer.detect_anomaly"
