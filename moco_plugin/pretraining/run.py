@@ -88,7 +88,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, images: ImageSet |
         if device.type == "cuda":
             print(describe_arithmetic(trainer))
     total = available_memory(device) or 0
-    run.out_of_memory = lambda: advice(config, module.method.cpu(), trainer.world_size, total)
+    run.out_of_memory = lambda: advice(config, module.method.cpu(), trainer.world_size, total, device)
     batches = train_loader(config, images, trainer.global_rank, trainer.world_size)
     message = _describe(config, module, len(images), run.total_steps(trainer, batches), trainer)
     if result := run.fit(trainer, module, batches, None, message):

@@ -14,7 +14,9 @@ PROBED = 8  # images of the step that is measured
 SAFE_SHARE = 0.9  # of the free memory
 
 
-def step_memory(method: Method, image_size: int, batch_size: int, channels: int = 3, precision: str = "32-true") -> int:
+def step_memory(
+    method: Method, image_size: int, batch_size: int, channels: int = 3, precision: str = "32-true", device: str = "cpu"
+) -> int:
     """Return bytes that a training step is expected to take: weights, gradients, momentum, queue and activations.
 
     The activations are those that the query encoder keeps of a small batch for its backward pass, times the batch.
@@ -24,7 +26,8 @@ def step_memory(method: Method, image_size: int, batch_size: int, channels: int 
         image_size: Side of a view in pixels.
         batch_size: Images of this process.
         channels: Of the images.
-        precision: Lightning's name of the run's; 16 bits halve most activations, 64 double everything.
+        precision: Lightning's name of the run's; 64 bits double everything.
+        device: Type of the run's. On a GPU 16 bits halve the activations; a CPU keeps them in 32 bits beside them, too.
     """
     images = min(PROBED, batch_size)
     kept: dict[tuple[int, int], int] = {}
@@ -38,7 +41,7 @@ def step_memory(method: Method, image_size: int, batch_size: int, channels: int 
 
     state = {name: value.clone() for name, value in method.encoder.state_dict().items()}
     random = torch.get_rng_state()
-    mixed = torch.autocast("cpu", torch.bfloat16, enabled="mixed" in precision)
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled="mixed" in precision and device == "cpu")
     # compiled for this batch it would take minutes
     with mixed, torch.compiler.set_stance("force_eager"), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         method.encoder(torch.randn(images, channels, image_size, image_size)).sum()
@@ -49,6 +52,7 @@ def step_memory(method: Method, image_size: int, batch_size: int, channels: int 
     buffers = sum(buffer.nbytes for buffer in method.buffers())
     inputs = 4 * 2 * batch_size * channels * image_size**2
     activations = sum(kept.values()) * batch_size / images * method.queries_per_image
+    activations /= 2 if "mixed" in precision and device != "cpu" else 1
     return round((2 if precision.startswith("64") else 1) * (weights + 2 * trained + buffers + inputs + activations))
 
 
@@ -86,7 +90,8 @@ def check_memory(config: PretrainConfig, method: Method, device: torch.device, p
         UsageError: A step does not fit; the batch that would is named.
     """
     share = here if device.type == "cpu" else 1
-    needed, there = _step(config, method, config.data.batch_size // processes) * share, available_memory(device)
+    needed = _step(config, method, config.data.batch_size // processes, device) * share
+    there = available_memory(device)
     if there is None:
         return f"a step takes about {_gigabytes(needed)}"
     held = process_memory() if device.type == "cpu" else 0
@@ -94,12 +99,12 @@ def check_memory(config: PretrainConfig, method: Method, device: torch.device, p
     sentence = f"a step takes about {_gigabytes(needed)} of the {_gigabytes(there)} that are free{beside}"
     if device.type != "cpu" or needed <= SAFE_SHARE * there:  # a full GPU raises its own error immediately
         return sentence
-    raise UsageError(f"{sentence}; {advice(config, method, processes, there / share)}")
+    raise UsageError(f"{sentence}; {advice(config, method, processes, there / share, device)}")
 
 
-def advice(config: PretrainConfig, method: Method, processes: int, memory: float) -> str:
+def advice(config: PretrainConfig, method: Method, processes: int, memory: float, device: torch.device) -> str:
     """Return what to change so that a step fits into so many bytes for each process."""
-    two, one_probe = (_step(config, method, probes * PROBED) for probes in (2, 1))
+    two, one_probe = (_step(config, method, probes * PROBED, device) for probes in (2, 1))
     one = (two - one_probe) / PROBED
     rest = one_probe - PROBED * one
     least = method.groups(processes) * processes * 2
@@ -108,9 +113,9 @@ def advice(config: PretrainConfig, method: Method, processes: int, memory: float
     return f"{choice}, trainer.accumulate_grad_batches for a larger one, or fewer pixels"
 
 
-def _step(config: PretrainConfig, method: Method, batch_size: int) -> int:
+def _step(config: PretrainConfig, method: Method, batch_size: int, device: torch.device) -> int:
     precision = str(config.trainer.get("precision", "32-true"))
-    return step_memory(method, config.data.image_size, batch_size, image_channels(config), precision)
+    return step_memory(method, config.data.image_size, batch_size, image_channels(config), precision, device.type)
 
 
 def process_memory() -> int:

@@ -144,6 +144,8 @@ class Run:
             # set here, since only the Trainer knows whether there are several processes
             # longer than the guard's, whose exception comes first: NCCL ends the process itself
             trainer.strategy._timeout = timedelta(seconds=self.timeout + NCCL_GRACE)
+            # Lightning's own agreement on SIGTERM waits for the device in each step; the guard's does not
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             # queues are equal on all processes and batch norm saves the first one's statistics: nothing to send
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
         return trainer

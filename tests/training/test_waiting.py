@@ -1,6 +1,8 @@
 """How often a training step waits: for a GPU, which is pretended, and for other processes."""
 
+import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from moco_plugin.pretraining.monitor import Throughput
 from moco_plugin.tools.pretrain import main
 from tests.conftest import TINY, TRAIN
 from tests.helpers.pretend_cuda import pretending
+from tests.helpers.processes import Tool
 
 COPIES = 2 + 2  # of a step to the GPU, none of which the host waits for: two views, and the keys' order there and back
 
@@ -75,3 +78,13 @@ def test_a_loss_that_is_no_number_is_seen_a_step_late_and_not_saved(
             saved = out / "checkpoints/last.ckpt"
             assert saved.exists() == (bad == 3)
             assert bad == 4 or torch.load(saved, weights_only=False)["global_step"] == 2
+
+
+def test_processes_meet_in_the_guard_and_the_method(tool: Tool, tmp_path: Path) -> None:
+    """Of two processes, at ordinary steps; at logging steps there is one more, of all values in one tensor."""
+    script = Path(__file__).parent / "count_collectives.py"
+    shown = tool(script, *run(tmp_path / "run", "trainer.devices=2", "trainer.max_steps=7"), processes=2).stdout
+    steps = [json.loads(text) for text in re.findall(r"step: (\{.*?\})", shown)]
+    # the shuffled images; their keys; the guard's flags. torch's engine reduces the gradients
+    assert steps[1] == steps[4] == {"all_to_all_single": 1, "all_gather": 1, "all_reduce": 1}
+    assert Counter(steps[2]) - Counter(steps[1]) == Counter({"all_reduce": 1})
