@@ -206,3 +206,14 @@ def test_built_method_trains() -> None:
     loss, _ = method(torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
     loss.backward()
     assert all(p.grad is not None for p in method.encoder_q.parameters())
+
+
+def test_a_number_of_steps_sets_the_interval() -> None:
+    assert load_config("moco_v2", ["data.root=x", "schedule.steps=60"]).schedule.interval == "step"
+    assert load_config("moco_v2", ["data.root=x"]).schedule.interval == "epoch"
+
+
+def test_options_in_the_style_of_other_tools_are_answered_with_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--data", "photos"], ["--data=photos"]):
+        assert pretrain(arguments) == 2
+        assert "did you mean data.root=photos?" in capsys.readouterr().err

@@ -130,6 +130,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> PretrainConf
 def merge_config(name: str | Path, overrides: Any) -> PretrainConfig:
     """Build a config as ``load_config`` does, from the value of ``parse_overrides``."""
     config = build_config(PretrainConfig, find_config(name, "pretrain"), overrides, open_keys)
+    if config.schedule.steps and OmegaConf.select(overrides, "schedule.interval") is None:
+        config.schedule.interval = "step"
     value_range = config.data.value_range
     channels = image_channels(config)
     if value_range is not None and (

@@ -86,7 +86,9 @@ def test_what_does_not_fit_is_refused_with_the_batch_that_does(monkeypatch: pyte
     config = load_config("moco_v2", ["data.root=x", "data.image_size=64", "data.batch_size=64"])
     assert "of the 1.0 GB that are free" in check_memory(config, model, cpu, 1, 1)
     config.data.batch_size = 1024
-    with pytest.raises(UsageError, match=r"of the 1.0 GB that are free beside .+; choose data.batch_size=\d+") as refused:
+    with pytest.raises(
+        UsageError, match=r"of the 1.0 GB that are free beside .+; choose data.batch_size=\d+"
+    ) as refused:
         check_memory(config, model, cpu, 1, 1)
     fits = int(str(refused.value).split("data.batch_size=")[1].split(",")[0])
     assert fits % 16 == 0 and step_memory(model, 64, fits) <= 0.9e9 < step_memory(model, 64, fits + 128)
