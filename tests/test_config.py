@@ -219,3 +219,14 @@ def test_lists_of_sources_in_yaml(tmp_path: Path) -> None:
     recipe = configs_folder() / "pretrain" / "moco_v2_resnet50_200ep.yaml"
     (tmp_path / "a.yaml").write_text(f"_base_: {recipe}\ndata: {{root: [a, 'b-{{1..2}}.tar']}}")
     assert load_config(str(tmp_path / "a.yaml")).data.root == "[a, b-{1..2}.tar]"
+
+
+def test_a_number_of_steps_sets_the_interval() -> None:
+    assert load_config("moco_v2", ["data.root=x", "schedule.steps=60"]).schedule.interval == "step"
+    assert load_config("moco_v2", ["data.root=x"]).schedule.interval == "epoch"
+
+
+def test_options_in_the_style_of_other_tools_are_answered_with_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--data", "photos"], ["--data=photos"]):
+        assert pretrain(arguments) == 2
+        assert "did you mean data.root=photos?" in capsys.readouterr().err

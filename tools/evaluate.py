@@ -18,7 +18,7 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.data.spec import check_images
-from moco_plugin.errors import command
+from moco_plugin.errors import UsageError, command
 from moco_plugin.files import check_checkpoint
 
 SAMPLES = {
@@ -124,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["linear"] and "--fast" in given:  # its earlier name
         given = ["linear-fast", *(text for text in given[1:] if text != "--fast")]
+    names = [entry.name for entry in entry_points(group="moco_plugin.evaluations")]
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
+        raise UsageError(f"{given[0]} comes before a command; expected first one of {', '.join(names)}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     examples = ["examples:"]

@@ -74,10 +74,23 @@ def split_sources(source: str) -> list[str]:
 
 
 def check_images(text: str) -> None:
-    """Raise UserError if an image set names a path where nothing is; URLs and ranges of shards are not checked."""
+    """Raise UserError if nothing is at the path that an image set names; URLs and ranges of shards are not checked.
+
+    Raises:
+        UsageError: A folder of a cloud store, which only shards may be in.
+    """
     source = parse_spec(text).source
     if (several := split_sources(source)) != [source]:
         for one in several:
             check_images(one)
-    elif not re.search(r"://|\{", source) and not Path(source).expanduser().exists():
+        return
+    if re.match(r"(s3|gs|gcs|az|abfs)://", source) and not re.search(r"\.(tar|zip)\b|[{*]", source):
+        raise UsageError(
+            f"{source} is a folder of a cloud store, whose images are not read one by one; pack them with "
+            "tools/make_shards.py and name the shards, or mount or copy the folder"
+        )
+    folder = Path(source).expanduser()
+    if folder.is_dir() and next(folder.iterdir(), None) is None:
+        raise UserError(f"{source} is empty, {EXPECTED_IMAGES}; check the path")
+    if not re.search(r"://|\{", source) and not Path(source).expanduser().exists():
         raise UserError(f"{source}: found nothing, {EXPECTED_IMAGES}; check the path")

@@ -93,10 +93,12 @@ class PretrainConfig:
     """Further arguments of Lightning's Trainer: devices, num_nodes, precision, max_time, ..."""
     compile: bool = False
     """Compile the encoders with torch.compile."""
+    tf32: bool = False
+    """Let GPUs round the factors of float32 matrix products to TF32, as they always do in convolutions."""
     save_every: int = positive(1000)
     """Steps between two checkpoints within an epoch; each epoch ends with one."""
     timeout: float = positive(1800.0)
-    """Seconds that processes wait for each other before the run fails; longer than a kNN measurement takes."""
+    """Seconds that processes wait for each other before the run fails."""
     seed: int = 0
     out: str = "runs/pretrain"
     """Folder for checkpoints, logs and the config as it ran."""
@@ -128,6 +130,8 @@ def load_config(name: str | Path, overrides: Sequence[str] = ()) -> PretrainConf
 def merge_config(name: str | Path, overrides: Any) -> PretrainConfig:
     """Build a config as ``load_config`` does, from the value of ``parse_overrides``."""
     config = build_config(PretrainConfig, find_config(name, "pretrain"), overrides, open_keys)
+    if config.schedule.steps and OmegaConf.select(overrides, "schedule.interval") is None:
+        config.schedule.interval = "step"
     value_range = config.data.value_range
     channels = image_channels(config)
     if value_range is not None and (

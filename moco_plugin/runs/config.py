@@ -26,7 +26,7 @@ class ScheduleConfig:
 
     epochs: int = positive(200)
     steps: int | None = positive(None)
-    """Train for this many steps, regardless of epochs; needs interval: step."""
+    """Train for this many steps, regardless of epochs; sets interval to step."""
     warmup_epochs: int = 0
     """Epochs in which the learning rate rises from 0, before what `name` says; needs interval: step."""
     name: str = "cosine"

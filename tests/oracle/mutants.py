@@ -177,8 +177,8 @@ PRETRAINING: list[Mutant] = [
     # views are normalised with the mean twice
     (
         f"{P}module.py",
-        "normalize(view.permute(0, 3, 1, 2), data.mean, data.std)",
-        "normalize(view.permute(0, 3, 1, 2), data.mean, data.mean)",
+        "normalize(view.permute(0, 3, 1, 2), self.mean, self.std)",
+        "normalize(view.permute(0, 3, 1, 2), self.mean, self.mean)",
         "defaults",
     ),
     # weights= is not loaded
