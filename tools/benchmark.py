@@ -20,7 +20,7 @@ EXAMPLES = """examples:
   %(prog)s load --config runs/photos/config.yaml
   %(prog)s contrast
   %(prog)s step
-  %(prog)s step --backbone resnet50 --image-size 224 --device cuda
+  %(prog)s step --backbone resnet50 --image-size 224 --device cuda --precision bfloat16
   %(prog)s traffic --processes 2 4 8
   %(prog)s convert
 """
@@ -39,11 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
+    step.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="default %(default)s")
+    step.add_argument("--compile", action="store_true", help="compile the encoders")
     views = what.add_parser("views", help="two views of JPEG files on one core, compared with other pipelines")
     views.add_argument("--root", help="images, as data.root (default: cuts of scikit-learn's two photographs)")
     views.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
     views.add_argument("--images", type=int, default=32, help="images per call, at most (default %(default)s)")
     views.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    views.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="of engine=device (default %(default)s)"
+    )
     contrast = what.add_parser("contrast", help="contrast with a queue, against the released formulation")
     contrast.add_argument("--batch-size", type=int, default=256, help="N (default %(default)s)")
     contrast.add_argument("--dim", type=int, default=128, help="C (default %(default)s)")

@@ -109,11 +109,11 @@ class _GroupedBatchNorm(torch.autograd.Function):
                     part, weight, bias, mean, variance, True, 1.0, eps,
                     out=place, save_mean=saved_mean, save_invstd=deviation,
                 )  # fmt: skip
-            _move(running, *statistics[:2], rate)
-            _, _, means, deviations = statistics
+            all_means, variances, means, deviations = statistics
+            _move(running, all_means, variances, rate)
         ctx.save_for_backward(input, weight, means, deviations)
         ctx.eps = eps
-        return output
+        return cast(Tensor, output)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -170,8 +170,8 @@ class SplitBatchNorm(_BatchNorm):
         if rate is None:  # the mean over all steps
             rate = 1.0 if self.num_batches_tracked is None else 1 / (int(self.num_batches_tracked) + 1)
         if torch.compiler.is_compiling():
-            output, *statistics = _in_parts(input, self.weight, self.bias, groups, self.eps)
-            _move(running, *statistics, rate)
+            output, means, variances = _in_parts(input, self.weight, self.bias, groups, self.eps)
+            _move(running, means, variances, rate)
         else:
             output = _GroupedBatchNorm.apply(input, self.weight, self.bias, running, groups, self.eps, rate)
         return cast(Tensor, self.act(self.drop(output)))

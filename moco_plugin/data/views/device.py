@@ -83,7 +83,7 @@ def _jobs(operations: np.ndarray, factors: np.ndarray, size: int, bands: int) ->
         luma, mean = other * np.isin(operations, (SATURATION, GREY)), other * (operations == CONTRAST)
         yield blend, [np.stack([np.where(blended, factors, 1), luma, mean]), np.array(LUMA)]
     if bands > 2 and len(of[HUE]):
-        yield turn_hue, [of[HUE], 6 * factors[of[HUE]], np.array([5.0, 3.0, 1.0])]
+        yield turn_hue, [of[HUE], 6 * factors[of[HUE], None] + np.array([5.0, 3.0, 1.0])]
     if len(of[BLUR]):
         yield blur, [of[BLUR], *box_blur(factors[of[BLUR]], size)]
     if bands != 2 and len(of[SOLARIZE]):
@@ -190,14 +190,15 @@ def blend(views: Tensor, shares: Tensor, luma_shares: Tensor) -> Tensor:
 
 
 @_on_colours
-def turn_hue(views: Tensor, chosen: Tensor, turns: Tensor, corners: Tensor) -> Tensor:
-    """Return views with the hue of those chosen shifted by ``turns`` sixths of a circle."""
+def turn_hue(views: Tensor, chosen: Tensor, turns: Tensor) -> Tensor:
+    """Return views with the hue of those chosen shifted by ``turns`` sixths of a circle, plus each channel's corner."""
     images = views.index_select(0, chosen)
     value, largest = images.max(dim=1, keepdim=True)
     chroma = value - images.amin(dim=1, keepdim=True)
-    sides = images.roll(-1, dims=1) - images.roll(-2, dims=1)  # green - blue, blue - red, red - green
-    hue = sides.gather(1, largest) / chroma.clamp(min=1e-8) + (2 * largest + turns[:, None, None, None])
-    k = (hue + corners[:, None, None]) % 6  # HSV to RGB, one channel each
+    around = torch.cat([images, images[:, :2]], dim=1)
+    sides = around[:, 1:4] - around[:, 2:]  # green - blue, blue - red, red - green
+    hue = (sides.gather(1, largest) / chroma.clamp(min=1e-8)).add_(largest, alpha=2)
+    k = (hue + turns[..., None, None]) % 6  # HSV to RGB, one channel each
     turned = torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)
     return views.index_copy(0, chosen, turned.round_())
 
