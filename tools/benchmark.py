@@ -23,6 +23,7 @@ EXAMPLES = """examples:
   %(prog)s step --backbone resnet50 --image-size 224 --device cuda --precision bfloat16
   %(prog)s traffic --processes 2 4 8
   %(prog)s convert
+  %(prog)s gpu-check --cpu
 """
 
 
@@ -79,20 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     traffic.add_argument("--batch-size", type=int, default=8, help="images of a process (default %(default)s)")
     traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    gpu_check = what.add_parser("gpu-check", help="results on a GPU against the CPU's, its speed, and whole runs on it")
+    gpu_check.add_argument("--cpu", dest="device", action="store_const", const="cpu", default="cuda", help="rehearse")
     convert = what.add_parser(
         "convert", help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone"
     )
     convert.add_argument("--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)")
     convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")
     convert.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    for measurement in (views, load, contrast, step, cost, traffic, convert):
+    for measurement in (views, load, contrast, step, cost, traffic, gpu_check, convert):
         measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
 
     from moco_plugin.files import write_json
 
-    result = importlib.import_module(f"moco_plugin.benchmarks.{what_to_measure}").measure(**args)
+    result = importlib.import_module(f"moco_plugin.benchmarks.{what_to_measure.replace('-', '_')}").measure(**args)
     for name, row in result["results"].items():
         values = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
         print(f"{name:>16}  " + "  ".join(values))
@@ -101,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     print(json.dumps({key: value for key, value in result.items() if key not in ("results", "advice")}))
     if out:
         write_json(out, result)
-    return 0
+    return 1 if result.get("failed") else 0
 
 
 if __name__ == "__main__":
