@@ -41,8 +41,8 @@ class Kernels:
         (MoCo, {"batch_norm": "plain"}, "sgd", 800),
         (MoCo, {"batch_norm": "shuffle"}, "sgd", 800),
         (MoCo, {}, "sgd", 1000),
-        (MoCoV3, {"batch_norm": "plain"}, "lars", 1700),
-        (MoCoV3, {"batch_norm": "plain"}, "adamw", 1700),
+        (MoCoV3, {"batch_norm": "plain"}, "lars", 1600),
+        (MoCoV3, {"batch_norm": "plain"}, "adamw", 1600),
     ],
 )
 def test_step(
