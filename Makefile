@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: help setup demo test-fast test lint docs clean
+.PHONY: help setup demo gpu-check test-fast test lint docs clean
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /make \1\t/p' Makefile
@@ -22,6 +22,10 @@ $(INSTALLED): pyproject.toml constraints.txt tools/install_detectron2.py
 
 demo: $(INSTALLED)  ## learn from unlabelled images, then detect: minutes on two cores (QUICK=1: three at most)
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick)
+
+gpu-check: $(INSTALLED)  ## compare and time everything on a GPU: ten minutes, no network (CPU=1: rehearse at toy size)
+	$(BIN)/python tools/benchmark.py gpu-check $(if $(CPU),--cpu) --out runs/gpu_check.json
+	MOCO_TEST_DEVICE=$(if $(CPU),cpu,cuda) $(BIN)/python -m pytest -q -n 0 tests/methods/test_traces.py
 
 test-fast: $(INSTALLED)  ## run the tests that take less than a minute together
 	$(BIN)/python -m pytest -q -m fast

@@ -83,3 +83,12 @@ def test_conversion_is_counted_beside_renaming_alone(tool: Tool, tmp_path: Path)
 def test_bad_arguments_are_one_sentence(tool: Tool, arguments: list[str], message: str) -> None:
     failed = tool("benchmark", "step", *arguments, code=2)
     assert message in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_the_check_of_gpus_is_rehearsed(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "gpu_check.json"
+    printed = tool("benchmark", "gpu-check", "--cpu", "--out", out).stdout
+    results = json.loads(out.read_text())["results"]
+    assert {"batch norm", "contrast, T 0.01", "step", "evaluate", "convert"} < results.keys()
+    assert all(row["passed"] for row in results.values()), results
+    assert "| batch norm | yes |" in printed

@@ -20,9 +20,10 @@ EXAMPLES = """examples:
   %(prog)s load --config runs/photos/config.yaml
   %(prog)s contrast
   %(prog)s step
-  %(prog)s step --backbone resnet50 --image-size 224 --device cuda
+  %(prog)s step --backbone resnet50 --image-size 224 --device cuda --precision bfloat16
   %(prog)s traffic --processes 2 4 8
   %(prog)s convert
+  %(prog)s gpu-check --cpu
 """
 
 
@@ -39,11 +40,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
+    step.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="default %(default)s")
+    step.add_argument("--compile", action="store_true", help="compile the encoders")
     views = what.add_parser("views", help="two views of JPEG files on one core, compared with other pipelines")
     views.add_argument("--root", help="images, as data.root (default: cuts of scikit-learn's two photographs)")
     views.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
     views.add_argument("--images", type=int, default=32, help="images per call, at most (default %(default)s)")
     views.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    views.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="of engine=device (default %(default)s)"
+    )
     contrast = what.add_parser("contrast", help="contrast with a queue, against the released formulation")
     contrast.add_argument("--batch-size", type=int, default=256, help="N (default %(default)s)")
     contrast.add_argument("--dim", type=int, default=128, help="C (default %(default)s)")
@@ -74,20 +80,22 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     traffic.add_argument("--batch-size", type=int, default=8, help="images of a process (default %(default)s)")
     traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    gpu_check = what.add_parser("gpu-check", help="results on a GPU against the CPU's, its speed, and whole runs on it")
+    gpu_check.add_argument("--cpu", dest="device", action="store_const", const="cpu", default="cuda", help="rehearse")
     convert = what.add_parser(
         "convert", help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone"
     )
     convert.add_argument("--file", type=Path, help="an official MoCo v1/v2 checkpoint (default: random weights)")
     convert.add_argument("--backbone", default="resnet50", help="of the random weights (default %(default)s)")
     convert.add_argument("--rounds", type=int, default=3, help="default %(default)s")
-    for measurement in (views, load, contrast, step, cost, traffic, convert):
+    for measurement in (views, load, contrast, step, cost, traffic, gpu_check, convert):
         measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
 
     from moco_plugin.files import write_json
 
-    result = importlib.import_module(f"moco_plugin.benchmarks.{what_to_measure}").measure(**args)
+    result = importlib.import_module(f"moco_plugin.benchmarks.{what_to_measure.replace('-', '_')}").measure(**args)
     for name, row in result["results"].items():
         values = (f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in row.items())
         print(f"{name:>16}  " + "  ".join(values))
@@ -96,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     print(json.dumps({key: value for key, value in result.items() if key not in ("results", "advice")}))
     if out:
         write_json(out, result)
-    return 0
+    return 1 if result.get("failed") else 0
 
 
 if __name__ == "__main__":
