@@ -66,7 +66,7 @@ def _read(path: Path, network: nn.Module, images: Tensor, state: Mapping[str, Te
         import onnxruntime
     except ModuleNotFoundError as error:
         raise UserError(
-            "an ONNX file is verified with onnxruntime, which is not installed; run `pip install onnx onnxscript onnxruntime`"
+            "an ONNX file is verified with onnxruntime, which is not installed; run `pip install onnxruntime`"
         ) from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
