@@ -279,9 +279,14 @@ def public_names() -> str:
     )
 
 
+def contributing() -> str:
+    """Return CONTRIBUTING.md with the links of a page."""
+    return (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text().replace("](docs/", "](")
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (pretraining, classification, methods, backbones, views, detectors, commands, public_names)
+    for function in (pretraining, classification, methods, backbones, views, detectors, commands, public_names, contributing)
 }
 
 
