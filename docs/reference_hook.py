@@ -286,7 +286,17 @@ def contributing() -> str:
 
 SECTIONS: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (pretraining, classification, methods, backbones, views, detectors, commands, public_names, contributing)
+    for function in (
+        pretraining,
+        classification,
+        methods,
+        backbones,
+        views,
+        detectors,
+        commands,
+        public_names,
+        contributing,
+    )
 }
 
 
