@@ -99,13 +99,3 @@ def test_installed_package_finds_its_configs_by_name(installed: Path, tmp_path: 
     result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     paths = result.stdout.split()
     assert len(paths) == 2 and all(path.startswith(str(installed)) and "moco_plugin/configs" in path for path in paths)
-
-
-@pytest.mark.parametrize("name", TOOLS)
-def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = __import__(f"moco_plugin.tools.{name}", fromlist=["main"])
-    with pytest.raises(SystemExit) as end:
-        module.main(["--help"])
-    shown = capsys.readouterr().out
-    assert end.value.code == 0
-    assert "example" in shown.lower()
