@@ -54,7 +54,7 @@ def _write(
         import onnxscript  # noqa: F401  (torch.onnx.export needs it)
     except ModuleNotFoundError as error:
         raise UserError(
-            f"writing ONNX needs {error.name}, which is not installed; run `pip install 'moco-plugin[onnx]'`"
+            f"writing ONNX needs {error.name}, which is not installed; run `pip install onnx onnxscript onnxruntime`"
         ) from error
     try:
         _export(path, network, images)
@@ -96,7 +96,7 @@ def _read(
         import onnxruntime
     except ModuleNotFoundError as error:
         raise UserError(
-            "an ONNX file is verified with onnxruntime, which is not installed; run `pip install 'moco-plugin[onnx]'`"
+            "an ONNX file is verified with onnxruntime, which is not installed; run `pip install onnxruntime`"
         ) from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

@@ -83,7 +83,7 @@ def apply() -> None:
         import detectron2.modeling  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
-            f"detectron2 needs {error.name}, which is not installed; run `pip install 'moco-plugin[detectron2]'`"
+            f"detectron2 needs {error.name}, which is not installed; run `pip install '.[detectron2]'` in the clone"
         ) from error
     after_import()
 
