@@ -140,7 +140,7 @@ def _step(device: str, method: Any) -> None:
 
 def _contrast_speed(device: str) -> dict[str, Any]:
     if device == "cpu":
-        return contrast.measure(8, queue_size=2048, rounds=1)["results"]
+        return {**contrast.measure(8, queue_size=2048, rounds=1)["results"]}
     torch.cuda.reset_peak_memory_stats()
     results = contrast.measure(device=device)["results"]
     return {**results, "peak_megabytes": torch.cuda.max_memory_allocated() >> 20}

@@ -214,8 +214,8 @@ PRETRAINING: list[Mutant] = [
     # device views: flips of other images
     (
         f"{V}device.py",
-        "views[flipped] = views[flipped].flip(dims=(3,))",
-        "views[flipped] = views[flipped].flip(dims=(2,))",
+        "views.index_select(0, chosen).flip(dims=(3,))",
+        "views.index_select(0, chosen).flip(dims=(2,))",
         BLOCKS,
     ),
     # kNN: temperature, mode of the network, view
