@@ -54,7 +54,7 @@ def decode(part: msgspec.Raw | bytes, kind: type[T], name: str) -> T:
         raise UserError(f"{name}: {error}; correct the file") from error
 
 
-def decode_or_none(part: msgspec.Raw, kind: type[T]) -> T | None:
+def decode_or_none(part: msgspec.Raw | bytes, kind: type[T]) -> T | None:
     """Return a part of a JSON file as a type, or None if it is something else."""
     try:
         value: T = msgspec.json.decode(part, type=kind, strict=False)
