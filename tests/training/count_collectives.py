@@ -35,6 +35,6 @@ def show(self: Throughput, trainer: Any, *args: Any) -> None:
 
 for collective in COLLECTIVES:
     setattr(dist, collective, counted(collective))
-Throughput.on_train_batch_start = show  # type: ignore[method-assign]
+Throughput.on_train_batch_start = show  # type: ignore[method-assign, assignment]
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
