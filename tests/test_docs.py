@@ -59,6 +59,7 @@ def test_site_has_every_page(site: Path) -> None:
     assert "Momentum Contrast" in (site / "api/index.html").read_text()
     assert "<!-- reference" not in (site / "settings/index.html").read_text()
     home = (site / "index.html").read_text()
+    assert "import LightlyDataset" in re.sub("<[^>]+>", "", (site / "lightly/index.html").read_text())  # by a snippet
     assert "pictures/demo.png" in home and "76.5" in home and home.count("tools/pretrain.py") >= 1
 
 
