@@ -2,8 +2,9 @@
 ARG BASE=python:3.11-slim
 
 FROM python:3.11-slim AS build
+ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL
 WORKDIR /source
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py README.md LICENSE ./
 COPY moco_plugin moco_plugin
 COPY configs configs
 COPY tools tools
@@ -12,6 +13,8 @@ COPY benchmarks benchmarks
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${BASE}
+# pip's own settings say where packages come from: an index of CPU builds of torch keeps CUDA's libraries out
+ARG PIP_INDEX_URL PIP_EXTRA_INDEX_URL
 # git and a compiler are what installing detectron2 from its source takes
 RUN apt-get update \
     && apt-get install -y --no-install-recommends git g++ \
@@ -20,8 +23,7 @@ COPY --from=build /wheels /wheels
 COPY constraints.txt /wheels/
 # constraints hold versions for Python 3.11 and newer; a base with torch keeps its own
 RUN python -c "import torch" 2>/dev/null \
-    || pip install --no-cache-dir -c /wheels/constraints.txt torch torchvision --index-url https://download.pytorch.org/whl/cpu \
-       --extra-index-url https://pypi.org/simple
+    || pip install --no-cache-dir -c /wheels/constraints.txt torch torchvision
 RUN pip install --no-cache-dir setuptools wheel \
     && pip install --no-cache-dir "$(ls /wheels/*.whl)[detectron2,lightly-train,onnx]" \
     && moco-install-detectron2

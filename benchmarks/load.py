@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import torch
@@ -16,7 +16,6 @@ from moco_plugin.benchmarks.timing import at_least
 from moco_plugin.data.datasets import TrainImages
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import loader_processes
-from moco_plugin.data.normalize import normalize
 from moco_plugin.errors import UsageError
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.pretraining.prepare import open_images, prepare_run
@@ -45,7 +44,7 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
     dataset = TrainImages(images, views, run.seed, views.shrink if run.views.jpeg_scaling else None)
     threads, cv2_threads = torch.get_num_threads(), cv2.getNumThreads()
     module = PretrainModule(run)
-    module.method.to(device).train()
+    module.to(device).train()
     parameters = [parameter for parameter in module.method.parameters() if parameter.requires_grad]
     optimizer = build_optimizer(run.optimizer, parameters, 0.0)
     parts: dict[str, list[float]] = {
@@ -73,9 +72,9 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
         cv2.setNumThreads(cv2_threads)
 
         def to_device(batch: Any = collated) -> list[torch.Tensor]:
-            arrays = views.finish([array.to(device) for array in batch[0]], batch[1])
-            both = [normalize(view.permute(0, 3, 1, 2), run.data.mean, run.data.std) for view in arrays]
-            return [view.contiguous(memory_format=module.layout) for view in both]
+            arrays, plans, names = batch
+            moved = ([array.to(device) for array in arrays], plans, names)
+            return cast(list[torch.Tensor], module.on_after_batch_transfer(moved, 0)[0])
 
         tensors = timed("transfer and device views", to_device)
 

@@ -8,8 +8,10 @@ from lightly.loss import NTXentLoss
 from lightly.models.utils import update_momentum
 
 from moco_plugin.backbones import check_features, create_backbone
-from moco_plugin.benchmarks.timing import at_least, check_device, compare, ratios
+from moco_plugin.benchmarks.timing import at_least, check_device, compare, count_kernels, ratios
 from moco_plugin.methods import MoCo
+from moco_plugin.runs.config import OptimizerConfig
+from moco_plugin.runs.optimizers import build_optimizer
 
 BATCH_NORM = {"bare encoders": "plain", "plain batch norm": "plain", "groups": "auto", "lightly": "plain"}
 
@@ -21,11 +23,23 @@ def measure(
     queue_size: int = 65536,
     rounds: int = 30,
     device: str = "cpu",
+    precision: str = "float32",
+    compile: bool = False,
 ) -> dict[str, Any]:
     """Time steps: two encoders with their heads alone, MoCo v2 with plain and with grouped batch norm, lightly's example.
 
     The encoders alone compute a loss without negatives, its gradient and the optimizer's step; plain batch norm, nothing
     shuffled, no momentum update. lightly's example adds its momentum update, its loss and its memory bank.
+
+    Args:
+        backbone: A timm model.
+        image_size: Pixels.
+        batch_size: Images.
+        queue_size: K.
+        rounds: Steps of each.
+        device: "cpu", or "cuda", where the kernels of a step are counted as well.
+        precision: "float32", or "bfloat16" for autocast.
+        compile: Compile the encoders.
     """
     at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
     at_least(batch_size, queue_size=queue_size)
@@ -38,7 +52,9 @@ def measure(
         ours = name in ("plain batch norm", "groups")
         model = MoCo(network, dim, queue_size=queue_size if ours else batch_size, batch_norm=BATCH_NORM[name])
         model.to(device).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=0.03, momentum=0.9, weight_decay=1e-4)
+        for encoder in model.modules_to_compile() if compile else ():
+            encoder.compile()
+        optimizer = build_optimizer(OptimizerConfig(), model.encoder_q.parameters(), lr=0.03)
         ntxent = NTXentLoss(temperature=0.2, memory_bank_size=(queue_size, 128)).to(device)
 
         def loss() -> Any:
@@ -53,14 +69,20 @@ def measure(
 
         def run() -> None:
             optimizer.zero_grad()
-            loss().backward()
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+                value = loss()
+            value.backward()
             optimizer.step()
 
         return run
 
     shape = (batch_size, 3, image_size, image_size)
     views = [torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last) for _ in range(2)]
-    seconds = compare({name: contestant(name) for name in BATCH_NORM}, rounds, device)
+    contestants = {name: contestant(name) for name in BATCH_NORM}
+    results: dict[str, dict[str, Any]] = {**ratios(compare(contestants, rounds, device), "bare encoders", device)}
+    for name, row in results.items() if device == "cuda" else ():
+        row["images_per_second"] = round(1000 * batch_size / row["wall_milliseconds"])
+        row["kernels"] = count_kernels(contestants[name])
     settings = {
         "backbone": backbone,
         "image_size": image_size,
@@ -68,9 +90,7 @@ def measure(
         "queue_size": queue_size,
         "rounds": rounds,
         "device": device,
+        "precision": precision,
+        "compile": compile,
     }
-    return {
-        "settings": settings,
-        "threads": torch.get_num_threads(),
-        "results": ratios(seconds, "bare encoders", device),
-    }
+    return {"settings": settings, "threads": torch.get_num_threads(), "results": results}

@@ -43,6 +43,14 @@ def compare(
     return seconds
 
 
+def count_kernels(call: Callable[[], object]) -> int:
+    """Return how many kernels a call starts on a CUDA device, copies included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
+        call()
+        torch.cuda.synchronize()
+    return sum(event.device_type == torch.autograd.DeviceType.CUDA for event in recorded.events())
+
+
 def ratios(
     seconds: dict[str, list[tuple[float, float]]], to: str, device: str = "cpu", parts: int = 1
 ) -> dict[str, dict[str, float]]:

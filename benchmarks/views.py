@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 from torch.utils.data import default_collate
 from torchvision import transforms
 
-from moco_plugin.benchmarks.timing import at_least, compare, ratios
+from moco_plugin.benchmarks.timing import at_least, check_device, compare, ratios
 from moco_plugin.data.datasets import TrainImages
 from moco_plugin.data.decode import decode_array
 from moco_plugin.data.images import ImageSet
@@ -25,7 +25,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PHOTOS = 16  # of the default set
 
 
-def measure(root: str | None = None, image_size: int = 224, images: int = 32, rounds: int = 10) -> dict[str, Any]:
+def measure(
+    root: str | None = None, image_size: int = 224, images: int = 32, rounds: int = 10, device: str = "cpu"
+) -> dict[str, Any]:
     """Time each pipeline from JPEG files to a batch of pairs, and decoding alone.
 
     Args:
@@ -33,7 +35,9 @@ def measure(root: str | None = None, image_size: int = 224, images: int = 32, ro
         image_size: Side of a view.
         images: Images a call, at most.
         rounds: Calls of each.
+        device: On which the ``device`` engine finishes views, from batches on the CPU.
     """
+    check_device(device)
     at_least(1, image_size=image_size, images=images, rounds=rounds)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -44,13 +48,18 @@ def measure(root: str | None = None, image_size: int = 224, images: int = 32, ro
         if not photos.paths:
             raise UsageError(f"{root} holds no image files; expected a folder or a list of them")
         paths = photos.paths[:images]
-        seconds = compare({name: _batch(make, paths) for name, make in _pipelines(photos, image_size).items()}, rounds)
+        contestants = {name: _batch(make, paths) for name, make in _pipelines(photos, image_size).items()}
+        views = Views("moco_v2", image_size, "device")
+        dataset = TrainImages(photos, views, seed=0)
+        arrays, plans, _ = views.collate([dataset[number] for number in range(len(paths))])
+        contestants["device (finish)"] = lambda: views.finish([array.to(device) for array in arrays], plans)
+        seconds = compare(contestants, rounds, device)
     results = ratios(seconds, "released", parts=len(paths))
     for row in results.values():
         row["faster"] = round(1 / row["ratio"], 2)
         row["pairs_per_second"] = round(1000 / row["cpu_milliseconds"], 1)
     settings = {"root": root or "sample photographs", "image_size": image_size, "images": len(paths), "rounds": rounds}
-    return {"settings": settings, "results": results}
+    return {"settings": {**settings, "device": device}, "results": results}
 
 
 def _write_photos(folder: Path) -> None:

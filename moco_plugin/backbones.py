@@ -31,6 +31,7 @@ def create_backbone(
     conv_stem: bool = False,
     sincos_position: bool = False,
     frozen_patch_projection: bool = False,
+    any_size: bool = False,
     **arguments: Any,
 ) -> nn.Module:
     """Create a timm model that maps N x C x H x W images to N x ``feature_dim(model)`` features.
@@ -46,6 +47,7 @@ def create_backbone(
         sincos_position: Fixed 2-d sine-cosine position embedding of a ViT (v3).
         conv_stem: Embed a ViT's patches by v3's stack of convolutions (``vit_conv_small`` and ``_base``, appendix of v3).
         frozen_patch_projection: A ViT's random patch projection is not trained (v3, section 5).
+        any_size: Take images of any size where the network can: ViTs resample their position embedding, Swin pads windows.
         **arguments: Further arguments of timm.create_model, such as ``in_chans`` (C, 3 unless given), ``channels``,
             ``pretrained`` or, for v3's ViTs, ``weight_init="moco"``.
 
@@ -71,6 +73,8 @@ def create_backbone(
     optional = {"zero_init_last": arguments.pop("zero_init_last", False)}
     if conv_stem:
         arguments["embed_layer"] = ConvStem
+    if any_size:  # what each family calls it
+        optional |= {"dynamic_img_size": True, "strict_img_size": False}
     if image_size is not None and "img_size" not in arguments:
         optional["img_size"] = image_size
     if frozen_patch_projection and "weight_init" in arguments:  # without patches a better sentence follows

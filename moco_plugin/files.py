@@ -71,6 +71,17 @@ def check_file(path: str | Path, what: str = "a file", error: type[UserError] = 
     return status
 
 
+def check_name(path: str | Path) -> None:
+    """Raise UsageError for what cannot be a path: pathlib's own questions end in other errors."""
+    try:
+        os.stat(Path(path).expanduser())
+    except (ValueError, RuntimeError) as error:  # the latter: ~ and no such user
+        raise UsageError(f"{shown(path)} cannot be a path ({reason(error)}); check the path") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"{shown(path)} cannot be a path ({error.strerror}); check the path") from error
+
+
 def open_file(path: str | Path, what: str = "a file", error: type[UserError] = UserError) -> IO[bytes]:
     """Open a regular file for reading; see ``check_file``."""
     check_file(path, what, error)
@@ -88,15 +99,29 @@ def read_file(
     Raises:
         UserError: As ``check_file``, or it is larger.
     """
-    with open_file(path, what, error) as file:
-        try:
-            size = os.fstat(file.fileno()).st_size
-            data = b"" if size > most else file.read(most + 1)
-        except OSError as cause:
-            raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the disk") from cause
+    size = check_file(path, what, error).st_size
+    try:
+        if size > most:
+            data = b""
+        else:
+            with open(path, "rb", buffering=0) as file:
+                data = file.read(size + 1)
+                if len(data) != size:  # it changes, or the system does not know its size
+                    data += _rest(file, most + 1 - len(data))
+    except OSError as cause:
+        raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the path and its permissions") from cause
     if size > most or len(data) > most:
         raise error(f"{shown(path)} has more than {most:,} bytes; expected {what}")
     return data
+
+
+def _rest(file: IO[bytes], most: int) -> bytes:
+    """Return what is left of a file, at most so many bytes."""
+    parts = []
+    while most > 0 and (part := file.read(min(most, 1 << 24))):
+        parts.append(part)
+        most -= len(part)
+    return b"".join(parts)
 
 
 def read_text(
@@ -224,6 +249,7 @@ def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> 
 def check_output(path: str | Path, overwrite: bool) -> Path:
     """Return ``path``, or raise UsageError if it exists and ``overwrite`` is false."""
     path = Path(path)
+    check_name(path)
     if path.exists() and not overwrite:
         raise UsageError(f"{path} exists already and was kept; pass --overwrite or choose another output")
     return path
@@ -231,6 +257,7 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 def check_checkpoint(path: str) -> None:
     """Raise UserError if a path does not exist and is not the name of a released checkpoint."""
+    check_name(path)
     if re.search(r"[./\\]", path) and "://" not in path and not Path(path).expanduser().exists():
         raise UserError(f"{path}: no such file; expected a checkpoint")
 

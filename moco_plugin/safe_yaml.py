@@ -13,6 +13,7 @@ MAX_BYTES = 1 << 18
 MAX_VALUES = 100_000
 """Values of a YAML file, with each alias counted as a copy of what it stands for."""
 MAX_DEPTH = 50
+MAX_DIGITS = 400
 
 
 def parse_yaml(text: str | bytes, name: str) -> Any:
@@ -67,6 +68,8 @@ def _count(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> int:
         raise UsageError(f"{name} holds an alias of itself; expected plain YAML")
     if len(above) > MAX_DEPTH:
         raise UsageError(f"{name} is nested more than {MAX_DEPTH} levels deep; expected a config")
+    if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
+        raise UsageError(f"{name} holds a number of {len(node.value)} digits; expected at most {MAX_DIGITS}")
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]

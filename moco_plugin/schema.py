@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moco_plugin.errors import UsageError, did_you_mean
+from moco_plugin.files import check_name
 from moco_plugin.safe_yaml import MAX_DEPTH, parse_yaml, read_yaml_file
 
 Schema = TypeVar("Schema")
@@ -26,6 +27,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
     Raises:
         UsageError: It cannot be read, is invalid, or inherits from itself.
     """
+    check_name(path)
     path = path.resolve()
     if path in seen:
         raise UsageError(f"{path} inherits from itself through its _base_")
@@ -40,21 +42,52 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
     return config if base is None else OmegaConf.merge(read_yaml(path.parent / base, (*seen, path)), config)
 
 
-def parse_overrides(overrides: Sequence[str]) -> Any:
+def parse_overrides(overrides: Sequence[str], schema: Any = None) -> Any:
     """Return ``key=value`` texts as an OmegaConf tree.
+
+    Args:
+        overrides: The texts. Values are YAML, but those of keys that hold text are taken literally: ``007`` and ``1e3``
+            are names. ``null`` stands for None where that is allowed; a text in quotes is without them.
+        schema: The dataclass that says which keys hold text.
 
     Raises:
         UsageError: One is not ``key=value``, or its value is not valid YAML.
     """
+    tree = OmegaConf.create()
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or key.count(".") > MAX_DEPTH:
             raise UsageError(f"{override[:80]!r} is not an override; expected key=value, such as data.batch_size=64")
-        parse_yaml(value, key)
-    try:
-        return OmegaConf.from_dotlist(list(overrides))
-    except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
-        raise UsageError(f"config: {str(error).splitlines()[0]}") from error
+        kind = None if schema is None or not value or value[0] in "'\"" else _type_of(schema, key)
+        try:
+            if kind is str or (kind == str | None and value != "null"):
+                OmegaConf.update(tree, key, value)
+            else:
+                parse_yaml(value, key)
+                tree.merge_with_dotlist([override])
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+            raise UsageError(f"config: {str(error).splitlines()[0]}") from error
+    return tree
+
+
+def _type_of(schema: Any, key: str) -> Any:
+    """Return the type of a key, or None for one that a schema does not have."""
+    kind: Any = schema
+    for part in key.split("."):
+        kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
+    return kind
+
+
+def _lists_as_text(schema: Any, layer: Any) -> Any:
+    """Return a YAML file's content with lists as text where keys hold text, as on the command line: ``[a, b]``."""
+    if is_dataclass(schema) and OmegaConf.is_dict(layer):
+        for name, kind in get_type_hints(schema).items():
+            value = layer.get(name) if name in layer and not OmegaConf.is_missing(layer, name) else None
+            if isinstance(value, ListConfig) and kind in (str, str | None):
+                layer[name] = f"[{', '.join(map(str, value))}]"
+            elif OmegaConf.is_dict(value):
+                _lists_as_text(kind, value)
+    return layer
 
 
 def build_config(
@@ -73,7 +106,7 @@ def build_config(
     """
     config = OmegaConf.structured(schema)
     try:
-        for layer in ([] if file is None else [read_yaml(file)]) + [overrides]:
+        for layer in ([] if file is None else [_lists_as_text(schema, read_yaml(file))]) + [overrides]:
             config = OmegaConf.merge(config, layer)
         result: Schema = OmegaConf.to_object(config)  # type: ignore[assignment]
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
@@ -157,6 +190,7 @@ def find_config(name: str | Path, kind: str) -> Path:
     Raises:
         UsageError: Not found; the shipped names are listed.
     """
+    check_name(name)
     shipped = configs_folder() / kind
     text = str(name)
     tail = text.split(f"configs/{kind}/")[-1]

@@ -20,6 +20,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.conftest import TRAIN
+from tests.detectors import samples_by_others  # noqa: F401  (adds to SAMPLES)
+from tests.detectors.samples import SAMPLES
 from tests.helpers import safety_cases
 
 TOKENS = [
@@ -73,7 +75,15 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
         ],
         "special weights": [name.encode() for name in safety_cases.SPECIAL],
         "detectron2 weights": [pickle.dumps(arrays, 2), *safety_cases.pickle_cases(marker).values()],
+        **{kind: _annotations(kind, folder / kind) for kind in safety_cases.ANNOTATIONS},
     }
+
+
+def _annotations(kind: str, folder: Path) -> list[bytes]:
+    """Return the file of a data set as its tool writes it, and hostile ones."""
+    name, file = safety_cases.ANNOTATIONS[kind]
+    SAMPLES[name].write(folder)
+    return [(folder / file).read_bytes(), *safety_cases.annotation_cases()[kind]]
 
 
 def mutate(data: bytes, generator: random.Random) -> bytes:
@@ -133,6 +143,14 @@ def run(kind: str, data: bytes, folder: str) -> None:
 
             Path("part").mkdir()
             code = _refused(lambda: check(data.decode(errors="replace"), Path("part")))
+        elif kind in safety_cases.ANNOTATIONS:
+            from moco_plugin.tools import transfer
+
+            name, file = safety_cases.ANNOTATIONS[kind]
+            arguments = SAMPLES[name].write(Path("set"))
+            Path("set", file).write_bytes(data)
+            os.chdir("set")
+            code = transfer.main([*arguments, "--check", "--out", "out"])
         else:
             code = tools[kind]()
     except SystemExit as end:

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -36,12 +37,16 @@ def test_cost_model_names_the_limit(tool: Tool) -> None:
     assert "limit traffic" in printed[1]
 
 
-@pytest.mark.parametrize("engine", ["fast", "device"])
-def test_load_names_the_part_that_limits_a_run(tool: Tool, tmp_path: Path, engine: str) -> None:
+@pytest.mark.parametrize(("engine", "channels"), [("fast", 3), ("device", 3), ("device", 4)])
+def test_load_names_the_part_that_limits_a_run(tool: Tool, tmp_path: Path, engine: str, channels: int) -> None:
     for number in range(4):
-        Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.jpg")
+        if channels == 3:
+            Image.new("RGB", (40, 30)).save(tmp_path / f"{number}.jpg")
+        else:
+            np.save(tmp_path / f"{number}.npy", np.full((30, 40, channels), 40 * number, np.uint8))
     settings = [f"data.root={tmp_path}", "data.batch_size=4", "data.image_size=32", f"views.engine={engine}"]
     small = ["backbone=resnet18", "method_args.queue_size=8", "method_args.batch_norm_groups=1"]
+    small.append(f"backbone_args.in_chans={channels}")
     printed = tool("benchmark", "load", "method=moco", *settings, *small, "--batches", "1").stdout
     assert all(part in printed for part in ("read", "decode", "views", "step", "limits this run", "change: "))
 
@@ -78,3 +83,12 @@ def test_conversion_is_counted_beside_renaming_alone(tool: Tool, tmp_path: Path)
 def test_bad_arguments_are_one_sentence(tool: Tool, arguments: list[str], message: str) -> None:
     failed = tool("benchmark", "step", *arguments, code=2)
     assert message in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_the_check_of_gpus_is_rehearsed(tool: Tool, tmp_path: Path) -> None:
+    out = tmp_path / "gpu_check.json"
+    printed = tool("benchmark", "gpu-check", "--cpu", "--out", out).stdout
+    results = json.loads(out.read_text())["results"]
+    assert {"batch norm", "contrast, T 0.01", "step", "evaluate", "convert"} < results.keys()
+    assert all(row["passed"] for row in results.values()), results
+    assert "| batch norm | yes |" in printed

@@ -206,3 +206,27 @@ def test_built_method_trains() -> None:
     loss, _ = method(torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2))
     loss.backward()
     assert all(p.grad is not None for p in method.encoder_q.parameters())
+
+
+@pytest.mark.parametrize("text", ["007", "1e3", "yes", "run #3", "null", "a: b", "epoch=9-step=100", "[a, b{1..2}]"])
+def test_text_stays_text(text: str) -> None:
+    assert load_config("moco_v2_resnet50_200ep", [f"data.root={text}"]).data.root == text
+    assert load_config("moco_v2_resnet50_200ep", [f"data.root='{text}'"]).data.root == text
+    assert load_config("moco_v2_resnet50_200ep", ["data.root=x", "weights=null"]).weights is None
+
+
+def test_lists_of_sources_in_yaml(tmp_path: Path) -> None:
+    recipe = configs_folder() / "pretrain" / "moco_v2_resnet50_200ep.yaml"
+    (tmp_path / "a.yaml").write_text(f"_base_: {recipe}\ndata: {{root: [a, 'b-{{1..2}}.tar']}}")
+    assert load_config(str(tmp_path / "a.yaml")).data.root == "[a, b-{1..2}.tar]"
+
+
+def test_a_number_of_steps_sets_the_interval() -> None:
+    assert load_config("moco_v2", ["data.root=x", "schedule.steps=60"]).schedule.interval == "step"
+    assert load_config("moco_v2", ["data.root=x"]).schedule.interval == "epoch"
+
+
+def test_options_in_the_style_of_other_tools_are_answered_with_the_key(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--data", "photos"], ["--data=photos"]):
+        assert pretrain(arguments) == 2
+        assert "did you mean data.root=photos?" in capsys.readouterr().err

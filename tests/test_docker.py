@@ -36,6 +36,7 @@ def test_instructions(steps: list[dict[str, str]]) -> None:
     (command,) = (step["value"] for step in steps if step["instruction"] == "CMD")
     assert command.split('"')[1] in scripts["scripts"]
     installed = next(step["value"] for step in steps if "*.whl)[" in step["value"])
+    assert "index-url" not in (ROOT / "Dockerfile").read_text()  # pip's settings name the index
     extras = installed.partition("*.whl)[")[2].partition("]")[0].split(",")
     assert set(extras) <= set(scripts["optional-dependencies"])
 

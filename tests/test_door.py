@@ -1,6 +1,7 @@
 """The one door through which files of others are opened."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,30 @@ def test_encodings(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes("chât\r\nété".encode(encoding))
     assert read_text(tmp_path / "a.txt") == "chât\nété"
     assert decode_text("\ufeffa".encode("utf-16-be")) == "a"
+
+
+OPENING = re.compile(
+    r"(?<![\w.])open\(|Image\.open\(|\.read_text\(|\.read_bytes\(|np\.load\(|json\.load\(|cv2\.imread\(|TiffFile\(|ZipFile\("
+)
+WITHIN = {  # what is opened behind the door, or was written by the process itself
+    "files.py": {"return open(path", "with open(path"},
+    "data/decode.py": {"Image.open(file, formats=PILLOW_FORMATS)"},
+    "data/tiff.py": {"TiffFile(io.BytesIO(data)", "Image.open(io.BytesIO("},
+    "sources/zip.py": {"ZipFile(open_file("},
+}
+
+
+def test_files_are_opened_at_the_door_alone() -> None:
+    package = Path(__file__).parents[1] / "moco_plugin"
+    wrong = []
+    for path in (
+        package / "files.py",
+        package / "safe_yaml.py",
+        *package.glob("data/*.py"),
+        *package.glob("sources/*.py"),
+    ):
+        name = path.relative_to(package).as_posix()
+        for line in path.read_text().splitlines():
+            if OPENING.search(line) and not any(allowed in line for allowed in WITHIN.get(name, ())):
+                wrong.append(f"{name}: {line.strip()}")
+    assert wrong == []

@@ -12,16 +12,60 @@ import pytest
 from tests.helpers.wheel import build_wheel
 
 ROOT = Path(__file__).parents[1]
+TOOLS = sorted(path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__")
+
+
+# Builds from a copy of the tree as a clone has it, without an index.
+BUILD = "import sys; from setuptools import build_meta; print(build_meta.build_sdist(sys.argv[1]))"
+INSTALL = ("install", "-q", "--no-deps", "--no-index")
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = tmp_path_factory.mktemp("source")
     for name in ("moco_plugin", "tools", "demo", "benchmarks", "configs"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source: Path) -> Path:
     return build_wheel(source, source / "dist")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment that holds the wheel alone; what it needs is found in the environment of the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    python = folder / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "pip", "--python", str(python), *INSTALL, str(wheel)], check=True)
+    (home,) = folder.glob("lib/python*/site-packages")
+    others = [path for path in sys.path if path.endswith("site-packages")]  # read without their .pth files
+    (home / "others.pth").write_text("\n".join(others) + "\n")
+    return folder
+
+
+def test_sdist_gives_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -> None:
+    built = subprocess.run(
+        [sys.executable, "-c", BUILD, str(tmp_path)], cwd=source, capture_output=True, text=True, check=True
+    )
+    again = build_wheel(tmp_path / built.stdout.split()[-1], tmp_path / "dist")
+    assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
+
+
+def test_every_console_command_of_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
+    code = "import moco_plugin; print(moco_plugin.__file__)"
+    python = str(installed / "bin" / "python")
+    found = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert found.stdout.startswith(str(installed))
+    commands = sorted((installed / "bin").glob("moco-*"))
+    assert len(commands) == len(TOOLS)
+    for command in commands:
+        shown = subprocess.run([str(command), "--help"], cwd=tmp_path, capture_output=True, text=True)
+        assert shown.returncode == 0 and "example" in shown.stdout, (command, shown.stderr)
 
 
 def test_wheel_holds_all_code_and_configs(wheel: Path) -> None:
@@ -42,30 +86,16 @@ def test_every_tool_is_a_console_command(wheel: Path) -> None:
     entry_points.read_string(archive.read(name).decode())
     commands = dict(entry_points["console_scripts"])
     assert "timm" in entry_points["moco_plugin.formats"]
-    tools = [path.stem for path in (ROOT / "tools").glob("*.py") if path.stem != "__init__"]
-    names = {tool: tool.removesuffix("_cli").replace("_", "-") for tool in tools}
+    names = {tool: tool.removesuffix("_cli").replace("_", "-") for tool in TOOLS}
     assert commands == {f"moco-{name}": f"moco_plugin.tools.{tool}:main" for tool, name in names.items()}
 
 
-def test_installed_package_finds_its_configs_by_name(wheel: Path, tmp_path: Path) -> None:
-    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+def test_installed_package_finds_its_configs_by_name(installed: Path, tmp_path: Path) -> None:
     code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r})\n"
         "from moco_plugin.schema import find_config\n"
         "print(find_config('moco_v2_resnet50_200ep', 'pretrain'), find_config('voc/pascal_voc_R_50_C4_24k', 'detectron2'))"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    python = str(installed / "bin" / "python")
+    result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     paths = result.stdout.split()
-    assert len(paths) == 2 and all(
-        path.startswith(str(tmp_path / "site" / "moco_plugin" / "configs")) for path in paths
-    )
-
-
-@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "tools").glob("*.py") if p.stem != "__init__"))
-def test_help_has_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    module = __import__(f"moco_plugin.tools.{name}", fromlist=["main"])
-    with pytest.raises(SystemExit) as end:
-        module.main(["--help"])
-    shown = capsys.readouterr().out
-    assert end.value.code == 0
-    assert "example" in shown.lower()
+    assert len(paths) == 2 and all(path.startswith(str(installed)) and "moco_plugin/configs" in path for path in paths)

@@ -4,9 +4,12 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+import moco_plugin
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "moco_plugin"
@@ -37,15 +40,36 @@ ORDER = (
 EXTRAS = ("sources", "probes", "pages")  # and detectors, which only its page imports
 
 
+NAMED = re.compile(r"moco_plugin(\.\w+)+(:\w+)?")
+PUBLIC = moco_plugin._MODULES  # what `import moco_plugin` leads to, by name
+# Who asks for entry points, which lead to higher rooms and to other packages; tools/evaluate.py asks for evaluations.
+ASKS = {"moco_plugin.formats": "checkpoints", "moco_plugin.methods": "methods", "moco_plugin.sources": "data"}
+LARGEST_ROOM = 0.15  # of the package
+CORE_LINES, PACKAGE_LINES = 17_000, 21_700
+
+
 def imports(path: Path) -> set[str]:
-    """Modules and names that a file imports, those inside functions included."""
+    """Modules and names that a file imports or names, in functions, strings and attributes of ``moco_plugin`` too."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    tree = ast.parse(path.read_text())
+    groups = {
+        keyword.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for keyword in node.keywords
+        if keyword.arg == "group"
+    }
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return found
+        elif isinstance(node, ast.Attribute) and (name := ast.unparse(node)).startswith("moco_plugin."):
+            found.add(name)
+        elif isinstance(node, ast.Constant) and node not in groups and NAMED.fullmatch(named := str(node.value)):
+            found |= {named.replace(":", "."), named.partition(":")[0]}
+    public = {name.split(".")[1] for name in found if name.startswith("moco_plugin.")} & PUBLIC.keys()
+    return found | {PUBLIC[name] for name in public}
 
 
 FILES = {path.relative_to(PACKAGE).as_posix(): imports(path) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -117,7 +141,7 @@ def test_methods_import_torch_alone() -> None:
     for path, names in FILES.items():
         if path.startswith("methods/"):
             for name in names:
-                assert name.split(".")[0] in STDLIB | {"torch"} or name.startswith(ours), (path, name)
+                assert name.split(".")[0] in STDLIB | {"torch", "triton"} or name.startswith(ours), (path, name)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +212,40 @@ def test_components_register_by_their_import(script: str, message: str) -> None:
     assert (result.returncode == 0) == (not message) and re.search(message, result.stderr), result.stderr
 
 
-def test_no_file_is_long() -> None:
-    files = [path for folder in ("moco_plugin", "tools", "tests") for path in (ROOT / folder).rglob("*.py")]
-    assert [path.name for path in files if len(path.read_text().splitlines()) > 350] == []
+def test_entry_points_lead_to_what_exists() -> None:
+    """They are the only way to a higher room; who asks for them is on a list."""
+    asks = {}
+    for name in FILES:
+        for group in re.findall(r'entry_points\(group="([\w.]+)"\)', (PACKAGE / name).read_text()):
+            asks[group] = name.split("/")[0]
+    assert asks == ASKS
+    tomllib = pytest.importorskip("tomllib")  # of Python 3.11
+    named = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+    for values in named.values():
+        for value in values.values():
+            assert f"{value.partition(':')[0].removeprefix('moco_plugin.').replace('.', '/')}.py" in FILES, value
+
+
+def test_rooms_are_small() -> None:
+    lines: Counter[str] = Counter()
+    for name in FILES:
+        room = "transfer/components" if name.startswith("transfer/components/") else name.split("/")[0]
+        lines[room] += len((PACKAGE / name).read_text().splitlines())
+    assert {room: count for room, count in lines.items() if count > LARGEST_ROOM * lines.total()} == {}
+    assert lines.total() <= PACKAGE_LINES
+    assert lines.total() - sum(lines[extra] for extra in (*EXTRAS, "detectors")) <= CORE_LINES
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import importlib; importlib.import_module('moco_plugin.pages.page')",
+        "ENTRY = 'moco_plugin.pages.page:draw'",
+        "import moco_plugin; moco_plugin.evaluate_retrieval",
+        "from moco_plugin import evaluate_retrieval",
+        "def late():\n    import moco_plugin.pages.page",
+    ],
+)
+def test_hidden_imports_are_seen(line: str, tmp_path: Path) -> None:
+    (tmp_path / "file.py").write_text(line)
+    assert {room_of(name) for name in imports(tmp_path / "file.py")} & set(EXTRAS)

@@ -20,11 +20,12 @@ EXAMPLES = """examples:
   %(prog)s load --config runs/photos/config.yaml
   %(prog)s contrast
   %(prog)s step
-  %(prog)s step --backbone resnet50 --image-size 224 --device cuda
+  %(prog)s step --backbone resnet50 --image-size 224 --device cuda --precision bfloat16
   %(prog)s traffic --processes 2 4 8
   %(prog)s convert
   %(prog)s accuracy --minutes 15
   %(prog)s recipes --set stamps
+  %(prog)s gpu-check --cpu
 """
 
 
@@ -41,11 +42,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
+    step.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="default %(default)s")
+    step.add_argument("--compile", action="store_true", help="compile the encoders")
     views = what.add_parser("views", help="two views of JPEG files on one core, compared with other pipelines")
     views.add_argument("--root", help="images, as data.root (default: cuts of scikit-learn's two photographs)")
     views.add_argument("--image-size", type=int, default=224, help="pixels (default %(default)s)")
     views.add_argument("--images", type=int, default=32, help="images per call, at most (default %(default)s)")
     views.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    views.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cpu", help="of engine=device (default %(default)s)"
+    )
     contrast = what.add_parser("contrast", help="contrast with a queue, against the released formulation")
     contrast.add_argument("--batch-size", type=int, default=256, help="N (default %(default)s)")
     contrast.add_argument("--dim", type=int, default=128, help="C (default %(default)s)")
@@ -76,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     traffic.add_argument("--batch-size", type=int, default=8, help="images of a process (default %(default)s)")
     traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
+    gpu_check = what.add_parser("gpu-check", help="results on a GPU against the CPU's, its speed, and whole runs on it")
+    gpu_check.add_argument("--cpu", dest="device", action="store_const", const="cpu", default="cuda", help="rehearse")
     convert = what.add_parser(
         "convert", help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone"
     )
@@ -96,14 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     recipes.add_argument("--seeds", type=int, nargs="+", default=[0], help="of each recipe (default 0)")
     recipes.add_argument("--rounds", type=int, default=1, help="through all settings (default %(default)s)")
     recipes.add_argument("--folder", type=Path, help="for what was measured (default runs/recipes)")
-    for measurement in (accuracy, recipes, views, load, contrast, step, cost, traffic, convert):
+    for measurement in (accuracy, recipes, views, load, contrast, step, cost, traffic, gpu_check, convert):
         measurement.add_argument("--out", type=Path, help="also write the result to this JSON file")
     args = vars(parser.parse_args(argv))
     what_to_measure, out = args.pop("what"), args.pop("out")
 
     from moco_plugin.files import write_json
 
-    module = {"accuracy": "accuracy.compare", "recipes": "accuracy.recipes"}.get(what_to_measure, what_to_measure)
+    module = {"accuracy": "accuracy.compare", "recipes": "accuracy.recipes"}.get(
+        what_to_measure, what_to_measure.replace("-", "_")
+    )
     measure = importlib.import_module(f"moco_plugin.benchmarks.{module}").measure
     result = measure(**{key: value for key, value in args.items() if value is not None})
     for name, row in result["results"].items():
@@ -114,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     print(json.dumps({key: value for key, value in result.items() if key not in ("results", "advice")}))
     if out:
         write_json(out, result)
-    return 0
+    return 1 if result.get("failed") else 0
 
 
 if __name__ == "__main__":

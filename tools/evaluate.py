@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 try:
@@ -17,7 +18,7 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.data.spec import check_images
-from moco_plugin.errors import command
+from moco_plugin.errors import UsageError, command
 from moco_plugin.files import check_checkpoint
 
 SAMPLES = {
@@ -52,12 +53,17 @@ def parameters(function: ast.FunctionDef) -> Iterator[tuple[str, str, ast.expr |
         sections += [base.id for base in shared[name].bases if base.id in shared and base.id not in sections]
 
 
+def _is_override(value: object) -> bool:
+    """Return whether an argument is key=value, and not a file of such a name."""
+    return re.match(r"[\w.]+=", str(value)) is not None and not Path(str(value)).exists()
+
+
 class Values(argparse.Action):
     """The values of an option; argparse counts a key=value behind them among them."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        namespace.behind = [*getattr(namespace, "behind", ()), *(value for value in values if "=" in str(value))]
-        setattr(namespace, self.dest, own := [value for value in values if "=" not in str(value)])
+        namespace.behind = [*getattr(namespace, "behind", ()), *(value for value in values if _is_override(value))]
+        setattr(namespace, self.dest, own := [value for value in values if not _is_override(value)])
         if not own:
             raise argparse.ArgumentError(self, "expected at least one argument")
 
@@ -77,7 +83,11 @@ def add_parameter(parser: argparse.ArgumentParser, name: str, annotation: str, d
         kind = next((kind for kind in (int, float) if re.search(rf"\b{kind.__name__}\b", annotation)), str)
         options["type"] = kind
         if annotation.startswith("Sequence"):
-            options |= {"nargs": "+", "action": Values, "type": lambda value: value if "=" in value else kind(value)}
+            options |= {
+                "nargs": "+",
+                "action": Values,
+                "type": lambda value: value if _is_override(value) else kind(value),
+            }
             options["type"].__name__ = kind.__name__  # for argparse's message
     if isinstance(default, ast.Constant | ast.Tuple) and (value := ast.literal_eval(default)):
         text += f" (default {' '.join(map(str, value)) if isinstance(value, tuple) else value})"
@@ -114,6 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     given = list(sys.argv[1:] if argv is None else argv)
     if given[:1] == ["linear"] and "--fast" in given:  # its earlier name
         given = ["linear-fast", *(text for text in given[1:] if text != "--fast")]
+    names = [entry.name for entry in entry_points(group="moco_plugin.evaluations")]
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
+        raise UsageError(f"{given[0]} comes before a command; expected first one of {', '.join(names)}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     examples = ["examples:"]

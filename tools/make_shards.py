@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--short-side",
         type=int,
         metavar="PIXELS",
-        help="shrink larger images to this short side, as JPEG of quality 90 (320 is enough for 224-pixel views)",
+        help="shrink larger images to this short side, as JPEG of quality 90, or TIFF where they have more "
+        "than 8 bits (320 is enough for 224-pixel views)",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace existing shards")
     args = parser.parse_args(argv)

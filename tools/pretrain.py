@@ -37,10 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from moco_plugin.pretraining.prepare import prepare_run
     from moco_plugin.schema import same_leaf
 
+    value = next((text for text in args.overrides if "=" not in text), "VALUE")  # of an option in another tool's style
     for option in unknown:
         name = option.lstrip("-").partition("=")[0].replace("-", "_")
         meant = same_leaf(PretrainConfig, name, open_keys()) if option.startswith("-") else []
-        hint = f"; did you mean {' or '.join(f'{key}=VALUE' for key in meant)}?" if meant else ""
+        meant = meant or (["data.root"] if name in ("data", "images", "dataset", "train", "path", "input") else [])
+        text = option.partition("=")[2] or value
+        hint = f"; did you mean {' or '.join(f'{key}={text}' for key in meant)}?" if meant else ""
         raise UsageError(f"unrecognized argument {option}{hint}")
 
     run = prepare_run(args.overrides, args.config, dry=args.print_config)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
-import moco_plugin
 from moco_plugin.checkpoints import known_formats
 from moco_plugin.checkpoints.formats import Format, Network, random_images, stages_of
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
@@ -182,7 +182,7 @@ def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
         "image_size": checkpoint.view.image_size,
         "crop_ratio": checkpoint.view.crop_ratio,
         "value_range": checkpoint.view.value_range,
-        "version": moco_plugin.__version__,
+        "version": version("moco-plugin"),
     }
 
 

@@ -69,6 +69,14 @@ LAYOUTS: tuple[Layout, ...] = (
         names_backbone=True,
         head="state_dict.method.encoder_{}.head.",
     ),
+    Layout(  # torch.save(method.state_dict(), ...)
+        "moco_plugin",
+        r"encoder_q\.backbone\.",
+        r"encoder_k\.backbone\.",
+        others=r"encoder_[qk]\.|predictor\.|queue\.",
+        framework="timm",
+        head="encoder_{}.head.",
+    ),
     Layout(
         "DenseCL", r"encoder_q\.0\.", r"encoder_k\.0\.", others=r"encoder_[qk]\.|queue2?(?:_ptr)?$", mark=r"queue2$"
     ),
@@ -146,6 +154,7 @@ LAYOUTS: tuple[Layout, ...] = (
         others=r"(?:momentum_)?(?:projector|classifier|predictor|head|prototypes)\b|\w*queue|knn|loss",
         mark=r"(?:momentum_)?(?:projector|classifier)\.",
         small_stem_padding=2,
+        collect=metadata.of_solo_learn,
     ),
     Layout(
         "lightly",
@@ -179,8 +188,8 @@ LAYOUTS: tuple[Layout, ...] = (
     ),
     Layout(
         "Hugging Face",
-        r"(?:vit\.|resnet\.)?(?=embeddings\.cls_token$|embedder\.embedder\.convolution\.weight$)",
-        others=r"(?:vit\.|resnet\.)?pooler\.|decoder\.",
+        r"(?:\w+\.)?(?=embeddings\.cls_token$|embedder\.embedder\.convolution\.weight$)",
+        others=r"(?:\w+\.)?pooler\.|decoder\.",
     ),
     Layout(
         "timm",
@@ -230,7 +239,7 @@ _DETECTRON2 = _replace(
     (r"\bshortcut\.(?=weight|bias)", "downsample.0."),
     (r"^stem\.", ""),
 )
-# transformers' ResNets; its ViTs have queries, keys and values apart and are put together by ``merged``
+# transformers' ResNets and ViTs, the latter by the names in files and by those of version 5
 _HUGGING_FACE_RESNET = _replace(
     (r"^(?:resnet\.)?embedder\.embedder\.convolution\.", "conv1."),
     (r"^(?:resnet\.)?embedder\.embedder\.normalization\.", "bn1."),
@@ -241,17 +250,18 @@ _HUGGING_FACE_RESNET = _replace(
     (r"\.shortcut\.normalization\.", ".downsample.1."),
 )
 _HUGGING_FACE_VIT = _replace(
-    (r"^embeddings\.cls_token$", "cls_token"),
+    (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+    (r"^embeddings\.register_tokens$", "reg_token"),
     (r"^embeddings\.position_embeddings$", "pos_embed"),
-    (r"^embeddings\.mask_token$", "mask_token"),
     (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
-    (r"^encoder\.layer\.(\d+)\.", r"blocks.\1."),
-    (r"\.attention\.output\.dense\.", ".attn.proj."),
-    (r"\.attention\.attention\.qkv\.", ".attn.qkv."),
-    (r"\.intermediate\.dense\.", ".mlp.fc1."),
-    (r"\.output\.dense\.", ".mlp.fc2."),
+    (r"^(?:encoder\.layer|layers)\.(\d+)\.", r"blocks.\1."),
+    (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+    (r"\.attention\.(?:attention\.)?qkv\.", ".attn.qkv."),
+    (r"\.(?:intermediate\.dense|mlp\.weights_in)\.", ".mlp.fc1."),
+    (r"\.(?:output\.dense|mlp\.weights_out|mlp\.down_proj)\.", ".mlp.fc2."),
     (r"\.layernorm_before\.", ".norm1."),
     (r"\.layernorm_after\.", ".norm2."),
+    (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
     (r"^layernorm\.", "norm."),
 )
 

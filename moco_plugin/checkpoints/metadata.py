@@ -13,7 +13,7 @@ from moco_plugin.backbones import LOADING
 from moco_plugin.checkpoints.fill import Unfit
 from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError, reason
-from moco_plugin.weight_files.load import WeightFile
+from moco_plugin.weight_files.load import WeightFile, read_config
 from moco_plugin.weight_files.unpickle import Placeholder
 
 IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
@@ -154,6 +154,13 @@ def of_lightly_train(file: WeightFile, claims: Claims, tensors: Mapping[str, Ten
     _of_module(lookup(file.content, "lightly_train", "models", "model"), claims)
     pixels = lookup(file.content, "lightly_train", "normalize_args")
     _set_view(claims, mean=lookup(pixels, "mean"), std=lookup(pixels, "std"))
+
+
+def of_solo_learn(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
+    """Collect the method from the args.json that solo-learn writes beside its files, where they do not say it."""
+    beside = file.path.with_name("args.json")
+    if claims.method is None and beside.is_file():
+        claims.method = _text(read_config(beside).get("method"))[:LONGEST_NAME] or None
 
 
 def of_mmpretrain(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:

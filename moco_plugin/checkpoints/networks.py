@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone, widen_stem
 from moco_plugin.checkpoints.fill import Mismatch, Unfit, fill
-from moco_plugin.checkpoints.layouts import Layout
+from moco_plugin.checkpoints.layouts import PLAIN, Layout
 from moco_plugin.checkpoints.metadata import Claims
 from moco_plugin.errors import reason
 
@@ -23,6 +23,8 @@ NAMES: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
+# timm's networks of the same shapes, which compute something else: other pooling
+TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50 or resnetblur50"}
 # timm's sizes: width to name, depth and heads
 SIZES = {
     192: ("tiny", 12, 3),
@@ -31,7 +33,7 @@ SIZES = {
     1024: ("large", 24, 16),
     1280: ("huge", 32, 16),
 }
-SMALL_WIDTH, V3_SMALL_HEADS = 384, 12  # of ViT-S, which has 12 heads in MoCo v3's code
+V3_HEADS, V3_WIDTHS = 12, (192, 384)  # of ViT-S in MoCo v3's code, and of ViT-Ti in solo-learn's; timm's have 3 and 6
 HEAD_WIDTH = 64  # channels of an attention head, in timm's models but the largest
 RESNET_ROOTS = ("conv1", "bn1", "layer1", "layer2", "layer3", "layer4")
 VIT_ROOTS = ("cls_token", "reg_token", "pos_embed", "patch_embed", "norm_pre", "blocks", "norm", "fc_norm")
@@ -135,20 +137,37 @@ def _resnet(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Back
     backbone = resnet_from_state(state, layout.small_stem_padding)
     if isinstance(backbone.network.maxpool, nn.Identity):
         claims.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not say")
+    elif layout.framework == "timm" and backbone.architecture in TWINS:
+        others = TWINS[backbone.architecture]
+        claims.notes.append(
+            f"taken to be {backbone.architecture}; {others} has the same shapes: --architecture decides"
+        )
     return backbone
 
 
 def _vit(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbone:
     heads = claims.heads
-    if heads is None and "pos_embed" in state and state["pos_embed"].shape[-1:] == (SMALL_WIDTH,):
+    width = state["pos_embed"].shape[-1] if "pos_embed" in state and state["pos_embed"].ndim else 0
+    if heads is None and width in V3_WIDTHS:
         of_v3 = str(claims.method).replace("_", "").lower() == "mocov3"  # as solo-learn and the authors write it
-        heads = layout.vit_small_heads or (V3_SMALL_HEADS if of_v3 else None)
-        if heads is None:
+        heads = V3_HEADS if of_v3 else layout.vit_small_heads if width == V3_WIDTHS[-1] else None
+        if heads is None and width == V3_WIDTHS[-1]:
             claims.notes.append(
                 "taken to have 6 attention heads, as timm's vit_small, which the file does not say; MoCo v3's ViT-S has "
                 "12: --architecture vit_small_patch16_224 num_heads=12"
             )
-    return vit_from_state(state, heads)
+    backbone = vit_from_state(state, heads)
+    name = backbone.architecture
+    quick = name.replace("_clip_", "_clip_quickgelu_")
+    if name != quick:
+        claims.notes.append(f"taken to be CLIP's with GELU; {quick} has the same shapes: --architecture decides")
+    elif (layout is PLAIN or layout.name == "Hugging Face") and claims.heads is None:
+        norm: Any = next(m for m in backbone.network.modules() if isinstance(m, nn.LayerNorm))
+        claims.notes.append(
+            f"taken to have GELU and a layer norm epsilon of {norm.eps:g}, as timm's {name}, which the file does not say: "
+            "--architecture decides"
+        )
+    return backbone
 
 
 def _check_size(state: Mapping[str, Tensor], size: int, tied: bool = False) -> None:
@@ -234,8 +253,8 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
         Mismatch: The weights are not a plain ViT's, or some are missing or left over.
         Unfit: The shapes do not determine the heads.
     """
-    kind, used = "a plain ViT", set(state)
-    state = fold_class_position(state)
+    kind, given = "a plain ViT", state
+    state = fold_class_position(given)
     depth = count_blocks(state, "blocks.")
     stem = _filters(state, "patch_embed.proj.0.weight")  # v3's stack of convolutions
     projection = _filters(state, "patch_embed.proj.weight") or _filters(state, "patch_embed.proj.12.weight")
@@ -251,7 +270,8 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
     if stem:
         channels, patch, other = stem[1], 16, 16
     registers = _registers(state)
-    grid, embeds_class = _grid(position[1], ("cls_token" in state) + registers)
+    extra = ("cls_token" in state) + registers
+    grid, embeds_class = _grid(position[1], extra) if state is given else (_side(position[1]), False)
     if patch != other or not grid:
         raise Mismatch(f"{kind} has square patches and images; found {patch} x {other} and {position[1]} positions")
     size, usual_depth, usual_heads = SIZES.get(dim, ("", 0, dim // HEAD_WIDTH))
@@ -261,6 +281,8 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
             f"shapes do not determine the attention heads of a ViT of width {dim}; give --architecture with timm's name"
         )
     name = f"vit_{size}_patch{patch}_224"
+    is_clip = "norm_pre.weight" in state and timm.is_model(clip := name.replace("_224", "_clip_224"))
+    name = clip if is_clip else name  # whose norms have another epsilon
     arguments: dict[str, Any] = {}
     if not timm.is_model(name):
         name, usual_depth, usual_heads = f"vit_{size or 'base'}_patch16_224", 0, 0
@@ -276,7 +298,7 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
         "qkv_bias": ("blocks.0.attn.qkv.bias" not in state, False),
         "qk_norm": ("blocks.0.attn.q_norm.weight" in state, True),
         "init_values": ("blocks.0.ls1.gamma" in state, 1e-5),
-        "pre_norm": ("norm_pre.weight" in state, True),
+        "pre_norm": ("norm_pre.weight" in state and not is_clip, True),
         "class_token": (not cls_token, False),
         "global_pool": (not cls_token or fc_norm, "avg"),
         "fc_norm": (not cls_token and not fc_norm, False),
@@ -288,7 +310,7 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
     def untrained() -> nn.Module:
         return create_backbone(name, **arguments).eval()
 
-    return Backbone(name, arguments, untrained, fill(untrained, state, kind), used)
+    return Backbone(name, arguments, untrained, fill(untrained, state, kind), set(given))
 
 
 def _filters(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:

@@ -269,17 +269,23 @@ def encoder_names(names: Iterable[str], location: Location, prefix: str) -> dict
     return inner
 
 
-QUERY = re.compile(r"(.*\.attention\.attention\.)query\.(weight|bias)$")
+# Parts that transformers keeps apart and timm has in one tensor, in its order.
+APART = (
+    (re.compile(r"(.*\.attention\.)query\.(weight|bias)$"), ("query", "key", "value"), "qkv"),
+    (re.compile(r"(.*\.attention\.)q_proj\.(weight|bias)$"), ("q_proj", "k_proj", "v_proj"), "qkv"),
+    (re.compile(r"(.*\.mlp\.)gate_proj\.(weight|bias)$"), ("gate_proj", "up_proj"), "fc1"),
+)
 
 
 def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return tensors in which transformers' queries, keys and values are one, ``qkv``, as in timm."""
     result = dict(tensors)
     for name in tensors:
-        if match := QUERY.match(name):
-            parts = [f"{match[1]}{part}.{match[2]}" for part in ("query", "key", "value")]
-            if all(part in result for part in parts):
-                result[f"{match[1]}qkv.{match[2]}"] = torch.cat([result.pop(part) for part in parts])
+        for pattern, names, whole in APART:
+            if match := pattern.match(name):
+                parts = [name.replace(names[0], part) for part in names]
+                if all(part in result for part in parts):
+                    result[f"{match[1]}{whole}.{match[2]}"] = torch.cat([result.pop(part) for part in parts])
     return result
 
 

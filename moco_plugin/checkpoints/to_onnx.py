@@ -1,9 +1,9 @@
-"""A backbone as an ONNX file: normalized images in, features out, for any batch."""
+"""A backbone as an ONNX file: normalized images in, features out, for any batch, and any size where it takes that."""
 
 import json
 import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from io import StringIO
@@ -13,51 +13,81 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moco_plugin.checkpoints.formats import Format, Network, Target, random_images, stages_of
+from moco_plugin.backbones import input_channels
+from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.errors import UserError, reason
 
 OPSET = 18
+DIMENSIONS = {0: "batch", 2: "height", 3: "width"}
 FLOAT32_TOLERANCE = 1e-4  # share of the largest feature: onnxruntime computes in float32
 
 
-def _write(
-    path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor], network: nn.Module, images: Tensor
-) -> None:
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"writing ONNX needs {error.name}, which is not installed; run `pip install 'moco-plugin[onnx]'`"
-        ) from error
+def _export(path: Path, network: nn.Module, images: Sequence[Tensor]) -> None:
+    """Write the file with those dimensions free in which ``images`` differ; exporters raise almost anything."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 network,
-                (images,),
+                (images[0],),
                 str(path),
                 input_names=["images"],
                 output_names=["features"],
                 opset_version=OPSET,
                 dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                dynamic_shapes=({n: torch.export.Dim(name) for n, name in _free(images).items()},),
                 external_data=False,
                 verbose=False,
             )
-    except Exception as error:  # exporters raise almost anything
-        raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _write(
+    path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor], network: nn.Module, images: list[Tensor]
+) -> None:
+    """Write a file for any size, or for the size of the first images where torch cannot; these then replace the others."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"writing ONNX needs {error.name}, which is not installed; run `pip install onnx onnxscript onnxruntime`"
+        ) from error
+    try:
+        _export(path, network, images)
+    except Exception as first:
+        if len(_free(images)) == 1:
+            raise UserError(f"torch.onnx cannot export this network: {reason(first)}") from first
+        images[:] = [images[0], torch.cat([images[0], images[0].flip(3)])]
+        metadata["images"] = shape = _shape(images)
+        print(f"images: {' x '.join(map(str, shape))} only, since torch.onnx cannot export this network for any size")
+        try:
+            _export(path, network, images)
+        except Exception as error:
+            raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {"moco_plugin": json.dumps(metadata)})
     onnx.save(model, str(path))
 
 
-def _read(path: Path, network: nn.Module, images: Tensor, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Compute features with onnxruntime, for batches of two sizes, and compare them with the network's.
+def _free(images: Sequence[Tensor]) -> dict[int, str]:
+    """Return the dimensions in which images differ, by index, and their names."""
+    shapes = list(zip(*(batch.shape for batch in images), strict=True))
+    return {index: name for index, name in DIMENSIONS.items() if len(set(shapes[index])) > 1}
+
+
+def _shape(images: Sequence[Tensor]) -> list[str | int]:
+    free = _free(images)
+    return [free.get(index, size) for index, size in enumerate(images[0].shape)]
+
+
+def _read(
+    path: Path, network: nn.Module, images: Sequence[Tensor], state: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """Compute features with onnxruntime for all ``images``, and compare them with the network's.
 
     Raises:
         UserError: They differ, or onnxruntime does not open the file.
@@ -66,11 +96,11 @@ def _read(path: Path, network: nn.Module, images: Tensor, state: Mapping[str, Te
         import onnxruntime
     except ModuleNotFoundError as error:
         raise UserError(
-            "an ONNX file is verified with onnxruntime, which is not installed; run `pip install 'moco-plugin[onnx]'`"
+            "an ONNX file is verified with onnxruntime, which is not installed; run `pip install onnxruntime`"
         ) from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        for batch in (images, torch.cat([images, images[:1].flip(3)])):
+        for batch in images:
             with torch.no_grad():
                 expected = network(batch)
             (found,) = session.run(None, {"images": batch.numpy()})
@@ -85,18 +115,32 @@ def _read(path: Path, network: nn.Module, images: Tensor, state: Mapping[str, Te
     return state
 
 
+def _images(network: nn.Module, side: int) -> list[Tensor]:
+    """Return batches of two counts, and where the network takes it of three sizes."""
+    channels, fixed = input_channels(network), getattr(getattr(network, "patch_embed", None), "img_size", None)
+    if fixed and not getattr(network, "dynamic_img_size", False):
+        sizes = [fixed, fixed]
+    else:
+        sizes = [(side, side), (side + 32, side), (side, side + 64)]
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randn(2 + n, channels, *size, generator=generator) for n, size in enumerate(sizes)]
+    try:
+        with torch.no_grad():
+            for batch in images[1:]:
+                network(batch)
+    except (RuntimeError, AssertionError, ValueError):  # it insists on one size
+        images = [torch.randn(2 + n, channels, side, side, generator=generator) for n in range(2)]
+    return images
+
+
 def _target(checkpoint: Checkpoint, output: Path) -> Target:
     network = checkpoint.backbone
     state = network.state_dict()
-    images = random_images(network).to(torch.float32)
-    channels, side = images.shape[1], checkpoint.view.image_size
-    fixed = getattr(getattr(network, "patch_embed", None), "img_size", None)
-    images = images if fixed else torch.randn(2, channels, side, side, generator=torch.Generator().manual_seed(0))
-    details = {"target": "onnx", "opset": OPSET, "images": ["batch", *images.shape[1:]]}
-    shape = " x ".join(map(str, images.shape[1:]))
+    images = _images(network, checkpoint.view.image_size)
+    details = {"target": "onnx", "opset": OPSET, "images": _shape(images)}
     opens = (
-        f"onnxruntime.InferenceSession('{output}').run(None, {{'images': x}}), for x of N x {shape}, float32, "
-        "(RGB / 255 - mean) / std"
+        f"onnxruntime.InferenceSession('{output}').run(None, {{'images': x}}), for x of the "
+        "shape that the file says, float32, (RGB / 255 - mean) / std"
     )
     return Target(
         Network("ONNX", network, stages_of(network)),

@@ -22,7 +22,7 @@ WIDTHS = (64, 128, 256, 512)
 OURS = frozenset(
     (
         "image_size img_size width small_stem sincos_position frozen_patch_projection pretrained num_classes "
-        "weight_init zero_init_last"
+        "weight_init zero_init_last any_size"
     ).split()
 )
 

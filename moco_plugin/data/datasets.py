@@ -128,10 +128,10 @@ def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> Imag
                 f"{images.spec} has no labels; expected a folder of one subfolder per class, a list of "
                 "paths and labels, shards with .cls members, or a labels idx file"
             )
-    if train.classes and test.classes and set(test.classes) < set(train.classes):
-        print(
-            f"{test.spec} has {len(test.classes)} of the {len(train.classes)} classes of {train.spec}", file=sys.stderr
-        )
+    if train.classes and test.classes and train.classes != test.classes and set(test.classes) <= set(train.classes):
+        if len(test.classes) < len(train.classes):
+            counts = f"{len(test.classes)} of the {len(train.classes)} classes"
+            print(f"{test.spec} has {counts} of {train.spec}", file=sys.stderr)
         return test.with_classes(train.classes)
     if train.classes != test.classes:
         own, other = set(train.classes or ()), set(test.classes or ())

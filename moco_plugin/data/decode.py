@@ -1,9 +1,9 @@
-"""Decoding of image files to 8-bit RGB."""
+"""Decoding of image files: the one reader of images of the product."""
 
 import contextlib
 import importlib
 import io
-import os
+import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,26 +11,45 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from moco_plugin.data.bands import (
+from moco_plugin.data.pixels import (
     MAX_PIXELS,
+    MOST_PIXELS,
+    NUMPY,
+    RAISES,
     CannotDecode,
-    decode_bands,
-    is_bands,
-    is_tiff,
-    to_8_bits,
-    too_large,
-    usual_range,
-    with_channels,
+    Pixels,
+    check_pixels,
+    most_pixels,
+    numpy_pixels,
+    numpy_size,
+    read_numpy,
+    upright,
 )
+from moco_plugin.data.tiff import ORIENTATION, TIFF, tiff_pixels, tiff_size
 from moco_plugin.errors import UserError
 from moco_plugin.files import open_file, read_file
 
-PILLOW_FORMATS = (  # others of Pillow's start programs (EPS), are known by no first bytes, or are read wrongly (FITS)
+__all__ = [
+    "MAX_PIXELS",
+    "SUFFIXES",
+    "CannotDecode",
+    "check_image",
+    "decode",
+    "decode_array",
+    "decode_labels",
+    "decode_pixels",
+    "image_size",
+]
+
+_FORMATS = (  # others of Pillow's start programs (EPS), are known by no first bytes, or are read wrongly (FITS)
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
     *("DDS", "QOI", "SGI", "SUN", "TGA"),
 )
+MOST_SCANS = 100  # of a JPEG file; encoders write about ten
+MOST_SCANNED = 1 << 30  # scans times pixels, where there are more than 32 scans
+_JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _JPEG_DIVISORS = {
     1: 0,
@@ -38,11 +57,15 @@ _JPEG_DIVISORS = {
     4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+_PNG_END = b"IEND\xaeB`\x82"
+_NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
+_CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
+_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # what Pillow's modes are turned into; others into RGB
 
 with contextlib.suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()  # HEIC, where its plug-in is installed
 Image.init()
-PILLOW_FORMATS = tuple(name for name in PILLOW_FORMATS if name in Image.OPEN)
+PILLOW_FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
 SUFFIXES = tuple(
     sorted(
         {suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"}}
@@ -63,39 +86,12 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
         value_range: The values that become 0 and 255; those outside are clipped. Only for images of more than 8 bits.
 
     Raises:
-        CannotDecode: The file is broken, of no known format, or larger than Pillow's limit.
-        UserError: The file is missing or cannot be read, its values are outside of the range, or it has other than
-            three channels.
+        CannotDecode: The file is broken, of no known format, or has too many pixels.
+        UserError: The file is missing or cannot be read, its values are outside of the range, it has other than
+            three channels, or holds several images as a TIFF file can.
     """
-    source = io.BytesIO(read_file(source, what="an image")) if isinstance(source, Path) else source
-    with _decoding(name) as limit:
-        try:
-            with Image.open(source, formats=PILLOW_FORMATS) as image:
-                if image.mode.startswith(("I", "F")):
-                    return Image.fromarray(_deep_grey(image, name, value_range)).convert("RGB")
-                ImageOps.exif_transpose(image, in_place=True)
-                return image.convert("RGB")
-        except UnidentifiedImageError:
-            data = _whole(source)
-            return Image.fromarray(decode_bands(data, name, 3, value_range, limit))
-
-
-@contextlib.contextmanager
-def _decoding(name: str) -> Iterator[int | None]:
-    """Turn decoders' errors into CannotDecode or UserError; yield the largest number of pixels."""
-    try:
-        yield _pixel_limit()
-    except (UserError, CannotDecode):
-        raise
-    except Image.DecompressionBombError as error:
-        raise CannotDecode(too_large(2 * (Image.MAX_IMAGE_PIXELS or 0))) from error
-    except Exception as error:  # decoders raise almost anything
-        raise CannotDecode("") from error
-
-
-def _whole(file: IO[bytes]) -> bytes:
-    file.seek(0)
-    return file.read()
+    content = source if isinstance(source, Path) else source.read()
+    return Image.fromarray(decode_array(content, name, value_range)).convert("RGB")
 
 
 def decode_array(
@@ -105,7 +101,7 @@ def decode_array(
     shrink: Callable[[int, int], int] | None = None,
     channels: int = 3,
 ) -> np.ndarray:
-    """Decode an image file like ``decode``, JPEG files by OpenCV, in half the time.
+    """Decode an image file like ``decode``.
 
     Args:
         source: The file, or what it holds.
@@ -122,32 +118,23 @@ def decode_array(
         UserError: As ``decode``.
     """
     data = source if isinstance(source, bytes) else read_file(source, what="an image")
-    width, height, stored = _jpeg_header(data)
-    small = width * height <= (_pixel_limit() or 0)  # Pillow says what is wrong with others
-    whole = data.endswith(b"\xff\xd9")  # OpenCV may decode a part of a truncated file
-    if stored in _JPEG_CHANNELS and (channels == 3 or stored == channels) and small and whole:
-        flags = _JPEG_CHANNELS[stored] | _JPEG_DIVISORS[shrink(width, height) if shrink else 1]
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-        if array is not None:
+    with _decoding():
+        if data.startswith(_JPEG) and (array := _jpeg(data, shrink, channels)) is not None:
             return array
-    if channels != 3:
-        with _decoding(name) as limit:
-            if is_bands(data) and (channels != 1 or not is_tiff(data)):
-                return decode_bands(data, name, channels, value_range, limit)
-            return _decode_channels(io.BytesIO(data), name, channels, value_range)
-    return np.array(decode(io.BytesIO(data), name, value_range))
+        return _read(data, name, channels).as_8_bits(name, channels, value_range)
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file, upright by its EXIF orientation, from its header.
+def decode_pixels(data: bytes, name: str) -> Pixels:
+    """Decode an image file with all of its bits and channels, upright; of a NumPy array, three channels.
 
     Raises:
-        CannotDecode: The file is broken, of no known format, or larger than Pillow's limit.
-        UserError: The file is missing or cannot be read.
+        CannotDecode: As ``decode``.
+        UserError: It holds several images, or what is not read.
     """
-    with open_file(path, "an image") as file, _decoding(str(path)), Image.open(file, formats=PILLOW_FORMATS) as image:
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return image.size[::-1] if turned else image.size
+    with _decoding():
+        if data.startswith(_JPEG) and (array := _jpeg(data, None, 3)) is not None:
+            return Pixels(array if array.ndim == 3 else array[..., None])
+        return _read(data, name, 3)
 
 
 def decode_labels(path: Path, name: str) -> np.ndarray:
@@ -158,59 +145,184 @@ def decode_labels(path: Path, name: str) -> np.ndarray:
         name: What messages call it.
 
     Returns:
-        H x W, uint8, uint16 or int32, upright by its EXIF orientation.
+        H x W, of an integer type, upright by its EXIF orientation.
 
     Raises:
         CannotDecode: As ``decode``.
         UserError: As ``decode``, or it has several channels, or numbers with fractions.
     """
     data = read_file(path, what="a label image")
-    with _decoding(name), Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-        ImageOps.exif_transpose(image, in_place=True)
-        labels = np.array(image)
-        if labels.ndim != 2 or labels.dtype.kind == "f":
-            raise UserError(
-                f"label image {name} is of mode {image.mode}; expected one whole number per pixel, grey or a palette's"
-            )
-        return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+    with _decoding():
+        if data.startswith(NUMPY):
+            labels = read_numpy(data)
+        elif data.startswith(TIFF) and (pixels := tiff_pixels(data, name)) is not None:
+            labels = pixels.values.squeeze()
+        else:
+            with _opened(data) as image:
+                labels = upright(np.array(image), image.getexif().get(ORIENTATION))
+    if labels.ndim != 2 or labels.dtype.kind == "f":
+        found = f"an array of {' x '.join(map(str, labels.shape))} {labels.dtype}"
+        raise UserError(f"label image {name} is {found}; expected H x W whole numbers, grey or with a palette")
+    return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
 
 
-def _pixel_limit() -> int | None:
-    """Set Pillow's pixel limit from the environment; return the limit."""
-    if limit := os.environ.get(MAX_PIXELS):
-        Image.MAX_IMAGE_PIXELS = int(limit) if limit.isdecimal() else None
-    return Image.MAX_IMAGE_PIXELS
+def image_size(path: Path) -> tuple[int, int]:
+    """Return width and height of an image file, upright by its EXIF orientation, from its header.
+
+    Raises:
+        CannotDecode: The file is broken, of no known format, or has too many pixels.
+        UserError: The file is missing or cannot be read.
+    """
+    with open_file(path, "an image") as file, _decoding():
+        head = file.read(8)
+        if head.startswith((NUMPY, *TIFF)):
+            data = read_file(path, what="an image")
+            size = numpy_size(data) if head.startswith(NUMPY) else tiff_size(data, str(path))
+            check_pixels(*size)
+            return size
+        file.seek(0)
+        with _opened(file) as image:
+            turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+            return image.size[::-1] if turned else image.size
 
 
-def _jpeg_header(data: bytes) -> tuple[int, int, int]:
-    """Return width, height (as stored) and channels of a JPEG image; zeros for other files."""
-    place = 2
-    while data.startswith(b"\xff\xd8") and place + 10 <= len(data) and data[place] == 0xFF:
+def check_image(path: Path) -> tuple[int, int]:
+    """Decode an image whole, as cheaply as its format allows, and return width and height as ``image_size`` does.
+
+    Raises:
+        CannotDecode: As ``decode``.
+        UserError: The file is missing or cannot be read, or holds what is not read.
+    """
+    data = read_file(path, what="an image")
+    with _decoding():
+        if data.startswith(_JPEG) and _jpeg(data, lambda width, height: 8, 3) is not None:
+            with _opened(data) as image:
+                turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
+                return image.size[::-1] if turned else image.size
+        if data.startswith(NUMPY):
+            read_numpy(data)
+            return numpy_size(data)
+        height, width = _read(data, str(path), 3).values.shape[:2]
+        return width, height
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+    """Turn decoders' errors into CannotDecode."""
+    try:
+        yield
+    except (UserError, CannotDecode):
+        raise
+    except Exception as error:  # decoders raise almost anything
+        raise CannotDecode("") from error
+
+
+def _opened(data: bytes | IO[bytes]) -> Image.Image:
+    """Open an image by Pillow, which reads its header, and check its size."""
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    most_pixels()
+    try:
+        image = Image.open(file, formats=PILLOW_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise CannotDecode(f"too many pixels; {RAISES}") from error
+    check_pixels(*image.size)
+    return image
+
+
+def _jpeg(data: bytes, shrink: Callable[[int, int], int] | None, channels: int) -> np.ndarray | None:
+    """Decode a JPEG file by OpenCV, in half of Pillow's time; None for what Pillow has to read, or to refuse."""
+    width, height, stored, single = _jpeg_header(data)
+    check_pixels(width, height)
+    scans = 1 if single else data.count(b"\xff\xda")
+    if scans > MOST_SCANS or (scans > 32 and scans * (width * height or MOST_PIXELS) > MOST_SCANNED):
+        raise CannotDecode(f"{scans} scans, which take too long to decode; save it anew")
+    whole = data.endswith(_JPEG_END)  # OpenCV may decode a part of a truncated file
+    if not whole or stored not in _JPEG_CHANNELS or (channels != 3 and channels != stored):
+        return None
+    flags = _JPEG_CHANNELS[stored] | _JPEG_DIVISORS[shrink(width, height) if shrink else 1]
+    return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+
+
+def _jpeg_header(data: bytes) -> tuple[int, int, int, bool]:
+    """Return width, height (as stored) and channels of a JPEG image, and whether it is one scan; zeros for other files."""
+    place, frame, header = 2, 0, (0, 0, 0)
+    while place + 10 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
+        if marker == 0xFF:  # filling
+            place += 1
+            continue
+        if marker == 0xDA:  # a scan
+            return *header, frame in (0xC0, 0xC1) and data[place + 4] == header[2]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame, not tables
             height, width = struct.unpack(">HH", data[place + 5 : place + 9])
-            return width, height, data[place + 9]
+            frame, header = marker, (width, height, data[place + 9])
         place += 2 + length
-    return 0, 0, 0
+    return *header, False
 
 
-def _decode_channels(file: IO[bytes], name: str, channels: int, value_range: Sequence[float] | None) -> np.ndarray:
-    """Decode by Pillow: grey for one channel; else the file must have as many."""
-    with Image.open(file, formats=PILLOW_FORMATS) as image:
-        if image.mode.startswith(("I", "F")) and channels == 1:
-            return _deep_grey(image, name, value_range)
+def _read(data: bytes, name: str, channels: int) -> Pixels:
+    """Decode any file with all of its bits, upright."""
+    if data.startswith(NUMPY):
+        return numpy_pixels(data, name, channels)
+    if data.startswith(TIFF) and (pixels := tiff_pixels(data, name)) is not None:
+        return pixels
+    with _opened(data) as image:
+        deep = _deep(image, data, name)
+        if deep is not None:
+            deep.values = upright(deep.values, image.getexif().get(ORIENTATION) if _may_turn(image, data) else None)
+            return deep
         ImageOps.exif_transpose(image, in_place=True)
-        if channels == 1:
-            return np.array(image.convert("L"))
-        array = np.array(image.convert("RGBA") if image.mode == "P" and channels == 4 else image)
-        return with_channels(array, name, channels)
+        if image.mode not in ("L", "LA", "RGB", "RGBA"):
+            opaque = "transparency" not in image.info
+            image = image.convert(_MODES.get(image.mode, "RGB" if image.mode != "P" or opaque else "RGBA"))
+        values = np.array(image)
+        return Pixels(values if values.ndim == 3 else values[..., None], alpha=image.mode in ("LA", "RGBA"))
 
 
-def _deep_grey(image: Image.Image, name: str, value_range: Sequence[float] | None) -> np.ndarray:
-    """Return the values of a grey image of integers (I...) or floats (F), H x W, as uint8."""
-    ImageOps.exif_transpose(image, in_place=True)
-    values = np.asarray(image)
-    usual = usual_range(values)
-    if image.mode == "I" and image.format not in ("PNG", "PPM") and values.max() >= 1 << 16:
-        usual = 0.0, float(np.iinfo(np.int32).max)
-    return to_8_bits(values, name, value_range, usual)
+def _may_turn(image: Image.Image, data: bytes) -> bool:
+    """Return whether to look for an orientation: in a PNG file Pillow decodes all pixels to find one."""
+    return image.format != "PNG" or b"eXIf" in data or b"Raw profile" in data or b"exif" in data
+
+
+def _deep(image: Image.Image, data: bytes, name: str) -> Pixels | None:
+    """Return an image of more than 8 bits with all of them, as it is stored; None for others."""
+    if image.format == "PNG" and data[24] == 16 and data[25] & 2 | data[25] & 4:
+        if data.rfind(_PNG_END) < 0:
+            raise CannotDecode("it is cut off")
+        return _by_opencv(data, data[25] & 2 == 0)
+    if image.format == "JPEG2000":
+        start = data.find(_CODESTREAM)
+        depth = data[start + 42]
+        if start < 0 or depth & 0x7F < 8:
+            return None
+        if depth & 0x80 or depth & 0x7F > 15:
+            raise UserError(
+                f"{name} is a JPEG 2000 image of {(depth & 0x7F) + 1} bits with or without a sign; save it anew"
+            )
+        return _by_opencv(data, image.mode in ("I;16", "I", "LA", "L"), (0.0, float((2 << (depth & 0x7F)) - 1)))
+    if image.format == "PPM" and (header := _NETPBM.match(data)) and int(header[4]) > 255:
+        if header[1] in b"23":
+            raise UserError(f"{name} is a PGM or PPM file of numbers in words; save it as binary")
+        size = (image.height, image.width, 1 if header[1] == b"5" else 3)
+        values = np.frombuffer(data, ">u2", int(np.prod(size)), header.end()).reshape(size)
+        return Pixels(values.astype(np.uint16), usual=(0.0, float(header[4])))
+    if image.format == "SGI" and data[3] == 2:
+        raise UserError(f"{name} is an SGI image of 16 bits; save it as PNG or TIFF")
+    if not image.mode.startswith(("I", "F")):
+        return None
+    values, usual = np.array(image)[..., None], None
+    if image.format == "TIFF":
+        usual = (0.0, 4095.0)  # what tiff_pixels leaves to Pillow has 12 bits
+    return Pixels(values, usual=usual)
+
+
+def _by_opencv(data: bytes, grey: bool, usual: tuple[float, float] | None = None) -> Pixels:
+    """Decode an image of 16 bits, of which Pillow keeps 8 where there are several channels."""
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if values is None or values.dtype != np.uint16:
+        raise CannotDecode("")
+    values = values[..., None] if values.ndim == 2 else values
+    if values.shape[2] > 2:
+        order = [2, 1, 0, 3] if values.shape[2] == 4 else [2, 1, 0]
+        values = values[..., [0, 3] if grey and values.shape[2] == 4 else [0] if grey else order]
+    return Pixels(np.ascontiguousarray(values), alpha=values.shape[2] in (2, 4), usual=usual)

@@ -2,22 +2,19 @@
 
 import copy
 import hashlib
-import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from moco_plugin.data.bands import CannotDecode, with_channels
-from moco_plugin.data.decode import decode, decode_array
+from moco_plugin.data.decode import decode_array
 from moco_plugin.data.labels import class_indices
-from moco_plugin.data.source import ArraySource, FileSource, Source, open_source
-
-T = TypeVar("T")
+from moco_plugin.data.pixels import CannotDecode, with_channels
+from moco_plugin.data.source import ArraySource, FileSource, JoinedSource, Source, open_source
 
 
 class ImageSet:
@@ -33,7 +30,7 @@ class ImageSet:
     Args:
         spec: A folder, a list, tar shards, a ``.zip`` archive or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]``
             at the end selects a part, and ``[:80%]`` and ``[80%:]`` select shares of each class that are drawn by a seed,
-            ``[80%:,seed=1]`` by another than 0.
+            ``[80%:,seed=1]`` by another than 0. ``[a, b]`` joins several of these, in this order.
         value_range: Of images of more than 8 bits, the values that become 0 and 255; see ``decode``.
         channels: 3 for RGB; with 1, images are turned grey, with others, files must have as many.
         files: The image files and their labels, where ``spec`` is only the set's name.
@@ -59,7 +56,7 @@ class ImageSet:
     @property
     def paths(self) -> list[Path]:
         """The image files, where each is one, else empty."""
-        return self.source.paths if isinstance(self.source, FileSource) else []
+        return self.source.paths if isinstance(self.source, FileSource | JoinedSource) else []
 
     @property
     def array(self) -> np.ndarray | None:
@@ -117,42 +114,32 @@ class ImageSet:
 
         Images of three channels are in RGB, of one in grey; those of other numbers are uint8 tensors, C x H x W.
         """
-        if self.channels != 3:
-            array, name = self.try_load_array(index)
-            if array is None or array.ndim == 2:
-                return None if array is None else Image.fromarray(array), name
-            return torch.from_numpy(array).permute(2, 0, 1), name
-
-        def whole(content: Path | bytes | np.ndarray, name: str) -> Image.Image:
-            if isinstance(content, np.ndarray):
-                return Image.fromarray(content).convert("RGB")
-            return decode(io.BytesIO(content) if isinstance(content, bytes) else content, name, self.value_range)
-
-        return self._try(whole, index)
+        array, name = self.try_load_array(index)
+        if array is None:
+            return None, name
+        if self.channels == 3 or array.ndim == 2:
+            image = Image.fromarray(array)
+            return image if self.channels == 1 else image.convert("RGB"), name
+        return torch.from_numpy(array).permute(2, 0, 1), name
 
     def try_load_array(
         self, index: int, shrink: Callable[[int, int], int] | None = None
     ) -> tuple[np.ndarray | None, str]:
         """Return an image as ``decode_array`` does, or None and the name of what cannot be decoded."""
-
-        def array(content: Path | bytes | np.ndarray, name: str) -> np.ndarray:
+        name = self.name(index)
+        try:
+            content = self.source.read(index)
             if not isinstance(content, np.ndarray):
-                return decode_array(content, name, self.value_range, shrink, self.channels)
-            # a grey one is for a network of three channels as well
-            return content.copy() if self.channels == 3 else with_channels(content.copy(), name, self.channels)
-
-        return self._try(array, index)
+                return decode_array(content, name, self.value_range, shrink, self.channels), ""
+        except CannotDecode as error:
+            return None, f"{name} ({error})" if str(error) else name
+        # a grey one is for a network of three channels as well
+        return content.copy() if self.channels == 3 else with_channels(content.copy(), name, self.channels), ""
 
     def picture(self, index: int) -> Image.Image | None:
         """Return an image for display: the first three channels as RGB, or only the first as grey."""
         array, _ = self.try_load_array(index)
         return None if array is None else as_picture(array)
-
-    def _try(self, decoder: Callable[[Path | bytes | np.ndarray, str], T], index: int) -> tuple[T | None, str]:
-        try:
-            return decoder(self.source.read(index), self.name(index)), ""
-        except CannotDecode as error:
-            return None, f"{self.name(index)} ({error})" if str(error) else self.name(index)
 
 
 def as_picture(image: np.ndarray) -> Image.Image:

@@ -17,9 +17,10 @@ from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.data.labels import class_indices, sort_classes
 from moco_plugin.data.spec import EXPECTED_IMAGES
 from moco_plugin.errors import UserError
-from moco_plugin.files import read_text
+from moco_plugin.files import MOST_TEXT, decode_text, read_file, read_text
 
 LONGEST_LINE = 4096  # characters
+MOST_LABELS = 1 << 31  # images times classes, where images have several labels
 HIDDEN = ("__MACOSX", "lost+found")  # and names that start with a dot
 CONTAINERS = {  # what people keep images in that is not read
     ".parquet": "a Parquet file",
@@ -154,8 +155,15 @@ def read_entries(path: Path, *folders: Path) -> list[Entry]:
     Raises:
         UserError: A line is neither, there is none, or image files are missing.
     """
-    lines = read_text(path, what="a list of images").split("\n")
     exists, folders = _lookup(), folders or (path.parent,)
+    data = read_file(path, MOST_TEXT, "a list of images")
+    text, names = decode_text(data), data.decode(errors="surrogateescape")
+    for line in names.split("\n") if "\udc00" <= max(names, default="") <= "\udfff" else ():
+        name = _split(line.strip(), folders[0], exists)[0]
+        if not name.isprintable() and exists(folders[0] / name):
+            text = names  # the files' names are in the list's encoding
+            break
+    lines = text.split("\n")
     entries: list[Entry] = []
     missing: list[Path] = []
     for number, line in enumerate(map(str.strip, lines), start=1):
@@ -198,7 +206,7 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
     entries = read_entries(path)
     paths, labels = [entry.path for entry in entries], [entry.label for entry in entries]
     if any(";" in label for label in labels):
-        return paths, *_several_labels(labels)
+        return paths, *_several_labels(labels, path)
     odd = next((entry for entry in entries if bool(entry.label) != bool(labels[0])), None)
     if odd is not None:
         has, first = ("a", "none") if odd.label else ("no", "one")
@@ -209,11 +217,13 @@ def read_list(path: Path) -> tuple[list[Path], np.ndarray | None, tuple[str, ...
     return paths, class_indices(labels, classes), classes
 
 
-def _several_labels(labels: list[str]) -> tuple[np.ndarray, tuple[str, ...]]:
+def _several_labels(labels: list[str], path: Path) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return which classes each image has (bool, N x C), and the classes; an empty text is none."""
     sets = [{name.strip() for name in label.split(";")} - {""} for label in labels]
     classes = sort_classes(name for names in sets for name in names)
     indices = {name: index for index, name in enumerate(classes)}
+    if len(labels) * len(classes) > MOST_LABELS:
+        raise UserError(f"{path} lists {len(labels)} images of {len(classes)} classes; expected fewer classes")
     matrix = np.zeros((len(labels), len(classes)), dtype=bool)
     for row, names in zip(matrix, sets, strict=True):
         row[[indices[name] for name in names]] = True

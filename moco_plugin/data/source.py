@@ -11,9 +11,9 @@ from typing import Protocol
 
 import numpy as np
 
-from moco_plugin.data.labels import share_of
+from moco_plugin.data.labels import class_indices, share_of, sort_classes
 from moco_plugin.data.listing import folder_labels, image_files, read_list
-from moco_plugin.data.spec import parse_spec
+from moco_plugin.data.spec import parse_spec, split_sources
 from moco_plugin.errors import UserError
 
 
@@ -96,15 +96,60 @@ class ArraySource:
         self.labels = None if self.labels is None else self.labels[indices]
 
 
+class JoinedSource:
+    """Images of several sources, one after the other; with labels if all have them, by the names of their classes."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = sources
+        self._source = np.repeat(np.arange(len(sources)), [len(source) for source in sources])
+        self._index = np.concatenate([np.arange(len(source)) for source in sources])
+        self.labels: np.ndarray | None = None
+        self.classes: tuple[str, ...] | None = None
+        if all(source.labels is not None and source.labels.ndim == 1 and source.classes for source in sources):
+            self.classes = sort_classes(name for source in sources for name in source.classes or ())
+            parts = [class_indices(source.classes or (), self.classes)[source.labels] for source in sources]
+            self.labels = np.concatenate(parts)
+
+    @property
+    def paths(self) -> list[Path]:
+        """The image files, where each is one, else empty."""
+        if not all(isinstance(source, FileSource) for source in self.sources):
+            return []
+        return [self.sources[source].paths[index] for source, index in self._pairs()]  # type: ignore[attr-defined]
+
+    def _pairs(self) -> list[tuple[int, int]]:
+        return list(zip(self._source.tolist(), self._index.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def name(self, index: int) -> str:
+        return self.sources[int(self._source[index])].name(int(self._index[index]))
+
+    def read(self, index: int) -> Path | bytes | np.ndarray:
+        return self.sources[int(self._source[index])].read(int(self._index[index]))
+
+    def take(self, indices: np.ndarray) -> None:
+        self._source, self._index = self._source[indices], self._index[indices]
+        self.labels = None if self.labels is None else self.labels[indices]
+
+
 def open_source(text: str) -> Source:
     """Open what the name of an image set says, and keep the part that it selects.
+
+    ``[a, b]`` names several sources, each of which may be a part.
 
     Raises:
         UsageError: The name cannot be right.
         UserError: There are no such images.
     """
     spec = parse_spec(text)
-    source = _source_of_entry_points(spec.source)
+    several = split_sources(spec.source)
+    source: Source | None
+    if several != [spec.source]:
+        source = JoinedSource([open_source(one) for one in several])
+    else:
+        source = _source_of_entry_points(spec.source)
     path = Path(spec.source).expanduser()
     if source is None and path.is_file() and path.suffix.lower() in (".txt", ".csv"):
         source = FileSource(*read_list(path))

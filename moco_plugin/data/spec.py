@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.files import check_name
 
 EXPECTED_IMAGES = (
     "expected a folder of images, a .txt or .csv list of them, tar shards, a .zip archive or an idx images file"
@@ -54,8 +55,42 @@ def parse_spec(text: str) -> Spec:
     return Spec(match["source"], slice(start, stop), shares, int(match["seed"] or 0))
 
 
+def split_sources(source: str) -> list[str]:
+    """Return the texts of ``[a, b[:80%], c]``, which names several sources; a list of one for other texts."""
+    if not source.strip("[], "):
+        raise UsageError(f"{source!r} names no images; {EXPECTED_IMAGES}")
+    if "://" not in source and "{" not in source and "[" not in source:
+        check_name(source)
+    if not (source.startswith("[") and source.endswith("]")) or Path(source).expanduser().exists():
+        return [source]
+    parts, depth = [""], 0
+    for letter in source[1:-1]:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
 def check_images(text: str) -> None:
-    """Raise UserError if an image set names a path where nothing is; URLs and ranges of shards are not checked."""
+    """Raise UserError if nothing is at the path that an image set names; URLs and ranges of shards are not checked.
+
+    Raises:
+        UsageError: A folder of a cloud store, which only shards may be in.
+    """
     source = parse_spec(text).source
+    if (several := split_sources(source)) != [source]:
+        for one in several:
+            check_images(one)
+        return
+    if re.match(r"(s3|gs|gcs|az|abfs)://", source) and not re.search(r"\.(tar|zip)\b|[{*]", source):
+        raise UsageError(
+            f"{source} is a folder of a cloud store, whose images are not read one by one; pack them with "
+            "tools/make_shards.py and name the shards, or mount or copy the folder"
+        )
+    folder = Path(source).expanduser()
+    if folder.is_dir() and next(folder.iterdir(), None) is None:
+        raise UserError(f"{source} is empty, {EXPECTED_IMAGES}; check the path")
     if not re.search(r"://|\{", source) and not Path(source).expanduser().exists():
         raise UserError(f"{source}: found nothing, {EXPECTED_IMAGES}; check the path")

@@ -72,13 +72,17 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
     ):
         if twice := [value for value, count in Counter[int | str](values).items() if count > 1]:
             raise UserError(f"{path} has several {what} {few(twice)}; expected one each, so correct the file")
-    records = {str(row.id): Record(row.file_name, [], row.width, row.height) for row in rows}
+    root = path.parent.parent if path.parent.name.lower() in ("annotations", "annotation") else path.parent
+    # instances_train2017 is of the folder train2017, and CVAT's instances_Train of images/Train
+    part = path.stem.rpartition("_")[2]
+    folder = next((folder for folder in (root / part, root / "images" / part) if part and folder.is_dir()), None)
+    records = {str(row.id): Record(row.file_name, [], row.width, row.height, images or folder) for row in rows}
     names, faults = {row.key: row.name for row in categories}, Faults()
     by_attributes = False
     objects: list[Object] = []
-    for number, part in enumerate(raw, start=1):
+    for number, written in enumerate(raw, start=1):
         where = f"annotation {number} of {path.name}"
-        row = decode_or_none(part, _Object)
+        row = decode_or_none(written, _Object)
         if row is None:
             faults.add("objects with something else than numbers where numbers are expected", where)
         elif (record := records.get(str(row.image_id))) is None:
@@ -90,9 +94,10 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
             record.objects.append(item)
             by_attributes |= item.crowd and b"occluded" in bytes(row.attributes)
     notes = _train_crowds(objects, by_attributes)
-    root = path.parent.parent if path.parent.name.lower() in ("annotations", "annotation") else path.parent
     roots = [images] if images is not None else [path.parent, root]
-    return Annotations(path, "a COCO file", categories, {"": list(records.values())}, roots, notes, faults)
+    data = Annotations(path, "a COCO file", categories, {"": list(records.values())}, roots, notes, faults)
+    data.numbers = [row.id for row in rows]
+    return data
 
 
 def _object(row: _Object, category: str, where: str) -> Object:

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 from detectron2.data import DatasetCatalog
-from detectron2.data.detection_utils import read_image
 from PIL import Image
 
+from moco_plugin.data.decode import decode
 from moco_plugin.detectors.predict import class_metadata, open_visualizer, predict
 from moco_plugin.files import atomic_folder
 from moco_plugin.transfer.config import load_detector_config
@@ -31,6 +32,7 @@ def draw_examples(trial: Path, out: Path, threshold: float) -> None:
         images = [entry["file_name"] for entry in entries]
         predict(cfg, str(trial / "model_final.pth"), images, temporary, threshold=threshold, progress=False)
         for entry in entries:
-            image = read_image(entry["file_name"], format="RGB")
+            path = Path(entry["file_name"])
+            image = np.asarray(decode(path, str(path), list(cfg.INPUT.VALUE_RANGE) or None))
             truth = open_visualizer(image, metadata).draw_dataset_dict(entry).get_image()
             Image.fromarray(truth).save(temporary / f"{Path(entry['file_name']).stem}_truth.png")

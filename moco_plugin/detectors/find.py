@@ -33,13 +33,14 @@ class ImageFinder:
 
     Args:
         roots: Folders that hold the images.
+        files: The images; None for those below the roots.
 
     Attributes:
         by_name: Names of the images that were found by name alone, and the files.
     """
 
-    def __init__(self, roots: Iterable[Path]) -> None:
-        self.roots = list(dict.fromkeys(roots))
+    def __init__(self, roots: Iterable[Path], files: Sequence[Path] | None = None) -> None:
+        self.roots, self.files = list(dict.fromkeys(roots)), files
         self.by_name: dict[str, Path] = {}
         self._index: dict[str, list[Path]] | None = None
 
@@ -48,12 +49,12 @@ class ImageFinder:
         names = [record.name, *record.others]
         for name in names:
             for folder in (record.folder, *self.roots):
-                if folder is not None and _is_file(path := folder / name) and path.name.lower().endswith(SUFFIXES):
+                if folder is not None and is_file(path := folder / name) and path.name.lower().endswith(SUFFIXES):
                     return path
         for name in names:
-            if (path := self._search(name)) is not None:
-                self.by_name[name] = path
-                return path
+            if (same := self._search(name)) is not None:
+                self.by_name[name] = same
+                return same
         return None
 
     def _search(self, name: str) -> Path | None:
@@ -75,7 +76,8 @@ class ImageFinder:
         """Return the images below the roots by name, by name without suffix, and both without an upload's number."""
         if self._index is None:
             index: defaultdict[str, list[Path]] = defaultdict(list)
-            files = {path.resolve(): path for root in self.roots for path in files_below(root, SUFFIXES)}
+            below = (path for root in self.roots for path in files_below(root, SUFFIXES))
+            files = {path.resolve(): path for path in (below if self.files is None else self.files)}
             for path in files.values():
                 name = path.name.lower()
                 keys = {part: None for name in (name, _UPLOAD.sub("", name)) for part in (name, f"{Path(name).stem}.*")}
@@ -85,10 +87,11 @@ class ImageFinder:
         return self._index
 
 
-def _is_file(path: Path) -> bool:
+def is_file(path: Path) -> bool:
+    """Return whether a path is a file; one that is too long, or has NUL in it, is none."""
     try:
         return path.is_file()
-    except (OSError, ValueError):  # too long, or with NUL
+    except (OSError, ValueError):
         return False
 
 

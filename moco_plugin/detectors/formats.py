@@ -7,7 +7,7 @@ import msgspec
 
 from moco_plugin.detectors.coco import join_splits, read_coco, read_coco_folder
 from moco_plugin.detectors.find import files_below
-from moco_plugin.detectors.json_forms import read_createml, read_label_studio, read_labelme, read_via
+from moco_plugin.detectors.json_forms import read_labelme, read_via
 from moco_plugin.detectors.records import Annotations, few
 from moco_plugin.detectors.tables import is_table, read_table
 from moco_plugin.detectors.typed import decode_or_none, read_json_parts
@@ -18,13 +18,19 @@ from moco_plugin.transfer.components.datasets import PARTS
 
 EXPECTED = (
     "expected a COCO file, a YOLO set (its YAML file, or images and label .txt files), Pascal VOC's or CVAT's XML, JSON of "
-    "Labelme, VIA, CreateML or Label Studio, or a CSV file with columns such as filename, class, xmin, ymin, xmax, ymax"
+    "Labelme or VIA, or a CSV file with columns such as filename, class, xmin, ymin, xmax, ymax"
 )
 ADVICE = {
     ".zip": "unpack it",
     ".tfrecord": "export the set as COCO",
     ".parquet": "export the set as COCO",
     ".ndjson": "export it as COCO",
+}
+
+
+OTHERS = {
+    "createml": "CreateML's JSON, which is not read; export the set as Pascal VOC, YOLO or COCO",
+    "label studio": "Label Studio's own JSON, which is not read; export the project as COCO, YOLO or Pascal VOC",
 }
 
 
@@ -69,7 +75,7 @@ def _json_form(path: Path) -> tuple[str, dict[str, msgspec.Raw] | list[msgspec.R
     first = _keys(parts[0] if parts else msgspec.Raw(b"null"))
     if {"image", "annotations"} <= first:
         return "createml", parts
-    return "label studio" if {"data", "annotations"} <= first else "", parts
+    return "label studio" if {"id", "data"} <= first or {"id", "image", "label"} <= first else "", parts
 
 
 def _keys(part: msgspec.Raw) -> set[str]:
@@ -84,10 +90,8 @@ def _read_json(path: Path, images: Path | None) -> Annotations:
         return read_labelme(path.parent, [path], images)
     if form == "via" and isinstance(parts, dict):
         return read_via(path, parts, images)
-    if form == "createml" and isinstance(parts, list):
-        return read_createml(path, parts, images)
-    if form == "label studio" and isinstance(parts, list):
-        return read_label_studio(path, parts, images)
+    if form in OTHERS:
+        raise UserError(f"{path} is {OTHERS[form]}")
     raise UserError(f"{path} is not a COCO file, nor of another tool; expected lists of {', '.join(PARTS)}")
 
 
@@ -108,7 +112,7 @@ def _read_folder(root: Path, images: Path | None) -> Annotations:
         return read_coco_folder(root, forms["coco"], images)
     if "labelme" in forms:
         return read_labelme(root, forms["labelme"], images)
-    for form in ("via", "createml", "label studio"):
+    for form in ("via", *OTHERS):
         if form in forms:
             return _only([_read_json(path, images) for path in forms[form]], root)
     if tables := [path for path in files_below(root, (".csv",)) if is_table(path)]:

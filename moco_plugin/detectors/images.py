@@ -12,8 +12,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.data.bands import CannotDecode
-from moco_plugin.data.decode import PILLOW_FORMATS, decode_array
+from moco_plugin.data.decode import PILLOW_FORMATS, CannotDecode, decode_array
 from moco_plugin.detectors.find import ImageFinder
 from moco_plugin.detectors.records import Annotations, Record, few
 from moco_plugin.errors import UserError
@@ -31,7 +30,7 @@ class Opened:
     Attributes:
         path: The file.
         size: Width and height in pixels, upright by its EXIF orientation.
-        digest: Of the file's bytes.
+        digest: Of the file's name and bytes, which a copy of it shares.
         orientation: By which the annotations are to be turned too, since they are of the image as stored; else 1.
     """
 
@@ -55,7 +54,11 @@ def open_image(path: Path, value_range: Sequence[float] | None) -> Opened | str:
         return ""
     except CannotDecode as error:
         return f"{path.name} cannot be decoded{f' ({error})' if str(error) else ''}"
-    return Opened(path, (width, height), hashlib.blake2b(data, digest_size=16).digest())
+    return Opened(path, (width, height), _digest(path, data))
+
+
+def _digest(path: Path, data: bytes) -> bytes:
+    return hashlib.blake2b(path.name.lower().encode(errors="replace") + b"\0" + data, digest_size=16).digest()
 
 
 def stored_orientation(path: Path) -> int:

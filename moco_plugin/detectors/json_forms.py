@@ -1,4 +1,4 @@
-"""Readers of Labelme's, VIA's, CreateML's and Label Studio's own JSON."""
+"""Readers of Labelme's and VIA's JSON."""
 
 import base64
 import binascii
@@ -10,8 +10,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from moco_plugin.data.bands import CannotDecode
-from moco_plugin.data.decode import decode_array
+from moco_plugin.data.decode import CannotDecode, decode_array
 from moco_plugin.detectors.records import Annotations, Faults, Object, Record, Runs, few, named
 from moco_plugin.detectors.typed import decode, decode_or_none, read_json_parts
 from moco_plugin.detectors.voc import ellipse
@@ -199,114 +198,3 @@ def _via_object(row: ViaRegion, key: str | None, where: str) -> Object | str:
             name, polygons=[_flat(list(zip(shape.all_points_x, shape.all_points_y, strict=True)))], where=where
         )
     return NO_AREA
-
-
-# -------------------------------------------------------------------------------------------------------- CreateML
-class _Middle(msgspec.Struct):
-    x: float
-    y: float
-    width: float
-    height: float
-
-
-class _CreateObject(msgspec.Struct):
-    label: str | int | float
-    coordinates: _Middle
-
-
-class _CreateImage(msgspec.Struct):
-    image: str
-    annotations: list[_CreateObject] = []
-
-
-def read_createml(path: Path, parts: Sequence[msgspec.Raw], images: Path | None) -> Annotations:
-    """Read CreateML's form, which labelImg and Roboflow write: boxes by their middle."""
-    records = []
-    for part in parts:
-        row = decode(part, _CreateImage, str(path))
-        record = Record(row.image)
-        for number, item in enumerate(row.annotations, start=1):
-            at = item.coordinates
-            box = [at.x - at.width / 2, at.y - at.height / 2, at.width, at.height]
-            record.objects.append(Object(str(item.label), box, where=f"object {number} of {row.image} in {path.name}"))
-        records.append(record)
-    return Annotations(path, "CreateML's JSON", named(records), {"": records}, [images or path.parent])
-
-
-# ---------------------------------------------------------------------------------------------------- Label Studio
-class _Value(msgspec.Struct):
-    x: float = 0
-    y: float = 0
-    width: float = 0
-    height: float = 0
-    rotation: float | None = 0
-    points: list[tuple[float, float]] | None = None
-    radiusX: float = 0
-    radiusY: float = 0
-    rectanglelabels: list[str] = []
-    polygonlabels: list[str] = []
-    ellipselabels: list[str] = []
-
-
-class _Result(msgspec.Struct):
-    value: _Value
-    type: str = ""
-    original_width: float = 0
-    original_height: float = 0
-
-
-class _Answer(msgspec.Struct):
-    result: list[msgspec.Raw] = []
-    was_cancelled: bool = False
-
-
-class _Task(msgspec.Struct):
-    data: dict[str, msgspec.Raw]
-    annotations: list[_Answer] = []
-
-
-def read_label_studio(path: Path, parts: Sequence[msgspec.Raw], images: Path | None) -> Annotations:
-    """Read Label Studio's JSON: boxes, polygons and ellipses, in percent of the image's sides."""
-    faults, records = Faults(), list[Record]()
-    for number, part in enumerate(parts, start=1):
-        task = decode(part, _Task, f"task {number} of {path}")
-        texts = {key: decode_or_none(value, str) for key, value in task.data.items()}
-        name = texts.get("image") or next(filter(None, texts.values()), None)
-        answer = next((answer for answer in task.annotations if not answer.was_cancelled), None)
-        if name is None or answer is None:
-            faults.add("tasks without an image or an annotation", f"task {number} of {path.name}")
-            continue
-        record = Record(name)
-        for place, row in enumerate(answer.result, start=1):
-            where = f"result {place} of task {number} of {path.name}"
-            result = decode_or_none(row, _Result)
-            item = _label_studio_object(result, where) if result else None
-            if item is None:
-                faults.add(
-                    "results that are no box, polygon or ellipse with a class (brush masks: export as COCO)", where
-                )
-            else:
-                record.objects.append(item)
-        records.append(record)
-    return Annotations(path, "Label Studio's JSON", named(records), {"": records}, [images or path.parent], [], faults)
-
-
-def _label_studio_object(result: _Result, where: str) -> Object | None:
-    value, across, down = result.value, result.original_width / 100, result.original_height / 100
-    names = value.rectanglelabels or value.polygonlabels or value.ellipselabels
-    if not names or across <= 0 or down <= 0:
-        return None
-    x, y, width, height = value.x * across, value.y * down, value.width * across, value.height * down
-    if value.polygonlabels and value.points:
-        return Object(names[0], polygons=[_flat([(px * across, py * down) for px, py in value.points])], where=where)
-    if value.ellipselabels:
-        return Object(
-            names[0], polygons=[_flat(ellipse(x, y, value.radiusX * across, value.radiusY * down))], where=where
-        )
-    if not value.rotation:
-        return Object(names[0], [x, y, width, height], where=where)
-    cos, sin = math.cos(math.radians(value.rotation)), math.sin(math.radians(value.rotation))
-    corners = ((0, 0), (width, 0), (width, height), (0, height))  # it turns about the corner
-    return Object(
-        names[0], polygons=[_flat([(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in corners])], where=where
-    )

@@ -1,5 +1,9 @@
 """Pictures of predictions: boxes, masks, keypoints and semantic segmentation."""
 
+import functools
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +20,18 @@ from tqdm import tqdm
 
 from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.data.images import ImageSet
+from moco_plugin.detectors.coco import read_coco
+from moco_plugin.detectors.find import ImageFinder
+from moco_plugin.detectors.records import few
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.files import atomic_path, check_output, write_json
+from moco_plugin.files import atomic_path, check_output, full_disk_is_an_error, read_text, sha256, write_json
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, parse_detector_config
 from moco_plugin.transfer.weights import fill, read_file
 
+KINDS = ("thing", "stuff")
+USUAL_FONT = "DejaVu Sans"  # matplotlib's
+JOURNAL = ".unfinished.jsonl"
 MIN_SIDE = 640  # pixels; smaller images are drawn enlarged
 NAME_HEIGHT = 20  # of a picture's longest side to the height of class names, at least
 
@@ -37,8 +47,12 @@ def predict(
     overrides: Sequence[str] = (),
     overwrite: bool = False,
     progress: bool = True,
+    value_range: Sequence[float] | None = None,
+    coco: str | Path | None = None,
 ) -> list[Path]:
-    """Draw the predictions for images into PNG files, ``{name of the image}.png``.
+    """Draw the predictions for images into PNG files, ``{name of the image}.png``, in folders as the images are.
+
+    The same call goes on where an interrupted one stopped: ``.unfinished.jsonl`` in ``out`` keeps the detections.
 
     Args:
         config: The config that the weights were trained with; a path, or a name below ``configs/detectron2``, or as read.
@@ -46,11 +60,14 @@ def predict(
         weights: What training has written, such as ``model_final.pth``.
         images: Image files, or folders of them.
         out: Folder for the pictures.
-        results: JSON file for the detections in COCO's form, ``image_id`` being the image's name; or None.
+        results: JSON file for the detections in COCO's form, or None. ``image_id`` is the image's number in ``coco``, or its
+            path below the folder that was given.
         threshold: Smallest score (0 to 1) of what is drawn.
         overrides: ``KEY VALUE`` pairs for the config.
         overwrite: Replace existing pictures.
         progress: Show a progress bar.
+        value_range: The values that become black and white in images of more than 8 bits; None for those of training.
+        coco: A COCO file that lists the images.
 
     Returns:
         The pictures.
@@ -62,7 +79,8 @@ def predict(
     """
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is a score from 0 to 1, got {threshold}")
-    pictures = _outputs(images, Path(out), overwrite)
+    pictures, names = _outputs(images, Path(out))
+    ids = _image_numbers(Path(coco), list(pictures)) if coco is not None else names
     if results is not None:
         check_output(Path(results), overwrite)
     content = read_file(weights) if weights else None
@@ -78,26 +96,33 @@ def predict(
     cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     fit_device(cfg)
+    if value_range is not None:
+        cfg.INPUT.VALUE_RANGE = list(value_range)
+    asked = {"weights": sha256(weights) if content else "", "config": cfg.dump(), "images": list(names.values())}
+    journal = Journal(Path(out), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
+    for source, picture in pictures.items():
+        if names[source] not in journal.rows:
+            check_output(picture, overwrite or journal.resumed)
     predictor = DefaultPredictor(cfg)
     _load_whole(predictor.model, weights, content, cfg)
     metadata = class_metadata(cfg, described.get("classes") or {})
-    broken, detections = [], []
-    for source, picture in tqdm(pictures.items(), desc="images", unit="image", disable=not progress):
+    kinds = described.get("category_ids") or range(len(metadata.get("thing_classes", ())))
+    broken, todo = [], [source for source in pictures if names[source] not in journal.rows]
+    for source in tqdm(todo, desc="images", unit="image", disable=not progress):
         try:
-            image = np.asarray(decode(source, str(source)))
+            image = np.asarray(decode(source, str(source), list(cfg.INPUT.VALUE_RANGE) or None))
         except CannotDecode:
             broken.append(source)
             continue
         prediction = predictor(image[:, :, ::-1])
-        drawn = draw(image, prediction, metadata)
-        if results is not None and "instances" in prediction:
-            rows = instances_to_coco_json(prediction["instances"].to("cpu"), source.name)
-            ids = described.get("category_ids") or range(len(metadata.get("thing_classes", ())))
-            detections += [{**row, "category_id": ids[row["category_id"]]} for row in rows]
-        with atomic_path(picture) as temporary:
-            Image.fromarray(drawn).save(temporary)
+        rows = instances_to_coco_json(prediction["instances"].to("cpu"), "") if "instances" in prediction else []
+        with atomic_path(pictures[source]) as temporary:
+            Image.fromarray(draw(image, prediction, metadata)).save(temporary)
+        journal.add(names[source], [{**row, "category_id": kinds[row["category_id"]]} for row in rows])
     if results is not None:
-        write_json(Path(results), detections)
+        found = [(ids[source], row) for source in pictures for row in journal.rows.get(names[source], ())]
+        write_json(Path(results), [{**row, "image_id": number} for number, row in found])
+    journal.finish()
     if broken:
         raise UserError(
             f"{len(broken)} of {len(pictures)} images cannot be decoded, {broken[0]} first; the others were drawn"
@@ -105,20 +130,78 @@ def predict(
     return list(pictures.values())
 
 
-def _outputs(images: Sequence[str | Path], out: Path, overwrite: bool) -> dict[Path, Path]:
-    """Return the output path of each image's picture."""
-    sources: list[Path] = []
+class Journal:
+    """The detections of an unfinished call, one line for each image that is drawn, in the folder of the pictures.
+
+    Args:
+        folder: Of the pictures.
+        asked: What was asked for; lines of other calls are thrown away.
+
+    Attributes:
+        rows: The detections of the images that are drawn, by name.
+        resumed: Whether an earlier call was the same.
+    """
+
+    def __init__(self, folder: Path, asked: str) -> None:
+        self.path, self.asked = folder / JOURNAL, asked
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+        lines = read_text(self.path).splitlines(keepends=True) if self.path.is_file() else []
+        self.resumed = lines[:1] == [json.dumps(asked) + "\n"]
+        for line in lines[1:] if self.resumed else []:
+            if line.endswith("\n"):  # whole
+                name, rows = json.loads(line)
+                self.rows[name] = rows
+
+    def add(self, name: str, rows: list[dict[str, Any]]) -> None:
+        """Add the detections of an image."""
+        if not self.rows:
+            with atomic_path(self.path) as temporary:
+                temporary.write_text(json.dumps(self.asked) + "\n")
+        self.rows[name] = rows
+        with full_disk_is_an_error(self.path), self.path.open("a") as file:
+            file.write(json.dumps([name, rows]) + "\n")
+
+    def finish(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+def _outputs(images: Sequence[str | Path], out: Path) -> tuple[dict[Path, Path], dict[Path, str]]:
+    """Return the output path of each image's picture, and each image's path below the folder that was given."""
+    names: dict[Path, str] = {}
     for path in map(Path, images):
         if not path.exists():
             raise UsageError(f"image {path} does not exist")
-        sources += ImageSet(str(path)).paths if path.is_dir() else [path]
+        for source in ImageSet(str(path)).paths if path.is_dir() else [path]:
+            names.setdefault(source, source.relative_to(path).as_posix() if path.is_dir() else source.name)
+    stems = Counter(name.rpartition(".")[0] for name in names.values())
     pictures: dict[Path, Path] = {}
-    for source in dict.fromkeys(sources):
-        picture = check_output(out / f"{source.stem}.png", overwrite)
+    for source, name in names.items():
+        stem = name.rpartition(".")[0]  # images that differ in their suffix keep it
+        picture = out / f"{name if stems[stem] > 1 else stem}.png"
         if picture in pictures.values():
             raise UsageError(f"two of the images would be drawn to {picture}; draw them into two folders")
         pictures[source] = picture
-    return pictures
+    return pictures, names
+
+
+def _image_numbers(file: Path, images: Sequence[Path]) -> dict[Path, int | str]:
+    """Return the numbers that a COCO file has for images.
+
+    Raises:
+        UsageError: It does not list one of them.
+    """
+    data = read_coco(file, None)
+    finder = ImageFinder(data.roots, images)
+    found = {
+        path.resolve(): key
+        for record, key in zip(data.records(), data.numbers, strict=True)
+        if (path := finder.find(record))
+    }
+    if lost := [path.name for path in images if path.resolve() not in found]:
+        raise UsageError(
+            f"{file} does not list {len(lost)} of the {len(images)} images: {few(lost)}; give its images alone"
+        )
+    return {path: found[path.resolve()] for path in images}
 
 
 def _load_whole(model: torch.nn.Module, weights: str, content: dict[str, Any] | None, cfg: CfgNode) -> None:
@@ -159,6 +242,12 @@ def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Met
             known[f"{kind}_classes"] = [str(index) for index in range(count)]
             known.pop(f"{kind}_colors", None)
         known.setdefault(f"{kind}_colors", [colours[index % len(colours)] for index in range(count)])
+        names = known[f"{kind}_classes"]
+        if missing := choose_fonts(names):
+            known[f"{kind}_classes"] = [f"#{index}" if missing & {*name} else name for index, name in enumerate(names)]
+            print(
+                f"no font of this machine has {few(sorted(missing))}: such classes are drawn as their numbers, #0 and so on"
+            )
     metadata = Metadata()
     known.pop("name", None)
     for key, value in known.items():
@@ -183,7 +272,48 @@ def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:
     visualizer._jitter = lambda color: color  # one colour per class
     # in pixels of the image; detectron2 draws names of small objects at 0.6 of it
     visualizer._default_font_size = max(visualizer._default_font_size, side / NAME_HEIGHT)
+    choose_fonts([name for kind in KINDS for name in metadata.get(f"{kind}_classes", ())])
     return visualizer
+
+
+def choose_fonts(names: Sequence[str]) -> set[str]:
+    """Give matplotlib fonts that have the characters of names; return the characters that no font of this machine has."""
+    import matplotlib
+
+    fonts, missing = _fonts_for(frozenset(letter for name in names for letter in name if not letter.isascii()))
+    matplotlib.rcParams["font.sans-serif"] = list(fonts)
+    return set(missing)
+
+
+@functools.cache
+def _fonts_for(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    from matplotlib import font_manager
+    from matplotlib.ft2font import FT2Font
+
+    missing, chosen = {*map(ord, letters)}, {USUAL_FONT: None}
+    fonts = [
+        font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name
+    ]  # it has boxes for all
+    for font in sorted(fonts, key=lambda font: (font.name != USUAL_FONT, font.weight != 400, font.name)):
+        if missing and missing & (has := {*FT2Font(font.fname).get_charmap()}):
+            missing -= has
+            chosen[font.name] = None
+    return tuple(chosen), frozenset(map(chr, missing))
+
+
+def _keep_inside(drawn: Any) -> None:
+    """Move names that would be cut off at the sides of a picture, and shrink those that are too long."""
+    width, height = drawn.canvas.get_width_height()
+    renderer = drawn.canvas.get_renderer()
+    for text in drawn.ax.texts:
+        if (area := text.get_window_extent(renderer)).width > width:
+            text.set_fontsize(text.get_fontsize() * width / area.width)
+            area = text.get_window_extent(renderer)
+        right = max(0, -area.x0) - max(0, area.x1 - width)
+        up = max(0, -area.y0) - max(0, area.y1 - height)
+        if right or up:
+            x, y = text.get_transform().transform(text.get_position())
+            text.set_position(text.get_transform().inverted().transform((x + right, y + up)))
 
 
 def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> np.ndarray:
@@ -210,6 +340,7 @@ def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> n
             drawn = visualizer.draw_sem_seg(prediction["sem_seg"].argmax(dim=0).cpu(), alpha=0.5)
         if "instances" in prediction:
             drawn = visualizer.draw_instance_predictions(prediction["instances"].to("cpu"))
+        _keep_inside(drawn)
     finally:
         np.random.set_state(state)
     picture: np.ndarray = drawn.get_image()

@@ -156,7 +156,8 @@ def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: boo
     if masks and data.unmasked:
         chosen["MODEL.ROI_MASK_HEAD.NAME"] = "PartialMaskHead"
     if data.most_objects > USUAL_DETECTIONS / SPARE:
-        chosen["TEST.DETECTIONS_PER_IMAGE"] = 100 * math.ceil(SPARE * data.most_objects / 100)
+        most = 100 * math.ceil(SPARE * data.most_objects / 100)
+        chosen |= {"TEST.DETECTIONS_PER_IMAGE": most, "MODEL.RPN.POST_NMS_TOPK_TEST": max(1000, most)}
     if keypoints:
         sigmas = [OKS_SIGMA] * keypoints
         chosen |= {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": keypoints, "TEST.KEYPOINT_OKS_SIGMAS": sigmas}

@@ -123,6 +123,7 @@ class Annotations:
         roots: Folders that hold the images.
         notes: Sentences on what was assumed.
         faults: Objects that could not be read.
+        numbers: Of the images in a COCO file.
     """
 
     source: Path
@@ -132,6 +133,7 @@ class Annotations:
     roots: list[Path]
     notes: list[str] = field(default_factory=list)
     faults: Faults = field(default_factory=Faults)
+    numbers: list[int | str] = field(default_factory=list)
 
     def records(self) -> list[Record]:
         return [record for records in self.splits.values() for record in records]

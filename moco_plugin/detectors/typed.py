@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 import msgspec
@@ -26,14 +26,17 @@ def read_json_parts(path: Path) -> dict[str, msgspec.Raw] | list[msgspec.Raw]:
         UserError: The file cannot be read, or is not JSON.
     """
     data = read_file(path, MOST_JSON, "a JSON file")
-    kind = dict[str, msgspec.Raw] | list[msgspec.Raw]
+    kind: Any = dict[str, msgspec.Raw] | list[msgspec.Raw]
+    parts: dict[str, msgspec.Raw] | list[msgspec.Raw]
     try:
         data.decode()  # parts are not looked into
-        return msgspec.json.decode(data, type=kind)
+        parts = msgspec.json.decode(data, type=kind)
+        return parts
     except _ERRORS:
         pass
     try:
-        return msgspec.json.decode(_BARE.sub("null", decode_text(data)).encode(errors="replace"), type=kind)
+        parts = msgspec.json.decode(_BARE.sub("null", decode_text(data)).encode(errors="replace"), type=kind)
+        return parts
     except _ERRORS as error:
         raise UserError(f"{shown(path)} is not a JSON file of annotations ({error}); check the file") from error
 
@@ -45,15 +48,17 @@ def decode(part: msgspec.Raw | bytes, kind: type[T], name: str) -> T:
         UserError: It is something else.
     """
     try:
-        return msgspec.json.decode(part, type=kind, strict=False)
+        value: T = msgspec.json.decode(part, type=kind, strict=False)
+        return value
     except _ERRORS as error:
         raise UserError(f"{name}: {error}; correct the file") from error
 
 
-def decode_or_none(part: msgspec.Raw, kind: type[T]) -> T | None:
+def decode_or_none(part: msgspec.Raw | bytes, kind: type[T]) -> T | None:
     """Return a part of a JSON file as a type, or None if it is something else."""
     try:
-        return msgspec.json.decode(part, type=kind, strict=False)
+        value: T = msgspec.json.decode(part, type=kind, strict=False)
+        return value
     except _ERRORS:
         return None
 
@@ -72,7 +77,8 @@ def read_elements(path: Path) -> Iterator[ElementTree.Element]:
         text = decode_text(data)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{shown(path)} defines a document type or entities, which are not read; remove them")
-    parser, depth = ElementTree.XMLPullParser(("start", "end")), 0
+    parser: Any = ElementTree.XMLPullParser(("start", "end"))
+    depth = 0
     try:
         for start in range(0, len(text), 1 << 16):
             parser.feed(text[start : start + (1 << 16)])

@@ -58,6 +58,7 @@ def read_voc(root: Path, files: Sequence[Path], images: Path | None) -> Annotati
     Raises:
         UserError: A file is not XML.
     """
+    root = root.parent if root.name.lower() == "annotations" else root
     faults, notes = Faults(), list[str]()
     records: dict[Path, Record] = {}
     for path in files:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from moco_plugin.data.decode import SUFFIXES
-from moco_plugin.detectors.find import ImageFinder, files_below
+from moco_plugin.detectors.find import ImageFinder, files_below, is_file
 from moco_plugin.detectors.records import SPLIT_OF, Annotations, Category, Faults, Object, Record, by_folder, few
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_text
@@ -37,10 +37,13 @@ class _Description:
 
 def describes_yolo(root: Path) -> Path | None:
     """Return the YAML file or ``obj.data`` of a folder that describes a YOLO set."""
-    for path in (*sorted(root.glob("*.data")), *sorted((*root.glob("*.yaml"), *root.glob("*.yml")))):
-        if path.suffix == ".data" or {"names", "train"} & _read_yaml(path).keys():
-            return path
-    return None
+    if data := sorted(root.glob("*.data")):
+        return data[0]
+    keys = {
+        path: _read_yaml(path).keys() & {"names", "train"}
+        for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml")))
+    }
+    return max((path for path in keys if keys[path]), key=lambda path: len(keys[path]), default=None)
 
 
 def read_yolo(source: Path, images: Path | None) -> Annotations:
@@ -175,7 +178,7 @@ def _images(
             finder.roots[-1] / name,
             *(about.root.joinpath(*parts[first:]) for first in range(len(parts))),
         ]
-        path = next((path for path in tries if path.exists()), None)
+        path = next((path for path in tries if is_file(path) or _is_part(path, finder.roots[-1])), None)
         if path is None and split in ("val", "test"):
             notes.append(f"{file} names {split}: {name}, which does not exist, so there is no such split")
         elif path is None:
@@ -188,9 +191,25 @@ def _images(
             lost: list[str] = []
             for line in filter(None, map(str.strip, read_text(path).splitlines())):
                 image = finder.find(Record(line, folder=path.parent))
-                found.append(image if image is not None else path.parent / line)
-                lost += [line] if image is None else []
+                if image is None:
+                    lost.append(line)
+                else:
+                    found.append(image)
+            if 2 * len(lost) > len(lost) + len(found):
+                raise UserError(
+                    f"{path} lists {len(lost) + len(found)} images, of which {len(lost)} are missing: {few(lost)}"
+                )
+            if lost:
+                notes.append(f"left out {len(lost)} images of {path.name}, which are missing: {few(lost)}")
     return list(dict.fromkeys(found))
+
+
+def _is_part(folder: Path, root: Path) -> bool:
+    """Return whether a folder exists, and is none that holds the set with what else is there, such as /."""
+    try:
+        return folder.is_dir() and folder.resolve() not in root.resolve().parents
+    except (OSError, ValueError):
+        return False
 
 
 def _read_labels(images: Iterable[Path], root: Path) -> tuple[Lines, list[str]]:
@@ -203,7 +222,7 @@ def _read_labels(images: Iterable[Path], root: Path) -> tuple[Lines, list[str]]:
         places = [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]
         if places:
             parts[places[-1]] = "labels"
-        label = next((path for path in (Path(*parts), image.with_suffix(".txt")) if path.is_file()), None)
+        label = next((path for path in (Path(*parts), image.with_suffix(".txt")) if is_file(path)), None)
         if label is None:
             if by_stem is None:
                 by_stem = {}
@@ -258,28 +277,24 @@ def _objects(
         for number, (label, kind, values) in enumerate(rows, start=1):
             where = f"line {number} of {label.name}"
             points = keypoints[0] * keypoints[1] if keypoints else 0
-            count = len(values)
-            confident = (
-                count == 5 or (count % 2 == 1 and count >= 7 and not points) or (points > 0 and count == 5 + points)
-            )
-            if confident and 0 <= values[-1] <= 1:
-                count, confidences = count - 1, confidences + 1
-                values = values[:-1]
-            if (
-                kind < 0
-                or not all(map(math.isfinite, values))
-                or (count != 4 and count != 4 + points and (count < 6 or count % 2))
-            ):
+            if not _is_shape(len(values), points) and _is_shape(len(values) - 1, points) and 0 <= values[-1] <= 1:
+                values, confidences = values[:-1], confidences + 1
+            if kind < 0 or not _is_shape(len(values), points) or not all(map(math.isfinite, values)):
                 faults.add("lines that are not a class and four numbers, a polygon or keypoints", where)
             elif kind >= MOST_CLASSES or (names and kind not in names):
                 faults.add(f"lines of classes that have no name ({len(names)} have one)", where)
-            elif min(values) < -0.1 or max(values if not points else values[:4]) > (1.1 if not points else 1.5):
+            elif min(values) < -0.1 or max(values[:4] if points else values) > 1.1:
                 faults.add("lines with coordinates outside of 0 to 1 (shares of the image's sides)", where)
             else:
                 items[image].append(_object(names.get(kind, str(kind)), values, keypoints, where))
     if confidences:
         notes.append(f"{confidences} lines end with a confidence, which is left out")
     return items
+
+
+def _is_shape(count: int, points: int) -> bool:
+    """Return whether so many numbers are a box, a box with keypoints, or a polygon."""
+    return count in (4, 4 + points) or (not points and count >= 6 and count % 2 == 0)
 
 
 def _object(name: str, values: list[float], keypoints: tuple[int, int] | None, where: str) -> Object:

@@ -162,7 +162,7 @@ class ClassifierModule(pl.LightningModule):
         """Log ``top1``, ``top5`` and ``mean_per_class`` over all processes' images."""
         counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
         result = scores(cast(Tensor, counts).cpu())
-        self.log("top1", result.top1, prog_bar=True)
+        self.log("top1", result.top1)
         self.log("mean_per_class", result.mean_per_class)
         if result.top5 is not None:
             self.log("top5", result.top5)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from moco_plugin.data.datasets import CorruptImages, LabelledImages
 from moco_plugin.data.images import ImageSet
-from moco_plugin.data.loading import loader_processes
+from moco_plugin.data.loading import ended_with, training_loader_options
 from moco_plugin.data.normalize import View, normalize
 from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UserError
@@ -66,22 +66,22 @@ def _stream(
     chosen = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
     if indices is not None:
         dataset = Subset(dataset, indices)
-    gpu = device.type == "cuda"
-    processes = loader_processes((-1 if gpu else 0) if workers is None else workers)
-    loader = DataLoader(dataset, batch_size, num_workers=processes, collate_fn=keep_whole, pin_memory=gpu)
+    processes = (-1 if device.type == "cuda" else 0) if workers is None else workers
+    loader = DataLoader(dataset, batch_size, collate_fn=keep_whole, **training_loader_options(processes))
     corrupt = CorruptImages(len(chosen))
     mode = backbone.training
     dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
     backbone.eval()
     batches = tqdm(loader, desc=progress, disable=progress is None, leave=False)
-    for part, (batch, labels, positions, names) in zip(chosen.split(batch_size), batches, strict=True):
-        corrupt.add(names)
-        if batch is not None:
-            with torch.no_grad():
-                features = backbone(
-                    normalize(batch.to(device, non_blocking=True), view.mean, view.std).to(dtype)
-                ).float()
-            yield F.normalize(features, dim=1) if normalized else features, labels, part[positions]
+    with ended_with(loader):
+        for part, (batch, labels, positions, names) in zip(chosen.split(batch_size), batches, strict=True):
+            corrupt.add(names)
+            if batch is not None:
+                with torch.no_grad():
+                    features = backbone(
+                        normalize(batch.to(device, non_blocking=True), view.mean, view.std).to(dtype)
+                    ).float()
+                yield F.normalize(features, dim=1) if normalized else features, labels, part[positions]
     backbone.train(mode)
 
 

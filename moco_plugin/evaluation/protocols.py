@@ -47,6 +47,7 @@ class ClassificationConfig:
     timeout: float = positive(1800.0)
     """Seconds that processes wait for each other before the run fails."""
     seed: int = 0
+    """Of everything that is random: the classifier's weights, the order of the images, crops and label_share."""
 
 
 def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> ClassificationConfig:
@@ -61,7 +62,7 @@ def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> Classi
         UsageError: No such protocol, an unknown key or a value of the wrong type.
     """
     file = find_config(name, f"evaluate/{task}")
-    return build_config(ClassificationConfig, file, parse_overrides(overrides))
+    return build_config(ClassificationConfig, file, parse_overrides(overrides, ClassificationConfig))
 
 
 def linear_protocol(checkpoint: Checkpoint) -> str:

@@ -6,13 +6,17 @@ group is normalised separately, and the keys are shuffled over the groups (and o
 several).
 """
 
+import warnings
 from collections.abc import Callable
+from functools import cache
+from types import ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+
+Running = tuple[Tensor | None, Tensor | None, Tensor | None]  # mean, variance, number of steps
 
 
 def has_batch_norm(module: nn.Module) -> bool:
@@ -28,54 +32,117 @@ def _precise(input: Tensor) -> torch.dtype:
 def _in_parts(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize contiguous groups of the batch separately; return them, and their means and variances, groups x C."""
-    means, variances = input.new_zeros(2, groups, input.shape[1], dtype=_precise(input))
-    parts = [
-        # with momentum 1 the buffers come back as this group's own statistics
-        F.batch_norm(part, mean, variance, weight, bias, True, 1.0, eps)
-        for part, mean, variance in zip(input.tensor_split(groups), means, variances, strict=True)
-    ]
-    return torch.cat(parts), means, variances
+    """Normalize contiguous groups of the batch separately; return them, and their means and variances, groups x C.
+
+    In plain operations, which torch.compile fuses.
+    """
+    each, more = divmod(len(input), groups)
+    outputs, means, variances = [], [], []
+    larger, smaller = input.tensor_split([more * (each + 1)])
+    for images, count in ((larger, more), (smaller, groups - more)):
+        if not count:
+            continue
+        grouped = images.to(_precise(input)).unflatten(0, (count, -1))
+        of_channel = (1, *range(3, grouped.ndim))
+        variance, mean = torch.var_mean(grouped, of_channel, correction=0, keepdim=True)
+        normal = ((grouped - mean) * (variance + eps).rsqrt()).flatten(0, 1)
+        if weight is not None and bias is not None:
+            shape = (-1, *[1] * (input.ndim - 2))
+            normal = normal * weight.view(shape) + bias.view(shape)
+        values = grouped[0, :, 0].numel()
+        outputs.append(normal.to(input.dtype))
+        means.append(mean.flatten(1))
+        variances.append(variance.flatten(1) * (values / (values - 1)))
+    return torch.cat(outputs), torch.cat(means), torch.cat(variances)
+
+
+@cache
+def kernels(device: torch.device) -> ModuleType | None:
+    """Return the Triton kernels where they run on a device and agree with torch; None elsewhere, on CUDA with a warning."""
+    if device.type != "cuda":
+        return None
+    try:
+        from moco_plugin.methods import kernels
+
+        input = torch.arange(10 * 40 * 9, device=device).sin().view(10, 3, 3, 40).permute(0, 3, 1, 2).requires_grad_()
+        weight, bias = input.detach()[:2, :, 0, 0].clone().requires_grad_()
+        with torch.enable_grad():
+            expected, *_ = _in_parts(input, weight, bias, 4, 1e-5)
+            grads = torch.autograd.grad(expected, (input, weight, bias), input)
+        output, *saved = kernels.forward(input, weight, bias, (None, None, None), 4, 1e-5, 0.1)
+        found = output, *kernels.backward(input.detach(), input, weight, *saved)
+        for one, other in zip(found, (expected, *grads), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+    except Exception as error:  # whatever a compiler, a driver or a GPU that we have not seen may do
+        reason = (str(error).split("\n") or [""])[0]
+        warnings.warn(
+            f"the kernels of grouped batch norm do not work on {device} ({type(error).__name__}: {reason}); "
+            "torch's own run once for each group, which is slower",
+            stacklevel=2,
+        )
+        return None
+    return kernels
 
 
 class _GroupedBatchNorm(torch.autograd.Function):
-    """``_in_parts`` with the same kernels, which write into one output instead of parts to be copied."""
+    """``_in_parts`` and the step of the running statistics, without parts to be copied.
+
+    On CUDA by kernels of our own, elsewhere by torch's, once for each group, which write into one output.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        output = torch.empty_like(input)
-        # as running statistics with momentum 1, and as saved for backward
-        zeros = input.new_zeros(4, groups, input.shape[1], dtype=_precise(input))
-        means, variances, saved_means, saved_deviations = zeros
-        for group, (part, place) in enumerate(
-            zip(input.tensor_split(groups), output.tensor_split(groups), strict=True)
-        ):
-            statistics = {"save_mean": saved_means[group], "save_invstd": saved_deviations[group]}
-            torch.ops.aten.native_batch_norm.out(
-                part, weight, bias, means[group], variances[group], True, 1.0, eps, out=place, **statistics
-            )
-        ctx.save_for_backward(input, weight, saved_means, saved_deviations)
-        ctx.groups, ctx.eps = groups, eps
-        ctx.mark_non_differentiable(means, variances)
-        return output, means, variances
+        ctx: Any, input: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running, groups: int, eps: float,
+        rate: float,
+    ) -> Tensor:  # fmt: skip
+        if ours := kernels(input.device):
+            input = ours.dense(input)
+            output, means, deviations = ours.forward(input, weight, bias, running, groups, eps, rate)
+        else:
+            output = torch.empty_like(input)
+            # as running statistics with momentum 1, and as saved for backward
+            statistics = input.new_zeros(4, groups, input.shape[1], dtype=_precise(input))
+            parts = zip(input.tensor_split(groups), output.tensor_split(groups), statistics.unbind(1), strict=True)
+            for part, place, of_group in parts:
+                mean, variance, saved_mean, deviation = of_group.unbind()
+                torch.ops.aten.native_batch_norm.out(
+                    part, weight, bias, mean, variance, True, 1.0, eps,
+                    out=place, save_mean=saved_mean, save_invstd=deviation,
+                )  # fmt: skip
+            all_means, variances, means, deviations = statistics
+            _move(running, all_means, variances, rate)
+        ctx.save_for_backward(input, weight, means, deviations)
+        ctx.eps = eps
+        return cast(Tensor, output)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, means, deviations = ctx.saved_tensors
-        grad, affine = torch.empty_like(input), weight is not None
         output_grad = torch.empty_like(input).copy_(grads[0]) if grads[0].stride() != input.stride() else grads[0]
-        parts = (tensor.tensor_split(ctx.groups) for tensor in (input, output_grad, grad))
-        grad_weight, grad_bias = torch.zeros_like(means[:2]) if affine else (None, None)
-        for group, (part, part_grad, place) in enumerate(zip(*parts, strict=True)):
-            saved = (None, None, means[group], deviations[group], True, ctx.eps, [True, affine, affine])
-            part_of = torch.ops.aten.native_batch_norm_backward(part_grad, part, weight, *saved)
+        if ours := kernels(input.device):
+            return *ours.backward(output_grad, input, weight, means, deviations), None, None, None, None
+        grad, affine = torch.empty_like(input), weight is not None
+        parts = (tensor.tensor_split(len(means)) for tensor in (output_grad, input, grad))
+        of_affine: list[tuple[Tensor, Tensor]] = []
+        for part_grad, part, place, *saved in zip(*parts, means.unbind(), deviations.unbind(), strict=True):
+            part_of = torch.ops.aten.native_batch_norm_backward(
+                part_grad, part, weight, None, None, *saved, True, ctx.eps, [True, affine, affine]
+            )
             place.copy_(part_of[0])
-            if affine:
-                grad_weight += part_of[1]
-                grad_bias += part_of[2]
-        return grad, grad_weight, grad_bias, None, None
+            of_affine.append(part_of[1:])
+        sums = (
+            [torch.stack(of_groups).sum(dim=0) for of_groups in zip(*of_affine, strict=True)] if affine else [None] * 2
+        )
+        return grad, *sums, None, None, None, None
+
+
+def _move(running: Running, means: Tensor, variances: Tensor, rate: float) -> None:
+    """Move running statistics towards the mean over the groups, and count the step."""
+    mean, variance, tracked = running
+    if mean is not None and variance is not None and tracked is not None:
+        mean.lerp_(means.mean(dim=0).to(mean.dtype), rate)
+        variance.lerp_(variances.mean(dim=0).to(variance.dtype), rate)
+        tracked.add_(1)
 
 
 class SplitBatchNorm(_BatchNorm):
@@ -98,13 +165,15 @@ class SplitBatchNorm(_BatchNorm):
         groups = min(self.groups, len(input) // 2)
         if groups <= 1 or not self.training:
             return cast(Tensor, self.act(self.drop(super().forward(input))))
-        normalize = _in_parts if torch.compiler.is_compiling() else _GroupedBatchNorm.apply
-        output, means, variances = normalize(input, self.weight, self.bias, groups, self.eps)
-        if self.running_mean is not None and self.running_var is not None:
-            self.num_batches_tracked.add_(1)  # type: ignore[union-attr]
-            rate = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum  # type: ignore[arg-type]
-            self.running_mean.lerp_(means.mean(dim=0), rate)
-            self.running_var.lerp_(variances.mean(dim=0), rate)
+        running = self.running_mean, self.running_var, self.num_batches_tracked
+        rate = self.momentum
+        if rate is None:  # the mean over all steps
+            rate = 1.0 if self.num_batches_tracked is None else 1 / (int(self.num_batches_tracked) + 1)
+        if torch.compiler.is_compiling():
+            output, means, variances = _in_parts(input, self.weight, self.bias, groups, self.eps)
+            _move(running, means, variances, rate)
+        else:
+            output = _GroupedBatchNorm.apply(input, self.weight, self.bias, running, groups, self.eps, rate)
         return cast(Tensor, self.act(self.drop(output)))
 
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-QUEUE_BLOCK = 1024  # keys scored at a time: N x 1024 floats live at once, not N x K
+QUEUE_BLOCK = 1024  # keys scored at a time on the CPU: N x 1024 floats live at once, not N x K
+CUDA_LOGITS = 1 << 24  # logits scored at a time on CUDA: 64 MB of float32
 LARGEST_LOGIT = 40.0  # sums of exp of more could overflow in float32
 
 
@@ -28,8 +29,9 @@ class _QueueContrast(torch.autograd.Function):
         mean_key = total * k  # N x C, sum of exp(logit - shift) * key
         # negatives as good as the positive or better, N
         position = torch.zeros(len(q), dtype=torch.int64, device=q.device)
-        scores = scaled.new_empty(len(q) * min(QUEUE_BLOCK, len(queue)))
-        for keys in queue.split(QUEUE_BLOCK):
+        blocks = queue.split(_block(q))
+        scores = scaled.new_empty(len(q) * len(blocks[0]))
+        for keys in blocks:
             logits = torch.mm(scaled, keys.T, out=scores[: len(q) * len(keys)].view(len(q), len(keys)))
             position += (logits >= positive).sum(dim=1)
             weights = (logits if shift is None else logits.sub_(shift)).exp_()
@@ -46,9 +48,14 @@ class _QueueContrast(torch.autograd.Function):
         return grads[0][:, None] * grad_q, None, None, None
 
 
+def _block(q: Tensor) -> int:
+    """Return how many keys are scored at a time."""
+    return max(QUEUE_BLOCK, CUDA_LOGITS // max(1, len(q))) if q.device.type == "cuda" else QUEUE_BLOCK
+
+
 def _largest(scaled: Tensor, queue: Tensor, positive: Tensor) -> Tensor:
     """Return the largest logit of each query, N x 1."""
-    for keys in queue.split(QUEUE_BLOCK):
+    for keys in queue.split(_block(scaled)):
         positive = torch.maximum(positive, (scaled @ keys.T).amax(dim=1, keepdim=True))
     return positive
 

@@ -11,7 +11,7 @@ from moco_plugin.backbones import breaks_channels_last, check_features, create_b
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
 from moco_plugin.data.views import Views
-from moco_plugin.methods import build_method, method_class
+from moco_plugin.methods import MoCoV3, build_method, method_class
 from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels
 from moco_plugin.pretraining.weights import start_from
 from moco_plugin.runs.logs import log_step
@@ -52,7 +52,11 @@ class PretrainModule(pl.LightningModule):
         dim = check_features(backbone, config.backbone, image_size, image_channels(config))
         if config.weights:
             start_from(backbone, config)
-        self.method = build_method(config.method, backbone, dim, **config.method_args)
+        own = dict(config.method_args)
+        on_gpu = config.trainer.get("accelerator", "auto") not in ("cpu", "mps")
+        if issubclass(method_class(config.method), MoCoV3) and own.get("batch_norm", "auto") == "auto" and not on_gpu:
+            own["batch_norm"] = "plain"  # the method's auto looks at the machine, which may have a GPU
+        self.method = build_method(config.method, backbone, dim, **own)
         self.method.even_batches = True  # the loader drops a last smaller batch
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
         self.method.to(memory_format=self.layout)

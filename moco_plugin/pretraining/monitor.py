@@ -60,7 +60,7 @@ class Throughput(pl.Callback):
                 print(f"\nabout {_duration(step * batches)} to go, {step:.2g} s per batch", flush=True)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
-            pl_module.log("images_per_second", rate, prog_bar=True)
+            pl_module.log("images_per_second", rate)
             self.steps, self.start = 0, time.perf_counter()
 
 

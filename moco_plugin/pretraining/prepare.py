@@ -62,7 +62,7 @@ def prepare_run(overrides: Sequence[str], name: str | Path | None = None, dry: b
         UsageError: As for ``load_config``, or an unknown method or backbone.
         UserError: Nothing is at a path, or the images cannot be opened.
     """
-    given = parse_overrides(overrides)
+    given = parse_overrides(overrides, PretrainConfig)
     if not dry:
         _check_paths(given)
     if name is not None:

@@ -23,10 +23,10 @@ from moco_plugin.pretraining.config import PretrainConfig, config_dict
 from moco_plugin.pretraining.module import PretrainModule, accumulation, starting_lr, views_name
 from moco_plugin.pretraining.monitor import CorruptImageWatch, GroupedTensorBoard, KNNMonitor, Throughput, ViewPairs
 from moco_plugin.pretraining.prepare import open_images, queue_warning
-from moco_plugin.pretraining.sizing import check_memory
+from moco_plugin.pretraining.sizing import advice, available_memory, check_memory
 from moco_plugin.runs.fit import Run
 from moco_plugin.runs.run_folder import Identity
-from moco_plugin.runs.trainer_arguments import check_trainer_arguments
+from moco_plugin.runs.trainer_arguments import check_trainer_arguments, describe_arithmetic
 
 FILES = ("result.json", "checkpoints", "tensorboard", "metrics.csv", "config.yaml")
 
@@ -71,6 +71,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, images: ImageSet |
         print(f"{out} holds this run, finished; nothing to do (--overwrite starts again)")
         return run.last
     pl.seed_everything(config.seed, verbose=False)
+    torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
     module = PretrainModule(config)
     callbacks = [Throughput(config.data.batch_size), CorruptImageWatch(len(images)), ViewPairs(config)]
     if config.knn.train and config.knn.test:
@@ -81,8 +82,13 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, images: ImageSet |
         rank_zero_only(print)(sentence)
     check_batch(config.data.batch_size, module.method, trainer.world_size)
     check_synchronized(module.method, trainer.strategy.root_device, trainer.world_size)
+    device = trainer.strategy.root_device
     if trainer.is_global_zero:
-        print(check_memory(config, module.method, trainer.strategy.root_device, trainer.num_devices))
+        print(check_memory(config, module.method, device, trainer.world_size, trainer.num_devices))
+        if device.type == "cuda":
+            print(describe_arithmetic(trainer))
+    total = available_memory(device) or 0
+    run.out_of_memory = lambda: advice(config, module.method.cpu(), trainer.world_size, total, device)
     batches = train_loader(config, images, trainer.global_rank, trainer.world_size)
     message = _describe(config, module, len(images), run.total_steps(trainer, batches), trainer)
     if result := run.fit(trainer, module, batches, None, message):

@@ -14,7 +14,9 @@ PROBED = 8  # images of the step that is measured
 SAFE_SHARE = 0.9  # of the free memory
 
 
-def step_memory(method: Method, image_size: int, batch_size: int, channels: int = 3) -> int:
+def step_memory(
+    method: Method, image_size: int, batch_size: int, channels: int = 3, precision: str = "32-true", device: str = "cpu"
+) -> int:
     """Return bytes that a training step is expected to take: weights, gradients, momentum, queue and activations.
 
     The activations are those that the query encoder keeps of a small batch for its backward pass, times the batch.
@@ -24,6 +26,8 @@ def step_memory(method: Method, image_size: int, batch_size: int, channels: int 
         image_size: Side of a view in pixels.
         batch_size: Images of this process.
         channels: Of the images.
+        precision: Lightning's name of the run's; 64 bits double everything.
+        device: Type of the run's. On a GPU 16 bits halve the activations; a CPU keeps them in 32 bits beside them, too.
     """
     images = min(PROBED, batch_size)
     kept: dict[tuple[int, int], int] = {}
@@ -37,7 +41,9 @@ def step_memory(method: Method, image_size: int, batch_size: int, channels: int 
 
     state = {name: value.clone() for name, value in method.encoder.state_dict().items()}
     random = torch.get_rng_state()
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+    mixed = torch.autocast("cpu", torch.bfloat16, enabled="mixed" in precision and device == "cpu")
+    # compiled for this batch it would take minutes
+    with mixed, torch.compiler.set_stance("force_eager"), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         method.encoder(torch.randn(images, channels, image_size, image_size)).sum()
     method.encoder.load_state_dict(state)
     torch.set_rng_state(random)
@@ -46,7 +52,8 @@ def step_memory(method: Method, image_size: int, batch_size: int, channels: int 
     buffers = sum(buffer.nbytes for buffer in method.buffers())
     inputs = 4 * 2 * batch_size * channels * image_size**2
     activations = sum(kept.values()) * batch_size / images * method.queries_per_image
-    return round(weights + 2 * trained + buffers + inputs + activations)
+    activations /= 2 if "mixed" in precision and device != "cpu" else 1
+    return round((2 if precision.startswith("64") else 1) * (weights + 2 * trained + buffers + inputs + activations))
 
 
 def available_memory(device: torch.device) -> int | None:
@@ -69,34 +76,52 @@ def available_memory(device: torch.device) -> int | None:
     return min(free) if free else None
 
 
-def check_memory(config: PretrainConfig, method: Method, device: torch.device, processes: int) -> str:
+def check_memory(config: PretrainConfig, method: Method, device: torch.device, processes: int, here: int) -> str:
     """Return a sentence on the memory of a step.
 
     Args:
         config: The run.
         method: On the CPU.
         device: Where this process trains.
-        processes: On this machine; on a CPU they share its memory.
+        processes: On all machines.
+        here: On this machine; on a CPU they share its memory.
 
     Raises:
         UsageError: A step does not fit; the batch that would is named.
     """
-    size, channels = config.data.image_size, image_channels(config)
-    share = processes if device.type == "cpu" else 1
-    own = config.data.batch_size // processes
-    needed, there = step_memory(method, size, own, channels) * share, available_memory(device)
+    share = here if device.type == "cpu" else 1
+    needed = _step(config, method, config.data.batch_size // processes, device) * share
+    there = available_memory(device)
     if there is None:
         return f"a step takes about {_gigabytes(needed)}"
-    sentence = f"a step takes about {_gigabytes(needed)} of the {_gigabytes(there)} that are free"
+    held = process_memory() if device.type == "cpu" else 0
+    beside = f" beside the {_gigabytes(held)} that {'each' if here > 1 else 'the'} process holds" if held else ""
+    sentence = f"a step takes about {_gigabytes(needed)} of the {_gigabytes(there)} that are free{beside}"
     if device.type != "cpu" or needed <= SAFE_SHARE * there:  # a full GPU raises its own error immediately
         return sentence
-    two, one_probe = (step_memory(method, size, probes * PROBED, channels) for probes in (2, 1))
+    raise UsageError(f"{sentence}; {advice(config, method, processes, there / share, device)}")
+
+
+def advice(config: PretrainConfig, method: Method, processes: int, memory: float, device: torch.device) -> str:
+    """Return what to change so that a step fits into so many bytes for each process."""
+    two, one_probe = (_step(config, method, probes * PROBED, device) for probes in (2, 1))
     one = (two - one_probe) / PROBED
-    rest = needed / share - own * one
+    rest = one_probe - PROBED * one
     least = method.groups(processes) * processes * 2
-    fits = int((SAFE_SHARE * there / share - rest) / one) * processes // least * least
-    advice = f"choose data.batch_size={fits}" if fits > 0 else "choose a smaller backbone or data.image_size"
-    raise UsageError(f"{sentence}; {advice}, trainer.accumulate_grad_batches for a larger one, or fewer pixels")
+    fits = int((SAFE_SHARE * memory - rest) / one) * processes // least * least
+    choice = f"choose data.batch_size={fits}" if fits > 0 else "choose a smaller backbone or data.image_size"
+    return f"{choice}, trainer.accumulate_grad_batches for a larger one, or fewer pixels"
+
+
+def _step(config: PretrainConfig, method: Method, batch_size: int, device: torch.device) -> int:
+    precision = str(config.trainer.get("precision", "32-true"))
+    return step_memory(method, config.data.image_size, batch_size, image_channels(config), precision, device.type)
+
+
+def process_memory() -> int:
+    """Return the bytes that this process holds; 0 where that is not known."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.is_file() else 0
 
 
 def _gigabytes(count: float) -> str:

@@ -40,7 +40,9 @@ def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, whose values are read at logging steps only: reading one waits for the device."""
+    """Lightning's bar, with values that are read at logging steps only: reading one waits for the device."""
+
+    SHOWN = ("loss", "images_per_second")
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +50,8 @@ class ProgressBar(TQDMProgressBar):
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self.values = dict(super().get_metrics(trainer, pl_module))
+            logged = trainer.logged_metrics
+            self.values |= {name: f"{float(logged[name]):.4g}" for name in self.SHOWN if name in logged}
         return self.values
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -71,6 +72,7 @@ class Run:
         overwrite: Remove the run that the folder holds.
         config_text: Content of ``config.yaml``; "" for no such file.
         kept: False if the folder is temporary, so that the run cannot be resumed.
+        out_of_memory: Returns what to do where a step does not fit into the GPU's memory.
     """
 
     folder: Path
@@ -86,6 +88,7 @@ class Run:
     overwrite: bool = False
     config_text: str = ""
     kept: bool = True
+    out_of_memory: Callable[[], str] = lambda: "choose a smaller batch or data.image_size"
     log: CSVLog = field(init=False)
     guard: Guard = field(init=False)
 
@@ -131,6 +134,7 @@ class Run:
             "plugins": [AtomicCheckpoints()],
             "callbacks": [self.guard, *callbacks, saver],
             "log_every_n_steps": self.log_every,
+            "benchmark": not self.trainer.get("deterministic"),
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
@@ -140,6 +144,8 @@ class Run:
             # set here, since only the Trainer knows whether there are several processes
             # longer than the guard's, whose exception comes first: NCCL ends the process itself
             trainer.strategy._timeout = timedelta(seconds=self.timeout + NCCL_GRACE)
+            # Lightning's own agreement on SIGTERM waits for the device in each step; the guard's does not
+            trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             # queues are equal on all processes and batch norm saves the first one's statistics: nothing to send
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
         return trainer
@@ -217,6 +223,8 @@ class Run:
             check_folder(self.folder)
             name = os.fsdecode(error.filename or self.folder)
             raise UserError(f"cannot read or write {name} ({error.strerror or error}); {self._rest()}") from error
+        except torch.OutOfMemoryError as error:
+            raise UserError(f"the GPU's memory ran out; {self.out_of_memory()}; {self._rest()}") from error
         except RuntimeError as error:
             if sentence := known_failure(error, trainer.world_size, self.timeout):
                 raise UserError(f"{sentence}; {self._rest()}") from error

@@ -38,7 +38,7 @@ def log_step(module: pl.LightningModule, values: Mapping[str, Tensor]) -> None:
         torch.distributed.all_reduce(stacked)
         stacked /= trainer.world_size
     for name, value in zip(values, stacked.unbind(), strict=True):
-        module.log(name, value, prog_bar=name == "loss")
+        module.log(name, value)
     module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
 
 

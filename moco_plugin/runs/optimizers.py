@@ -37,19 +37,25 @@ class LARS(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                update = p.grad
-                if p.ndim > 1:
-                    update = update.add(p, alpha=group["weight_decay"])
-                    p_norm, update_norm = p.norm(), update.norm()
-                    ratio = group["trust_coefficient"] * p_norm / update_norm
-                    update = update * torch.where((p_norm > 0) & (update_norm > 0), ratio, 1.0)
-                state = self.state[p]
-                buffer = state.setdefault("momentum_buffer", torch.zeros_like(p))
-                buffer.mul_(group["momentum"]).add_(update)
-                p.add_(buffer, alpha=-group["lr"])
+            params = [p for p in group["params"] if p.grad is not None]
+            if not params:
+                continue
+            scaled = [p for p in params if p.ndim > 1]
+            updates = {p: p.grad for p in params}
+            if scaled:
+                decayed = torch._foreach_add([p.grad for p in scaled], scaled, alpha=group["weight_decay"])
+                p_norm, update_norm = (torch.stack(torch._foreach_norm(of)) for of in (scaled, decayed))
+                ratio = group["trust_coefficient"] * p_norm / update_norm
+                ratio = torch.where((p_norm > 0) & (update_norm > 0), ratio, 1.0)
+                torch._foreach_mul_(decayed, ratio.unbind())
+                updates |= dict(zip(scaled, decayed, strict=True))
+            for p in params:
+                if "momentum_buffer" not in self.state[p]:
+                    self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self.state[p]["momentum_buffer"] for p in params]
+            torch._foreach_mul_(buffers, group["momentum"])
+            torch._foreach_add_(buffers, list(updates.values()))
+            torch._foreach_add_(params, buffers, alpha=-group["lr"])
         return loss
 
 
@@ -72,6 +78,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter],
     """Build the optimizer that ``config.name`` names.
 
     SGD and AdamW decay every parameter, as in the papers. AdamW has torch's betas and does not use ``config.momentum``.
+    For parameters on CUDA both are torch's fused ones.
 
     Raises:
         UsageError: Unknown name.
@@ -83,4 +90,10 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter],
         )
     momentum = {} if config.name == "adamw" else {"momentum": config.momentum}
     arguments: dict[str, Any] = {"lr": lr, "weight_decay": config.weight_decay, **momentum}
-    return OPTIMIZERS[config.name](parameters, **arguments)
+    parameters = list(parameters)
+    if config.name != "lars" and all(p.is_cuda for p in parameters):
+        arguments["fused"] = True
+    optimizer = OPTIMIZERS[config.name](parameters, **arguments)
+    # 16-mixed: the scaler divides the gradients before the step, so that they can be clipped
+    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer

@@ -20,11 +20,15 @@ LOCK = ".lock"
 
 # Keys that a resumed run may change: they set where, how long and how visibly it runs, never what it computes.
 MAY_CHANGE = (
-    "out knn save_every timeout compile data.workers trainer.accelerator trainer.devices trainer.num_nodes "
+    "out knn save_every timeout compile tf32 data.workers trainer.benchmark trainer.deterministic trainer.accelerator "
+    "trainer.devices trainer.num_nodes "
     "trainer.strategy trainer.max_epochs trainer.max_steps trainer.max_time trainer.log_every_n_steps "
     "trainer.check_val_every_n_epoch trainer.enable_progress_bar trainer.enable_model_summary "
     "trainer.num_sanity_val_steps trainer.profiler trainer.detect_anomaly"
 ).split()
+
+# Keys from which a run without a config derives others (see pretraining/prepare.py).
+CAUSES = ("method was", "backbone was", "schedule.steps was", "data.root was")
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class SavedRun:
         """Raise UsageError if a setting or an image set differs from those of the run that resumes."""
         then, state = self.identity, now.state()
         settings = ({k: v for k, v in part["settings"].items() if not _may_change(k)} for part in (then, state))
-        if changed := differences(*settings):
+        # what others follow from comes first: it is what was typed
+        if changed := sorted(differences(*settings), key=lambda text: not text.startswith(CAUSES)):
             more = f", and {len(changed) - 1} more" if changed[1:] else ""
             raise UsageError(
                 f"{self.path.parent} holds a run with other settings ({changed[0]}{more}) and was kept; "

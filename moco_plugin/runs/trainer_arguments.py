@@ -103,6 +103,17 @@ def build_trainer(
     return trainer
 
 
+def describe_arithmetic(trainer: pl.Trainer) -> str:
+    """Describe how a GPU computes: TF32, and how cuDNN chooses its convolutions."""
+    products = torch.get_float32_matmul_precision() != "highest"
+    convolutions = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
+    fastest = "the fastest, which may differ from run to run" if torch.backends.cudnn.benchmark else "by rule"
+    return (
+        f"float32 convolutions in {convolutions}, matrix products in {'TF32' if products else 'float32'} (tf32); cuDNN's "
+        f"convolutions are chosen {fastest} (trainer.benchmark, trainer.deterministic)"
+    )
+
+
 def _loggers(value: Any, folder: Path | None) -> list[Logger]:
     """Return Lightning's loggers of these names; with no folder, only check the names."""
     names = _names(None if value in (True, False) else value)

@@ -36,7 +36,7 @@ def read_idx(path: str | Path) -> np.ndarray:
         with open_file(path) as stored, gzip.open(stored) if packed else stored as file:
             head = file.read(4)
             head += file.read(4 * head[3]) if len(head) == 4 else b""
-            whole = len(head) >= 4 and head[:3] == b"\x00\x00\x08" and len(head) == 4 + 4 * head[3]
+            whole = len(head) >= 4 and head[:3] == b"\x00\x00\x08" and head[3] < 8 and len(head) == 4 + 4 * head[3]
             shape = np.frombuffer(head, ">u4", offset=4).tolist() if whole else []
             most = path.stat().st_size * (MOST_COMPRESSED if packed else 1)
             body = file.read(min(math.prod(shape), most) + 1) if whole else b""
@@ -63,8 +63,9 @@ def open_idx(source: str) -> ArraySource | None:
     if not _NAME.search(path.name) or not path.is_file():
         return None
     images = read_idx(path)
-    if images.ndim != 3:
-        raise UserError(f"{path} holds an array of {images.ndim} dimensions; expected images (N x H x W)")
+    if images.ndim != 3 or not images.size:
+        shape = " x ".join(map(str, images.shape))
+        raise UserError(f"{path} holds an array of {images.ndim} dimensions, {shape}; expected images (N x H x W)")
     labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     if labels_path == path or not labels_path.exists():
         return ArraySource(source, images, None)

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import tarfile
 import time
 from collections.abc import Callable
@@ -19,11 +20,14 @@ from fsspec.core import url_to_fs
 from moco_plugin.data.decode import SUFFIXES
 from moco_plugin.data.labels import sort_classes
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.files import MissingFile, atomic_path, check_file, open_file, parse_json, read_file
+from moco_plugin.files import MissingFile, atomic_path, check_file, open_file, parse_json, read_file, read_text
 
 INDEX_FORMAT = 2
 INDEX_SUFFIX = ".index.json"  # of the index next to a shard
+PACKED = ".packed"  # of the hidden folder that holds a whole set until its shards have their names
+SET_LIST = "set.txt"  # the names of that set's files
 PAUSES = (0.5, 1.0, 2.0)  # seconds before a read that failed is tried again
+LONGEST_NAME = 1024  # characters of a member's name; all are kept in this many bytes each
 MOST_JSON = 1 << 20  # bytes of a sample's .json member
 SCAN_BLOCK = 4 << 20  # bytes that a scan fetches at once
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -71,6 +75,7 @@ class ShardIndex:
             whole = (
                 value["format"] == INDEX_FORMAT
                 and labels.shape == names.shape == offsets.shape == sizes.shape == (len(names),)
+                and names.itemsize <= 4 * LONGEST_NAME
                 and min(offsets.min(initial=0), sizes.min(initial=0)) >= 0
                 and (offsets + sizes).max(initial=0) <= index.size
                 and labels.min(initial=0) >= -1
@@ -79,6 +84,38 @@ class ShardIndex:
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             return None
         return index if whole else None
+
+
+def files_of_set(folder: Path, name: str) -> list[Path]:
+    """Return the shards ``NAME-0000.tar`` and so on of a folder, and their indexes."""
+    pattern = re.compile(re.escape(name) + r"-\d+\.tar(" + re.escape(INDEX_SUFFIX) + ")?")
+    return [file for file in folder.iterdir() if pattern.fullmatch(file.name)]
+
+
+def settle(folder: Path) -> None:
+    """Move the sets that were packed whole to their names, where ``make_shards`` was stopped before it was done.
+
+    Each step may be done again, or by several processes at once.
+    """
+    for packed in folder.glob(f".*{PACKED}"):
+        name = packed.name[1 : -len(PACKED)]
+        try:
+            with contextlib.suppress(MissingFile, FileNotFoundError):  # another process was faster
+                names = read_text(packed / SET_LIST).splitlines()
+                for file in files_of_set(folder, name):
+                    if file.name not in names:
+                        file.unlink(missing_ok=True)
+                for file in files_of_set(packed, name):
+                    with contextlib.suppress(FileNotFoundError):
+                        file.replace(folder / file.name)
+                (packed / SET_LIST).unlink()
+            with contextlib.suppress(FileNotFoundError):
+                packed.rmdir()
+        except OSError as error:
+            raise UserError(
+                f"the shards {folder / name}-*.tar still lie in {packed}, and cannot be moved to their names "
+                f"({error.strerror}); make the folder writable"
+            ) from error
 
 
 def is_remote(url: str) -> bool:
@@ -117,9 +154,11 @@ def fetch(url: str, start: int = 0, end: int | None = None) -> bytes:
     if is_remote(url):
         filesystem, path = _filesystem(url)
         return bytes(filesystem.cat_file(path, start=start or None, end=end))
+    if end is None:
+        return read_file(url)
     with open_file(url) as file:
         file.seek(start)
-        return file.read(-1 if end is None else end - start)
+        return file.read(end - start)
 
 
 def _open(url: str, block_size: int, cache_type: str) -> Any:
@@ -218,6 +257,11 @@ def scan_shard(url: str, size: int) -> ShardIndex:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # else it remembers them all
                     file = member.name.rpartition("/")[2]
+                    if len(member.name) > LONGEST_NAME:
+                        count = len(member.name)
+                        raise UserError(
+                            f"{url} has a member whose name has {count} characters; expected {LONGEST_NAME}"
+                        )
                     if not member.isfile() or file.startswith("."):
                         continue
                     if member.name.lower().endswith(SUFFIXES) and not member.issparse():

@@ -1,21 +1,24 @@
 """Packing of image files into tar shards with their indexes."""
 
 import io
-import re
+import shutil
 import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.data.decode import SUFFIXES, CannotDecode, decode
+from moco_plugin.data.decode import SUFFIXES, CannotDecode, decode_pixels
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import read_file
-from moco_plugin.sources.shard_index import INDEX_SUFFIX, scan_shard
+from moco_plugin.sources.shard_index import INDEX_SUFFIX, PACKED, SET_LIST, files_of_set, scan_shard, settle
 
 QUALITY = 90  # of JPEG files that are encoded once more
 
@@ -36,8 +39,8 @@ def make_shards(
         images: A folder or a list. Labels become ``.cls`` members; the names of classes go into the indexes.
         output: Folder and first part of the shards' names.
         images_per_shard: Images in each shard but the last.
-        short_side: Encode images whose short side is longer once more, shrunk to it, as JPEG of quality ``QUALITY``;
-            None keeps the files unchanged.
+        short_side: Encode images whose short side is longer once more, shrunk to it, as JPEG of quality ``QUALITY``, or
+            as TIFF where they have more than 8 bits or other channels; None keeps the files unchanged.
         overwrite: Replace shards of that name.
 
     Returns:
@@ -54,8 +57,9 @@ def make_shards(
         raise UsageError(f"expected at least one image per shard, got {images_per_shard}")
     if short_side is not None and short_side < 1:
         raise UsageError(f"the short side is {short_side}; expected 1 pixel or more")
-    pattern = re.compile(re.escape(output.name) + r"-\d+\.tar(" + re.escape(INDEX_SUFFIX) + ")?")
-    old = [file for file in output.parent.glob("*") if pattern.fullmatch(file.name)]
+    if output.parent.is_dir():
+        settle(output.parent)
+    old = files_of_set(output.parent, output.name) if output.parent.is_dir() else []
     if old and not overwrite:
         raise UsageError(f"{min(old)} exists already and was kept; pass --overwrite or choose another output")
     starts = range(0, len(images), images_per_shard)
@@ -63,17 +67,15 @@ def make_shards(
     shards = [f"{output.name}-{index:0{digits}d}.tar" for index in range(len(starts))]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary,
-            tqdm(total=len(images), desc="packing", unit="image") as bar,
-        ):
+        with _temporary_folder(output) as temporary, tqdm(total=len(images), desc="packing", unit="image") as bar:
             for shard, start in zip(shards, starts, strict=True):
                 part = slice(start, start + images_per_shard)
                 _pack(Path(temporary, shard), images, part, short_side, bar)
-            for file in old:
-                file.unlink()
-            for file in sorted(Path(temporary).iterdir()):
-                file.replace(output.parent / file.name)
+            names = sorted(file.name for file in Path(temporary).iterdir())
+            Path(temporary, SET_LIST).write_text("\n".join(names))
+            # the step from the old set to the new one: what follows is done by the next reader, if not here
+            Path(temporary).rename(output.parent / f".{output.name}{PACKED}")
+            settle(output.parent)
     except OSError as error:
         raise UserError(f"cannot write {output}-*.tar: {error.strerror}; choose another output") from error
     return [output.parent / shard for shard in shards]
@@ -104,19 +106,57 @@ def _pack(shard: Path, images: ImageSet, part: slice, short_side: int | None, ba
     shard.with_name(shard.name + INDEX_SUFFIX).write_text(index_of_shard.dump())
 
 
-def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:
-    """Return an image file no larger than needed, and its suffix; one that cannot be decoded is kept unchanged."""
+@contextmanager
+def _temporary_folder(output: Path) -> Iterator[Path]:
+    """Yield a new folder beside the shards, removed at the end unless it was renamed."""
+    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
-        image = decode(io.BytesIO(data), str(path))
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:
+    """Return an image file no larger than needed, and its suffix: JPEG, or TIFF for more bits or channels.
+
+    What cannot be decoded is kept unchanged, and so are arrays, and files whose depth or pixels without data a plain
+    TIFF file does not tell.
+    """
+    if suffix == ".npy":
+        return data, suffix
+    try:
+        pixels = decode_pixels(data, str(path))
     except CannotDecode:
         return data, suffix
-    if min(image.size) <= short_side:
+    height, width, count = pixels.values.shape
+    scale = short_side / min(width, height)
+    if scale >= 1:
         return data, suffix
-    scale = short_side / min(image.size)
-    size = round(image.width * scale), round(image.height * scale)
-    encoded = io.BytesIO()
-    image.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=QUALITY)
-    return encoded.getvalue(), ".jpg"
+    size, encoded = (round(width * scale), round(height * scale)), io.BytesIO()
+    if pixels.values.dtype == np.uint8 and count - pixels.alpha in (1, 3):
+        image = Image.fromarray(pixels.as_8_bits(str(path), 3))
+        image.resize(size, Image.Resampling.LANCZOS).save(encoded, "JPEG", quality=QUALITY)
+        return encoded.getvalue(), ".jpg"
+    if pixels.usual not in (None, (0.0, 65535.0)) or pixels.missing is not None:
+        return data, suffix
+    import tifffile  # slow to import
+
+    bands = [Image.fromarray(pixels.values[..., band].astype(np.float32)) for band in range(count)]
+    values = np.dstack([np.asarray(band.resize(size, Image.Resampling.LANCZOS)) for band in bands])
+    kind = pixels.values.dtype
+    if kind.kind != "f":
+        values = values.round().clip(np.iinfo(kind).min, np.iinfo(kind).max)
+    tifffile.imwrite(
+        encoded,
+        values.astype(kind) if count > 1 else values[..., 0].astype(kind),
+        compression="zlib",
+        photometric="rgb" if pixels.grey and count > 2 else "minisblack",
+        planarconfig="contig" if count > 1 else None,
+        extrasamples=["unassalpha"] if pixels.alpha else None,
+        metadata=None,
+        software=False,
+    )
+    return encoded.getvalue(), ".tif"
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from moco_plugin.data.decode import SUFFIXES
+from moco_plugin.data.decode import SUFFIXES, CannotDecode
 from moco_plugin.data.labels import class_indices, sort_classes
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.sources.shard_index import check_ranges, fetch, is_remote, no_ranges, patiently, read_index
+from moco_plugin.files import MOST_BYTES
+from moco_plugin.sources.shard_index import check_ranges, fetch, is_remote, no_ranges, patiently, read_index, settle
 
 THREADS = 8
 MOST_SHARDS = 1_000_000
@@ -40,6 +41,7 @@ def is_shards(source: str) -> bool:
     path = Path(source).expanduser()
     if not path.is_dir():
         return _ARCHIVE.fullmatch(path.name) is not None
+    settle(path)
     archives = False
     with contextlib.suppress(OSError), os.scandir(path) as entries:
         for entry in entries:
@@ -110,9 +112,12 @@ class TarShards:
         """Return the bytes of an image file.
 
         Raises:
+            CannotDecode: They are more than ``MOST_BYTES``.
             UserError: They cannot be read after several attempts.
         """
         url, start, size = self.urls[self._shards[index]], int(self._offsets[index]), int(self._sizes[index])
+        if size > MOST_BYTES:
+            raise CannotDecode(f"more than {MOST_BYTES:,} bytes")
 
         def read() -> bytes:
             data = fetch(url, start, start + size)
@@ -141,6 +146,8 @@ def _expand(source: str) -> list[str]:
     if is_remote(source):
         return urls
     paths = [Path(os.path.abspath(Path(url).expanduser())) for url in urls]
+    for folder in {path.parent for path in paths}:
+        settle(folder)
     return [str(file) for path in paths for file in (_archives(path) if path.is_dir() else [path])]
 
 

@@ -11,9 +11,7 @@ import numpy as np
 from moco_plugin.data.decode import SUFFIXES, CannotDecode
 from moco_plugin.data.listing import HIDDEN, folder_labels
 from moco_plugin.errors import UserError
-from moco_plugin.files import open_file
-
-MOST_BYTES = 1 << 30  # of one image file
+from moco_plugin.files import MOST_BYTES, open_file
 
 
 def open_zip(source: str) -> ZipImages | None:
@@ -47,11 +45,11 @@ class ZipImages:
         self._names = sorted(images, key=lambda name: name.split("/"))  # as paths compare: "a/b" is before "a-b/a"
         if not self._names:
             raise UserError(f"{path} holds no image; expected files such as .jpg, .png or .tif")
-        firsts = {PurePosixPath(name).parts[0] for name in self._names}
-        nested = len(firsts) == 1 and all("/" in name for name in self._names)
-        self.labels, self.classes = folder_labels(
-            path / firsts.pop() if nested else path, [path / name for name in self._names]
-        )
+        inside = [name.lstrip("/") for name in self._names]
+        firsts = {PurePosixPath(name).parts[0] for name in inside}
+        nested = len(firsts) == 1 and all("/" in name for name in inside)
+        root = path / firsts.pop() if nested else path
+        self.labels, self.classes = folder_labels(root, [path / name for name in inside])
 
     def __len__(self) -> int:
         return len(self._names)

@@ -5,9 +5,7 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Sequence
 from functools import wraps
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -36,6 +34,13 @@ SIGNS = {
 }
 # where detectron2's main branch imports cityscapesScripts from; no index has a package of that name
 CITYSCAPES_API = "deeplearning.projects.cityscapesApi"
+CITYSCAPES_MODULES = (
+    "cityscapesscripts",
+    *(f"cityscapesscripts.{part}" for part in ("helpers", "helpers.labels", "evaluation")),
+)
+CITYSCAPES_MODULES += tuple(
+    f"{CITYSCAPES_MODULES[-1]}.eval{kind}LevelSemanticLabeling" for kind in ("Instance", "Pixel")
+)
 MATCHES = "matches.json"
 
 
@@ -78,7 +83,7 @@ def apply() -> None:
         import detectron2.modeling  # noqa: F401
     except ModuleNotFoundError as error:
         raise UserError(
-            f"detectron2 needs {error.name}, which is not installed; run `pip install 'moco-plugin[detectron2]'`"
+            f"detectron2 needs {error.name}, which is not installed; run `pip install '.[detectron2]'` in the clone"
         ) from error
     after_import()
 
@@ -97,30 +102,19 @@ def before_import() -> list[str]:
     if "detectron2._C" not in sys.modules and not has_operators(package) and _needs(package, "detectron2._C"):
         sys.modules["detectron2._C"] = _operators_stand_in()
         supplied.append("detectron2._C")
-    known = "deeplearning" in sys.modules or any(isinstance(finder, _CityscapesFinder) for finder in sys.meta_path)
-    if not known and _needs(package, "cityscapesApi") and importlib.util.find_spec("deeplearning") is None:
-        sys.meta_path.insert(0, _CityscapesFinder())
-        supplied.append(CITYSCAPES_API)
     return supplied
 
 
-class _CityscapesFinder(MetaPathFinder, Loader):
-    """Finds the modules of cityscapesScripts under the name by which detectron2's main branch imports them."""
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        ours = f"{CITYSCAPES_API}.".startswith(f"{fullname}.") or fullname.startswith(
-            f"{CITYSCAPES_API}.cityscapesscripts"
-        )
-        return ModuleSpec(fullname, self, is_package=True) if ours else None
-
-    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
-        name = spec.name.removeprefix(f"{CITYSCAPES_API}.")
-        return None if name == spec.name else importlib.import_module(name)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Do nothing: a module of cityscapesScripts has run under its own name."""
+def _alias_cityscapes() -> list[str]:
+    """Give cityscapesScripts the name by which detectron2's main branch imports it when it evaluates."""
+    if CITYSCAPES_API in sys.modules or not _needs(package_dir(), "cityscapesApi") or _importable("deeplearning"):
+        return []
+    parts = CITYSCAPES_API.split(".")
+    for end in range(1, len(parts) + 1):
+        sys.modules[".".join(parts[:end])] = ModuleType(".".join(parts[:end]))
+    for name in CITYSCAPES_MODULES:
+        sys.modules[f"{CITYSCAPES_API}.{name}"] = importlib.import_module(name)
+    return [CITYSCAPES_API]
 
 
 def _supply_numpy(package: str) -> list[str]:
@@ -142,7 +136,7 @@ def before_evaluation(package: str) -> list[str]:
     """
     if package not in NUMPY_OF or importlib.util.find_spec(package) is None:
         return []
-    return _supply_numpy(package) + (_drop_matches() if package == "cityscapesscripts" else [])
+    return _supply_numpy(package) + (_drop_matches() + _alias_cityscapes() if package == "cityscapesscripts" else [])
 
 
 def _drop_matches() -> list[str]:

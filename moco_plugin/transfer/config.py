@@ -78,6 +78,12 @@ def merge(cfg: CfgNode, overrides: Sequence[Any]) -> None:
         cfg.merge_from_list(list(overrides))
 
 
+def as_overrides(settings: Mapping[str, Any]) -> str:
+    """Return keys and values of a config as they are typed on detectron2's command line."""
+    words = [str(word) for pair in settings.items() for word in pair]
+    return " ".join(f'"{word}"' if set(word) & set(" []()'") else word for word in words)
+
+
 @contextmanager
 def _mistakes(what: str, cfg: CfgNode) -> Iterator[None]:
     """Turn what detectron2 and YAML raise inside the block into a UsageError."""
@@ -195,13 +201,16 @@ def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequen
 def fit_device(cfg: CfgNode) -> list[str]:
     """Adapt a config that is not frozen to the machine, in place; return and log one sentence for each change.
 
-    Without CUDA, ``MODEL.DEVICE`` becomes ``cpu``; on a CPU, synchronised batch norm becomes batch norm,
-    which is the same thing within one process.
+    Without CUDA, ``MODEL.DEVICE`` becomes ``cpu``; on a CPU, there is no mixed precision, and synchronised batch norm
+    becomes batch norm, which is the same thing within one process.
     """
     changes = []
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         changes.append("MODEL.DEVICE: no CUDA here, so training and evaluation run on the CPU")
+    if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
+        cfg.SOLVER.AMP.ENABLED = False
+        changes.append("SOLVER.AMP.ENABLED: detectron2 has mixed precision on CUDA alone, so it trains in float32")
     if cfg.MODEL.DEVICE == "cpu" and (paths := _replace_sync_bn(cfg.MODEL, "MODEL")):
         changes.append(f"{', '.join(paths)}: SyncBN does not train on a CPU, so BN is used")
     for change in changes:

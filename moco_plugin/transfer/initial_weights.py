@@ -1,5 +1,6 @@
 """The initial weights of a transfer experiment: found, converted if necessary, and checked before training."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from detectron2.utils.file_io import PathManager
 from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.released import is_released, resolve
-from moco_plugin.errors import UsageError, UserError
+from moco_plugin.errors import UsageError, UserError, reason
 from moco_plugin.files import sha256
 from moco_plugin.transfer.config import fit_device
-from moco_plugin.transfer.weights import load_weights, read_file
+from moco_plugin.transfer.weights import fill, read_file
 
 
 @dataclass(frozen=True)
@@ -31,32 +32,27 @@ class InitialWeights:
     source: Path | Checkpoint | None = None
     sha256: str = ""
 
-    def detectron2_file(self, out: Path, machine_rank: int = 0) -> str:
-        """Return the path for ``MODEL.WEIGHTS``; a checkpoint is converted into ``out`` first, with proof.
+    def for_detectron2(self, out: Path, machine_rank: int = 0) -> tuple[str, dict[str, Any] | None]:
+        """Return the path for ``MODEL.WEIGHTS`` and its content; a checkpoint is converted into ``out`` first, with proof.
 
         Args:
             out: Folder of the run.
             machine_rank: Each machine converts for itself, so that none waits for another.
 
         Raises:
-            UserError: It cannot be converted.
+            UserError: It cannot be read or converted.
         """
         if self.source is None:
-            return ""
+            return "", None
         if isinstance(self.source, Path) and self.source.suffix == ".pkl":
-            return str(self.source.resolve())
-        name = f"weights_{machine_rank}.pkl" if machine_rank else "weights.pkl"
-        converted = (out / name).resolve()
-        if not self._is_source_of(converted):
-            convert(self.source, converted, "detectron2", overwrite=True)
-        return str(converted)
-
-    def _is_source_of(self, converted: Path) -> bool:
-        try:
-            content = read_file(str(converted)) if converted.is_file() else {}
-        except UserError:
-            return False
-        return (content.get("moco_plugin") or {}).get("source_sha256") == self.sha256
+            return str(self.source.resolve()), read_file(str(self.source))
+        converted = (out / (f"weights_{machine_rank}.pkl" if machine_rank else "weights.pkl")).resolve()
+        with suppress(UserError):  # there is none, or it is broken
+            content = read_file(str(converted))
+            if (content.get("moco_plugin") or {}).get("source_sha256") == self.sha256:
+                return str(converted), content
+        convert(self.source, converted, "detectron2", overwrite=True)
+        return str(converted), read_file(str(converted))
 
 
 def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> InitialWeights:
@@ -84,9 +80,8 @@ def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> I
         try:
             path = Path(PathManager.get_local_path(given))
         except Exception as error:  # downloads raise many errors
-            reason = " ".join(str(error).split())
             raise UserError(
-                f"weights {given} cannot be fetched ({reason}); get the file elsewhere and pass --weights FILE"
+                f"weights {given} cannot be fetched ({reason(error)}); get the file elsewhere and pass --weights FILE"
             ) from error
     else:
         path = resolve(given)
@@ -95,8 +90,8 @@ def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> I
     return InitialWeights(given, path, sha256(path))
 
 
-def check_weights(cfg: CfgNode) -> dict[str, Any]:
-    """Build the model and load ``MODEL.WEIGHTS`` on the CPU, as every trial does.
+def check_weights(cfg: CfgNode, content: dict[str, Any] | None) -> dict[str, Any]:
+    """Build the model and fill it with the content of ``MODEL.WEIGHTS`` on the CPU, as every trial does.
 
     Returns:
         What a converter of ours wrote into the file of where the weights come from, without its proof.
@@ -107,5 +102,5 @@ def check_weights(cfg: CfgNode) -> dict[str, Any]:
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     fit_device(cfg)
-    coverage = load_weights(build_model(cfg), cfg.MODEL.WEIGHTS, cfg=cfg)
+    coverage = fill(build_model(cfg), cfg.MODEL.WEIGHTS, content, cfg=cfg)
     return {key: value for key, value in coverage.metadata.items() if key != "proof"}

@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from operator import itemgetter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -111,8 +112,8 @@ def run_trials(
         if overwrite and first:
             _remove_trials(out)
         earlier = [] if overwrite else _earlier(out, record)
-        cfg.MODEL.WEIGHTS = start.detectron2_file(out, machines.machine_rank)
-        record |= {"pretraining": check_weights(cfg), "requested_trials": trials, "trials": earlier}
+        cfg.MODEL.WEIGHTS, content = start.for_detectron2(out, machines.machine_rank)
+        record |= {"pretraining": check_weights(cfg, content), "requested_trials": trials, "trials": earlier}
         save = _write if first else lambda out, record: None
         if sentence:
             print(sentence, flush=True)
@@ -131,7 +132,9 @@ def run_trials(
                     f"trial {index} stopped with exit code {code}, its message is above; the same command resumes "
                     "it from its last checkpoint"
                 )
-            record["trials"] = sorted([*record["trials"], _read_trial(folder, index, machines)], key=_index_of)
+            record["trials"] = sorted(
+                [*record["trials"], _read_trial(folder, index, machines)], key=itemgetter("trial")
+            )
             save(out, record)
         if draw and first:
             _draw(draw, out, record)
@@ -241,10 +244,6 @@ def _train(cfg: CfgNode, machines: Machines) -> int:
             received[0],
         )
     return process.exitcode or 0
-
-
-def _index_of(trial: dict[str, Any]) -> int:
-    return int(trial["trial"])
 
 
 def _read_trial(folder: Path, index: int, machines: Machines) -> dict[str, Any]:

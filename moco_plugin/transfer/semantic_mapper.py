@@ -5,13 +5,11 @@ from typing import Any
 
 import detectron2.data.transforms as T
 import numpy as np
-import torch
-from detectron2.data import DatasetMapper, detection_utils
 from fvcore.transforms.transform import PadTransform
 from PIL import Image
 
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.image_mapper import read_picture
+from moco_plugin.transfer.mapper import Mapper
 
 GREY = 128  # what detectron2's FixedSizeCrop pads images with
 
@@ -56,20 +54,6 @@ class PadToSize(T.Augmentation):
         return PadTransform(0, 0, right, bottom, width, height, pad_value=GREY, seg_pad_value=self.ignore_value)
 
 
-def read_labels(path: str) -> np.ndarray:
-    """Read a label image as H x W numbers: the values of a grey image, the indices of one with a palette.
-
-    Pascal VOC's have palettes, which detectron2's own mapper would turn into brightness.
-    """
-    with Image.open(path) as image:
-        labels = np.array(image)
-    if labels.ndim != 2:
-        raise UsageError(
-            f"label image {path} is of mode {image.mode}; expected one number per pixel, grey or with a palette"
-        )
-    return labels
-
-
 def training_steps(scale_range: Sequence[float], crop_size: tuple[int, int], ignore_value: int) -> list[T.Augmentation]:
     """Return the augmentations of training.
 
@@ -82,17 +66,12 @@ def training_steps(scale_range: Sequence[float], crop_size: tuple[int, int], ign
     return [RandomScale(*scale_range), crop, PadToSize(*crop_size, ignore_value), T.RandomFlip()]
 
 
-class SemanticMapper(DatasetMapper):
-    """detectron2's DatasetMapper with the augmentation of MoCo v1's appendix, for labels with a palette as well.
+class SemanticMapper(Mapper):
+    """A mapper with the augmentation of MoCo v1's appendix.
 
     Training scales by a random factor, crops (and pads what is smaller) and flips. Inference uses the unchanged image,
     without labels.
-
-    Attributes:
-        value_range: ``INPUT.VALUE_RANGE``, see ``read_picture``.
     """
-
-    value_range: Sequence[float] | None = None
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
@@ -108,17 +87,5 @@ class SemanticMapper(DatasetMapper):
             )
         size = (int(crop.SIZE[0]), int(crop.SIZE[1]))
         steps = training_steps(scale, size, cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE) if is_train else []
-        return {"is_train": is_train, "augmentations": steps, "image_format": cfg.INPUT.FORMAT}
-
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Return the entry with ``image``, 3 x H x W uint8, and in training ``sem_seg``, H x W int64."""
-        entry = dict(dataset_dict)
-        image = read_picture(entry["file_name"], self.image_format, self.value_range)
-        detection_utils.check_image_size(entry, image)
-        label_file = entry.pop("sem_seg_file_name", None)
-        sample = T.AugInput(image, sem_seg=read_labels(label_file) if self.is_train else None)
-        self.augmentations(sample)
-        if self.is_train:
-            entry["sem_seg"] = torch.from_numpy(sample.sem_seg.astype(np.int64))
-        entry["image"] = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
-        return entry
+        images = {"image_format": cfg.INPUT.FORMAT, "value_range": cfg.INPUT.VALUE_RANGE}
+        return {"is_train": is_train, "augmentations": steps, **images}

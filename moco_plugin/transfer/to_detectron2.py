@@ -2,7 +2,7 @@
 
 import pickle
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.to_timm import create_model_arguments
 from moco_plugin.errors import UserError, reason
-from moco_plugin.transfer.components.resnet import resnet_for_weights
+from moco_plugin.transfer.components.resnet import resnet_for_weights, shape_of_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
+from moco_plugin.transfer.config import as_overrides
 from moco_plugin.weight_files.load import read_pickle
 from moco_plugin.weight_files.unpickle import UnsafePickle
 
@@ -38,24 +39,13 @@ def detectron2_name(name: str) -> str:
     return name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
 
 
-def is_plain_resnet(names: Iterable[str]) -> bool:
-    """Return whether all tensors have a twin in detectron2's own ResNet."""
-    return all(PLAIN_RESNET.fullmatch(name) for name in names)
-
-
 def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
     """Return the arrays that go into a detectron2 ``.pkl``.
 
     Args:
         state: Weights of a plain ResNet in torchvision's (and timm's) names.
         head: The projection head (``fc...``); it is written as ``stem.fc...``, which detectron2 ignores.
-
-    Raises:
-        UserError: A tensor that no detectron2 ResNet has, such as those of a deep stem.
     """
-    for name in state:
-        if not PLAIN_RESNET.fullmatch(name):
-            raise UserError(f"detectron2's ResNet has no twin of {name!r}; expected a plain ResNet or ResNeXt")
     return {detectron2_name(name): value.numpy() for name, value in {**state, **head}.items()}
 
 
@@ -116,6 +106,8 @@ def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
     """
     try:
         model = read_pickle(path, placeholders=False)
+    except UserError:
+        raise
     except UnsafePickle as error:
         raise UserError(
             f"{path} is unsafe: unpickling it would call {error}; a weight file needs only arrays and "
@@ -152,19 +144,29 @@ def save_zoo_pickle(path: str | Path, model: Mapping[str, np.ndarray], metadata:
 
 
 def _target(checkpoint: Checkpoint, output: Path) -> Target:
-    """A plain ResNet is written for detectron2's own, as the converter of the released code writes it."""
+    """A plain ResNet is written for detectron2's own, whose stages double in width, as the released code writes it."""
     state = checkpoint.backbone.state_dict()
-    if not is_plain_resnet(state):
+    widths = [info["num_chs"] for info in getattr(checkpoint.backbone, "feature_info", ())][1:]
+    if not all(PLAIN_RESNET.fullmatch(name) for name in state) or any(
+        width != widths[0] * 2**stage for stage, width in enumerate(widths)
+    ):
         return _timm_target(checkpoint, output)
     arrays = to_detectron2(state, checkpoint.head)
-    return Target(
-        Network("detectron2", resnet_for_weights(arrays), STAGES),
-        arrays,
-        {"target": "detectron2", "stride_in_1x1": False},
-        f"MODEL.WEIGHTS {output} INPUT.FORMAT RGB MODEL.RESNETS.STRIDE_IN_1X1 False",
-        write=_write,
-        read=_read,
-    )
+    network = Network("detectron2", resnet_for_weights(arrays), STAGES)
+    settings = _input_settings(checkpoint) | shape_of_weights(arrays).settings()
+    details = {"target": "detectron2", "stride_in_1x1": False, "settings": settings}
+    return Target(network, arrays, details, _opens(output, settings), write=_write, read=_read)
+
+
+def _input_settings(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what every network's config has to say of images; detectron2 counts colours to 255."""
+    view = checkpoint.view
+    mean, std = ([round(255 * value, 3) for value in values] for values in (view.mean, view.std))
+    return {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std}
+
+
+def _opens(output: Path, settings: Mapping[str, Any]) -> str:
+    return as_overrides({"MODEL.WEIGHTS": str(output), **settings})
 
 
 def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
@@ -174,12 +176,16 @@ def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
     network = timm_backbone_for_weights(name, arguments, arrays)
     kept = {key for key, _ in network.named_modules()}  # layers behind the last map are removed
     stages = [f"model.{stage}" for stage in stages_of(checkpoint.backbone)]
-    pairs = [part for pair in arguments.items() for part in pair]
+    settings = _input_settings(checkpoint) | {
+        "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
+        "MODEL.TIMM.NAME": name,
+        "MODEL.TIMM.ARGS": [part for pair in arguments.items() for part in pair],
+    }
     return Target(
         Network("detectron2", network, [stage for stage in stages if stage in kept]),
         arrays,
-        {"target": "detectron2", "timm_name": name, "timm_arguments": arguments},
-        f'MODEL.WEIGHTS {output} INPUT.FORMAT RGB MODEL.TIMM.NAME {name} MODEL.TIMM.ARGS "{pairs}"',
+        {"target": "detectron2", "timm_name": name, "timm_arguments": arguments, "settings": settings},
+        _opens(output, settings),
         source_stages=lambda source: [s for s, t in zip(source, stages, strict=True) if t in kept],
         write=_write,
         read=_read,

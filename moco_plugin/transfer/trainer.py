@@ -28,19 +28,17 @@ from moco_plugin.files import write_json
 from moco_plugin.transfer.checks import check_datasets
 from moco_plugin.transfer.compat import before_evaluation
 from moco_plugin.transfer.components.dataset_files import PACKAGES
-from moco_plugin.transfer.components.datasets import FILE_PREFIX, require_dataset
+from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, wants_densepose
-from moco_plugin.transfer.image_mapper import ImageMapper
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
+from moco_plugin.transfer.mapper import Mapper
 from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
 COCO_DETECTIONS = 100  # of an image: what COCO's evaluation takes
-KINDS = ("cityscapes_instance", "cityscapes_sem_seg", "coco", "lvis", "pascal_voc", "sem_seg")
-"""Data sets that can be evaluated, as their metadata call them."""
 
 
 class _Description:
@@ -74,6 +72,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode, allow_partial: bool = False) -> None:
         self.allow_partial = allow_partial
+        self.loss_normalizers: list[float] = []
         super().__init__(cfg)
         self.checkpointer.add_checkpointable("moco_plugin", _Description(cfg))
 
@@ -87,23 +86,36 @@ class Trainer(DefaultTrainer):
             load_weights(self.model, self.cfg.MODEL.WEIGHTS, self.allow_partial, self.cfg)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return detectron2's state, the optimizer's, which v0.6 leaves out, and RetinaNet's mean count of anchors."""
-        mean = getattr(self.checkpointer.model, "loss_normalizer", None)
-        return {"_trainer": self._trainer.state_dict(), "loss_normalizer": mean, **super().state_dict()}
+        """Return detectron2's state, the optimizer's, which v0.6 leaves out, and RetinaNet's mean counts of anchors."""
+        own = {"_trainer": self._trainer.state_dict(), "loss_normalizers": self.loss_normalizers}
+        return {**own, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take a state; one of v0.6's own trainer has no optimizer's."""
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:
+            if self.cfg.SOLVER.AMP.ENABLED and "grad_scaler" not in state_dict["_trainer"]:
+                raise UsageError(
+                    f"{self.cfg.OUTPUT_DIR} holds a run in full precision, and SOLVER.AMP.ENABLED is True; resume it with "
+                    "SOLVER.AMP.ENABLED False, or start another OUTPUT_DIR"
+                )
             self._trainer.load_state_dict(state_dict["_trainer"])
-        if (mean := state_dict.get("loss_normalizer")) is not None:
-            self.checkpointer.model.loss_normalizer = mean
+        if means := state_dict.get("loss_normalizers"):
+            self.checkpointer.model.loss_normalizer = means[comm.get_rank() % len(means)]
 
     def run_step(self) -> None:
         """Train on a batch; what the model draws is a function of seed, iteration and process too."""
         if self.cfg.SEED >= 0:
             torch.manual_seed(seed_of(self.cfg.SEED, self.iter, comm.get_rank()))
-        super().run_step()
+        with torch.jit.optimized_execution(False):  # RetinaNet's scripted loss rounds as in a process's first calls
+            super().run_step()
+
+    def after_step(self) -> None:
+        """Run the hooks, of which one process's saves what all have: each of RetinaNet's counts its own anchors."""
+        due = (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.iter + 1 >= self.max_iter
+        if due and hasattr(self.checkpointer.model, "loss_normalizer"):
+            self.loss_normalizers = comm.all_gather(self.checkpointer.model.loss_normalizer)
+        super().after_step()
 
     def build_hooks(self) -> list[HookBase]:
         """Return detectron2's hooks; precise batch norm takes the same images each time."""
@@ -152,13 +164,10 @@ def _densepose_trainer() -> Any:
     return Trainer
 
 
-def _mapper(cfg: CfgNode, is_train: bool) -> SemanticMapper | ImageMapper | None:
-    """Return the mapping of data set entries; None takes detectron2's own, which has no random scale."""
-    names = cfg.DATASETS.TRAIN if is_train else cfg.DATASETS.TEST
-    if not cfg.INPUT.SCALE_RANGE and not any(name.startswith(FILE_PREFIX) for name in names):
-        return None
-    mapper = (SemanticMapper if cfg.INPUT.SCALE_RANGE else ImageMapper)(cfg, is_train)
-    mapper.value_range = list(cfg.INPUT.VALUE_RANGE) or None
+def _mapper(cfg: CfgNode, is_train: bool) -> Mapper:
+    """Return the mapping of data set entries; detectron2's has no random scale."""
+    kind = SemanticMapper if cfg.INPUT.SCALE_RANGE else Mapper
+    mapper: Mapper = kind(cfg, is_train)
     return mapper
 
 
@@ -184,25 +193,25 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
         UsageError: The data set is of another kind.
     """
     kind = getattr(MetadataCatalog.get(name), "evaluator_type", "")
-    output = os.path.join(cfg.OUTPUT_DIR, "inference")
+    output = {"output_dir": os.path.join(cfg.OUTPUT_DIR, "inference")}
+    most = cfg.TEST.DETECTIONS_PER_IMAGE if cfg.TEST.DETECTIONS_PER_IMAGE > COCO_DETECTIONS else None
+    evaluators: dict[str, tuple[type[DatasetEvaluator], dict[str, Any]]] = {
+        "cityscapes_instance": (evaluation.CityscapesInstanceEvaluator, {}),
+        "cityscapes_sem_seg": (evaluation.CityscapesSemSegEvaluator, {}),
+        "coco": (
+            evaluation.COCOEvaluator,
+            {**output, "max_dets_per_image": most, "kpt_oks_sigmas": cfg.TEST.KEYPOINT_OKS_SIGMAS},
+        ),
+        "lvis": (evaluation.LVISEvaluator, {**output, "max_dets_per_image": cfg.TEST.DETECTIONS_PER_IMAGE}),
+        "pascal_voc": (evaluation.PascalVOCDetectionEvaluator, {}),
+        "sem_seg": (evaluation.SemSegEvaluator, output),
+    }
+    if kind not in evaluators:
+        raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(evaluators)}")
     for package in PACKAGES.get(kind, ()):
         before_evaluation(package)
-    if kind == "coco":
-        most = cfg.TEST.DETECTIONS_PER_IMAGE
-        most = most if most > COCO_DETECTIONS else None
-        sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
-        return evaluation.COCOEvaluator(name, output_dir=output, max_dets_per_image=most, kpt_oks_sigmas=sigmas)
-    if kind == "lvis":
-        return evaluation.LVISEvaluator(name, output_dir=output, max_dets_per_image=cfg.TEST.DETECTIONS_PER_IMAGE)
-    if kind == "pascal_voc":
-        return evaluation.PascalVOCDetectionEvaluator(name)
-    if kind == "cityscapes_instance":
-        return evaluation.CityscapesInstanceEvaluator(name)
-    if kind == "cityscapes_sem_seg":
-        return evaluation.CityscapesSemSegEvaluator(name)
-    if kind == "sem_seg":
-        return evaluation.SemSegEvaluator(name, output_dir=output)
-    raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(KINDS)}")
+    evaluator, options = evaluators[kind]
+    return evaluator(name, **options)
 
 
 @dataclass(frozen=True)
@@ -258,8 +267,7 @@ def train(
             for path in output.glob(pattern):
                 path.unlink()
     if is_released(cfg.MODEL.WEIGHTS):  # by name: fetched, and converted into the run's folder
-        weights = find_weights("moco", cfg.MODEL.WEIGHTS, "")
-        cfg.MODEL.WEIGHTS = weights.detectron2_file(output, machines.machine_rank)
+        cfg.MODEL.WEIGHTS, _ = find_weights("moco", cfg.MODEL.WEIGHTS, "").for_detectron2(output, machines.machine_rank)
     train_checked(cfg, options, machines)
 
 

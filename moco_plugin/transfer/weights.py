@@ -2,23 +2,31 @@
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import HookBase
 from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from moco_plugin.checkpoints.released import is_released
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
+from moco_plugin.transfer.config import as_overrides
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
 from moco_plugin.weight_files.load import load_file
 
 logger = logging.getLogger(__name__)
 
+ANY_WIDTH = {
+    f"build_{kind}_backbone": f"build_any_width_{kind}_backbone"
+    for kind in ("resnet", "resnet_fpn", "retinanet_resnet_fpn")
+}
+"""Our builder in the place of each of detectron2's."""
+RESNET_BUILDERS = (*ANY_WIDTH, *ANY_WIDTH.values(), "build_resnet_dilated_c5_backbone")
 ADVICE = "convert the file with tools/convert_to_d2.py"
 
 
@@ -99,57 +107,66 @@ def read_file(path: str) -> dict[str, Any]:
 
 
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
-    """Compare the metadata that our converters wrote into a weight file with the config.
+    """Compare the settings that our converters wrote into a weight file with the config.
 
     Colour order, pixel statistics, the position of the stride and a timm network's name and arguments (a ViT's number of
-    heads, for one) change what the weights compute, but no shape, so that nothing else would show a mistake.
+    heads, for one) change what the weights compute, but no shape; of a ResNet of fewer blocks each tensor is in the file
+    of a deeper one. Nothing else would show such a mistake.
 
     Args:
         cfg: A detectron2 config.
         metadata: The file's ``moco_plugin``; what it lacks is not compared.
 
     Raises:
-        UserError: They contradict each other; names the key, both values and the way out.
+        UserError: They contradict each other; names the keys, the first one's values and the way out.
     """
-    model, advice = cfg.MODEL, "choose the config that ends in _moco, or pass"
-    _compare("INPUT.FORMAT", metadata.get("input_format"), cfg.INPUT.FORMAT, advice)
-    for key, name in (("PIXEL_MEAN", "pixel_mean"), ("PIXEL_STD", "pixel_std")):
-        _compare(f"MODEL.{key}", metadata.get(name), list(model[key]), advice)
-    is_timm = model.BACKBONE.NAME in BUILDERS
-    if "target" in metadata and is_timm != ("timm_name" in metadata):
-        other, way = "build_timm_fpn_backbone", "choose one of them"
-        if is_timm:
-            other = "build_any_width_resnet_fpn_backbone"
-            way += ", or convert with tools/convert.py --to detectron2-timm"
+    settings, own = dict(metadata.get("settings") or {}), cfg.MODEL.BACKBONE.NAME
+    builder = settings.pop("MODEL.BACKBONE.NAME", "build_resnet_backbone")
+    if settings and (own in BUILDERS) != (builder in BUILDERS):
+        way = "choose one of them" if own not in BUILDERS else "convert with tools/convert.py --to detectron2-timm"
         raise UserError(
-            f"MODEL.BACKBONE.NAME is {model.BACKBONE.NAME}, and the weight file holds "
-            f"{metadata.get('architecture')} for {other} and its like; {way}"
+            f"MODEL.BACKBONE.NAME is {own}, and the weight file holds {metadata.get('architecture')} for {builder} and its "
+            f"like; {way}"
         )
-    if not is_timm:
-        if model.RESNETS.DEPTH >= 50:  # blocks of two layers have no 1 x 1 convolution to stride in
-            stride = metadata.get("stride_in_1x1")
-            _compare("MODEL.RESNETS.STRIDE_IN_1X1", stride, model.RESNETS.STRIDE_IN_1X1, advice)
-        return
-    if "timm_name" in metadata:  # timm's tags, behind a dot, name pre-trained weights
-        name, own = metadata["timm_name"].partition(".")[0], model.TIMM.NAME.partition(".")[0]
-        _compare("MODEL.TIMM.NAME", name, own, "pass")
-    wanted = {k: v for k, v in dict(metadata.get("timm_arguments") or {}).items() if _matters(k)}
-    given = network_arguments(cfg)
-    if any(not _equal(value, given.get(key)) for key, value in wanted.items()):
-        pairs = [part for pair in (given | wanted).items() for part in pair]
+    if "MODEL.RESNETS.DEPTH" in settings:
+        settings = {"MODEL.RESNETS.NUM_BLOCKS": [], "MODEL.RESNETS.NORM": "BN", **settings}
+    known = own in BUILDERS or own in RESNET_BUILDERS  # others may take other keys
+    compared = {key: value for key, value in settings.items() if known or not key.startswith("MODEL.RESNETS.")}
+    if builder in ANY_WIDTH.values() and own in ANY_WIDTH:
+        compared = {"MODEL.BACKBONE.NAME": ANY_WIDTH[own], **compared}
+    wrong = {key: value for key, value in compared.items() if not _fits(key, value, _value(cfg, key), cfg)}
+    if wrong:
+        key, value = next(iter(wrong.items()))
+        if key == "MODEL.TIMM.ARGS":
+            wrong[key] = [part for pair in (network_arguments(cfg) | _arguments(value)).items() for part in pair]
         raise UserError(
-            f"MODEL.TIMM.ARGS is {list(model.TIMM.ARGS)}, and the weight file was made with {wanted}; pass "
-            f'MODEL.TIMM.ARGS "{pairs}"'
+            f"{key} is {_value(cfg, key)}, and the weight file was made with {value}; choose the config that ends in "
+            f"_moco, or pass {as_overrides(wrong)}"
         )
 
 
-def _compare(key: str, in_file: Any, in_config: Any, advice: str) -> None:
-    if in_file is not None and not _equal(in_file, in_config):
-        shown = [round(v, 3) for v in in_file] if isinstance(in_file, (list, tuple)) else in_file
-        raise UserError(
-            f"{key} is {in_config}, and the weight file was made with {shown}; {advice} {key} "
-            + (f'"{shown}"' if isinstance(shown, list) else str(shown))
-        )
+def _value(cfg: Any, key: str) -> Any:
+    for part in key.split("."):
+        cfg = cfg.get(part, [])
+    return cfg
+
+
+def _fits(key: str, in_file: Any, in_config: Any, cfg: Any) -> bool:
+    if key == "MODEL.TIMM.NAME":  # timm's tags, behind a dot, name pre-trained weights
+        return str(in_file).partition(".")[0] == str(in_config).partition(".")[0]
+    if key == "MODEL.TIMM.ARGS":
+        given = network_arguments(cfg)
+        return all(_equal(value, given.get(name)) for name, value in _arguments(in_file).items())
+    if key == "MODEL.RESNETS.NORM":
+        return "BN" in in_config  # trained, synchronised or frozen
+    return _equal(in_file, in_config)
+
+
+def _arguments(pairs: Sequence[Any]) -> dict[str, Any]:
+    """Return the arguments of timm.create_model that change the weights or what they compute."""
+    idle = ("dynamic_img_size", "strict_img_size", "num_classes")
+    named = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    return {name: value for name, value in named.items() if "drop" not in name and name not in idle}
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -160,40 +177,36 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def _matters(argument: str) -> bool:
-    """Return whether an argument of timm.create_model changes the weights or what they compute."""
-    return "drop" not in argument and argument not in ("dynamic_img_size", "strict_img_size", "num_classes")
-
-
 def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: Any = None) -> Coverage:
-    """Load weights into a detector as detectron2 does, and refuse a backbone that stays partly random.
+    """Read a weight file and :func:`fill` a detector.
 
     Args:
         model: A detector with a ``backbone``.
         path: File or address as in ``MODEL.WEIGHTS``; empty keeps the random initialisation.
         allow_partial: Accept weights that fill only a part of the backbone.
-        cfg: The detector's config, compared with what the file says of its weights' input.
-
-    Returns:
-        What was filled; also logged.
+        cfg: The detector's config, compared with what the file says of its weights.
 
     Raises:
         UserError: The file is missing or unsafe, contradicts the config, or leaves the backbone random in part.
     """
-    content = None
-    if path:
-        try:
-            local = path if is_released(path) else PathManager.get_local_path(path)
-        except Exception as error:  # downloads raise many errors
-            raise UserError(f"weights {path} cannot be fetched: {error}") from error
-        content = read_file(local)
-    return fill(model, path, content, allow_partial, cfg)
+    try:
+        local = PathManager.get_local_path(path) if path and not is_released(path) else path
+    except Exception as error:  # downloads raise many errors
+        raise UserError(f"weights {path} cannot be fetched: {error}") from error
+    return fill(model, path, read_file(local) if path else None, allow_partial, cfg)
 
 
 def fill(
     model: nn.Module, path: str, content: dict[str, Any] | None, allow_partial: bool = False, cfg: Any = None
 ) -> Coverage:
-    """Load the content of a weight file into a detector; as :func:`load_weights`, but the file is not read."""
+    """Load the content of a weight file into a detector as detectron2 does, and refuse a backbone that stays random in part.
+
+    Returns:
+        What was filled; also logged.
+
+    Raises:
+        UserError: The content contradicts the config, or leaves the backbone random in part.
+    """
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module
     tensors = tuple(backbone_tensors(model))
@@ -203,11 +216,11 @@ def fill(
         return coverage
     metadata = content.get("moco_plugin")
     metadata = metadata if isinstance(metadata, dict) else {}
-    if cfg is not None and metadata:
-        try:
+    try:
+        if cfg is not None:
             check_input(cfg, metadata)
-        except (TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again") from error
     checkpointer = _CountingCheckpointer(model)
     checkpointer.content = content
     lists = logging.getLogger("fvcore.common.checkpoint")  # of the heads' tensors; the coverage below counts them
@@ -229,3 +242,17 @@ def fill(
             "or pass train_net's --allow-partial"
         )
     return coverage
+
+
+class CheckWeights(HookBase):
+    """A hook for detectron2's own trainer: refuses weights that leave a part of the backbone random, or that do not fit."""
+
+    def before_train(self) -> None:
+        """Load ``MODEL.WEIGHTS`` once more, checked, unless the run is resumed.
+
+        Raises:
+            UserError: As :func:`load_weights`.
+        """
+        trainer: Any = self.trainer
+        if not trainer.start_iter:
+            load_weights(trainer.model, trainer.cfg.MODEL.WEIGHTS, cfg=trainer.cfg)

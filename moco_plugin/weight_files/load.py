@@ -144,11 +144,12 @@ def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
         placeholders: Accept tensors and, as ``Placeholder``, frameworks' objects; else containers and arrays alone.
 
     Raises:
+        UserError: There is no such file, or it is a pipe or a device.
         UnsafePickle: It names something that could run code.
         BrokenPickle: It is not a whole pickle, or takes more time or memory than a file of its size may.
     """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unpickle; unpickle.main({placeholders})"
-    with open(path, "rb") as file:
+    with open(_existing(path), "rb") as file:
         if not os.fstat(file.fileno()).st_size:
             raise BrokenPickle("it is empty")
         child = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdin=file, capture_output=True, check=False)
@@ -164,10 +165,12 @@ def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
     return Content(stream, mapped, *about).load()
 
 
-DTYPES = {name: getattr(value, "_dtype", value) for name, value in vars(torch).items() if not name.startswith("_")}
-DTYPES = {name: value for name, value in DTYPES.items() if isinstance(value, torch.dtype)} | {
-    "UntypedStorage": torch.uint8
-}
+# by torch's names of them and of their storages
+DTYPES: dict[str, torch.dtype] = {
+    name: dtype
+    for name, value in vars(torch).items()
+    if isinstance(dtype := getattr(value, "_dtype", value), torch.dtype)
+} | {"UntypedStorage": torch.uint8}
 
 
 class Content(pickle.Unpickler):
@@ -312,7 +315,7 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
     for name in sorted(set(file_of.values())):
         if Path(name).name != name:
             raise BrokenPickle(f"it names a file of another folder, {name[:60]!r}")
-        tensors |= _load_safetensors(index.parent / name)[0]
+        tensors |= _load_safetensors(_existing(index.parent / name))[0]
     return tensors
 
 
@@ -324,9 +327,17 @@ def _load_folder(folder: Path) -> WeightFile:
             f"{folder} is a folder without {CONFIG} and {' or '.join(FOLDER_WEIGHTS[1:])}; expected a weight file, or the "
             "folder that timm.create_model('local-dir:...') opens"
         )
-    file = load_file(weights)
-    with _refusing(config):
-        return replace(file, path=folder, config=_read_json(config))
+    return replace(load_file(weights), path=folder, config=read_config(config))
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        UserError: It holds none, or is too large.
+    """
+    with _refusing(path):
+        return _read_json(path)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -147,10 +147,10 @@ def _no_array(*args: Any) -> Any:
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    values = tuple(values)
-    if len(values) > 32 or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
+    sizes: tuple[Any, ...] = tuple(values)
+    if len(sizes) > 32 or not all(type(value) is int and 0 <= value < 1 << 62 for value in sizes):
         raise BrokenPickle("something that has no shape")
-    return values
+    return sizes
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
@@ -202,9 +202,9 @@ def _long(code: bytes, length: str, kind: str) -> Callable[[Any], None]:
                 raise BrokenPickle("it ends early")
             if count >= LONG:
                 file.seek(start + count)
-                return unpickler.append(Span(kind, start, count))
+                unpickler.append(Span(kind, start, count))
+                return
         operation(unpickler)
-        return None
 
     return load
 
@@ -223,7 +223,7 @@ class Unpickler(pickle._Unpickler):
     append: Callable[[Any], None]
 
     def __init__(self, file: mmap.mmap, placeholders: bool, storages: dict[str, tuple[str, int]]) -> None:
-        super().__init__(file, encoding="latin1")  # type: ignore[arg-type]
+        super().__init__(file, encoding="latin1")
         self.file, self.placeholders, self.storages = file, placeholders, storages
         self.constructors = {**ARRAYS, **TENSORS} if placeholders else ARRAYS
 

@@ -9,7 +9,7 @@ import torch
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
 from moco_plugin.pretraining.weights import wiring_differences
-from tests.helpers.networks import TINY_VIT, features, narrow_resnet, other, prefixed, tiny_vit
+from tests.helpers.networks import TINY_VIT, features, narrow_resnet, other, prefixed, seen, tiny_vit
 
 
 def test_heads_that_no_file_tells_are_assumed_and_given(tmp_path: Path) -> None:
@@ -22,6 +22,33 @@ def test_heads_that_no_file_tells_are_assumed_and_given(tmp_path: Path) -> None:
     )
     torch.testing.assert_close(features(given.backbone), features(model))
     assert given.notes == []
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "read"),
+    [
+        ("resnet50", "resnetaa50 or resnetblur50 has the same shapes: --architecture decides", "resnet50"),
+        ("resnetblur18", "taken to be resnet18; resnetblur18 has the same shapes", "resnet18"),
+        (
+            "vit_base_patch32_clip_quickgelu_224",
+            "taken to be CLIP's with GELU; vit_base_patch32_clip_quickgelu_224",
+            None,
+        ),
+        ("vit_base_patch32_clip_224", "has the same shapes: --architecture decides", "vit_base_patch32_clip_224"),
+        ("deit_tiny_patch16_224", "taken to have GELU and a layer norm epsilon of 1e-06", "vit_tiny_patch16_224"),
+    ],
+)
+def test_networks_of_the_same_shapes_are_named(name: str, said: str, read: str | None, tmp_path: Path) -> None:
+    size = {"depth": 1} if "vit" in name or "deit" in name else {}
+    model = seen(timm.create_model(name, num_classes=0, **size))
+    torch.save(model.state_dict(), tmp_path / "bare.pth")
+    found = read_checkpoint(tmp_path / "bare.pth")
+    assert said in found.notes[-1] and found.architecture == (read or found.architecture)
+    if name == read:
+        torch.testing.assert_close(features(found.backbone), features(model))
+    decided = read_checkpoint(tmp_path / "bare.pth", architecture=name, arguments=size)
+    torch.testing.assert_close(features(decided.backbone), features(model))
+    assert decided.notes == []
 
 
 def test_prefix_of_one_of_several_networks(tmp_path: Path) -> None:

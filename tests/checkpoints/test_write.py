@@ -255,17 +255,18 @@ def test_torchvision_network_shares_its_weights() -> None:
     assert network.get_parameter("conv1.weight").data_ptr() == backbone.get_parameter("conv1.weight").data_ptr()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224", "convnext_atto"])
-def test_onnx_gives_the_features_for_any_batch(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["resnet18", "resnet50d", "vit_tiny_patch16_224", "convnext_atto"])
+def test_onnx_gives_the_features_for_any_batch_and_size(name: str, tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     source = checkpoint(name, **NETWORKS[name])
     source.view = replace(source.view, image_size=64)
     told = convert(source, tmp_path / "model.onnx", "onnx")
-    assert told["opset"] == 18 and told["images"] == ["batch", 3, 64, 64]
+    of_any_size = not name.startswith("vit")
+    assert told["opset"] == 18 and told["images"] == ["batch", 3, *(("height", "width") if of_any_size else (64, 64))]
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     assert json.loads(session.get_modelmeta().custom_metadata_map["moco_plugin"])["source_sha256"] == "5d2e"
-    for count in (1, 5):
-        images = torch.randn(count, 3, 64, 64)
+    for count, height, width in ((1, 64, 64), (5, 64, 64), *([(1, 224, 96), (2, 65, 131)] if of_any_size else [])):
+        images = torch.randn(count, 3, height, width)
         (found,) = session.run(None, {"images": images.numpy()})
         torch.testing.assert_close(torch.from_numpy(found), source.backbone(images), rtol=1e-3, atol=1e-4)
     with pytest.raises(UsageError, match=r"does not end in .onnx"):
@@ -320,3 +321,21 @@ def test_another_package_adds_a_format(tmp_path: Path, monkeypatch: pytest.Monke
     torch.save(timm.create_model("resnet18", num_classes=0).state_dict(), tmp_path / "plain.pth")
     assert main([str(tmp_path / "plain.pth"), str(tmp_path / "other.pth"), "--to", "other"]) == 0
     assert read_checkpoint(tmp_path / "other.pth").architecture == "resnet18"
+
+
+def test_onnx_of_one_size_where_torch_exports_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    export = torch.onnx.export
+
+    def fails(*args: Any, dynamic_shapes: Any, **options: Any) -> None:
+        if len(dynamic_shapes[0]) > 1:
+            raise RuntimeError("Constraints violated")
+        export(*args, dynamic_shapes=dynamic_shapes, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", fails)
+    source = small()
+    source.view = replace(source.view, image_size=64)
+    assert convert(source, tmp_path / "model.onnx", "onnx")["images"] == ["batch", 3, 64, 64]
+    assert "images: batch x 3 x 64 x 64 only" in capsys.readouterr().out

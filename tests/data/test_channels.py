@@ -16,9 +16,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from moco_plugin.checkpoints.read import read_checkpoint
-from moco_plugin.data.bands import CannotDecode
 from moco_plugin.data.decode import decode_array
 from moco_plugin.data.images import ImageSet
+from moco_plugin.data.pixels import CannotDecode
 from moco_plugin.data.source import ArraySource
 from moco_plugin.data.statistics import measure_statistics
 from moco_plugin.data.views import Views
@@ -119,9 +119,10 @@ def test_hostile_arrays(tmp_path: Path) -> None:
 
 
 def test_pixel_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setenv("MOCO_MAX_PIXELS", "1000")
     for kind in ("npy", "planar tiff"):
-        with pytest.raises(CannotDecode, match="more than 1,000 pixels"):
+        with pytest.raises(CannotDecode, match="more than 1,000"):
             decode_array(encoded(bands(4), kind), "a", channels=4)
 
 

@@ -5,13 +5,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from moco_plugin.data import decode as module
-from moco_plugin.data.decode import CannotDecode, decode, decode_array
+from moco_plugin.data.decode import CannotDecode, check_image, decode, decode_array, decode_labels, image_size
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.listing import image_files
 from moco_plugin.errors import UserError
@@ -105,7 +106,7 @@ def test_missing_large_and_broken_are_told_apart(tmp_path: Path, monkeypatch: py
     images = ImageSet(str(tmp_path))
     assert images.try_load(0) == (
         None,
-        f"{path} (more than 2,000 pixels; MOCO_MAX_PIXELS=N in the environment raises the limit)",
+        f"{path} (100 x 100 pixels, more than 1,000; MOCO_MAX_PIXELS=N in the environment raises the limit)",
     )
     monkeypatch.setenv(module.MAX_PIXELS, "10000")
     assert images.load(0) is not None
@@ -126,7 +127,8 @@ def test_jpeg_arrays_are_pillows(mode: str, options: dict[str, Any], tmp_path: P
         options = {"exif": exif}
     path = tmp_path / "a.jpg"
     Image.fromarray(PHOTO).resize((90, 61)).convert(mode).save(path, **options)
-    expected = np.asarray(decode(path, "a"))
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
     for source in (path, path.read_bytes()):
         array = decode_array(source, "a")
         assert array.ndim == (2 if mode == "L" else 3) and array.shape[:2] == expected.shape[:2]
@@ -146,8 +148,82 @@ def test_jpeg_arrays_of_other_sizes_and_broken_files(tmp_path: Path, monkeypatch
         decode_array(tmp_path / "none.jpg", "none.jpg")
     monkeypatch.setenv(module.MAX_PIXELS, "1000")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
-    with pytest.raises(CannotDecode, match="more than 2,000 pixels"):
+    with pytest.raises(CannotDecode, match="640 x 427 pixels, more than 1,000"):
         decode_array(path, "a")
+
+
+def encoded(suffix: str, array: np.ndarray, *options: int) -> bytes:
+    colours = np.ascontiguousarray(array[..., ::-1] if array.ndim == 3 else array)
+    return cv2.imencode(suffix, colours, options)[1].tobytes()
+
+
+@pytest.mark.parametrize("suffix", [".png", ".ppm", ".jp2"])
+@pytest.mark.parametrize("grey", [False, True])
+def test_16_bits_a_channel(suffix: str, grey: bool) -> None:
+    image = PHOTO[:60, :80, 0] if grey else PHOTO[:60, :80]
+    options = (cv2.IMWRITE_JPEG2000_COMPRESSION_X1000, 1000) if suffix == ".jp2" else ()
+    expected = np.repeat(image[..., None], 3, axis=2) if grey else image
+    for factor, value_range in ((257, None), (16, [0, 4080])):
+        data = encoded(".pgm" if suffix == ".ppm" and grey else suffix, image.astype(np.uint16) * factor, *options)
+        assert np.array_equal(decode_array(data, "a", value_range), expected)
+        assert np.array_equal(np.asarray(decode(io.BytesIO(data), "a", value_range)), expected)
+
+
+def test_netpbm_says_its_depth() -> None:
+    values = (np.arange(6).reshape(1, 6) * 819).astype(">u2")  # to 4095
+    array = decode_array(b"P5 # a comment\n6 1\n4095\n" + values.tobytes(), "a", channels=1)
+    assert array.tolist() == [[0, 51, 102, 153, 204, 255]]
+
+
+def test_orientation_of_deep_images(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(decode_array(tmp_path / "a.png", "a", channels=1), np.rot90(RAMP, -1))
+    assert image_size(tmp_path / "a.png") == check_image(tmp_path / "a.png") == (3, 205)
+
+
+def test_many_scans_are_refused() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG", progressive=True)
+    data = file.getvalue()
+    scan = data[data.rfind(b"\xff\xda") : -2]
+    with pytest.raises(CannotDecode, match="110 scans, which take too long"):
+        decode_array(data[:-2] + 100 * scan + data[-2:], "a")
+
+
+def test_check_finds_images_that_are_cut_off(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.png", "a.webp", "a.tif", "a.bmp", "a.gif", "a.npy"):
+        path = tmp_path / name
+        if name == "a.npy":
+            np.save(path, PHOTO)
+        else:
+            Image.fromarray(PHOTO).save(path)
+        assert image_size(path) == check_image(path) == (640, 427)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(CannotDecode):
+            check_image(path)
+
+
+def test_labels(tmp_path: Path) -> None:
+    labels = np.arange(12, dtype=np.uint8).reshape(3, 4) // 2
+    deep = labels.astype(np.uint16) + 1000
+    palette = Image.fromarray(labels).convert("P")
+    cases = {
+        "grey.png": (Image.fromarray(labels), labels),
+        "palette.png": (palette, np.array(palette)),
+        "1.png": (Image.fromarray(labels > 2), labels > 2),
+        "deep.png": (Image.fromarray(deep), deep),
+        "deep.tif": (Image.fromarray(deep), deep),
+    }
+    for name, (image, expected) in cases.items():
+        image.save(tmp_path / name)
+        decoded = decode_labels(tmp_path / name, name)
+        assert decoded.dtype.kind in "ui" and np.array_equal(decoded, expected), name
+    for image in (Image.fromarray(np.full((2, 2), np.nan, np.float32)), Image.new("RGB", (2, 2))):
+        image.save(tmp_path / "a.tif")
+        with pytest.raises(UserError, match=r"label image a\.tif is an array of 2 x 2"):
+            decode_labels(tmp_path / "a.tif", "a.tif")
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:

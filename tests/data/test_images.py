@@ -1,5 +1,6 @@
 """Image sets and what is wrong with them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -191,3 +192,62 @@ def test_paths_of_a_list_may_be_relative_to_several_folders(tmp_path: Path) -> N
     assert [entry[:2] for entry in entries] == [(tmp_path / "one" / "a.png", "3"), (tmp_path / "two" / "b.png", "1")]
     with pytest.raises(UserError, match=r"1 of its 2 images are missing.*two/a.png first.*relative to .*two"):
         read_entries(tmp_path / "list", tmp_path / "two")
+
+
+def test_several_sources(tmp_path: Path) -> None:
+    save_images(tmp_path / "one", "cat/0.png", "dog/0.png", "dog/1.png")
+    save_images(tmp_path / "two", "ant/0.png", "cat/0.png")
+    one, two = (str(tmp_path / name) for name in ("one", "two"))
+    both = ImageSet(f"[{one}[:2], {two}]")
+    assert names_of(both) == [*names_of(ImageSet(one))[:2], *names_of(ImageSet(two))] == [str(p) for p in both.paths]
+    assert both.classes == ("ant", "cat", "dog") and both.labels.tolist() == [1, 2, 0, 1]
+    part = ImageSet(f"[{one},{two}][2:4]")
+    assert part.labels.tolist() == [2, 0] and names_of(part) == [names_of(ImageSet(one))[2], names_of(ImageSet(two))[0]]
+    assert part.identity() != both.identity() and part.load(0) == ImageSet(one).load(2)
+    save_images(tmp_path / "flat", "0.png")
+    assert ImageSet(f"[{one}, {tmp_path}/flat]").labels is None
+    with pytest.raises(UserError, match="absent: found nothing"):
+        ImageSet(f"[{one}, {tmp_path}/absent]")
+
+
+def test_the_same_classes_in_another_order(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        save_images(tmp_path / name, *(f"{index}/a.png" for index in range(12)))
+    train, test = (ImageSet(str(tmp_path / name)) for name in ("train", "test"))
+    test.classes = tuple(sorted(train.classes))  # as an index of shards may have it
+    test.labels = np.array([test.classes.index(train.classes[label]) for label in test.labels])
+    assert check_labels(train, test).labels.tolist() == train.labels.tolist()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_encodings_of_lists(encoding: str, tmp_path: Path) -> None:
+    save_images(tmp_path, "1.png", "chât.png")
+    (tmp_path / "list.txt").write_bytes("1.png été\r\nchât.png hiver\r\n".encode(encoding))
+    images = ImageSet(str(tmp_path / "list.txt"))
+    assert images.classes == ("hiver", "été") and images.labels.tolist() == [1, 0]
+
+
+def test_lists_of_names_in_another_encoding(tmp_path: Path) -> None:
+    name = os.fsdecode("chât.png".encode("cp1252"))
+    save_images(tmp_path, "1.png", name)
+    (tmp_path / "list.txt").write_bytes(b"1.png a\n" + os.fsencode(name) + b" b\n")
+    assert names_of(ImageSet(str(tmp_path / "list.txt"))) == [f"{tmp_path}/1.png", f"{tmp_path}/{name}"]
+
+
+def test_names_that_cannot_be_right(tmp_path: Path) -> None:
+    (tmp_path / "many.txt").write_text("".join(f"im.png a{index};b{index}\n" for index in range(40_000)))
+    save_images(tmp_path, "im.png")
+    refused = {
+        "a\0b": "cannot be a path",
+        "x" * 300: "cannot be a path",
+        "\ud800": "cannot be a path",
+        "~no-such-user/x": "cannot be a path",
+        "": "names no images",
+        "[,]": "names no images",
+        "/dev/zero": "found a file",
+        str(tmp_path / "many.txt"): "lists 40000 images of 80000 classes",
+    }
+    for text, message in refused.items():
+        with pytest.raises(UserError, match=message):
+            ImageSet(text)

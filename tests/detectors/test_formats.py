@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from moco_plugin.tools.transfer import main
-from tests.detectors import samples
+from tests.detectors import samples, samples_by_others
 from tests.detectors.samples import ALL, BOX, NAMES, SAMPLES, TEST, TRAIN, VAL, coco, photo, photos, put, voc, yolo
+from tests.helpers import safety_cases
 
 Content = dict[str, Any]
 DOCS = Path(__file__).parents[2] / "docs" / "detection.md"
@@ -237,7 +238,7 @@ def test_cvat_shapes(here: Path, check: Callable[..., Read]) -> None:
 
 
 def test_labelme_groups_and_shapes(here: Path, check: Callable[..., Read]) -> None:
-    samples.labelme(here)
+    samples_by_others.labelme(here)
     content = json.loads((here / "006.json").read_text())
     part = {"label": "cat", "points": [[40, 8], [50, 8], [50, 18]], "group_id": 1, "shape_type": "polygon"}
     circle = {"label": "cat", "points": [[30, 20], [30, 30]], "group_id": None, "shape_type": "circle"}
@@ -259,5 +260,24 @@ def test_forms_that_are_none(here: Path, refused: Callable[..., str]) -> None:
     assert "set.zip is not detection data; unpack it" in refused("--train-folder", "set.zip")
     put(here / "a.csv", "filename,colour\n001.jpg,red\n")
     assert "a.csv has the columns filename, colour; expected filename" in refused("--train-folder", "a.csv")
+    put(here / "tasks.json", '[{"id": 1, "annotations": [], "data": {"image": "/data/upload/3/001.jpg"}}]')
+    assert "export the project as COCO, YOLO or Pascal VOC" in refused("--train-json", "tasks.json")
+    put(here / "create.json", '[{"image": "001.jpg", "annotations": []}]')
+    assert "export the set as Pascal VOC, YOLO or COCO" in refused("--train-json", "create.json")
     put(here / "a.json", '{"a": 1}')
     assert "a.json is not a COCO file, nor of another tool" in refused("--train-json", "a.json")
+
+
+@pytest.mark.parametrize("kind", safety_cases.ANNOTATIONS)
+def test_hostile_annotations(kind: str, here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Each ends in a sentence, or is left out."""
+    name, file = safety_cases.ANNOTATIONS[kind]
+    for number, data in enumerate(safety_cases.annotation_cases()[kind]):
+        arguments = SAMPLES[name].write(here)
+        (here / file).write_bytes(data)
+        code = main([*arguments, "--check", "--out", f"out{number}"])
+        errors = capfd.readouterr().err
+        assert code in (0, 1, 2) and "Traceback" not in errors, (data[:200], errors)
+        assert not (here / safety_cases.MARKER).exists()
+        if b"<!" in data:
+            assert "defines a document type or entities, which are not read" in errors

@@ -4,9 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -19,60 +17,17 @@ from detectron2.utils.events import EventStorage
 from PIL import Image
 from pycocotools.mask import decode, frPyObjects
 
+from moco_plugin.data.decode import decode as decode_image
 from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.detectors.recipe import choose_recipe
-from moco_plugin.detectors.resampling import read_score
-from moco_plugin.detectors.semantic import prepare_semantic
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
 from moco_plugin.transfer.components.mask_head import PartialMaskHead
-from moco_plugin.transfer.image_mapper import read_picture
-from moco_plugin.transfer.trainer import _mapper, build_evaluator
+from moco_plugin.transfer.mapper import Mapper
+from moco_plugin.transfer.trainer import build_evaluator
+from tests.detectors.own_coco import Content, coco
 from tests.detectors.samples import photo
 from tests.helpers.processes import Tool
-
-Content = dict[str, Any]
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for number in range(10):
-        photo(folder / f"bild ä {number}.jpg", number)
-    return folder
-
-
-def coco(path: Path, photos: Path, change: Callable[[Content], Any] = lambda content: None) -> Path:
-    """Write a COCO file of ids that are not contiguous, with polygons, run lengths and a crowd."""
-    images = [
-        {"id": 100 + 7 * number, "file_name": file.name, "width": 64, "height": 48}
-        for number, file in enumerate(sorted(photos.iterdir()))
-    ]
-    annotations: list[Content] = []
-    for number, image in enumerate(images):
-        polygon = [[8, 8, 24, 8, 24, 28, 8, 28]]
-        runs = {"size": [48, 64], "counts": [48 * 10, 48 * 5, 48 * 49]}
-        annotations.append(
-            {
-                "id": 5 * number + 1,
-                "image_id": image["id"],
-                "category_id": (3, 17)[number % 2],
-                "bbox": [8, 8, 16, 20],
-                "area": 320,
-                "iscrowd": 0,
-                "segmentation": polygon if number % 3 else runs,
-            }
-        )
-    annotations.append({**annotations[0], "id": 900, "iscrowd": 1})
-    content = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": 3, "name": "cat"}, {"id": 17, "name": "hot dog"}],
-    }
-    change(content)
-    path.write_text(json.dumps(content))
-    return path
 
 
 def test_coco_files_are_split_and_registered_by_their_path(tmp_path: Path, photos: Path) -> None:
@@ -117,102 +72,6 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
     assert any("1 of 41 objects have no mask: they are trained as boxes" in note for note in data.notes) and data.masks
     boxes = [row["bbox"] for file in (data.train, data.test) for row in json.loads(file.read_text())["annotations"]]
     assert [50, 40, 14, 8] in boxes and len(boxes) == 42
-
-
-def first(**change: Any) -> Callable[[Content], Any]:
-    return lambda content: content["annotations"][0].update(change)
-
-
-RLE = {"size": [48, 64]}
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (first(image_id=4), "objects of images that the file does not list"),
-        (first(category_id=4), "objects of categories that the file does not list"),
-        (first(bbox=[8, 8, -16, 20]), "objects with a box that is not four finite numbers"),
-        (first(bbox=[8, 8, 16]), "objects with a box that is not"),
-        (first(bbox=[8, 8, float("nan"), 20]), "objects with something else than numbers"),
-        (first(bbox=[8, 8, 1e308, 1e308]), "objects with a box that is not"),
-        (first(bbox="8 8 16 20"), "objects with something else than numbers"),
-        (first(segmentation=[[1, 2, 3, 4]]), "objects with a mask that is none"),
-        (first(segmentation=[[0, 0, 9e8, 0, 9e8, 9e8]]), "objects with a mask that is none"),
-        (first(segmentation={**RLE, "counts": [10, 20]}), "objects with run lengths that do not fit"),
-        (first(segmentation={**RLE, "counts": [-1, 64 * 48 + 1]}), "objects with run lengths that do not fit"),
-        (first(segmentation={**RLE, "counts": "no runs"}), "objects with run lengths that do not fit"),
-        (first(segmentation={**RLE, "counts": "oooooooo" * 9}), "objects with run lengths that do not fit"),
-        (first(segmentation={"size": [40000, 40000], "counts": [1 << 40]}), "objects with run lengths that do not"),
-        (first(segmentation={**RLE, "counts": [1 << 62]}), "objects with run lengths that do not fit"),
-        (first(keypoints="10 10 2"), "objects with something else than numbers"),
-    ],
-)
-def test_one_odd_object_is_left_out_and_many_are_refused(
-    tmp_path: Path, photos: Path, change: Callable[[Content], Any], reason: str
-) -> None:
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos))
-    (note,) = [note for note in data.notes if note.startswith("left out: 1 ")]
-    assert reason in note and data.images + data.test_images == 10
-
-    def many(content: Content) -> None:
-        change(content)
-        content["annotations"] += [{**content["annotations"][0], "id": number} for number in range(1000, 1004)]
-        content["annotations"][1]["bbox"] = [70, 70, 5, 5]
-
-    file = coco(tmp_path / "many.json", photos, many)
-    with pytest.raises(
-        UserError, match=rf"many.json: 5 {reason}.*; 1 boxes of less than a pixel.*; 10% of the objects"
-    ):
-        prepare(tmp_path / "more", Sources(file, photos))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        first(area=None),
-        first(iscrowd=None),
-        first(iscrowd="0"),
-        first(segmentation=None),
-        first(bbox=["8", "8", "16", "20"], area="320", category_id="3", image_id="100"),
-        first(bbox=None),
-        first(keypoints=None),
-        lambda c: c["images"][0].update(width=None, height=None),
-        lambda c: c["images"][0].update(width="64", height="48"),
-        lambda c: c["categories"][0].update(keypoints=None, supercategory=None),
-    ],
-)
-def test_null_is_absent_and_numbers_may_be_text(tmp_path: Path, photos: Path, change: Callable[[Content], Any]) -> None:
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos))
-    rows = [row for file in (data.train, data.test) for row in json.loads(file.read_text())["annotations"]]
-    assert len(rows) == 11 and not any("left out" in note for note in data.notes) and data.masks
-    assert sum(row["bbox"] == [8, 8, 16, 20] for row in rows) >= 10
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda c: c["images"].append({**c["images"][0]}), "several images of the id 100; expected one each"),
-        (lambda c: c["categories"].append({"id": 3, "name": "dog"}), "several categories of the id 3; expected"),
-        (lambda c: c["categories"].append({"id": 4, "name": "cat"}), "several categories of the name cat; expected"),
-        (lambda c: [i.update(width=10) for i in c["images"]], "bild ä 0.jpg has 64 x 48 pixels, not 10 x 48 as train"),
-        (lambda c: c.update(images=c["images"][:1], annotations=c["annotations"][:1]), "lists 1 images"),
-        (lambda c: c.update(annotations=[]), "has no object to train on"),
-        (
-            lambda c: [i.update(file_name="none.jpg") for i in c["images"]],
-            r"of which 10 are missing \(none.jpg, looked",
-        ),
-        (lambda c: [i.update(file_name="none.jpg") for i in c["images"][:6]], r"of which 6 are missing \(none.jpg"),
-        (lambda c: c.pop("categories"), "is not a COCO file"),
-        (lambda c: c["images"][0].pop("file_name"), "the images of .*missing required field `file_name`"),
-        (lambda c: c.update(annotations={"a": 1}), "the annotations of .*Expected `array`, got `object`"),
-    ],
-)
-def test_data_that_cannot_be_right(
-    tmp_path: Path, photos: Path, change: Callable[[Content], Any], message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos))
-    assert not (tmp_path / "data").exists()
 
 
 def test_broken_images_are_left_out_up_to_a_share(tmp_path: Path, photos: Path) -> None:
@@ -275,7 +134,7 @@ def test_annotations_of_images_that_exif_turns(tmp_path: Path, orientation: int)
     files = {row["id"]: row for row in content["images"]}
     for row in content["annotations"]:
         image = files[row["image_id"]]
-        seen = read_picture(image["file_name"], "RGB")[:, :, 0] > 128
+        seen = np.asarray(decode_image(Path(image["file_name"]), ""))[:, :, 0] > 128
         assert seen.shape == (image["height"], image["width"]) == ((48, 64) if orientation == 3 else (64, 48))
         if orientation == 3:  # the size does not tell; tools that show images turn them
             continue
@@ -349,12 +208,12 @@ def test_training_test_and_predictions_see_one_picture(tmp_path: Path, photos: P
     cfg.merge_from_list([part for pair in recipe.settings.items() for part in pair])
     for train, name in zip((True, False), data.names, strict=True):
         require_dataset(name)
-        mapper = _mapper(cfg, train)
+        mapper = Mapper(cfg, train)
         for entry in DatasetCatalog.get(name):
             value = round((int(Path(entry["file_name"]).stem[-1]) * 100) * 255 / 1000)
             image = mapper(entry)["image"]
             assert image.float().mean().item() == pytest.approx(value, abs=0.6) and image.shape[0] == 3
-            assert read_picture(entry["file_name"], "RGB", cfg.INPUT.VALUE_RANGE).mean() == value
+            assert np.asarray(decode_image(Path(entry["file_name"]), "", cfg.INPUT.VALUE_RANGE)).mean() == value
 
 
 @NOT_WRITABLE
@@ -370,8 +229,9 @@ def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(tmp_path: Path,
     cfg.merge_from_list([part for pair in settings.items() for part in pair])
     require_dataset(data.names[0])
     entries = DatasetCatalog.get(data.names[0])
-    known = [_mapper(cfg, True)(entry)["instances"].gt_has_mask.tolist() for entry in entries]
-    assert {tuple(part) for part in known} == {(True,), (False,)}
+    mapped = [Mapper(cfg, True)(entry)["instances"] for entry in entries]
+    assert [part.has("gt_has_mask") for part in mapped] == ["segmentation" not in e["annotations"][0] for e in entries]
+    assert not any(part.gt_has_mask.any() for part in mapped if part.has("gt_has_mask"))
     torch.manual_seed(0)
     head = PartialMaskHead(ShapeSpec(channels=4, height=7, width=7), num_classes=2, conv_dims=[4, 4])
     boxes, masks = Boxes(torch.tensor([[8.0, 8, 24, 28]] * 2)), BitMasks(torch.ones(2, 48, 64))
@@ -462,58 +322,3 @@ def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None
     prepared = prepare(tmp_path / "data", Sources(coco(tmp_path / "some.json", photos, one_without), photos))
     assert prepared.keypoints == 3
     assert "1 of 11 objects have not 3 keypoints: they are trained without" in prepared.notes
-
-
-@pytest.fixture
-def labels(tmp_path: Path, photos: Path) -> Path:
-    """Label images of the photos: of a palette or grey, with ignored pixels."""
-    folder = tmp_path / "labels"
-    folder.mkdir()
-    for number, path in enumerate(sorted(photos.iterdir())):
-        array = np.zeros((48, 64), np.uint8)
-        array[8:28, 8:24], array[:2] = 1 + number % 2, 255
-        image = Image.fromarray(array)
-        if number % 2:
-            image.putpalette([9, 9, 9, 200, 0, 0, 0, 200, 0] + 253 * [0, 0, 0])
-        image.save(folder / f"{path.stem}.png")
-    return folder
-
-
-def test_label_images_are_trained(tmp_path: Path, photos: Path, labels: Path, tool: Tool) -> None:
-    (labels / "classes.txt").write_text("background\ncät\ndog\n")
-    out = tmp_path / "out"
-    small = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.RESNETS.RES5_DILATION", "1"]
-    data = ["--train-labels", labels, "--train-images", photos, "--out", out]
-    shown = tool("transfer", *data, *SHORT, *small, "INPUT.CROP.SIZE", "(33, 33)").stdout
-    assert "8 training images, 3 classes: background, cät, dog" in shown and "mIoU" in shown
-    score = read_score("sem_seg", out / "data/test.json", out / "trial_1")(np.ones((1, 2)))
-    measured = json.loads((out / "results.json").read_text())["trials"][0]["metrics"]["sem_seg/mIoU"]
-    assert score == pytest.approx([measured])
-    tool("predict", "--weights", out / "trial_1" / "model_final.pth", "--out", tmp_path / "pictures", photos)
-    assert len(list((tmp_path / "pictures").iterdir())) == 10
-
-
-def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels: Path) -> None:
-    data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
-    assert data.classes == ("0", "1", "2") and (data.images, data.test_images) == (8, 2)
-    (labels / "bild ä 0.png").unlink()
-    Image.new("L", (64, 48)).save(labels / "other.png")
-    notes = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True)).notes
-    assert "left out 1 label images without an image: other.png" in notes
-    assert "left out 1 images without a label image: bild ä 0" in notes
-
-    def refused(image: Image.Image, sentence: str) -> None:
-        image.save(labels / "bild ä 1.png")
-        with pytest.raises(UserError, match=sentence):
-            prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
-
-    refused(Image.new("L", (32, 48)), r"1\.png has 32 x 48 pixels, and its image 64 x 48")
-    refused(Image.new("RGB", (64, 48)), r"1\.png is of mode RGB; expected one number per pixel")
-    refused(Image.fromarray(np.full((48, 64), 300, np.uint16)), r"has the label 300; expected 0 to 254")
-    (labels / "classes.txt").write_text("background\n")
-    refused(Image.new("L", (64, 48)), r"has the label [12], and there are 1 names")
-    (labels / "classes.txt").unlink()
-    for path in labels.iterdir():
-        Image.new("L", (64, 48)).save(path)
-    with pytest.raises(UserError, match=r"all pixels of .* have the label 0, or 255, which is ignored"):
-        prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))

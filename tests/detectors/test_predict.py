@@ -1,6 +1,9 @@
 """Drawn predictions: in the right places, with names, and through the tool."""
 
+import contextlib
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +11,16 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from detectron2.structures import Boxes, Instances
 from PIL import Image
+from pycocotools.coco import COCO
 
-from moco_plugin.detectors.predict import class_metadata, draw
+from moco_plugin.detectors import predict
+from moco_plugin.detectors.predict import class_metadata, draw, open_visualizer
 from moco_plugin.tools.predict import main
 from moco_plugin.transfer.components.datasets import register_scenes
 from moco_plugin.transfer.config import fit_device, load_detector_config
+from tests.detectors.samples import photo
 from tests.helpers.predictions import perfect
 
 CONFIG = "demo/scenes_R_18_FPN_quarter"
@@ -55,7 +62,7 @@ def test_what_is_found_is_drawn_where_it_is(tiny_catalog: Path, name: str) -> No
         assert edge.mean() > 0.9
     far = np.ones_like(changed)
     for left, top, right, bottom in (instances.pred_boxes.tensor * scale).round().int().tolist():
-        far[max(0, top - 60) : bottom + 60, max(0, left - 10) : right + 200] = False  # names stand outside of boxes
+        far[max(0, top - 60) : bottom + 60, max(0, left - 200) : right + 200] = False  # names stand outside of boxes
     assert changed[far].mean() < 0.01 if far.any() else True
 
 
@@ -124,13 +131,13 @@ def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     content = torch.load(weights, weights_only=True)["model"]
     backbone = {key: value for key, value in content.items() if key.startswith("backbone.")}
     torch.save({"model": backbone}, tmp_path / "backbone.pth")
-    (tmp_path / "b").mkdir()
-    Image.new("RGB", (64, 64)).save(tmp_path / "b" / "a.jpg")
+    (tmp_path / "c").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "c" / "a.png")
     good = ["--config-file", CONFIG, "--weights", str(weights), "--out", str(tmp_path / "out")]
     for arguments, message in (
         ([*good, str(tmp_path / "none.png")], "none.png does not exist"),
         ([*good, "--threshold", "5", image], "a score from 0 to 1, got 5.0"),
-        ([*good, image, str(tmp_path / "b")], "two of the images would be drawn to"),
+        ([*good, image, image.replace("a.png", "c/a.png")], "two of the images would be drawn to"),
         ([*good, "--config-file", "demo/none", image], "no config"),
         ([*good, "--weights", str(tmp_path / "none.pth"), image], "does not exist"),
         ([*good, "--weights", str(tmp_path / "backbone.pth"), image], "of the model's tensors random, "),
@@ -141,3 +148,82 @@ def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert message in line
     assert not (tmp_path / "out").exists()
+
+
+def test_folders_are_mirrored_and_numbers_are_those_of_a_file(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number, name in enumerate(("a/1.png", "a/b/1.png", "a/2.jpg", "a/2.png")):
+        photo(tmp_path / "photos" / name, number)
+    images = [
+        {"id": 70 + n, "file_name": name} for n, name in enumerate(("a\\1.png", "a\\b\\1.png", "a/2.jpg", "a/2.png"))
+    ]
+    (tmp_path / "test.json").write_text(json.dumps({"images": images, "annotations": [], "categories": []}))
+    out = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "found.json"), "--threshold", "0"]
+    command = ["--config-file", CONFIG, "--weights", str(weights), *out, str(tmp_path / "photos")]
+    assert main([*command[:-1], "--coco", str(tmp_path / "test.json"), command[-1]]) == 0
+    drawn = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.png"))
+    assert drawn == ["a/1.png", "a/2.jpg.png", "a/2.png.png", "a/b/1.png"]
+    found = json.loads((tmp_path / "found.json").read_text())
+    with contextlib.redirect_stdout(None):
+        truth = COCO(str(tmp_path / "test.json"))
+        truth.loadRes(str(tmp_path / "found.json"))
+    assert {row["image_id"] for row in found} == {70, 71, 72, 73}
+    (tmp_path / "test.json").write_text(json.dumps({"images": images[:3], "annotations": [], "categories": []}))
+    assert main([*command[:-1], "--overwrite", "--coco", str(tmp_path / "test.json"), command[-1]]) == 2
+    assert "test.json does not list 1 of the 4 images: 2.png" in capsys.readouterr().err
+
+
+def test_an_interrupted_call_goes_on(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        photo(tmp_path / "photos" / f"{number}.png", number)
+    common = ["--config-file", CONFIG, "--weights", str(weights), "--threshold", "0", str(tmp_path / "photos")]
+
+    def outputs(name: str) -> list[str]:
+        return ["--out", str(tmp_path / name), "--json", str(tmp_path / f"{name}.json")]
+
+    assert main([*outputs("whole"), *common]) == 0
+    drawn: list[int] = []
+
+    def draw_two(*arguments: Any) -> Any:
+        drawn.append(1)
+        if len(drawn) == 3:
+            raise KeyboardInterrupt
+        return draw(*arguments)
+
+    monkeypatch.setattr(predict, "draw", draw_two)
+    assert main([*outputs("out"), *common]) not in (0, 1, 2)
+    assert not (tmp_path / "out.json").exists() and len(list((tmp_path / "out").glob("*.png"))) == 2
+    with (tmp_path / "out" / predict.JOURNAL).open("a") as file:
+        file.write('["2.png", [')  # killed while it wrote
+    assert main([*outputs("out"), *common]) == 0
+    assert len(drawn) == 4  # two were not drawn again
+    assert json.loads((tmp_path / "out.json").read_text()) == json.loads((tmp_path / "whole.json").read_text())
+    for picture in (tmp_path / "whole").glob("*.png"):
+        assert (tmp_path / "out" / picture.name).read_bytes() == picture.read_bytes()
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.suffix != ".png"] == []
+    assert main([*outputs("out"), *common]) == 2 and "exists already" in capsys.readouterr().err
+
+
+def test_names_are_drawn_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = get_cfg()
+    cfg.MODEL.ROI_HEADS.NUM_CLASSES = 3
+    names = ["the name of a class that is longer than the picture is wide, so it is shrunk", "\u732b", "\U00060000"]
+    metadata = class_metadata(cfg, {"thing_classes": names})
+    said = capsys.readouterr().out
+    assert metadata.thing_classes[2] == "#2" and "no font of this machine has" in said
+    assert metadata.thing_classes[1] in ("\u732b", "#1")  # as the machine's fonts are
+    boxes = Boxes(torch.tensor([[600.0, 2, 638, 40], [2.0, 440, 30, 478], [600, 440, 638, 478]]))
+    found = Instances((480, 640), pred_boxes=boxes, scores=torch.ones(3), pred_classes=torch.arange(3))
+    image = np.full((480, 640, 3), 255, np.uint8)
+    drawn = draw(image, {"instances": found}, metadata)
+    dark = (drawn < 100).all(axis=2)  # behind the names
+    assert dark.any() and not dark[:, [0, -1]].any(axis=0).all()
+    visualizer = open_visualizer(image, metadata)
+    visualizer.draw_instance_predictions(found)
+    predict._keep_inside(visualizer.output)
+    for text in visualizer.output.ax.texts:
+        area = text.get_window_extent(visualizer.output.canvas.get_renderer())
+        assert area.x0 >= -1 and area.x1 <= 641 and area.y0 >= -1 and area.y1 <= 481

@@ -165,8 +165,8 @@ def test_tool_measures_a_run_as_its_monitor_did(tiny_run: Path, tool: Tool, tmp_
     pixels = []  # of the view at 32 pixels
     for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]"):
         images = ImageSet(spec)
-        shown = torch.stack([evaluation_transform(32, 1.0)(images.load(index)) for index in range(len(images))])
-        pixels.append(of(F.normalize(shown.flatten(1).float(), dim=1), torch.as_tensor(images.labels)))
+        views = torch.stack([evaluation_transform(32, 1.0)(images.load(index)) for index in range(len(images))])
+        pixels.append(of(F.normalize(views.flatten(1).float(), dim=1), torch.as_tensor(images.labels)))
     assert untrained["pixels"] == {str(k): pytest.approx(v) for k, v in knn_accuracy(*pixels, [100, 10]).items()}
     assert result["pixels"] is None
 

@@ -62,6 +62,27 @@ def test_wrong_arguments(arguments: str, message: str, capsys: pytest.CaptureFix
     assert message in shown(capsys, *arguments.split(), code=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--weights w --train a", "--weights comes before a command; expected first one of embed, "),
+        (
+            "embed --weights w --images s3://bucket/photos --out f.npy",
+            "is a folder of a cloud store, whose images are not",
+        ),
+        ("embed --weights w --images empty --out f.npy", "empty is empty, expected a folder of images"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_torch_is_imported(
+    arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("importlib.metadata.EntryPoint.load", lambda entry: pytest.fail("it was imported"))
+    assert main(arguments.split()) in (1, 2)
+    assert message in capsys.readouterr().err
+
+
 def test_held_out_part_of_a_part_is_refused(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["knn", "--weights", f"{tiny_run}/checkpoints/last.ckpt", "--train", f"{TRAIN}[0:40]"]) == 2
     assert "--test is missing; it is only held out of a --train without [...]" in capsys.readouterr().err

@@ -1,10 +1,16 @@
 """A headless Chromium that loads a page, and a parser that reads it."""
 
+import json
 import os
+import queue
 import shutil
 import subprocess
+import threading
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,3 +77,57 @@ class Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.text += data
+
+
+class _Site(SimpleHTTPRequestHandler):
+    """Serves a folder, a page with a script, and takes what the script posts."""
+
+    page: bytes
+    answers: queue.Queue[Any]
+
+    def do_GET(self) -> None:
+        if self.path != "/probe":
+            super().do_GET()
+            return
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(self.page)
+
+    def do_POST(self) -> None:
+        self.answers.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def ask(site: Path, script: str, profile: Path, seconds: float = 60) -> Any:
+    """Serve a folder and run a script in a page of it.
+
+    Args:
+        site: The folder.
+        script: Body of an asynchronous JavaScript function.
+        profile: Folder for the browser's own files.
+        seconds: To wait for the answer, at most.
+
+    Returns:
+        What the script returns.
+    """
+    page = (
+        f"<body><script>(async () => {{{script}}})().then(a => fetch('/', {{method: 'POST', body: JSON.stringify(a)}}))"
+    )
+    answers: queue.Queue[Any] = queue.Queue()
+    handler = type("Site", (_Site,), {"page": f"{page}</script></body>".encode(), "answers": answers})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(site))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/probe"
+        command = [find_browser(), *FLAGS, f"--user-data-dir={profile}", "--remote-debugging-port=0", url]
+        browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            return answers.get(timeout=seconds)
+        finally:
+            browser.terminate()
+            browser.wait()
+            server.shutdown()

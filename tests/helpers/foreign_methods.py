@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.backbones import create_backbone
+from moco_plugin.methods.moco import MoCo
 from tests.helpers.networks import (
     Sample,
     head,
@@ -124,6 +126,28 @@ def solo_learn_v3() -> Sample:
     return sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, architecture=name, **content)
 
 
+def solo_learn_v3_old() -> Sample:
+    """An older file, whose method is in the args.json beside it; solo-learn's ViT-Ti has 12 heads too."""
+    name, heads = "vit_tiny_patch16_224", "projector.0. momentum_projector.0. predictor.0."
+    query = tiny_vit(name, num_heads=12)
+    found = sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, architecture=name, epoch=9)
+
+    def write(path: Path) -> None:
+        found.write(path)
+        path.with_name("args.json").write_text(json.dumps({"method": "mocov3", "backbone": {"name": "vit_tiny"}}))
+
+    return replace(found, write=write)
+
+
+def own_state_dict() -> Sample:
+    """What torch.save(model.state_dict()) makes of a method in a loop of one's own."""
+    query: Any = narrow_resnet()
+    model = MoCo(query, feature_dim=query.num_features, dim=8, queue_size=16)
+    model.encoder_k = other(model.encoder_k)
+    key: Any = model.encoder_k
+    return Sample(save(model.state_dict()), "moco_plugin", query, key.backbone)
+
+
 class DINOv2(nn.Module):
     """DINOv2's order of things: positions first, then registers between class token and patches."""
 
@@ -159,20 +183,26 @@ def model_and_ema() -> Sample:
     return Sample(save(content), "timm", query, key)
 
 
+def hugging_face_state(vit: nn.Module, names: dict[str, str], query: str, layer: str = "encoder.layer.") -> State:
+    """A ViT's weights in transformers' names, in which queries, keys and values are apart."""
+    state: State = {}
+    for name, value in vit.state_dict().items():
+        name = re.sub(r"^norm\.", "layernorm.", re.sub(r"^blocks\.", layer, name))
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs)
+        if "attn.qkv" in name:
+            for part, piece in zip("qkv", value.chunk(3), strict=True):
+                full = query.format({"q": "query", "k": "key", "v": "value"}[part] if "attention." in query else part)
+                state[name.replace("attn.qkv", f"attention.{full}")] = piece.clone()
+        else:
+            state[name] = value
+    return state
+
+
 def hugging_face_vit() -> Sample:
     """The folder that transformers' save_pretrained writes, in two shards."""
     model = tiny_vit("vit_tiny_patch16_224")
-    state: dict[str, Tensor] = {}
-    for name, value in model.state_dict().items():
-        name = re.sub(r"^norm\.", "layernorm.", re.sub(r"^blocks\.(\d+)\.", r"encoder.layer.\1.", name))
-        for ours, theirs in HUGGING_FACE_NAMES.items():
-            name = name.replace(ours, theirs)
-        if "attn.qkv" in name:
-            for part, piece in zip(("query", "key", "value"), value.chunk(3), strict=True):
-                state[f"vit.{name.replace('attn.qkv', f'attention.attention.{part}')}"] = piece.clone()
-        else:
-            state[f"vit.{name}"] = value
-    state |= head("classifier.", 192)
+    state = prefixed("vit.", hugging_face_state(model, HUGGING_FACE_NAMES, "attention.{}")) | head("classifier.", 192)
 
     def write(path: Path) -> None:
         path.mkdir()
@@ -185,6 +215,17 @@ def hugging_face_vit() -> Sample:
         (path / "config.json").write_text(json.dumps({"model_type": "vit", "num_attention_heads": 3}))
 
     return Sample(write, "Hugging Face", model, architecture="vit_tiny_patch16_224")
+
+
+def hugging_face_dinov2(version: int) -> Sample:
+    """transformers' Dinov2WithRegistersModel, in the names of its files and in those of its version 5."""
+    model = DINOv2().eval()
+    kept = ("patch_embed.proj", "cls_token", "pos_embed", "attn.proj")
+    names = {name: HUGGING_FACE_NAMES[name] for name in kept} | {".ls1.gamma": ".layer_scale1.lambda1"}
+    names |= {".ls2.gamma": ".layer_scale2.lambda1"} | ({"attn.proj": "attention.o_proj"} if version == 5 else {})
+    state = hugging_face_state(model.vit, names, "{}_proj" if version == 5 else "attention.{}")
+    state |= {"embeddings.register_tokens": model.registers.detach(), "embeddings.mask_token": torch.zeros(1, 192)}
+    return Sample(save(state), "Hugging Face", model, architecture="vit_tiny_patch16_224")
 
 
 def hugging_face_resnet() -> Sample:
@@ -251,8 +292,12 @@ METHOD_SAMPLES: dict[str, Callable[[], Sample]] = {
     "v3_conv": v3_conv,
     "v3_linear": v3_linear,
     "solo_learn_v3": solo_learn_v3,
+    "solo_learn_v3_old": solo_learn_v3_old,
+    "own_state_dict": own_state_dict,
     "dinov2_registers": dinov2_registers,
     "model_and_ema": model_and_ema,
     "hugging_face_vit": hugging_face_vit,
+    "hugging_face_dinov2": lambda: hugging_face_dinov2(4),
+    "hugging_face_dinov2_v5": lambda: hugging_face_dinov2(5),
     "hugging_face_resnet": hugging_face_resnet,
 }

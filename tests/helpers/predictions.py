@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 
-from moco_plugin.transfer.semantic_mapper import read_labels
+from moco_plugin.transfer.mapper import read_labels
 
 
 def xyxy(annotation: dict[str, Any]) -> list[float]:

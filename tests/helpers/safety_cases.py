@@ -58,6 +58,72 @@ def json_cases() -> dict[str, str]:
     }
 
 
+def annotation_cases() -> dict[str, list[bytes]]:
+    """Return annotation files by form (a key of ``ANNOTATIONS``), none of which is what its tool writes."""
+    laughs = "".join(f'<!ENTITY a{n} "{f"&a{n - 1};" * 10}">' for n in range(1, 12))
+    entities = [
+        f'<!DOCTYPE a [<!ENTITY a0 "ha">{laughs}]><annotation><filename>&a11;</filename></annotation>'.encode(),
+        b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><annotation><filename>&x;</filename></annotation>',
+        '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE a [<!ENTITY x "y">]><annotations>&x;</annotations>'.encode(
+            "utf-16"
+        ),
+        b"<annotation>" + b"<object>" * 200_000,
+        b'<?xml version="1.0" encoding="no such"?><annotations><image name="a"',
+        b"",
+    ]
+    numbers = ("1e308", "NaN", "-9e8", "1" * 5000, "inf", "text", "")
+    masks = ("0, 1000000000", "-5, 5", "9" * 400, "")
+    voc = (
+        "<annotation><object><name>a</name><bndbox><xmin>{0}</xmin><ymin>{0}</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>"
+        "</object></annotation>"
+    )
+    cvat = (
+        '<annotations><image name="001.jpg"><mask label="a" rle="{0}" left="0" top="0" width="99999" height="99999"/>'
+        "</image></annotations>"
+    )
+    labelme = (
+        '{{"imagePath": "001.jpg", "shapes": [{{"label": "a", "shape_type": "polygon", '
+        '"points": [[{0}, 1], [1, 1], [2, 2]]}}]}}'
+    )
+    runs = '{{"size": [{0}, {0}], "counts": {1}}}'
+    coco = (
+        '{{"images": [{{"id": 1, "file_name": "001.jpg"}}, {{"id": 2, "file_name": "002.jpg"}}], '
+        '"categories": [{{"id": 1, "name": "a"}}], "annotations": [{{"image_id": 1, "category_id": 1, '
+        '"bbox": [1, 1, 9, 9], "segmentation": {0}}}]}}'
+    )
+    segmentations = [f"[[{n}, 1, 1, 1, 2, 2]]" for n in numbers[:5]] + [
+        runs.format(40000, "[1600000000]"),
+        runs.format(48, "[-1, 2305]"),
+        runs.format("1e308", "[1]"),
+        runs.format(48, '"' + "o" * 5000 + '"'),
+        runs.format(48, '"\u00ff"'),
+    ]
+    return {
+        "VOC XML": [*entities, *(voc.format(n).encode() for n in numbers)],
+        "CVAT XML": [*entities, *(cvat.format(n).encode() for n in masks)],
+        "YOLO labels": [f"{n} 0.5 0.5 {n} {n}\n".encode() for n in ("1000000000", *numbers)] + [b"0 " * 1_000_000],
+        "YOLO YAML": [t.replace("seed:", "names:").encode() for t in yaml_cases(Path(MARKER)).values()]
+        + [b"train: /\n", b"path: /\ntrain: dev\n"],
+        "Labelme": [labelme.format(n).encode() for n in numbers] + [t.encode() for t in json_cases().values()],
+        "VIA": [t.encode() for t in json_cases().values()],
+        "CSV": [b"image,xmin,ymin,xmax,ymax,label\n001.jpg," + n.encode() + b",1,1,1,a\n" for n in numbers],
+        "COCO masks": [coco.format(mask).encode() for mask in segmentations],
+    }
+
+
+ANNOTATIONS = {
+    "VOC XML": ("labelImg: Pascal VOC in a folder of its own", "annotations/001.xml"),
+    "CVAT XML": ("CVAT: CVAT for images 1.1", "annotations.xml"),
+    "YOLO labels": ("labelImg: YOLO beside the images", "001.txt"),
+    "YOLO YAML": ("Ultralytics: detect", "data.yaml"),
+    "Labelme": ("Labelme: JSON beside the images", "001.json"),
+    "VIA": ("VIA: project", "via_project_1Jan2024.json"),
+    "CSV": ("Kaggle: CSV of corners", "train.csv"),
+    "COCO masks": ("VIA: annotations as COCO", "via_export_coco.json"),
+}
+"""Forms of annotations: a data set of tests/detectors/samples.py, and the file of it that is replaced."""
+
+
 TUPLES = b")" + b"2\x86" * 60  # nested tuples that take 2^60 steps to hash
 
 
@@ -80,11 +146,6 @@ def pickle_cases(marker: Path) -> dict[str, bytes]:
     return {
         "code": pickle.dumps({"model": Code()}, 2),
         "nested tuples": b"\x80\x02}" + TUPLES + b"K\x01s.",
-        "nested tuples, set": b"\x80\x04\x8f(" + TUPLES + b"\x90.",
-        "nested tuples, frozenset": b"\x80\x04(" + TUPLES + b"\x91.",
-        "nested tuples, OrderedDict": b"\x80\x02ccollections\nOrderedDict\n](" + TUPLES + b"K\x01\x86e\x85R.",
-        "nested tuples, name of a class": b"\x80\x04" + TUPLES + text("a") + b"\x93.",
-        "nested tuples, encoding": b"\x80\x02c_codecs\nencode\n" + text("a") + TUPLES + b"\x86R.",
         "nested tuples, author": b"\x80\x02}(" + text("model") + b"}" + text("__author__") + TUPLES + b"u.",
         "nested tuples, config": b"\x80\x02}("
         + (text("state_dict") + b"}" + text("hyper_parameters") + b"}" + text("config") + b"}(")

@@ -230,3 +230,13 @@ def test_two_processes_hold_the_same_queue(photos: Path, tmp_path: Path, tool: C
         torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
     statistics = "encoder_q.backbone.embedding_model.wrapped_model._model.bn1.running_mean"
     assert not one[statistics].equal(two[statistics])  # each process normalises its own groups
+
+
+def test_original_layers_are_put_back_where_the_network_is() -> None:
+    """A network trained on a GPU is saved whole on it; the meta device stands for one."""
+    method = importlib.import_module("moco_plugin.integrations.lightly_train.method")
+    network = timm.create_model("resnet18", num_classes=0)
+    layers = method.batch_norms(network)
+    moved = timm.create_model("resnet18", num_classes=0).to("meta")
+    method.with_layers(moved, layers)
+    assert {value.device.type for value in moved.state_dict().values()} == {"meta"}

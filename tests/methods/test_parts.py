@@ -1,6 +1,10 @@
 """The parts of the method against their definitions."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 import pytest
@@ -10,7 +14,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from moco_plugin.errors import UsageError
-from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, build_method, contrast
+from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, batch_norm, build_method, contrast
 from moco_plugin.methods.batch_norm import SplitBatchNorm, set_groups, split_batch_norm, sync_batch_norm
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.key_queue import KeyQueue
@@ -97,41 +101,71 @@ def test_queue_smaller_than_the_batch_is_an_error() -> None:
         KeyQueue(4, 2).enqueue(unit(5, 2))
 
 
-def test_split_batch_norm_normalises_each_group_by_itself() -> None:
-    torch.manual_seed(0)
+def test_split_batch_norm_has_the_state_of_the_layer_and_is_it_in_eval_mode() -> None:
     layer = nn.BatchNorm2d(3)
-    with torch.no_grad():
-        layer.weight.uniform_(0.5, 2)
-        layer.bias.normal_()
     split = split_batch_norm(nn.Sequential(layer), 1)[0]
     set_groups(split, 4)
     assert isinstance(split, SplitBatchNorm)
-    assert split.state_dict().keys() == layer.state_dict().keys()
-    x = torch.randn(8, 3, 5, 5) * torch.arange(1, 9)[:, None, None, None]
-    mean, var = [], []
-    for part, out in zip(x.chunk(4), split(x).chunk(4), strict=True):
-        reference = nn.BatchNorm2d(3, momentum=1.0)
-        reference.load_state_dict(layer.state_dict())
-        torch.testing.assert_close(out, reference(part))
-        mean.append(reference.running_mean)
-        var.append(reference.running_var)
-    torch.testing.assert_close(split.running_mean, 0.1 * torch.stack(mean).mean(dim=0))
-    torch.testing.assert_close(split.running_var, 0.9 + 0.1 * torch.stack(var).mean(dim=0))
+    x = torch.randn(8, 3, 5, 5)
+    split(x)
     layer.load_state_dict(split.state_dict())
     torch.testing.assert_close(split.eval()(x), layer.eval()(x))
 
 
-@pytest.mark.parametrize("affine", [True, False])
-@pytest.mark.parametrize("shape", [(10, 6), (10, 6, 4, 4)])
-def test_split_batch_norm_has_the_gradients_of_its_parts(shape: tuple[int, ...], affine: bool) -> None:
-    split = SplitBatchNorm(nn.BatchNorm2d(6, affine=affine), 4)
-    for layout in (torch.contiguous_format, torch.channels_last if len(shape) == 4 else torch.contiguous_format):
-        x = torch.randn(shape).contiguous(memory_format=layout).requires_grad_()
-        towards = torch.randn(shape)
-        inputs = [x, *split.parameters()]
-        found = torch.autograd.grad(split(x), inputs, towards)
-        parts = [F.batch_norm(part, None, None, split.weight, split.bias, True) for part in x.tensor_split(4)]
-        torch.testing.assert_close(found, torch.autograd.grad(torch.cat(parts), inputs, towards))
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def test_kernels_in_tritons_interpreter() -> None:
+    """Triton reads the variable as it is imported, hence in a process of its own."""
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", __file__, "-k", "its_parts"]
+    ran = subprocess.run(command, env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert ran.returncode == 0 and "12 passed" in ran.stdout, ran.stdout
+
+
+@pytest.mark.parametrize("how", ["ours"] if INTERPRETED else ["torch's kernels", "compiled"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("shape", "layout", "affine"),
+    [
+        ((26, 6), torch.contiguous_format, True),
+        ((10, 5, 4, 3), torch.contiguous_format, False),
+        ((10, 70, 4, 3), torch.channels_last, True),
+        ((8, 2, 3, 3), torch.channels_last, False),
+    ],
+)
+def test_split_batch_norm_is_its_parts(
+    shape: tuple[int, ...], layout: torch.memory_format, affine: bool, dtype: torch.dtype, how: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Output, gradients and running statistics, computed in float32 or more."""
+    if how == "ours":
+        monkeypatch.setattr(batch_norm, "kernels", lambda device: import_module("moco_plugin.methods.kernels"))
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: how == "compiled")
+    torch.manual_seed(0)
+    precise = torch.promote_types(dtype, torch.float32)
+    split = SplitBatchNorm(nn.BatchNorm2d(shape[1], affine=affine), 4).to(precise)
+    x = (torch.randn(shape) + 3).to(dtype).contiguous(memory_format=layout).requires_grad_()
+    towards = torch.randn(shape).to(dtype)
+    output = split(x)
+    assert output.dtype == dtype
+    found = [output, *torch.autograd.grad(output, [x, *split.parameters()], towards)]
+
+    reference = nn.BatchNorm2d(shape[1], momentum=1.0, affine=affine, dtype=torch.float64)
+    reference._check_input_dim = lambda input: None
+    x, outputs, statistics = x.detach().double().requires_grad_(), [], []
+    for part in x.tensor_split(4):
+        outputs.append(reference(part))
+        statistics.append(torch.stack([reference.running_mean, reference.running_var]))
+    gradients = torch.autograd.grad(torch.cat(outputs), [x, *reference.parameters()], towards.double())
+    expected = [torch.cat(outputs), *gradients]
+    close = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 2e-2}[dtype]
+    torch.testing.assert_close([one.double() for one in found], expected, rtol=close, atol=close)
+    mean, variance = torch.stack(statistics).mean(dim=0).to(precise)
+    close = 1e-10 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(split.running_mean, 0.1 * mean, rtol=close, atol=close)
+    torch.testing.assert_close(split.running_var, 0.9 + 0.1 * variance, rtol=close, atol=close)
+    assert split.num_batches_tracked == 1
 
 
 @pytest.mark.parametrize("convert", [lambda layer: split_batch_norm(layer, 1), sync_batch_norm])

@@ -1,5 +1,6 @@
 """The method reproduces the released code, step by step, from recorded runs (tests/data/README.md)."""
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,16 @@ from moco_plugin.methods import MoCo, MoCoV3, contrast
 from moco_plugin.methods.encoder import momentum_at
 from moco_plugin.runs.optimizers import LARS
 from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
+
+DEVICE = os.environ.get("MOCO_TEST_DEVICE", "cpu")  # `make gpu-check` says cuda
+
+
+@pytest.fixture(autouse=True)
+def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 def train_step(model: MoCo, optimizer: torch.optim.Optimizer, views: torch.Tensor) -> float:
@@ -26,7 +37,7 @@ def train_step(model: MoCo, optimizer: torch.optim.Optimizer, views: torch.Tenso
 def test_moco_v2_one_process(shuffled: bool, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contrast, "QUEUE_BLOCK", block)  # K is 64: in blocks as longer queues, and at once
     trace, config = load_trace("moco_v2_1rank")
-    images = trace_images(trace, config)
+    images = trace_images(trace, config).to(DEVICE)
     # one group over the whole batch is plain batch norm, its keys in another order
     how = {"batch_norm": "split", "batch_norm_groups": 1} if shuffled else {"batch_norm": "plain"}
     model = MoCo(
@@ -40,13 +51,14 @@ def test_moco_v2_one_process(shuffled: bool, block: int, monkeypatch: pytest.Mon
         **how,
     )
     model.load_state_dict(from_official(trace, "init/"))
+    model.to(DEVICE)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
     torch.manual_seed(0)
     for step in range(config["steps"]):
         loss = train_step(model, optimizer, images[step])
         assert loss == pytest.approx(trace["loss"][step, 0], rel=1e-4)
         assert int(model.queue.pointer) == trace["queue_ptr"][step]
-    assert_final(model, trace)
+    assert_final(model.cpu(), trace)
 
 
 def from_official_v3(trace: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
@@ -68,7 +80,7 @@ def run_v3(
     trace: dict[str, np.ndarray], config: dict[str, Any], noise: float = 0.0
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Losses and final state of the recorded run, from initial weights changed by a share of ``noise``."""
-    images = trace_images(trace, config)
+    images = trace_images(trace, config).to(DEVICE)
     names = {"dim": "dim", "hidden_dim": "mlp_dim", "temperature": "T", "momentum": "m"}
     model = MoCoV3(tiny_backbone(), 32, **{name: config[key] for name, key in names.items()})
     model.load_state_dict(from_official_v3(trace, "init/"))
@@ -76,6 +88,7 @@ def run_v3(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 + noise * torch.randn(parameter.shape, generator=generator))
+    model.to(DEVICE)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = LARS(parameters, lr=config["lr"], momentum=0.9, weight_decay=config["wd"])
     losses = []
@@ -87,7 +100,7 @@ def run_v3(
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
-    return losses, model.state_dict()
+    return losses, model.cpu().state_dict()
 
 
 @pytest.fixture

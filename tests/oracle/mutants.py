@@ -73,15 +73,14 @@ PRETRAINING: list[Mutant] = [
         "defaults",
     ),
     # running statistics of the first group alone
-    (f"{M}batch_norm.py", "means.mean(dim=0), rate", "means[0], rate", "defaults"),
-    (f"{M}batch_norm.py", "variances.mean(dim=0), rate", "variances[-1], rate", "defaults"),
+    (f"{M}batch_norm.py", "means.mean(dim=0)", "means[0]", "defaults"),
+    (f"{M}batch_norm.py", "variances.mean(dim=0)", "variances[-1]", "defaults"),
     # a step counts once for each group
-    (f"{M}batch_norm.py", "self.num_batches_tracked.add_(1)", "self.num_batches_tracked.add_(groups)", "defaults"),
+    (f"{M}batch_norm.py", "tracked.add_(1)", "tracked.add_(2)", "defaults"),
     # statistics in float32 in a float64 run
     (f"{M}batch_norm.py", "return torch.promote_types(input.dtype, torch.float32)", "return torch.float32", SYMMETRIC),
     # gradients of the last group alone
-    (f"{M}batch_norm.py", "grad_bias += part_of[2]", "grad_bias.copy_(part_of[2])", "defaults"),
-    (f"{M}batch_norm.py", "grad_weight += part_of[1]", "grad_weight.copy_(part_of[1])", "defaults"),
+    (f"{M}batch_norm.py", "torch.stack(of_groups).sum(dim=0)", "of_groups[-1]", "defaults"),
     # the key encoder moves with each part of an accumulated batch
     (f"{M}moco.py", "if self.training and update_key_encoder:", "if self.training:", KNN),
     # keys come from the query encoder
@@ -118,12 +117,7 @@ PRETRAINING: list[Mutant] = [
         BLOCKS,
     ),
     # the last block of the queue is left out
-    (
-        f"{M}contrast.py",
-        "        for keys in queue.split(QUEUE_BLOCK):\n            logits",
-        "        for keys in queue[:1024].split(QUEUE_BLOCK):\n            logits",
-        BLOCKS,
-    ),
+    (f"{M}contrast.py", "queue.split(_block(q))", "queue[:1024].split(_block(q))", BLOCKS),
     # v3's contrast in float32 in a float64 run
     (f"{M}contrast.py", "logits = q.to(precision) @", "logits = q.float() @", RESNET),
     # v3's loss lacks 2T
@@ -149,9 +143,9 @@ PRETRAINING: list[Mutant] = [
         "defaults",
     ),
     # LARS decays and scales biases and norms
-    (f"{T}optimizers.py", "if p.ndim > 1:", "if p.ndim > 0:", RESNET),
+    (f"{T}optimizers.py", "if p.ndim > 1]", "if p.ndim > 0]", RESNET),
     # LARS's ratio without the decay
-    (f"{T}optimizers.py", "p.norm(), update.norm()", "p.norm(), p.grad.norm()", RESNET),
+    (f"{T}optimizers.py", "for of in (scaled, decayed))", "for of in (scaled, [p.grad for p in scaled]))", RESNET),
     # weight decay is forgotten
     (f"{T}optimizers.py", '"weight_decay": config.weight_decay,', '"weight_decay": 0.0,', VIT),
     # warm-up and schedule off by one
@@ -177,8 +171,8 @@ PRETRAINING: list[Mutant] = [
     # views are normalised with the mean twice
     (
         f"{P}module.py",
-        "normalize(view.permute(0, 3, 1, 2), data.mean, data.std)",
-        "normalize(view.permute(0, 3, 1, 2), data.mean, data.mean)",
+        "normalize(view.permute(0, 3, 1, 2), self.mean, self.std)",
+        "normalize(view.permute(0, 3, 1, 2), self.mean, self.mean)",
         "defaults",
     ),
     # weights= is not loaded
@@ -220,8 +214,8 @@ PRETRAINING: list[Mutant] = [
     # device views: flips of other images
     (
         f"{V}device.py",
-        "views[flipped] = views[flipped].flip(dims=(3,))",
-        "views[flipped] = views[flipped].flip(dims=(2,))",
+        "views.index_select(0, chosen).flip(dims=(3,))",
+        "views.index_select(0, chosen).flip(dims=(2,))",
         BLOCKS,
     ),
     # kNN: temperature, mode of the network, view

@@ -325,17 +325,3 @@ def test_names_with_dots_are_webdatasets(photos: Path, tmp_path: Path) -> None:
 def test_only_image_files_are_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([TRAIN, str(tmp_path / "shards" / "x")]) == 2
     assert "is not a folder or list of image files" in capsys.readouterr().err
-
-
-def test_large_images_are_shrunk_and_others_kept(tmp_path: Path) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    for name, size in (("a.png", (400, 200)), ("b.jpg", (60, 90)), ("c.png", (50, 120))):
-        Image.new("RGB", size, (10, 200, 30)).save(folder / name)
-    (folder / "d.jpg").write_bytes(b"broken")
-    assert main([str(folder), str(tmp_path / "small"), "--short-side", "100"]) == 0
-    images = ImageSet(str(tmp_path / "small-0000.tar"))
-    assert [image and image.size for image in map(images.load, range(4))] == [(200, 100), (60, 90), (50, 120), None]
-    assert [images.name(i).rpartition(".")[2] for i in range(4)] == ["jpg", "jpg", "png", "jpg"]
-    assert images.source.read(1) == (folder / "b.jpg").read_bytes()
-    assert main([str(folder), str(tmp_path / "none"), "--short-side", "0"]) == 2

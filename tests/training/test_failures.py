@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from moco_plugin.runs.run_folder import differences
+from moco_plugin.errors import UsageError
+from moco_plugin.runs.run_folder import Identity, Progress, SavedRun, differences
 from moco_plugin.tools.pretrain import main
 from tests.helpers.processes import Tool, output_of, start_tool
 
@@ -95,6 +96,13 @@ def test_settings_that_change_the_result_may_not_change(
     assert f"({key} was " in (error := refused(capsys, [*command, setting])) and f"now {value})" in error
     free = ["data.workers=2", "save_every=1", "trainer.max_time={hours: 1}", "timeout=60"]
     assert main([*command, "trainer.max_steps=3", *free]) == 0
+
+
+def test_what_was_typed_is_named_before_what_follows_from_it() -> None:
+    then = Identity({"schedule": {"epochs": 42, "steps": None}, "backbone": "x"}, {})
+    now = Identity({"schedule": {"epochs": 200, "steps": 60}, "backbone": "x"}, {})
+    with pytest.raises(UsageError, match=r"\(schedule.steps was None, now 60, and 1 more\)"):
+        SavedRun(Path("run/last.ckpt"), Progress(1, 0, 1), then.state()).check_same(now)
 
 
 def test_second_run_in_a_folder_is_refused_until_the_first_ends(

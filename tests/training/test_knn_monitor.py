@@ -1,10 +1,12 @@
 """The kNN monitor: whose features it compares, and the first lines of a run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from moco_plugin.data.images import ImageSet
 from moco_plugin.evaluation.features import View, extract_feature_set
@@ -47,3 +49,24 @@ def test_queue_larger_than_the_set_is_said(tool: Tool, tmp_path: Path) -> None:
     assert "warning" not in tool("pretrain", *short).stdout
     said = tool("pretrain", *short, "method_args.queue_size=80", "--overwrite").stdout
     assert "warning: the queue holds 80 keys and there are 64 images" in said
+
+
+@pytest.mark.parametrize("where", ["idx", "folder"])
+def test_all_processes_measure(where: str, tool: Tool, tmp_path: Path) -> None:
+    """Each its share of both sets, with loader processes; the first line has raw pixels beside the features."""
+    sets = [f"knn.train={TRAIN}[0:61]", f"knn.test={TEST}[0:33]"]  # that do not divide
+    if where == "folder":
+        images = ImageSet(f"{TRAIN}[0:40]")
+        assert images.labels is not None
+        for index, label in enumerate(images.labels.tolist()):
+            path = tmp_path / "photos" / str(label) / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = images.load(index)
+            assert isinstance(image, Image.Image)
+            image.save(path)
+        sets = [f"knn.{name}={tmp_path / 'photos'}" for name in ("train", "test")]
+    short = [*TINY, *sets, "knn.k=7", "trainer.max_steps=1", "data.workers=2", "trainer.accelerator=cpu"]
+    said = [tool("pretrain", *short, f"out={tmp_path}/{n}", f"trainer.devices={n}", processes=n).stdout for n in (1, 2)]
+    one, two = (re.findall(r"kNN top-1 after 0 steps: .+", text) for text in said)
+    assert one == two and len(one) == 1, (one, two)
+    assert re.search(r"\(k 7; raw pixels [\d.]+%, chance [\d.]+%, largest class [\d.]+%\)", one[0])

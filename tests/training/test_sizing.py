@@ -1,5 +1,6 @@
 """Recipes that fit small sets and CPUs, and the memory of a step."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,15 @@ from moco_plugin.backbones import create_backbone
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import MoCo
+from moco_plugin.pretraining import run as run_of_pretraining
 from moco_plugin.pretraining import sizing
 from moco_plugin.pretraining.config import PretrainConfig, config_dict, load_config, merge_config
+from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.pretraining.prepare import adapt_recipe, prepare_run, recipe_named_by
 from moco_plugin.pretraining.sizing import check_memory, step_memory
 from moco_plugin.schema import parse_overrides
 from moco_plugin.tools.pretrain import main
+from tests.conftest import TINY
 from tests.helpers.processes import Tool
 
 
@@ -80,12 +84,53 @@ def test_what_does_not_fit_is_refused_with_the_batch_that_does(monkeypatch: pyte
     model, cpu = MoCo(create_backbone("resnet18", image_size=64), 512, queue_size=64), torch.device("cpu")
     monkeypatch.setattr(sizing, "available_memory", lambda device: 10**9)
     config = load_config("moco_v2", ["data.root=x", "data.image_size=64", "data.batch_size=64"])
-    assert "of the 1.0 GB that are free" in check_memory(config, model, cpu, 1)
+    assert "of the 1.0 GB that are free" in check_memory(config, model, cpu, 1, 1)
     config.data.batch_size = 1024
-    with pytest.raises(UsageError, match=r"of the 1.0 GB that are free; choose data.batch_size=\d+") as refused:
-        check_memory(config, model, cpu, 1)
+    with pytest.raises(
+        UsageError, match=r"of the 1.0 GB that are free beside .+; choose data.batch_size=\d+"
+    ) as refused:
+        check_memory(config, model, cpu, 1, 1)
     fits = int(str(refused.value).split("data.batch_size=")[1].split(",")[0])
     assert fits % 16 == 0 and step_memory(model, 64, fits) <= 0.9e9 < step_memory(model, 64, fits + 128)
+
+
+def test_memory_in_the_precision_of_the_run_and_of_all_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MoCo(create_backbone("resnet18", image_size=64), 512, queue_size=64)
+    kinds = (("32-true", "cpu"), ("16-mixed", "cuda"), ("bf16-mixed", "cpu"), ("64-true", "cpu"))
+    full, half, both, double = (step_memory(model, 64, 64, 3, *kind) for kind in kinds)
+    assert 0.5 * full < half < 0.85 * full and full < both < double == pytest.approx(2 * full)
+    monkeypatch.setattr(sizing, "available_memory", lambda device: 10**9)
+    monkeypatch.setattr(sizing, "process_memory", lambda: 3 * 10**8)
+    config = load_config("moco_v2", ["data.root=x", "data.image_size=64", "data.batch_size=1024"])
+    said = check_memory(config, model, torch.device("cpu"), 16, 2)  # 8 machines: 64 images a process
+    assert "of the 1.0 GB that are free beside the 0.3 GB that each process holds" in said
+    for network in model.modules_to_compile():
+        network.compile(backend=lambda graph, inputs: pytest.fail("compiled"))
+    assert step_memory(model, 64, 64) == full
+
+
+def test_full_gpu_ends_in_a_sentence_with_the_batch_that_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    monkeypatch.setattr(run_of_pretraining, "available_memory", lambda device: 10**8)
+    monkeypatch.setattr(MoCo, "forward", full)
+    assert main([*TINY, "knn.train=null", f"out={tmp_path / 'run'}"]) == 1
+    error = capsys.readouterr().err
+    assert re.search(r"error: the GPU's memory ran out; choose data.batch_size=\d+, .*no checkpoint was written", error)
+
+
+@pytest.mark.parametrize(("accelerator", "synchronised"), [("cpu", False), ("auto", True)])
+def test_batch_norm_of_v3_is_that_of_the_runs_device(
+    accelerator: str, synchronised: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has a GPU, whether it is used or not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    more = ["method=moco_v3", "backbone=resnet18", "data.root=x", f"trainer.accelerator={accelerator}"]
+    module = PretrainModule(load_config("moco_v3_resnet", [*more, "method_args.hidden_dim=8"]))
+    assert any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in module.modules()) == synchronised
 
 
 def test_first_command(tool: Tool, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy
 import pytest
-from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 from PIL import Image
 
@@ -59,12 +58,15 @@ def test_cityscapes_under_the_name_that_detectron2s_main_branch_imports(
     package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripts = pytest.importorskip("cityscapesscripts.helpers.labels")
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if not isinstance(f, compat._CityscapesFinder)])
+    write(package, NEW)
+    compat.before_evaluation("cityscapesscripts")  # what numpy lacks, once
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
     write(
         package,
         {**NEW, CITYSCAPES: "from deeplearning.projects.cityscapesApi.cityscapesscripts.helpers import labels\n"},
     )
-    assert compat.before_import() == [compat.CITYSCAPES_API] and compat.before_import() == []
+    name = "cityscapesscripts"
+    assert compat.before_evaluation(name) == [compat.CITYSCAPES_API] and compat.before_evaluation(name) == []
     assert importlib.import_module(f"{compat.CITYSCAPES_API}.cityscapesscripts.helpers.labels") is scripts
 
 
@@ -95,6 +97,9 @@ def test_installed_detectron2_uses_no_other_name_that_numpy_lacks() -> None:
 
 
 def test_after_import_is_done() -> None:
+    compat.apply()
+    from detectron2 import model_zoo
+
     assert compat.before_import() == [] and compat.after_import() == []
     with pytest.raises(RuntimeError, match="not available in Model Zoo"):
         model_zoo.get_config_file("no/such.yaml")
@@ -112,21 +117,19 @@ def test_fit_device(monkeypatch: pytest.MonkeyPatch) -> None:
         cfg.MODEL.DEVICE = device
         cfg.MODEL.RESNETS.NORM = cfg.MODEL.FPN.NORM = cfg.MODEL.ROI_MASK_HEAD.NORM = "SyncBN"
         cfg.MODEL.ROI_BOX_HEAD.NORM = "GN"
+        cfg.SOLVER.AMP.ENABLED = True
         return cfg
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     cfg = config("cuda")
     changes = fit_device(cfg)
-    assert cfg.MODEL.DEVICE == "cpu" and len(changes) == 2
-    assert set(changes[1].split(":")[0].split(", ")) == {
-        "MODEL.RESNETS.NORM",
-        "MODEL.FPN.NORM",
-        "MODEL.ROI_MASK_HEAD.NORM",
-    }
+    assert cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED
+    (keys,) = [change.split(":")[0] for change in changes[2:]]
+    assert set(keys.split(", ")) == {f"MODEL.{part}.NORM" for part in ("RESNETS", "FPN", "ROI_MASK_HEAD")}
     assert cfg.MODEL.RESNETS.NORM == cfg.MODEL.FPN.NORM == cfg.MODEL.ROI_MASK_HEAD.NORM == "BN"
     assert cfg.MODEL.ROI_BOX_HEAD.NORM == "GN"
     assert fit_device(cfg) == []
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     cfg = config("cuda")
-    assert fit_device(cfg) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN"
+    assert fit_device(cfg) == [] and cfg.MODEL.RESNETS.NORM == "SyncBN" and cfg.SOLVER.AMP.ENABLED

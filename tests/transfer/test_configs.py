@@ -3,56 +3,42 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
 from detectron2.utils.events import EventStorage
 
 from moco_plugin.errors import UserError
 from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
 from moco_plugin.tools.train_net import main as train_net
-from moco_plugin.transfer.components.resnet import make_resnet
+from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
 from moco_plugin.transfer.config import fit_device, load_detector_config
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
+from tests.helpers import config_differences as known
 from tests.helpers.checkpoints import official
-from tests.helpers.config_differences import (
-    BASELINES,
-    DENSEPOSE,
-    EXPERIMENTS,
-    FCN,
-    FCN_DIFFERENCES,
-    FOLDER,
-    FULLY_CONVOLUTIONAL,
-    INITIALISATIONS,
-    MSRA,
-    NETWORKS,
-    baseline,
-    differences,
-    name_of,
-)
+from tests.helpers.config_differences import baseline, differences, name_of
+from tests.helpers.detector_inputs import FEW, batch
 
 
 def test_no_config_is_left_out() -> None:
     """What is shipped is what is tested here: every experiment in three initialisations."""
     shipped = {
-        path.relative_to(FOLDER).with_suffix("").as_posix()
+        path.relative_to(known.FOLDER).with_suffix("").as_posix()
         for folder in ("voc", "coco", "lvis", "cityscapes")
-        for path in FOLDER.glob(f"{folder}/*.yaml")
+        for path in known.FOLDER.glob(f"{folder}/*.yaml")
         if not path.stem.startswith("Base")
     }
-    assert shipped == {name_of(e, i) for e in (*EXPERIMENTS, DENSEPOSE) for i in INITIALISATIONS}
+    assert shipped == {name_of(e, i) for e in (*known.EXPERIMENTS, known.DENSEPOSE) for i in known.INITIALISATIONS}
 
 
-@pytest.mark.parametrize("initialisation", INITIALISATIONS)
-@pytest.mark.parametrize("experiment", BASELINES)
+@pytest.mark.parametrize("initialisation", known.INITIALISATIONS)
+@pytest.mark.parametrize("experiment", known.BASELINES)
 def test_differences_to_detectron2s_baseline(experiment: str, initialisation: str) -> None:
-    name, intended = BASELINES[experiment]
+    name, intended = known.BASELINES[experiment]
     cfg = load_detector_config(name_of(experiment, initialisation), [])
     theirs = baseline(name)
     expected = dict(intended)
@@ -67,17 +53,17 @@ def test_differences_to_detectron2s_baseline(experiment: str, initialisation: st
     assert differences(theirs, cfg) == expected
 
 
-@pytest.mark.parametrize("experiment", FCN)
+@pytest.mark.parametrize("experiment", known.FCN)
 def test_differences_of_fcn_to_detectron2s_defaults(experiment: str) -> None:
     theirs = get_cfg()
     ours = load_detector_config(f"{experiment}_supervised", [])
-    assert differences(theirs, ours) == {**FULLY_CONVOLUTIONAL, **FCN_DIFFERENCES[experiment]}
+    assert differences(theirs, ours) == known.FCN[experiment]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", known.EXPERIMENTS)
 def test_initialisations_differ_in_weights_and_input_alone(experiment: str) -> None:
-    random, supervised, moco = (load_detector_config(name_of(experiment, i), []) for i in INITIALISATIONS)
-    assert supervised.MODEL.WEIGHTS == MSRA and random.MODEL.WEIGHTS == ""
+    random, supervised, moco = (load_detector_config(name_of(experiment, i), []) for i in known.INITIALISATIONS)
+    assert supervised.MODEL.WEIGHTS == known.MSRA and random.MODEL.WEIGHTS == ""
     assert differences(random, moco) == {"MODEL.WEIGHTS": ("", moco.MODEL.WEIGHTS)}
     assert "tools/convert_to_d2.py" in moco.MODEL.WEIGHTS  # a sentence, until the user gives the file
     assert set(differences(supervised, moco)) == {
@@ -99,43 +85,7 @@ def resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "moco.pkl"
 
 
-# proposals: what a test can afford
-FEW = """
-    MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 4 MODEL.RPN.POST_NMS_TOPK_TRAIN 10
-    MODEL.RPN.POST_NMS_TOPK_TEST 4 MODEL.RPN.PRE_NMS_TOPK_TRAIN 20 MODEL.RPN.PRE_NMS_TOPK_TEST 20
-    MODEL.RETINANET.TOPK_CANDIDATES_TEST 20 TEST.DETECTIONS_PER_IMAGE 2
-""".split()
-
-
-def batch(cfg: CfgNode, size: int = 65) -> list[dict[str, Any]]:
-    """Two random images with one object each and whatever the task wants of it."""
-    generator = torch.Generator().manual_seed(0)
-    inputs = []
-    for index in range(2):
-        image = torch.randint(0, 256, (3, size, size), generator=generator, dtype=torch.uint8)
-        entry: dict[str, Any] = {"image": image, "height": size, "width": size}
-        if cfg.MODEL.META_ARCHITECTURE == "SemanticSegmentor":
-            classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
-            entry["sem_seg"] = torch.randint(0, classes, (size, size), generator=generator)
-        else:
-            left, top, right, bottom = 8.0, 8.0, 40.0, 48.0
-            instances = Instances((size, size))
-            instances.gt_boxes = Boxes([[left, top, right, bottom]])
-            instances.gt_classes = torch.tensor([index % cfg.MODEL.ROI_HEADS.NUM_CLASSES])
-            if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
-                instances.gt_masks = PolygonMasks([[[left, top, right, top, right, bottom]]])
-            elif cfg.MODEL.MASK_ON:
-                instances.gt_masks = BitMasks(torch.ones(1, size, size, dtype=torch.bool))
-            if cfg.MODEL.KEYPOINT_ON:
-                points = torch.rand(1, 17, 3, generator=generator) * 30 + 10
-                points[..., 2] = 2  # labelled and visible
-                instances.gt_keypoints = Keypoints(points)
-            entry["instances"] = instances
-        inputs.append(entry)
-    return inputs
-
-
-@pytest.mark.parametrize("experiment", NETWORKS)
+@pytest.mark.parametrize("experiment", known.NETWORKS)
 def test_network_is_filled_and_all_of_it_is_tuned(experiment: str, resnet50: Path) -> None:
     """Build the whole network; then one step on two small images."""
     cfg = load_detector_config(f"{experiment}_moco", [*FEW, "MODEL.WEIGHTS", str(resnet50), "MODEL.DEVICE", "cpu"])
@@ -182,8 +132,8 @@ def test_network_is_filled_and_all_of_it_is_tuned(experiment: str, resnet50: Pat
 
 def test_networks_of_all_experiments_are_among_these() -> None:
     """Experiments that share a network differ in nothing that ``MODEL`` says."""
-    built = [load_detector_config(f"{experiment}_moco", []).MODEL for experiment in NETWORKS]
-    for experiment in EXPERIMENTS:
+    built = [load_detector_config(f"{experiment}_moco", []).MODEL for experiment in known.NETWORKS]
+    for experiment in known.EXPERIMENTS:
         assert load_detector_config(f"{experiment}_moco", []).MODEL in built, experiment
 
 
@@ -206,15 +156,9 @@ def test_dilated_c5_has_one_convolution_more(resnet50: Path) -> None:
 @pytest.mark.parametrize("experiment", ["voc/pascal_voc_R_50_C4_24k", "coco/coco_R_50_C4_2x"])
 def test_c4_of_two_layer_blocks(experiment: str, depth: int) -> None:
     """ResNet-18 and 34 have a C4 detector as well, here of a quarter of their width."""
-    narrow = [
-        *"MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.DEPTH".split(),
-        str(depth),
-        "MODEL.RESNETS.RES2_OUT_CHANNELS",
-        "16",
-        "MODEL.WEIGHTS",
-        "",
-    ]
-    cfg = load_detector_config(f"{experiment}_moco", [*FEW, *narrow])
+    narrow = f"""MODEL.DEVICE cpu MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.DEPTH {depth}
+        MODEL.RESNETS.RES2_OUT_CHANNELS 16 MODEL.WEIGHTS""".split()
+    cfg = load_detector_config(f"{experiment}_moco", [*FEW, *narrow, ""])
     fit_device(cfg)
     model = build_model(cfg)
     res5 = model.roi_heads.res5
@@ -276,19 +220,17 @@ RESULTS = {  # task and some of the metrics that the paper reports
 def narrow_resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights for what ``NARROW`` makes of a ResNet-50, as the converter writes them."""
     torch.manual_seed(0)
-    network = make_resnet(
-        stem_channels=16, num_blocks=(3, 4, 6, 3), out_channels=(32, 64, 128, 256), bottleneck_channels=(8, 16, 32, 64)
-    )
+    network = make_resnet(ResNetShape((3, 4, 6, 3), 32, bottleneck=8, stem=16))
     path = tmp_path_factory.mktemp("narrow") / "narrow.pkl"
     save_zoo_pickle(path, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, {})
     return path
 
 
-@pytest.mark.parametrize("experiment", NETWORKS)
+@pytest.mark.parametrize("experiment", known.NETWORKS)
 def test_trains_and_evaluates_on_tiny_data(
     experiment: str, tiny_catalog: Path, narrow_resnet50: Path, tmp_path: Path
 ) -> None:
-    sizes = ["INPUT.CROP.SIZE", "[65, 65]"] if experiment in FCN else SMALL
+    sizes = ["INPUT.CROP.SIZE", "[65, 65]"] if experiment in known.FCN else SMALL
     out = tmp_path / "run"
     overrides = ["MODEL.WEIGHTS", str(narrow_resnet50), "OUTPUT_DIR", str(out)]
     assert train_net(["--config-file", f"{experiment}_moco", *NARROW, *FEW, *SHORT, *sizes, *overrides]) == 0

@@ -9,17 +9,16 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 
 from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.read import read_checkpoint
 from moco_plugin.errors import UserError
-from moco_plugin.schema import find_config
 from moco_plugin.tools.convert import main as convert_main
 from moco_plugin.tools.convert_to_d2 import main
 from moco_plugin.transfer import to_detectron2
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
+from moco_plugin.transfer.config import load_detector_config
 from moco_plugin.transfer.to_detectron2 import detectron2_name, load_zoo_pickle
 from moco_plugin.transfer.weights import check_input
 from tests.helpers.checkpoints import OFFICIAL, official
@@ -70,7 +69,7 @@ def test_own_checkpoint_through_the_tool(tiny_run: Path, tool: Tool, tmp_path: P
     content = pickle.loads(output.read_bytes())
     state = torch.load(source, weights_only=True)["state_dict"]
     weight = state["method.encoder_q.backbone.layer4.1.conv2.weight"].numpy()
-    assert np.array_equal(content["model"]["res5.1.conv2.weight"], weight)
+    assert np.array_equal(content["model"]["model.layer4.1.conv2.weight"], weight)
     assert content["moco_plugin"]["pixel_mean"] == pytest.approx([123.675, 116.28, 103.53])
     before = output.read_bytes()
     assert main([str(source), str(output)]) == 2  # kept
@@ -118,11 +117,8 @@ def test_timm_network(name: str, tmp_path: Path) -> None:
     assert content["model"].keys() == {f"model.{key}" for key in source.backbone.state_dict()}
     told = content["moco_plugin"]
     assert (told["timm_name"], told["proof"]["target"]) == (name, "detectron2")
-    cfg = get_cfg()  # as a user's config would have it
-    cfg.merge_from_file(str(find_config("Base-init-moco", "detectron2")))
-    cfg.MODEL.BACKBONE.NAME = "build_timm_backbone"
-    cfg.MODEL.TIMM.NAME = told["timm_name"]
-    cfg.MODEL.TIMM.ARGS = [part for pair in told["timm_arguments"].items() for part in pair]
+    overrides = [part for pair in told["settings"].items() for part in pair]
+    cfg = load_detector_config("Base-init-moco", [*overrides, "MODEL.BACKBONE.NAME", "build_timm_backbone"])
     check_input(cfg, told)  # what the converter writes is what the check reads
     cfg.MODEL.BACKBONE.NAME = "build_any_width_resnet_backbone"
     with pytest.raises(UserError, match=f"{name} for build_timm_fpn_backbone and its like"):
@@ -134,7 +130,7 @@ def test_timm_network(name: str, tmp_path: Path) -> None:
 
 
 def test_stem_that_detectron2_does_not_have(tmp_path: Path) -> None:
-    source = read("resnet18", small_stem=True, channels=[8, 16, 24, 32])
+    source = read("resnet18", small_stem=True, channels=[8, 16, 32, 64])
     with pytest.raises(UserError, match="the stem's filters are 3 x 3; detectron2 has 7 x 7"):
         convert(source, tmp_path / "small.pkl")
 

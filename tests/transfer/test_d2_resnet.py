@@ -11,7 +11,7 @@ from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.components.resnet import make_resnet, resnet_for_weights
+from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet, resnet_for_weights
 
 
 def config(name: str, **options: object) -> CfgNode:
@@ -96,9 +96,7 @@ def test_features_of_timm(name: str) -> None:
 
 
 def test_weights_that_make_no_resnet_are_refused() -> None:
-    network = make_resnet(
-        num_blocks=(1, 1, 1, 1), out_channels=(8, 8, 16, 16), bottleneck_channels=None, stem_channels=8
-    )
+    network = make_resnet(ResNetShape((1, 1, 1, 1), 8, stem=8))
     arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     resnet_for_weights(arrays)
     with pytest.raises(UserError, match=r"stem\.conv1\.norm\.weight"):

@@ -16,7 +16,7 @@ from moco_plugin.tools.check_datasets import main as check
 from moco_plugin.transfer import compat
 from moco_plugin.transfer.components import dataset_files, datasets
 from moco_plugin.transfer.components.datasets import require_dataset
-from moco_plugin.transfer.semantic_mapper import read_labels
+from moco_plugin.transfer.mapper import read_labels
 from moco_plugin.transfer.tasks import TASKS as ALL_TASKS
 from moco_plugin.transfer.trainer import build_evaluator
 from tests.helpers.predictions import bitmask, perfect, xyxy

@@ -11,10 +11,11 @@ from detectron2.modeling import build_model
 from fvcore.nn.precise_bn import update_bn_stats
 from PIL import Image
 
-from moco_plugin.errors import UsageError
+from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.fcn import FCNHead
 from moco_plugin.transfer.config import load_detector_config
-from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, read_labels, training_steps
+from moco_plugin.transfer.mapper import read_labels
+from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, training_steps
 
 IGNORE = 255
 NARROW = [
@@ -168,7 +169,7 @@ def test_labels_are_indices_never_colours(entry: dict[str, object], tmp_path: Pa
     Image.fromarray(np.array([[0, 18, IGNORE]], np.uint8)).save(tmp_path / "grey.png")
     assert read_labels(str(tmp_path / "grey.png")).tolist() == [[0, 18, IGNORE]]
     Image.new("RGB", (2, 2)).save(tmp_path / "colours.png")
-    with pytest.raises(UsageError, match="RGB"):
+    with pytest.raises(UserError, match="is of mode RGB; expected one whole number per pixel"):
         read_labels(str(tmp_path / "colours.png"))
 
 

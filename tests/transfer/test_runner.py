@@ -124,6 +124,8 @@ def test_a_killed_trial_is_resumed_and_another_added(killed: Path, finished: tup
     assert "trial 1 of 3: finished earlier" in shown and sha256(killed / "trial_1" / "model_final.pth") == before
     assert "Starting training from iteration 1" in (killed / "trial_2" / "log.txt").read_text()
     result = read(killed / "results.json")
+    whole, resumed = (torch.load(out / "trial_2" / "model_final.pth") for out in (finished[0], killed))
+    torch.testing.assert_close(resumed["model"], whole["model"], rtol=0, atol=0)
     assert [trial["trial"] for trial in result["trials"]] == [1, 2, 3] and result["requested_trials"] == 3
     assert result["trials"][:2] == read(finished[0] / "results.json")["trials"]  # as if it had not been killed
 
@@ -201,7 +203,10 @@ def test_tasks_are_what_their_configs_say() -> None:
         ("RANDOM MODEL.ROI_HEADS.NUM_CLASSES 80", "has 20 classes"),
         ("--task coco_retinanet_1x --init random MODEL.RETINANET.NUM_CLASSES 20", "has 80 classes"),
         ("--task voc_semantic --init random MODEL.SEM_SEG_HEAD.NUM_CLASSES 20", "has 21 classes"),
-        ("--task voc_c4 --weights FILE", "backbone tensors filled from"),  # a ResNet-18 for ResNet-50
+        (
+            "--task voc_c4 --weights FILE",
+            "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 16",
+        ),  # a ResNet-18 for ResNet-50
         (f"--task voc_c4 --weights FILE {NETWORK} INPUT.FORMAT BGR", "INPUT.FORMAT is BGR"),
         (f"--task voc_c4 --init supervised --weights FILE {NETWORK}", "INPUT.FORMAT is BGR"),
     ],

@@ -1,5 +1,6 @@
 """Networks of timm's as detectron2's backbones: their maps, gradients, frozen parts, pyramids and weights."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,6 @@ import torch
 from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import Backbone, build_backbone, build_model
-from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 from timm.layers import FrozenBatchNormAct2d
 from torch import nn
@@ -16,8 +16,10 @@ from torch import nn
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.schema import find_config
 from moco_plugin.transfer.components.timm_backbone import SimplePyramid, TimmBackbone
+from moco_plugin.transfer.config import fit_device, load_detector_config
 from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
+from tests.helpers.detector_inputs import batch
 
 RESNET = {"channels": [8, 16, 24, 32]}
 SHALLOW = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
@@ -183,21 +185,11 @@ def test_frozen_norm_with_activation_keeps_it() -> None:
 def test_simple_pyramid_has_vitdets_layers() -> None:
     pyramid = build("vit_tiny_patch16_224", VIT, builder="build_timm_fpn_backbone")
     assert isinstance(pyramid, SimplePyramid) and pyramid.size_divisibility == 32
-    assert {name: shape.stride for name, shape in pyramid.output_shape().items()} == {
-        "p2": 4,
-        "p3": 8,
-        "p4": 16,
-        "p5": 32,
-        "p6": 64,
-    }
+    strides = {name: shape.stride for name, shape in pyramid.output_shape().items()}
+    assert strides == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
     levels = pyramid(torch.randn(1, 3, 64, 96))
-    assert [tuple(level.shape) for level in levels.values()] == [
-        (1, 16, 16, 24),
-        (1, 16, 8, 12),
-        (1, 16, 4, 6),
-        (1, 16, 2, 3),
-        (1, 16, 1, 2),
-    ]
+    sizes = [(1, 16, 64 // stride, math.ceil(96 / stride)) for stride in strides.values()]
+    assert [tuple(level.shape) for level in levels.values()] == sizes
     assert torch.equal(levels["p6"], levels["p5"][:, :, ::2, ::2])
 
     cfg = config("vit_tiny_patch16_224", VIT, "build_timm_fpn_backbone")
@@ -256,48 +248,6 @@ def test_network_without_maps() -> None:
         TimmBackbone(nn.Linear(1, 1))
 
 
-def detector(name: str, *overrides: object) -> nn.Module:
-    """A detector of a shipped config, with as little as possible behind the backbone."""
-    cfg = get_cfg()
-    cfg.merge_from_file(str(find_config(f"timm/{name}", "detectron2")))
-    small = [
-        *"MODEL.DEVICE cpu MODEL.TIMM.NORM BN MODEL.FPN.OUT_CHANNELS".split(),
-        16,
-        "MODEL.ROI_BOX_HEAD.FC_DIM",
-        32,
-        "MODEL.ROI_MASK_HEAD.CONV_DIM",
-        16,
-        "MODEL.ROI_HEADS.NUM_CLASSES",
-        3,
-        "MODEL.RETINANET.NUM_CLASSES",
-        3,
-        "MODEL.RPN.PRE_NMS_TOPK_TRAIN",
-        50,
-        "MODEL.RPN.POST_NMS_TOPK_TRAIN",
-        20,
-    ]
-    cfg.merge_from_list([*small, *overrides])
-    if cfg.MODEL.FPN.NORM == "SyncBN":
-        cfg.MODEL.FPN.NORM = "BN"
-    torch.manual_seed(0)
-    return build_model(cfg)
-
-
-def batch() -> list[dict]:
-    """Two images of different shapes, of one object each."""
-    inputs = []
-    for height, width in ((70, 100), (90, 64)):
-        instances = Instances((height, width))
-        instances.gt_boxes = Boxes(torch.tensor([[10.0, 12.0, 50.0, 60.0]]))
-        instances.gt_classes = torch.tensor([1])
-        masks = torch.zeros(1, height, width, dtype=torch.bool)
-        masks[:, 12:60, 10:50] = True
-        instances.gt_masks = BitMasks(masks)
-        image = torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0))
-        inputs.append({"image": image.to(torch.uint8), "instances": instances, "height": height, "width": width})
-    return inputs
-
-
 DETECTORS = {
     "coco_timm_FPN_1x_moco": ("resnet18", RESNET),
     "coco_vit_small_pyramid_1x_moco": ("vit_tiny_patch16_224", VIT),
@@ -305,38 +255,44 @@ DETECTORS = {
 }
 
 
+# as little as possible behind the backbone
+SMALL = """
+    MODEL.DEVICE cpu MODEL.TIMM.NORM BN MODEL.FPN.OUT_CHANNELS 16 MODEL.ROI_BOX_HEAD.FC_DIM 32
+    MODEL.ROI_MASK_HEAD.CONV_DIM 16 MODEL.ROI_HEADS.NUM_CLASSES 3 MODEL.RETINANET.NUM_CLASSES 3
+    MODEL.RPN.PRE_NMS_TOPK_TRAIN 50 MODEL.RPN.POST_NMS_TOPK_TRAIN 20 INPUT.MASK_FORMAT bitmask
+""".split()
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 def test_an_iteration_of_training(name: str) -> None:
     network, arguments = DETECTORS[name]
-    masks = [] if "retinanet" in name else ["MODEL.MASK_ON", True, "INPUT.MASK_FORMAT", "bitmask"]
-    model = detector(name, "MODEL.TIMM.NAME", network, "MODEL.TIMM.ARGS", str(pairs(arguments)), *masks)
+    own = ["MODEL.TIMM.NAME", network, "MODEL.TIMM.ARGS", pairs(arguments), "MODEL.MASK_ON", "retinanet" not in name]
+    cfg = load_detector_config(f"timm/{name}", [*SMALL, *own])
+    fit_device(cfg)
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    inputs = batch(cfg, (70, 100), (90, 64))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     before = {key: value.clone() for key, value in model.backbone.bottom_up.state_dict().items()}
     with EventStorage():
-        losses = model(batch())
-    assert all(loss.isfinite() for loss in losses.values())
-    assert ("loss_mask" in losses) == bool(masks)
+        losses = model(inputs)
+    assert all(loss.isfinite() for loss in losses.values()) and ("loss_mask" in losses) == cfg.MODEL.MASK_ON
     sum(losses.values()).backward()
     optimizer.step()
-    without = [n for n, p in model.named_parameters() if p.grad is None]
-    assert without == []
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
     after = model.backbone.bottom_up.state_dict()
     changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-    first = next(n for n, p in model.backbone.bottom_up.named_parameters() if p.ndim == 4)
-    assert first in changed
-    statistics = {key for key in after if key.endswith("running_mean")}
-    assert statistics <= changed  # batch norm is trained
-    model.eval()
+    assert next(n for n, p in model.backbone.bottom_up.named_parameters() if p.ndim == 4) in changed
+    assert {key for key in after if key.endswith("running_mean")} <= changed  # batch norm is trained
     with torch.no_grad():
-        assert len(model(batch())) == 2
+        assert len(model.eval()(inputs)) == 2
 
 
 @pytest.mark.parametrize("path", sorted(find_config("timm/coco_timm_FPN_1x_moco", "detectron2").parent.glob("*.yaml")))
 def test_shipped_configs_name_networks_that_are_there(path: Path) -> None:
-    cfg = get_cfg()
-    cfg.merge_from_file(str(path))
+    cfg = load_detector_config(str(path), ["MODEL.DEVICE", "cpu"])
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.MODEL.TIMM.NORM == "SyncBN" and cfg.INPUT.FORMAT == "RGB"
-    cfg.MODEL.FPN.NORM = "BN" if cfg.MODEL.FPN.NORM == "SyncBN" else cfg.MODEL.FPN.NORM
+    fit_device(cfg)
     network = build_backbone(cfg)
     expected = ["p3", "p4", "p5", "p6", "p7"] if "retinanet" in path.name else ["p2", "p3", "p4", "p5", "p6"]
     assert list(network.output_shape()) == expected

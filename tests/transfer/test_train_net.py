@@ -1,24 +1,30 @@
 """Training and evaluation at toy size, through the tool and through detectron2's own trainer."""
 
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from detectron2.config import get_cfg
 from detectron2.engine import DefaultTrainer
 
+from moco_plugin.checkpoints.convert import convert
 from moco_plugin.demo.scenes import make_scenes
+from moco_plugin.errors import UserError
 from moco_plugin.files import sha256
 from moco_plugin.schema import find_config
 from moco_plugin.sources.idx import load_idx_images
 from moco_plugin.tools.train_net import main
 from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes
-from moco_plugin.transfer.components.resnet import make_resnet
+from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
+from moco_plugin.transfer.weights import CheckWeights, backbone_tensors
 from tests.conftest import TEST, TRAIN
-from tests.helpers.checkpoints import official
+from tests.helpers.checkpoints import checkpoint, official
 from tests.helpers.processes import Tool
 
 TINY = """SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 1 SOLVER.IMS_PER_BATCH 2
@@ -88,10 +94,7 @@ def test_seed_decides_the_run(datasets: Path, tmp_path: Path) -> None:
 
 
 def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> None:
-    channels = [32, 64, 128, 256]
-    backbone = make_resnet(
-        num_blocks=[1, 1, 1, 1], stem_channels=16, out_channels=channels, bottleneck_channels=[8, 16, 32, 64]
-    )
+    backbone = make_resnet(ResNetShape((1, 1, 1, 1), 32, bottleneck=8, stem=16))
     arrays = {k: v.numpy() for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_zoo_pickle(tmp_path / "tiny.pkl", arrays, {})
     code = main(
@@ -132,23 +135,67 @@ def test_released_checkpoint_by_name_is_converted(
     assert load_zoo_pickle(out / "weights.pkl")["moco_plugin"]["source_sha256"] == sha256(fetched)
 
 
-@pytest.mark.parametrize("name", ["demo/scenes_R_18_FPN_quarter", "demo/scenes_R_18_FPN_quarter_moco"])
-def test_detectron2s_own_trainer_takes_the_config(datasets: Path, tmp_path: Path, name: str) -> None:
+def own_trainer(out: Path, *overrides: str, config: str = FPN) -> DefaultTrainer:
+    """detectron2's, as a script of its own makes it."""
     cfg = get_cfg()
-    cfg.merge_from_file(str(find_config(name, "detectron2")))
-    cfg.merge_from_list([*TINY, *TOY, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path)])
-    cfg.merge_from_list(["SOLVER.STEPS", "()", "TEST.PRECISE_BN.ENABLED", "False"])
-    if name.endswith("moco"):
-        network = make_resnet(num_blocks=[2, 2, 2, 2], out_channels=[16, 32, 64, 128], bottleneck_channels=None)
-        save_zoo_pickle(tmp_path / "w.pkl", {k: v.numpy() for k, v in network.state_dict().items()}, {})
-        cfg.MODEL.WEIGHTS = str(tmp_path / "w.pkl")
+    cfg.merge_from_file(str(find_config(config, "detectron2")))
+    cfg.merge_from_list([*TINY, *TOY, *"MODEL.DEVICE cpu SOLVER.STEPS () TEST.PRECISE_BN.ENABLED False".split()])
+    cfg.merge_from_list(["OUTPUT_DIR", str(out), *overrides])
     trainer = DefaultTrainer(cfg)
     trainer.resume_or_load(resume=False)
-    if name.endswith("moco"):
-        loaded = trainer.model.backbone.bottom_up.res4[1].conv2.weight
-        assert torch.equal(loaded, network.res4[1].conv2.weight)
-    trainer.train()
-    assert (tmp_path / "model_final.pth").exists()
+    return trainer
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")  # detectron2's to mend
+def test_detectron2s_own_trainer_takes_the_config(datasets: Path, tmp_path: Path) -> None:
+    own_trainer(tmp_path / "run").train()
+
+
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "build_resnet_fpn_backbone": ("resnet18", {}),
+    "build_resnet_fpn_backbone ": ("resnet50", {"layers": [3, 4, 6, 3], "channels": [16, 32, 64, 128]}),
+    "build_any_width_resnet_fpn_backbone": ("resnet18", {"channels": [32, 64, 128, 256]}),
+    "build_any_width_resnet_fpn_backbone ": ("resnext50_32x4d", {"layers": [1, 1, 2, 1]}),
+    "build_timm_fpn_backbone": ("regnety_002", {}),
+}
+
+
+@pytest.mark.parametrize("builder", NETWORKS)
+def test_what_is_printed_opens_the_file(
+    builder: str, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Followed literally in detectron2's own trainer, from the config of another network."""
+    architecture, arguments = NETWORKS[builder]
+    source = checkpoint(architecture, **arguments)
+    convert(source, tmp_path / "weights.pkl")
+    (printed,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("opens with: ")]
+    overrides = shlex.split(printed.removeprefix("opens with: "))
+    named = [] if "MODEL.BACKBONE.NAME" in overrides else ["MODEL.BACKBONE.NAME", builder.strip()]
+    trainer = own_trainer(tmp_path / "run", *overrides, *named)
+    weights = load_zoo_pickle(tmp_path / "weights.pkl")["model"]
+    state = {name.removeprefix("backbone.bottom_up."): value for name, value in trainer.model.state_dict().items()}
+    backbone = [name for name in backbone_tensors(trainer.model) if "fc" not in name]
+    assert len(backbone) > 50
+    for name in backbone:
+        name = name.removeprefix("backbone.bottom_up.")
+        assert np.array_equal(state[name].numpy(), weights[name]), name
+    trainer.register_hooks([CheckWeights()])
+    trainer.before_train()  # all fits
+
+
+def test_weights_of_another_network_are_refused_in_detectron2s_own_trainer(datasets: Path, tmp_path: Path) -> None:
+    network = make_resnet(ResNetShape((2, 2, 2, 2), 64))
+    arrays = {name: value.numpy() for name, value in network.state_dict().items()}
+    for metadata, message in (
+        ({}, "weights: 5 of 105 backbone tensors filled"),
+        ({"settings": ResNetShape((2, 2, 2, 2), 64).settings()}, "pass MODEL.RESNETS.RES2_OUT_CHANNELS 64$"),
+    ):
+        save_zoo_pickle(tmp_path / "w.pkl", arrays, metadata)
+        trainer = own_trainer(tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "w.pkl"))
+        trainer.register_hooks([CheckWeights()])
+        with pytest.raises(UserError, match=message):
+            trainer.train()
+    assert not list((tmp_path / "run").glob("model_*"))
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,19 @@
 
 import pickle
 import re
+import shlex
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from moco_plugin.errors import UserError
-from moco_plugin.schema import find_config
-from moco_plugin.transfer.components.resnet import make_resnet
+from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
+from moco_plugin.transfer.config import load_detector_config
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, check_input, load_weights
 
@@ -43,7 +44,7 @@ def test_broken_and_foreign_files_are_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match=message):
             load_zoo_pickle(path)
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="no such file"):
         load_zoo_pickle(tmp_path / "absent.pkl")
 
 
@@ -71,16 +72,12 @@ def test_saved_bytes_depend_on_content_alone(tmp_path: Path) -> None:
 
 
 def fpn_detector() -> torch.nn.Module:
-    cfg = get_cfg()
-    cfg.merge_from_file(str(find_config("demo/scenes_R_18_FPN_quarter", "detectron2")))
-    cfg.MODEL.DEVICE = "cpu"
-    return build_model(cfg)
+    return build_model(load_detector_config("demo/scenes_R_18_FPN_quarter", ["MODEL.DEVICE", "cpu"]))
 
 
-def arrays(**options: object) -> dict[str, np.ndarray]:
+def arrays() -> dict[str, np.ndarray]:
     """A random quarter-width ResNet-18 under detectron2's names, as a converter would write it."""
-    shape = {"num_blocks": (2, 2, 2, 2), "out_channels": (16, 32, 64, 128), "bottleneck_channels": None}
-    state = make_resnet(**(shape | options)).state_dict()
+    state = make_resnet(ResNetShape((2, 2, 2, 2), 16)).state_dict()
     return {k: v.numpy() for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
@@ -161,90 +158,101 @@ def test_random_initialisation_and_unreadable_files(
 
 
 # what the converter writes beside weights of a ResNet-50, and of a ViT-S as v3 has it
-RESNET = {
-    "input_format": "RGB",
-    "pixel_mean": [123.675, 116.28, 103.53],
-    "pixel_std": [58.395, 57.12, 57.375],
-    "stride_in_1x1": False,
-    "architecture": "resnet50",
-    "target": "detectron2",
+INPUT = {
+    "INPUT.FORMAT": "RGB",
+    "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
+    "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
 }
+RESNET = {"architecture": "resnet50", "settings": {**INPUT, **ResNetShape((3, 4, 6, 3), 256, 64).settings()}}
+RESNET18 = {"architecture": "resnet18", "settings": {**INPUT, **ResNetShape((2, 2, 2, 2), 64).settings()}}
+QUARTER = {"architecture": "resnet18", "settings": {**INPUT, **ResNetShape((2, 2, 2, 2), 16).settings()}}
 VIT = {
-    **{key: RESNET[key] for key in ("input_format", "pixel_mean", "pixel_std", "target")},
     "architecture": "vit_small_patch16_224",
-    "timm_name": "vit_small_patch16_224",
-    "timm_arguments": {"num_heads": 12, "drop_path_rate": 0.1, "dynamic_img_size": True},
+    "settings": {
+        **INPUT,
+        "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
+        "MODEL.TIMM.NAME": "vit_small_patch16_224",
+        "MODEL.TIMM.ARGS": ["num_heads", 12, "drop_path_rate", 0.1, "dynamic_img_size", True],
+    },
 }
 C4, FPN = "voc/pascal_voc_R_50_C4_24k", "demo/scenes_R_18_FPN_quarter"
 PYRAMID = "timm/coco_vit_small_pyramid_1x_moco"
 
 
-def config(name: str, *overrides: object) -> CfgNode:
-    cfg = get_cfg()
-    cfg.merge_from_file(str(find_config(name, "detectron2")))
-    cfg.merge_from_list(list(overrides))
-    return cfg
-
-
-def test_weights_that_fit_the_config_pass() -> None:
-    check_input(config(f"{C4}_moco"), RESNET)
-    check_input(config(PYRAMID), VIT)
-    check_input(config(PYRAMID, "MODEL.TIMM.NAME", "vit_small_patch16_224.augreg_in1k"), VIT)
-    # two layers a block: there is no convolution that the stride could be in instead
-    check_input(config(f"{FPN}_moco", "MODEL.RESNETS.STRIDE_IN_1X1", True), RESNET)
-    check_input(config(C4), {})  # a file of others says nothing
+def config(name: str, overrides: str = "") -> CfgNode:
+    return load_detector_config(name, shlex.split(overrides))
 
 
 @pytest.mark.parametrize(
-    ("config_name", "overrides", "metadata", "message"),
+    ("name", "overrides", "metadata"),
     [
+        (f"{C4}_moco", "", RESNET),
+        (f"{C4}_moco", "MODEL.RESNETS.NORM FrozenBN", RESNET),
+        (f"{C4}_moco", "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64", RESNET18),
+        (PYRAMID, "", VIT),
+        (PYRAMID, "MODEL.TIMM.NAME vit_small_patch16_224.augreg_in1k", VIT),
+        # two layers a block: there is no convolution that the stride could be in instead
+        (f"{FPN}_moco", "MODEL.RESNETS.STRIDE_IN_1X1 True", QUARTER),
+        (C4, "", {}),  # a file of others says nothing
+    ],
+)
+def test_weights_that_fit_the_config_pass(name: str, overrides: str, metadata: dict) -> None:
+    check_input(config(name, overrides), metadata)
+
+
+MOCO = f"{C4}_moco"
+MEAN, STD, ARGS = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.TIMM.ARGS"
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "metadata", "message"),
+    [
+        (C4, "", RESNET, "INPUT.FORMAT is BGR, .* made with RGB; choose the config that ends in _moco, or pass INPUT"),
         (
-            C4,
-            (),
+            MOCO,
+            f"{MEAN} [1,2,3]",
             RESNET,
-            r"INPUT\.FORMAT is BGR, .* made with RGB; choose the config that ends in _moco, or pass INPUT",
+            rf'{MEAN} is \[1, .*with \[123.675, 11.*pass {MEAN} "\[123.675, 116.28, 103.53\]"$',
         ),
+        (MOCO, f"{STD} [1,1,1]", RESNET, rf"{STD} is \[1, 1, 1\].*\[58.395"),
         (
-            f"{C4}_moco",
-            ("MODEL.PIXEL_MEAN", "[103.53, 116.28, 123.675]"),
+            MOCO,
+            "MODEL.RESNETS.STRIDE_IN_1X1 True",
             RESNET,
-            r'MODEL\.PIXEL_MEAN is \[103.*with \[123\.675, 116\.28, 103\.53\];.*MODEL\.PIXEL_MEAN "\[123\.675, ',
+            "is True, .* with False; .*pass MODEL.RESNETS.STRIDE_IN_1X1 False$",
         ),
-        (f"{C4}_moco", ("MODEL.PIXEL_STD", "[1, 1, 1]"), RESNET, r"MODEL\.PIXEL_STD is \[1, 1, 1\].*\[58\.395"),
+        (MOCO, "", RESNET18, "is 50, .* with 18; .*pass MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64$"),
+        (MOCO, "MODEL.RESNETS.DEPTH 34", RESNET, "DEPTH is 34, .* with 50; .*pass MODEL.RESNETS.DEPTH 50$"),
+        (MOCO, "MODEL.RESNETS.NORM GN", RESNET, "NORM is GN, .* with BN; .*pass MODEL.RESNETS.NORM BN$"),
         (
-            f"{C4}_moco",
-            ("MODEL.RESNETS.STRIDE_IN_1X1", True),
-            RESNET,
-            r"MODEL\.RESNETS\.STRIDE_IN_1X1 is True, .* with False; .*pass MODEL\.RESNETS\.STRIDE_IN_1X1 False",
+            MOCO,
+            "",
+            QUARTER,
+            "NAME is build_resnet_backbone, .*pass .*any_width_resnet_backbone .* MODEL.RESNETS.RES2_OUT_CH",
         ),
+        (MOCO, "MODEL.RESNETS.NUM_BLOCKS [1,1,1,1]", RESNET, r'pass MODEL.RESNETS.NUM_BLOCKS "\[\]"'),
+        (PYRAMID, "MODEL.TIMM.NAME vit_base_patch16_224", VIT, "base.* with vit_small.*pass MODEL.TIMM.NAME vit_small"),
         (
             PYRAMID,
-            ("MODEL.TIMM.NAME", "vit_base_patch16_224"),
+            f"{ARGS} \"['drop_path_rate', 0.2]\"",
             VIT,
-            r"MODEL\.TIMM\.NAME is vit_base_patch16_224, .* with vit_small_patch16_224; pass MODEL\.TIMM\.NAME vit_small",
+            rf"ARGS is \['drop_path_rate', 0.2\], .*pass {ARGS} \"\['drop_path_rate', 0.2, 'num_heads', 12\]",
         ),
-        (
-            PYRAMID,
-            ("MODEL.TIMM.ARGS", "['drop_path_rate', 0.2]"),
-            VIT,
-            r"ARGS is \['drop_path_rate', 0\.2\], .* with \{'num_heads': 12\}; "
-            r"pass MODEL\.TIMM\.ARGS \"\['drop_path_rate', 0\.2, 'num_heads', 12\]",
-        ),
-        (PYRAMID, (), RESNET, r"MODEL\.BACKBONE\.NAME is build_timm_fpn_backbone, .* resnet50 for build_any_width"),
-        (f"{C4}_moco", (), VIT, r"vit_small_patch16_224 for build_timm_fpn_backbone and its like"),
+        (PYRAMID, "", RESNET, "MODEL.BACKBONE.NAME is build_timm_fpn_backbone, .* resnet50 for build_resnet_backbone"),
+        (MOCO, "", VIT, "vit_small_patch16_224 for build_timm_fpn_backbone and its like"),
     ],
 )
 def test_weights_that_contradict_the_config_are_refused(
-    config_name: str, overrides: tuple, metadata: dict, message: str
+    name: str, overrides: str, metadata: dict, message: str
 ) -> None:
     with pytest.raises(UserError, match=message) as error:
-        check_input(config(config_name, *overrides), metadata)
+        check_input(config(name, overrides), metadata)
     assert "\n" not in str(error.value)
 
 
 def test_a_contradiction_stops_loading(tmp_path: Path) -> None:
-    save_zoo_pickle(tmp_path / "w.pkl", arrays(), RESNET)
-    cfg = config(f"{FPN}_moco", "MODEL.DEVICE", "cpu")
+    save_zoo_pickle(tmp_path / "w.pkl", arrays(), QUARTER)
+    cfg = config(f"{FPN}_moco", "MODEL.DEVICE cpu")
     assert load_weights(fpn_detector(), str(tmp_path / "w.pkl"), cfg=cfg).missing == ()
     cfg.INPUT.FORMAT = "BGR"
     with pytest.raises(UserError, match=r"INPUT\.FORMAT is BGR"):
@@ -258,11 +266,7 @@ def test_the_name_of_a_released_checkpoint_asks_for_conversion() -> None:
 
 
 def test_c4_counts_res5_in_the_heads_but_not_the_extra_norm(tmp_path: Path) -> None:
-    cfg = get_cfg()
-    cfg.merge_from_file(str(find_config("voc/pascal_voc_R_50_C4_24k_moco", "detectron2")))
-    cfg.MODEL.DEVICE = "cpu"
-    cfg.MODEL.RESNETS.NORM = "BN"
-    model = build_model(cfg)
+    model = build_model(config(f"{C4}_moco", "MODEL.DEVICE cpu MODEL.RESNETS.NORM BN"))
     names = backbone_tensors(model)
     assert len(names) == 53 * 5  # all of a ResNet-50: 53 convolutions, each with a norm
     assert "roi_heads.res5.2.conv3.norm.running_var" in names

@@ -1,11 +1,13 @@
 """Views computed by torch on whole batches, on the training device.
 
-Each operation of a plan runs once on all images that have it in the same step. Crop, resize and flip are one pair of
-small matrices per image, blur another pair, so the work is a few batched products.
+Both views of all images are one batch. Crop and resize are a pair of small matrices per image, blur another pair. In each
+step of the plans, brightness, contrast and saturation are one weighted sum of image, luma and mean, for all images; hue
+and blur run on the images that have them. What the plans say is computed on the CPU and travels in one piece.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial, wraps
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -15,6 +17,10 @@ from torch import Tensor
 from moco_plugin.data.views.plan import LUMA, ViewPlan
 
 BLUR_PASSES = 3  # Pillow's
+OPERATIONS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize")
+BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARIZE = range(len(OPERATIONS))
+
+Job = tuple[Callable[..., Tensor], list[np.ndarray]]  # maps views, and arrays that were sent to their device, to views
 
 
 class PackedPlans(NamedTuple):
@@ -36,7 +42,7 @@ def pack(plans: Sequence[ViewPlan]) -> PackedPlans:
     return PackedPlans(
         np.array([plan.box for plan in plans], np.float32),
         np.array([plan.flip for plan in plans]),
-        np.array([_INDICES[name] for name, _ in steps], np.int8).reshape(shape),
+        np.array([OPERATIONS.index(name) if name else -1 for name, _ in steps], np.int8).reshape(shape),
         np.array([factor for _, factor in steps], np.float32).reshape(shape),
     )
 
@@ -54,32 +60,48 @@ def finish(arrays: Sequence[Tensor], plans: Sequence[PackedPlans], size: int, ch
     if not plans:
         return list(arrays)
     whole = len(arrays) < len(plans)
-    return [_finish(arrays[0 if whole else view], packed, size, channels, whole) for view, packed in enumerate(plans)]
+    boxes, flips, operations, factors = (np.concatenate(of_views) for of_views in zip(*plans, strict=True))
+    jobs: list[Job] = [(partial(_crop, size=size), list(boxes.T))] if whole else []
+    if flips.any():
+        jobs.append((_flip, [flips.nonzero()[0]]))
+    for of_step, their_factors in zip(operations.T, factors.T, strict=True):
+        jobs += _jobs(of_step, their_factors, size, arrays[0].shape[-1])
+    sent = _send([numbers for _, of_job in jobs for numbers in of_job], arrays[0].device)
+    views = torch.cat([*arrays, *arrays] if whole else list(arrays)).permute(0, 3, 1, 2).float()
+    for function, of_job in jobs:
+        views = function(views, *(next(sent) for _ in of_job))
+    made = views.round().to(torch.uint8).expand(-1, channels, -1, -1).permute(0, 2, 3, 1)
+    return list(made.chunk(len(plans)))
 
 
-def _finish(arrays: Tensor, plans: PackedPlans, size: int, channels: int, whole: bool) -> Tensor:
-    views = arrays.permute(0, 3, 1, 2).float()
-    if whole:
-        views = _crop(views, torch.from_numpy(plans.boxes).to(views.device), size)
-    colours = {1: 1, 2: 0}.get(views.shape[1], 3)  # two channels are no colours
-    flipped = _indices(plans.flips, views)
-    views[flipped] = views[flipped].flip(dims=(3,))
-    for operations, factors in zip(plans.operations.T, plans.factors.T, strict=True):
-        for index in sorted(set(operations.tolist()) - {-1}):
-            chosen = _indices(operations == index, views)
-            factor = torch.from_numpy(factors[operations == index]).to(views.device)
-            changed = views.shape[1] if OPERATIONS[index] is blur else colours
-            if changed:
-                views[chosen, :changed] = OPERATIONS[index](views[chosen, :changed], factor[:, None, None, None])
-    return views.round().clamp(0, 255).to(torch.uint8).expand(-1, channels, -1, -1).permute(0, 2, 3, 1)
+def _jobs(operations: np.ndarray, factors: np.ndarray, size: int, bands: int) -> Iterator[Job]:
+    """Yield what one step does to the views of all images."""
+    of = {index: (operations == index).nonzero()[0] for index in range(len(OPERATIONS))}
+    blended = np.isin(operations, (BRIGHTNESS, CONTRAST, SATURATION, GREY))
+    if bands != 2 and blended.any():  # two channels are no colours
+        other = np.where(blended, 1 - factors, 0)
+        luma, mean = other * np.isin(operations, (SATURATION, GREY)), other * (operations == CONTRAST)
+        yield blend, [np.stack([np.where(blended, factors, 1), luma, mean]), np.array(LUMA)]
+    if bands > 2 and len(of[HUE]):
+        yield turn_hue, [of[HUE], 6 * factors[of[HUE], None] + np.array([5.0, 3.0, 1.0])]
+    if len(of[BLUR]):
+        yield blur, [of[BLUR], *box_blur(factors[of[BLUR]], size)]
+    if bands != 2 and len(of[SOLARIZE]):
+        yield solarize, [np.where(operations == SOLARIZE, factors, 256)]
 
 
-def _indices(mask: np.ndarray, views: Tensor) -> Tensor:
-    return torch.from_numpy(mask.nonzero()[0]).to(views.device)
+def _send(arrays: list[np.ndarray], device: torch.device) -> Iterator[Tensor]:
+    """Yield arrays on a device, float32 or int64, sent in one piece; whole numbers are below 2^24."""
+    if not arrays:
+        return
+    piece = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float32, casting="unsafe"))
+    floats = (piece.pin_memory() if device.type == "cuda" else piece).to(device, non_blocking=True)
+    parts = [of_type.split([array.size for array in arrays]) for of_type in (floats, floats.long())]
+    for array, as_float, as_whole in zip(arrays, *parts, strict=True):
+        yield (as_whole if array.dtype == np.int64 else as_float).view(array.shape)
 
 
-def _crop(images: Tensor, boxes: Tensor, size: int) -> Tensor:
-    left, top, width, height = boxes.unbind(dim=1)
+def _crop(images: Tensor, left: Tensor, top: Tensor, width: Tensor, height: Tensor, size: int) -> Tensor:
     rows = resize_matrix(top, height, images.shape[2], size)
     columns = resize_matrix(left, width, images.shape[3], size)
     return rows[:, None] @ images @ columns[:, None].transpose(2, 3)
@@ -107,89 +129,87 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
     return weight / weight.sum(dim=2, keepdim=True)
 
 
-def blur_matrix(sigma: Tensor, size: int) -> Tensor:
-    """Return the matrices (N x size x size) of Pillow's Gaussian blurs along one axis, edge pixels repeated.
+def box_blur(sigma: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return Pillow's Gaussian blurs along one axis as boxes: weights, N x offsets, and the pixels they are of.
 
     Pillow blurs three times with a box whose ends weigh less, its radius chosen so that the variance is
-    sigma squared (Gwosdek et al. 2011).
+    sigma squared (Gwosdek et al. 2011). Edge pixels are repeated.
 
     Args:
         sigma: Standard deviations in pixels, N, all above 0.
         size: Pixels along the axis.
     """
-    variance = sigma**2 / BLUR_PASSES  # of one box
-    whole = (((12 * variance + 1).sqrt() - 1) / 2).floor()
+    variance = sigma.astype(np.float64) ** 2 / BLUR_PASSES  # of one box
+    whole = np.floor((np.sqrt(12 * variance + 1) - 1) / 2)
     part = (2 * whole + 1) * (whole * (whole + 1) - 3 * variance) / (6 * (variance - (whole + 1) ** 2))
     radius = (whole + part)[:, None]  # N x 1
-    reach = math.ceil(float(radius.max()))
-    offset = torch.arange(-reach, reach + 1, device=sigma.device)
-    weight = (radius + 1 - offset.abs()).clamp(0, 1) / (2 * radius + 1)  # N x offsets
-    column = (torch.arange(size, device=sigma.device)[:, None] + offset).clamp(0, size - 1)  # size x offsets
-    box = torch.zeros(len(sigma), size, size, device=sigma.device)
-    box.scatter_add_(2, column.expand(len(sigma), -1, -1), weight[:, None].expand(-1, size, -1))
+    offset = np.arange(-math.ceil(radius.max()), math.ceil(radius.max()) + 1)
+    weight = (radius + 1 - np.abs(offset)).clip(0, 1) / (2 * radius + 1)
+    return weight, (np.arange(size)[:, None] + offset).clip(0, size - 1)
+
+
+def blur_matrix(weight: Tensor, column: Tensor) -> Tensor:
+    """Return the matrices (N x size x size) of ``box_blur``."""
+    images, size = len(weight), len(column)
+    box = weight.new_zeros(images, size, size, dtype=torch.float32)
+    box.scatter_add_(2, column.expand(images, -1, -1), weight.float()[:, None].expand(-1, size, -1))
     return cast(Tensor, torch.linalg.matrix_power(box, BLUR_PASSES))
 
 
-def grey(images: Tensor, factor: Tensor | None = None) -> Tensor:
-    """Return the luma of images with one or three channels, N x C x H x W in 0 to 255, as all functions here."""
-    if images.shape[1] == 1:
-        return images
-    luma = (images * images.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True).round()
-    return luma.expand(-1, 3, -1, -1)
+def _flip(views: Tensor, chosen: Tensor) -> Tensor:
+    return views.index_copy_(0, chosen, views.index_select(0, chosen).flip(dims=(3,)))
 
 
-def _blend(images: Tensor, other: Tensor | float, factor: Tensor) -> Tensor:
-    # a little more than the truncated value, so that round-off does not lower whole numbers
-    return (factor * images + (1 - factor) * other + 1e-3).clamp(0, 255).floor()  # Pillow truncates
+def _on_colours(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return ``function`` on the first three channels of views with more."""
+
+    @wraps(function)
+    def run(views: Tensor, *numbers: Tensor) -> Tensor:
+        if views.shape[1] <= 3:
+            return function(views, *numbers)
+        return torch.cat([function(views[:, :3], *numbers), views[:, 3:]], dim=1)
+
+    return run
 
 
-def adjust_brightness(images: Tensor, factor: Tensor) -> Tensor:
-    """Scale brightness; factor N x 1 x 1 x 1, as in all functions here."""
-    return _blend(images, 0.0, factor)
+@_on_colours
+def blend(views: Tensor, shares: Tensor, luma_shares: Tensor) -> Tensor:
+    """Return views, N x C x H x W in 0 to 255 as all functions here, blended with their luma and its mean.
+
+    Args:
+        views: Of one channel, or of red, green and blue.
+        shares: Of the view, its luma and the luma's mean, 3 x N. Brightness has a share of the view, contrast of the mean,
+            saturation and grey of the luma as well; a view that is left as it is has 1, 0, 0.
+        luma_shares: Of red, green and blue in the luma.
+    """
+    share, of_luma, of_mean = shares[..., None, None, None]
+    luma = views if views.shape[1] == 1 else (views * luma_shares[:, None, None]).sum(dim=1, keepdim=True).round_()
+    # Pillow truncates: a little more than the truncated value, so that round-off does not lower whole numbers
+    shift = luma.mean(dim=(2, 3), keepdim=True).round_().mul_(of_mean).add_(1e-3)
+    return torch.addcmul(shift, views, share).addcmul_(luma, of_luma).clamp_(0, 255).floor_()
 
 
-def adjust_contrast(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the image's mean luma."""
-    return _blend(images, grey(images)[:, :1].mean(dim=(2, 3), keepdim=True).round(), factor)
+@_on_colours
+def turn_hue(views: Tensor, chosen: Tensor, turns: Tensor) -> Tensor:
+    """Return views with the hue of those chosen shifted by ``turns`` sixths of a circle, plus each channel's corner."""
+    images = views.index_select(0, chosen)
+    value, largest = images.max(dim=1, keepdim=True)
+    chroma = value - images.amin(dim=1, keepdim=True)
+    around = torch.cat([images, images[:, :2]], dim=1)
+    sides = around[:, 1:4] - around[:, 2:]  # green - blue, blue - red, red - green
+    hue = (sides.gather(1, largest) / chroma.clamp(min=1e-8)).add_(largest, alpha=2)
+    k = (hue + turns[..., None, None]) % 6  # HSV to RGB, one channel each
+    turned = torch.addcmul(value, chroma, torch.minimum(k, 4 - k).clamp_(0, 1), value=-1)
+    return views.index_copy(0, chosen, turned.round_())
 
 
-def adjust_saturation(images: Tensor, factor: Tensor) -> Tensor:
-    """Blend with the grey image."""
-    return _blend(images, grey(images), factor)
+def blur(views: Tensor, chosen: Tensor, weight: Tensor, column: Tensor) -> Tensor:
+    """Return views with those chosen blurred as by Pillow."""
+    matrix = blur_matrix(weight, column)[:, None]
+    return views.index_copy_(0, chosen, matrix @ views.index_select(0, chosen) @ matrix.transpose(2, 3))
 
 
-def adjust_hue(images: Tensor, factor: Tensor) -> Tensor:
-    """Shift the hue by ``factor`` of a full circle (-0.5 to 0.5)."""
-    if images.shape[1] == 1:
-        return images
-    red, green, blue = images.unbind(dim=1)
-    value, chroma = images.amax(dim=1), images.amax(dim=1) - images.amin(dim=1)
-    safe = chroma.clamp(min=1e-8)
-    sextant = torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe)
-    hue = torch.where(value == red, (green - blue) / safe, sextant)
-    corner = torch.tensor([5.0, 3.0, 1.0], device=images.device)[:, None, None]  # HSV to RGB, one channel each
-    k = (corner + (hue[:, None] + 6 * factor)) % 6
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
-
-
-def blur(images: Tensor, sigma: Tensor) -> Tensor:
-    """Blur as Pillow does."""
-    matrix = blur_matrix(sigma.flatten(), images.shape[2])[:, None]
-    return matrix @ images @ matrix.transpose(2, 3)
-
-
-def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Invert values from ``threshold`` on."""
-    return torch.where(images < threshold, images, 255 - images)
-
-
-OPERATIONS: list[Callable[[Tensor, Tensor], Tensor]] = [
-    adjust_brightness,
-    adjust_contrast,
-    adjust_saturation,
-    adjust_hue,
-    grey,
-    blur,
-    solarize,
-]
-_INDICES = {"": -1} | {function.__name__.removeprefix("adjust_"): index for index, function in enumerate(OPERATIONS)}
+@_on_colours
+def solarize(views: Tensor, thresholds: Tensor) -> Tensor:
+    """Return views with values inverted from each one's threshold on."""
+    return torch.where(views < thresholds[:, None, None, None], views, 255 - views)

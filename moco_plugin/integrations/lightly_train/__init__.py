@@ -12,7 +12,7 @@ try:
     from moco_plugin.integrations.lightly_train.registration import register, run
 except ImportError as error:
     if error.name in ("lightly_train", "albumentations"):
-        raise UserError("LightlyTrain is not installed; pip install 'moco-plugin[lightly-train]'") from error
+        raise UserError("LightlyTrain is not installed; run `pip install lightly-train`") from error
     raise unknown_version(error) from error
 
 __all__ = ["MoCoMethod", "register", "run"]

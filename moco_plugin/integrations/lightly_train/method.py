@@ -109,8 +109,9 @@ def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
 def with_layers(model: nn.Module, layers: dict[str, nn.Module]) -> None:
     """Replace layers of a network by copies of ``layers``, by name, that hold the weights of those replaced."""
     for name, layer in layers.items():
-        layer = copy.deepcopy(layer)
-        layer.load_state_dict(model.get_submodule(name).state_dict())
+        state = model.get_submodule(name).state_dict()
+        layer = copy.deepcopy(layer).to(next((value.device for value in state.values()), None))
+        layer.load_state_dict(state)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, layer)
 
@@ -175,6 +176,7 @@ class MoCoMethod(Method):
         batch = getattr(loader, "batch_size", None)
         if batch is not None:
             check_batch(batch * processes, self.method, processes, "batch_size")
+        self.method.even_batches = bool(getattr(loader, "drop_last", False))
         sentence = queue_warning(self.method, len(loader.dataset)) if hasattr(loader, "dataset") else ""
         if sentence and self.trainer.is_global_zero:
             print(sentence)

@@ -6,33 +6,12 @@ from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from moco_plugin.papers import REPORTED
 from moco_plugin.transfer.components.voc_semantic import AUGMENTED, TRAIN_AUG
 
-DENSEPOSE = {  # of detectron2's DensePose project, which registers them if it is installed
-    "densepose_coco_2014_train": ("coco/train2014", "coco/annotations/densepose_train2014.json"),
-    "densepose_coco_2014_minival": ("coco/val2014", "coco/annotations/densepose_minival2014.json"),
-    "densepose_coco_2014_valminusminival": ("coco/val2014", "coco/annotations/densepose_valminusminival2014.json"),
-}
-VOC, COCO = "http://host.robots.ox.ac.uk/pascal/VOC", "https://cocodataset.org/#download"
-SOURCES = {  # first part of the names: where to get the files
-    "voc_2007": f"{VOC}/voc2007/ (VOCtrainval_06-Nov-2007.tar, VOCtest_06-Nov-2007.tar)",
-    "voc_2012_sem_seg_train_aug": f"{VOC}/voc2012/ (VOCtrainval_11-May-2012.tar) and "
-    "http://www.eecs.berkeley.edu/Research/Projects/CS/vision/grouping/semantic_contours/benchmark.tgz",
-    "voc_2012": f"{VOC}/voc2012/ (VOCtrainval_11-May-2012.tar)",
-    "coco_2014": f"{COCO} (train2014.zip, val2014.zip, annotations_trainval2014.zip)",
-    "coco_2017": f"{COCO} (train2017.zip, val2017.zip, annotations_trainval2017.zip)",
-    "densepose_coco_2014": f"{COCO} (train2014.zip, val2014.zip) and "
-    "https://github.com/facebookresearch/detectron2/blob/main/projects/DensePose/doc/DENSEPOSE_DATASETS.md",
-    "lvis": f"https://www.lvisdataset.org/dataset (annotations) and {COCO} (train2017.zip, val2017.zip)",
-    "cityscapes": "https://www.cityscapes-dataset.com (leftImg8bit_trainvaltest.zip, gtFine_trainvaltest.zip); "
-    "labelTrainIds are made by cityscapesscripts' csCreateTrainIdLabelImgs",
-    "scenes": "tools/make_scenes.py, which composes it",
-}
-PACKAGES = {  # by kind: what reading or evaluating it takes
-    "lvis": ("lvis",),
-    "cityscapes_instance": ("cityscapesscripts", "shapely"),
-    "cityscapes_sem_seg": ("cityscapesscripts",),
-}
+FILES: dict[str, Any] = REPORTED["data_sets"]
+PACKAGES: dict[str, list[str]] = FILES["packages"]
+"""What reading or evaluating a data set of a kind takes."""
 
 
 def datasets_root() -> Path:
@@ -43,7 +22,7 @@ def datasets_root() -> Path:
 def source(name: str) -> str:
     """Return where to get the files of a data set, or an empty string."""
     name = name.removeprefix("keypoints_")
-    return next((text for prefix, text in SOURCES.items() if name.startswith(prefix)), "")
+    return next((text for prefix, text in FILES["sources"].items() if name.startswith(prefix)), "")
 
 
 def missing_files(name: str) -> list[str]:
@@ -52,8 +31,8 @@ def missing_files(name: str) -> list[str]:
     Args:
         name: A registered data set, or one of DensePose's.
     """
-    if name in DENSEPOSE and name not in DatasetCatalog.list():
-        needed = [datasets_root() / part for part in DENSEPOSE[name]]
+    if name in FILES["densepose"] and name not in DatasetCatalog.list():
+        needed = [datasets_root() / part for part in FILES["densepose"][name]]
     else:
         needed = _needed(MetadataCatalog.get(name))
     return [str(path) for path in needed if not path.exists() or (path.is_dir() and not any(path.iterdir()))]

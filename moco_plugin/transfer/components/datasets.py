@@ -129,7 +129,7 @@ def require_dataset(name: str) -> None:
         if importlib.util.find_spec(package) is None:
             raise UserError(
                 f"data set {name!r} needs the package {package}, which is not installed; run "
-                "`make setup`, or `pip install 'moco-plugin[detectron2]'` and moco-install-detectron2"
+                "`make setup`, or `pip install '.[detectron2]'` in the clone and moco-install-detectron2"
             )
     if missing := missing_files(name):
         how = f"get it from {source(name)}" if source(name) else "get it as detectron2 describes"

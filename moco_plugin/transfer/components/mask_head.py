@@ -1,14 +1,11 @@
-"""The mask head for data of which some objects have no mask, and the range of values of images."""
+"""The mask head for data of which some objects have no mask."""
 
 from typing import Any
 
 import torch
-from detectron2.config.defaults import _C as DEFAULTS
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
 from detectron2.modeling.roi_heads import MaskRCNNConvUpsampleHead
 from detectron2.structures import Instances
-
-DEFAULTS.INPUT.setdefault("VALUE_RANGE", [])  # values that become black and white; empty: by the bit depth
 
 
 @ROI_MASK_HEAD_REGISTRY.register()
@@ -21,7 +18,7 @@ class PartialMaskHead(MaskRCNNConvUpsampleHead):
             known = [
                 image.gt_has_mask
                 if image.has("gt_has_mask")
-                else torch.zeros(len(image), dtype=torch.bool, device=x.device)
+                else torch.ones(len(image), dtype=torch.bool, device=x.device)
                 for image in instances
             ]
             instances = [image[mask] for image, mask in zip(instances, known, strict=True)]

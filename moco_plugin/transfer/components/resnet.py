@@ -1,6 +1,7 @@
 """detectron2's ResNet at any width and depth, built from a config or from weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,10 +9,11 @@ import torch
 from detectron2.config.defaults import _C as DEFAULTS
 from detectron2.layers import CNNBlockBase, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN
-from detectron2.modeling.backbone.fpn import LastLevelMaxPool
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, BottleneckBlock, ResNet
+from torch import nn
 
-from moco_plugin.errors import UsageError, UserError
+from moco_plugin.errors import UsageError, UserError, reason
 
 NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
@@ -22,88 +24,112 @@ def add_moco_config(cfg: Any) -> None:
     cfg.MODEL.RESNETS.setdefault("NUM_BLOCKS", [])
     # semantic segmentation: smallest and largest factor of a training image's size; empty: detectron2's own mapping
     cfg.INPUT.setdefault("SCALE_RANGE", [])
+    # values that become 0 and 255 in images of more than 8 bits; empty: by their bit depth
+    cfg.INPUT.setdefault("VALUE_RANGE", [])
 
 
 add_moco_config(DEFAULTS)
 
 
-def make_stage(
-    index: int,
-    *,
-    stem_channels: int = 64,
-    num_blocks: Sequence[int],
-    out_channels: Sequence[int],
-    bottleneck_channels: Sequence[int] | None,
-    num_groups: int = 1,
-    stride_in_1x1: bool = False,
-    res5_dilation: int = 1,
-    norm: str = "BN",
-) -> list[CNNBlockBase]:
-    """Build the blocks of one stage of a ResNet.
+@dataclass(frozen=True)
+class ResNetShape:
+    """A ResNet with a 7 x 7 stem and four stages, each twice as wide as the one before.
 
-    Args:
-        index: 0 for res2, up to 3 for res5.
-        stem_channels: Channels after the stem.
-        num_blocks: Blocks of each of the four stages.
-        out_channels: Channels after each stage.
-        bottleneck_channels: Channels of the 3 x 3 convolutions of each stage; None builds the two-layer
-            blocks of ResNet-18 and 34.
-        num_groups: Groups of the 3 x 3 convolutions.
+    Attributes:
+        num_blocks: Blocks of each stage.
+        channels: Channels after res2.
+        bottleneck: Channels of the 3 x 3 convolutions of res2; None for the two-layer blocks of ResNet-18 and 34.
+        stem: Channels after the stem.
+        groups: Groups of the 3 x 3 convolutions.
         stride_in_1x1: Whether a bottleneck strides in its first convolution (MSRA's models) or in its second.
         res5_dilation: 2 keeps res5 at stride 16, with dilated convolutions.
         norm: Kind of norm, as in detectron2's ``get_norm``.
     """
-    dilation = res5_dilation if index == 3 else 1
-    stride = 1 if index == 0 or dilation > 1 else 2
-    options: dict[str, Any] = {"stride_per_block": [stride] + [1] * (num_blocks[index] - 1), "norm": norm}
-    if bottleneck_channels is not None:
-        options.update(
-            bottleneck_channels=bottleneck_channels[index],
-            num_groups=num_groups,
-            stride_in_1x1=stride_in_1x1,
-            dilation=dilation,
+
+    num_blocks: tuple[int, ...]
+    channels: int
+    bottleneck: int | None = None
+    stem: int = 64
+    groups: int = 1
+    stride_in_1x1: bool = False
+    res5_dilation: int = 1
+    norm: str = "BN"
+
+    def __post_init__(self) -> None:
+        if self.bottleneck is None and (self.groups > 1 or self.res5_dilation > 1):
+            raise UsageError("ResNet-18 and 34 have neither groups nor dilation; set both to 1")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the keys of detectron2's config that make a network of this shape, whatever the others are.
+
+        detectron2's own builders know a few of these networks; ``MODEL.BACKBONE.NAME`` is given for all others.
+        """
+        known = [depth for depth, blocks in NUM_BLOCKS.items() if (depth, blocks) == (self._depth, self.num_blocks)]
+        keys: dict[str, Any] = {
+            "DEPTH": self._depth,
+            "STEM_OUT_CHANNELS": self.stem,
+            "RES2_OUT_CHANNELS": self.channels,
+        }
+        if self.bottleneck is not None:
+            keys |= {"NUM_GROUPS": self.groups, "WIDTH_PER_GROUP": self.bottleneck // self.groups}
+            keys["STRIDE_IN_1X1"] = self.stride_in_1x1
+        if not known:
+            keys["NUM_BLOCKS"] = list(self.num_blocks)
+        own = not known or (self.bottleneck is None and self.channels != 64)
+        name = {"MODEL.BACKBONE.NAME": "build_any_width_resnet_fpn_backbone"} if own else {}
+        return name | {f"MODEL.RESNETS.{key}": value for key, value in keys.items()}
+
+    @property
+    def _depth(self) -> int:
+        """The depth with as many blocks, or one with such blocks."""
+        depths = [depth for depth in NUM_BLOCKS if (depth < 50) == (self.bottleneck is None)]
+        return next((depth for depth in depths if NUM_BLOCKS[depth] == self.num_blocks), depths[0])
+
+    def make_stage(self, index: int) -> list[CNNBlockBase]:
+        """Build the blocks of one stage: 0 for res2, up to 3 for res5."""
+        dilation = self.res5_dilation if index == 3 else 1
+        stride = 1 if index == 0 or dilation > 1 else 2
+        count, out = self.num_blocks[index], self.channels * 2**index
+        options: dict[str, Any] = {}
+        if self.bottleneck is not None:
+            options = {"bottleneck_channels": self.bottleneck * 2**index, "num_groups": self.groups}
+            options |= {"stride_in_1x1": self.stride_in_1x1, "dilation": dilation}
+        blocks: list[CNNBlockBase] = ResNet.make_stage(
+            BasicBlock if self.bottleneck is None else BottleneckBlock,
+            count,
+            in_channels=out // 2 if index else self.stem,
+            out_channels=out,
+            stride_per_block=[stride] + [1] * (count - 1),
+            norm=self.norm,
+            **options,
         )
-    elif num_groups > 1 or res5_dilation > 1:
-        raise UsageError("ResNet-18 and 34 have neither groups nor dilation; set both to 1")
-    blocks: list[CNNBlockBase] = ResNet.make_stage(
-        BasicBlock if bottleneck_channels is None else BottleneckBlock,
-        num_blocks[index],
-        in_channels=out_channels[index - 1] if index else stem_channels,
-        out_channels=out_channels[index],
-        **options,
-    )
-    return blocks
+        return blocks
 
 
 def make_resnet(
-    *,
+    shape: ResNetShape,
     in_channels: int = 3,
-    stem_channels: int = 64,
     out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
     freeze_at: int = 0,
-    norm: str = "BN",
-    **options: Any,
 ) -> ResNet:
-    """Build detectron2's ResNet with a 7 x 7 stem and four stages, under detectron2's parameter names.
+    """Build detectron2's ResNet of a shape, under detectron2's parameter names.
 
     Args:
+        shape: Its depth and width.
         in_channels: Channels of the images.
-        stem_channels: Channels after the stem.
         out_features: The stages to return; those after the last of them are not built.
         freeze_at: 0 freezes nothing, 1 the stem, 2 also res2, and so on.
-        norm: Kind of norm, as in detectron2's ``get_norm``.
-        options: The rest of :func:`make_stage`'s arguments.
     """
-    stages = [make_stage(index, stem_channels=stem_channels, norm=norm, **options) for index in range(4)]
-    stem = BasicStem(in_channels=in_channels, out_channels=stem_channels, norm=norm)
+    stages = [shape.make_stage(index) for index in range(4)]
+    stem = BasicStem(in_channels=in_channels, out_channels=shape.stem, norm=shape.norm)
     return ResNet(stem, stages, out_features=list(out_features), freeze_at=freeze_at)
 
 
-def resnet_options(cfg: Any) -> dict[str, Any]:
-    """Read :func:`make_stage`'s arguments from ``MODEL.RESNETS``.
+def resnet_shape(cfg: Any) -> ResNetShape:
+    """Read a shape from ``MODEL.RESNETS``.
 
     ``STEM_OUT_CHANNELS`` and ``RES2_OUT_CHANNELS`` set the width; bottlenecks are ``NUM_GROUPS`` x
-    ``WIDTH_PER_GROUP`` wide in res2; each stage doubles them. ``NUM_BLOCKS`` goes before ``DEPTH``.
+    ``WIDTH_PER_GROUP`` wide in res2. ``NUM_BLOCKS`` goes before ``DEPTH``.
 
     Raises:
         UsageError: A value that makes no such ResNet.
@@ -113,17 +139,16 @@ def resnet_options(cfg: Any) -> dict[str, Any]:
         raise UsageError(f"MODEL.RESNETS.NUM_BLOCKS wants four numbers or none, got {list(options.NUM_BLOCKS)}")
     if options.DEPTH not in NUM_BLOCKS:
         raise UsageError(f"MODEL.RESNETS.DEPTH is one of {sorted(NUM_BLOCKS)}, got {options.DEPTH}")
-    width = options.NUM_GROUPS * options.WIDTH_PER_GROUP
-    return {
-        "stem_channels": options.STEM_OUT_CHANNELS,
-        "num_blocks": options.NUM_BLOCKS or NUM_BLOCKS[options.DEPTH],
-        "out_channels": [options.RES2_OUT_CHANNELS * 2**stage for stage in range(4)],
-        "bottleneck_channels": [width * 2**stage for stage in range(4)] if options.DEPTH >= 50 else None,
-        "num_groups": options.NUM_GROUPS,
-        "stride_in_1x1": options.STRIDE_IN_1X1,
-        "res5_dilation": options.RES5_DILATION,
-        "norm": options.NORM,
-    }
+    return ResNetShape(
+        num_blocks=tuple(options.NUM_BLOCKS or NUM_BLOCKS[options.DEPTH]),
+        channels=options.RES2_OUT_CHANNELS,
+        bottleneck=options.NUM_GROUPS * options.WIDTH_PER_GROUP if options.DEPTH >= 50 else None,
+        stem=options.STEM_OUT_CHANNELS,
+        groups=options.NUM_GROUPS,
+        stride_in_1x1=options.STRIDE_IN_1X1,
+        res5_dilation=options.RES5_DILATION,
+        norm=options.NORM,
+    )
 
 
 @BACKBONE_REGISTRY.register()
@@ -132,31 +157,60 @@ def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
     if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
         raise UsageError("this backbone has no deformable convolutions; take build_resnet_backbone for them")
     return make_resnet(
-        in_channels=input_shape.channels,
-        out_features=cfg.MODEL.RESNETS.OUT_FEATURES,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
-        **resnet_options(cfg),
+        resnet_shape(cfg), input_shape.channels, cfg.MODEL.RESNETS.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT
     )
 
 
 @BACKBONE_REGISTRY.register()
 def build_any_width_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN:
     """Put detectron2's FPN on that ResNet."""
-    return FPN(
-        bottom_up=build_any_width_resnet_backbone(cfg, input_shape),
-        in_features=cfg.MODEL.FPN.IN_FEATURES,
-        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
-        norm=cfg.MODEL.FPN.NORM,
-        top_block=LastLevelMaxPool(),
-        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
-    )
+    return _pyramid(cfg, input_shape, LastLevelMaxPool())
 
 
-def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
+@BACKBONE_REGISTRY.register()
+def build_any_width_retinanet_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> FPN:
+    """Put detectron2's FPN for RetinaNet on that ResNet."""
+    return _pyramid(cfg, input_shape, LastLevelP6P7(resnet_shape(cfg).channels * 8, cfg.MODEL.FPN.OUT_CHANNELS))
+
+
+def _pyramid(cfg: Any, input_shape: ShapeSpec, top_block: nn.Module) -> FPN:
+    options = cfg.MODEL.FPN
+    bottom_up = build_any_width_resnet_backbone(cfg, input_shape)
+    return FPN(bottom_up, options.IN_FEATURES, options.OUT_CHANNELS, options.NORM, top_block, options.FUSE_TYPE)
+
+
+def shape_of_weights(state: Mapping[str, np.ndarray]) -> ResNetShape:
+    """Read a shape from the weights of a ResNet under detectron2's names.
+
+    The stride is taken to be in the 3 x 3 convolutions, as in torchvision's and timm's models.
+
+    Raises:
+        UserError: The stem or a stage is missing, or of another kind.
+    """
+    try:
+        stem, middle = state["stem.conv1.weight"].shape, state["res2.0.conv2.weight"].shape
+        if stem[2:] != (7, 7):
+            raise UserError(f"the stem's filters are {stem[2]} x {stem[3]}; detectron2 has 7 x 7")
+        bottleneck = "res2.0.conv3.weight" in state
+        return ResNetShape(
+            num_blocks=tuple(_count_blocks(state, f"res{index}") for index in range(2, 6)),
+            channels=state[f"res2.0.conv{3 if bottleneck else 2}.weight"].shape[0],
+            bottleneck=middle[0] if bottleneck else None,
+            stem=stem[0],
+            groups=middle[0] // middle[1] if bottleneck else 1,
+        )
+    except KeyError as error:
+        raise UserError(f"these are not the weights of detectron2's ResNet: {error} is missing") from error
+
+
+def _count_blocks(state: Mapping[str, np.ndarray], stage: str) -> int:
+    if (first := f"{stage}.0.conv2.weight") not in state:
+        raise KeyError(first)
+    return len({name.split(".")[1] for name in state if name.startswith(f"{stage}.")})
+
+
+def resnet_for_weights(state: Mapping[str, np.ndarray]) -> ResNet:
     """Build the ResNet that weights under detectron2's names belong to, and load them.
-
-    Depth, widths and groups are read from the shapes; the stride is taken to be in the 3 x 3 convolutions, as
-    in torchvision's and timm's models.
 
     Args:
         state: Arrays named ``stem.conv1.weight``, ``res2.0.conv1.norm.weight`` and so on. A classifier
@@ -167,37 +221,18 @@ def resnet_for_weights(state: dict[str, np.ndarray]) -> ResNet:
         copies.
 
     Raises:
-        UserError: The arrays are not all those of one such ResNet.
+        UserError: The arrays are not all those of one such ResNet, each stage of which is twice as wide as the one before.
     """
     state = {name: array for name, array in state.items() if not name.startswith(("stem.fc.", "fc."))}
+    shape = shape_of_weights(state)
+    with torch.device("meta"):  # the arrays are the weights: none are drawn, none are copied
+        network = make_resnet(shape, state["stem.conv1.weight"].shape[1])
+    tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in state.items()}
+    # The step counts of batch norm change nothing in eval mode, and most files leave them out.
+    own = [name for name in network.state_dict() if name.endswith("num_batches_tracked")]
+    counters = {name: torch.zeros((), dtype=torch.int64) for name in own}
     try:
-        stem = state["stem.conv1.weight"]
-        if stem.shape[2:] != (7, 7):
-            raise UserError(f"the stem's filters are {stem.shape[2]} x {stem.shape[3]}; detectron2 has 7 x 7")
-        stages = [f"res{index}" for index in range(2, 6)]
-        last = "conv3" if "res2.0.conv3.weight" in state else "conv2"
-        middle = [state[f"{stage}.0.conv2.weight"] for stage in stages]
-        with torch.device("meta"):  # the arrays are the weights: none are drawn, none are copied
-            network = make_resnet(
-                in_channels=stem.shape[1],
-                stem_channels=stem.shape[0],
-                num_blocks=[_count_blocks(state, stage) for stage in stages],
-                out_channels=[state[f"{stage}.0.{last}.weight"].shape[0] for stage in stages],
-                bottleneck_channels=[array.shape[0] for array in middle] if last == "conv3" else None,
-                num_groups=middle[0].shape[0] // middle[0].shape[1] if last == "conv3" else 1,
-            )
-        tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in state.items()}
-        # The step counts of batch norm change nothing in eval mode, and most files leave them out.
-        own = [name for name in network.state_dict() if name.endswith("num_batches_tracked")]
-        counters = {name: torch.zeros((), dtype=torch.int64) for name in own}
         network.load_state_dict({**counters, **tensors}, assign=True)
-    except KeyError as error:
-        raise UserError(f"these are not the weights of detectron2's ResNet: {error} is missing") from error
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"these weights do not make up one ResNet of detectron2: {reason}") from error
+        raise UserError(f"these weights do not make up one ResNet of detectron2: {reason(error)}") from error
     return network.eval()
-
-
-def _count_blocks(state: dict[str, np.ndarray], stage: str) -> int:
-    return len({name.split(".")[1] for name in state if name.startswith(f"{stage}.")})

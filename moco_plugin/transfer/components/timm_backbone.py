@@ -187,30 +187,18 @@ def network_arguments(cfg: Any) -> dict[str, Any]:
 
 
 def create_network(cfg: Any, channels: int) -> nn.Module:
-    """Create the network of ``MODEL.TIMM``, for images of any size.
-
-    ViTs resample their position embedding to the image; Swin's windows are padded.
-
-    Args:
-        cfg: A detectron2 config.
-        channels: Channels of the images.
+    """Create the network of ``MODEL.TIMM``, for images of any size and so many channels.
 
     Raises:
         UsageError: No such network, or arguments that it does not take.
     """
-    name = cfg.MODEL.TIMM.NAME
-    if not name:
+    if not cfg.MODEL.TIMM.NAME:
         raise UsageError("MODEL.TIMM.NAME is empty; give it a name that timm.list_models() has")
     arguments = network_arguments(cfg) | ({"in_chans": channels} if channels != 3 else {})
-    any_size = {"dynamic_img_size": True, "strict_img_size": False}  # what each family calls it
-    while True:
-        try:
-            return create_backbone(name, **any_size, **arguments)
-        except (UsageError, TypeError) as error:
-            refused = next((key for key in any_size if f"'{key}'" in str(error)), None)
-            if refused is None:
-                raise UsageError(f"MODEL.TIMM: {error}") from error
-            del any_size[refused]
+    try:
+        return create_backbone(cfg.MODEL.TIMM.NAME, any_size=True, **arguments)
+    except (UsageError, TypeError) as error:
+        raise UsageError(f"MODEL.TIMM: {error}") from error
 
 
 def freeze(model: nn.Module, freeze_at: int) -> None:

@@ -1,0 +1,221 @@
+"""Decoded images of any depth and number of channels, and their scaling to 8 bits."""
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from moco_plugin.errors import UserError
+
+MAX_PIXELS = "MOCO_MAX_PIXELS"  # environment variable: most pixels of an image, in place of MOST_PIXELS
+MOST_PIXELS = 178_956_970  # of a file of any format: where Pillow stops
+RAISES = f"{MAX_PIXELS}=N in the environment raises the limit"
+MOST_CHANNELS = 512
+NUMPY = b"\x93NUMPY"
+IN_CHANS = "backbone_args.in_chans"
+_ROWS = 256  # that are scaled at once
+_TURNS = {  # by EXIF's orientation
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: image.swapaxes(0, 1)[:, ::-1],
+    7: lambda image: image.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda image: image.swapaxes(0, 1)[::-1],
+}
+
+
+class CannotDecode(Exception):
+    """An image file that is broken, of no known format or too large; the text says why where that helps."""
+
+
+def check_pixels(width: int, height: int, channels: int = 3, itemsize: int = 1) -> None:
+    """Raise CannotDecode for an image that is too large to decode, by what its header says.
+
+    Args:
+        width: In pixels.
+        height: In pixels.
+        channels: Pages of a TIFF file included.
+        itemsize: Bytes of a value.
+    """
+    most, size = most_pixels(), channels * itemsize
+    if most and width * height > most:
+        found = f"{width} x {height} pixels, more than {most:,}"
+    elif most and width * height * size > 8 * most:
+        found = f"{width} x {height} pixels of {size} bytes, more than {8 * most:,} bytes"
+    else:
+        return
+    raise CannotDecode(f"{found}; {RAISES}")
+
+
+def most_pixels() -> int | None:
+    """Return the most pixels of an image, which the environment may say; None for no limit. Pillow's limit follows."""
+    if (text := os.environ.get(MAX_PIXELS)) is None:
+        return MOST_PIXELS
+    most = int(text) if text.isdecimal() and len(text) < 20 else None
+    Image.MAX_IMAGE_PIXELS = most and max(most, MOST_PIXELS // 2)  # ours says more
+    return most
+
+
+def upright(image: np.ndarray, orientation: object) -> np.ndarray:
+    """Return an image, H x W or H x W x C, turned as EXIF's orientation (1 to 8) says."""
+    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
+    return turn(image) if turn else image
+
+
+@dataclass
+class Pixels:
+    """A decoded image.
+
+    Attributes:
+        values: H x W x C, integers or floats.
+        alpha: Whether the last channel is opacity.
+        grey: Whether one channel can be made of three by their brightness: colours, not bands.
+        usual: The values that are black and white if no range is given; None for those of the type.
+        missing: Where there are no values, H x W x C: black; or None.
+    """
+
+    values: np.ndarray
+    alpha: bool = False
+    grey: bool = True
+    usual: tuple[float, float] | None = None
+    missing: np.ndarray | None = None
+
+    def as_8_bits(self, name: str, channels: int, value_range: Sequence[float] | None = None) -> np.ndarray:
+        """Return the image as a network takes it.
+
+        Opacity is left out unless ``channels`` counts it. Grey is repeated for three channels; colours are turned
+        grey for one.
+
+        Args:
+            name: What messages call it.
+            channels: C.
+            value_range: As for ``decode``: two numbers, or two for each channel.
+
+        Returns:
+            uint8, H x W x C, or H x W for one channel.
+
+        Raises:
+            UserError: It has other channels or values outside of the range.
+        """
+        values = self.values
+        if self.alpha and values.shape[2] != channels:
+            values = values[..., :-1]
+        count = values.shape[2]
+        repeat, to_grey = (channels, count) == (3, 1) and self.grey, (channels, count) == (1, 3) and self.grey
+        if count != channels and not repeat and not to_grey:
+            refuse_channels(values, name, channels)
+        if values.dtype == np.bool_:
+            values = values.astype(np.uint8) * 255
+        elif values.dtype != np.uint8:
+            missing = None if self.missing is None else self.missing[..., : values.shape[2]]
+            if missing is not None:
+                present = values[~missing]
+                values = np.where(missing, present.min() if present.size else values.dtype.type(0), values)
+            values = to_8_bits(values, name, value_range, self.usual or usual_range(values))
+            if missing is not None:
+                values[np.broadcast_to(missing, values.shape)] = 0
+        if to_grey and values.shape[2] == 3:
+            return np.array(Image.fromarray(np.ascontiguousarray(values)).convert("L"))
+        if repeat and values.shape[2] == 1:
+            return np.repeat(values, 3, axis=2)
+        return np.ascontiguousarray(values[..., 0] if channels == 1 else values)
+
+
+def read_numpy(data: bytes) -> np.ndarray:
+    """Read an array without trusting the size in its header; pickled objects are refused."""
+    shape, fortran, dtype, start = _numpy_header(data)
+    count = math.prod(shape)
+    if count * dtype.itemsize > len(data) - start:
+        raise CannotDecode("it is shorter than its header says")
+    return np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if fortran else "C")
+
+
+def numpy_pixels(data: bytes, name: str, channels: int) -> Pixels:
+    """Read an array, H x W x C, C x H x W, or H x W."""
+    values = with_channels(read_numpy(data), name, channels)
+    values = values[..., None] if values.ndim == 2 else values
+    check_pixels(values.shape[1], values.shape[0], values.shape[2], values.itemsize)
+    return Pixels(values, grey=False)
+
+
+def numpy_size(data: bytes) -> tuple[int, int]:
+    """Return width and height of an array, from its header; the smallest of three sides counts the channels."""
+    shape = _numpy_header(data)[0]
+    if len(shape) == 3:
+        shape = shape[1:] if shape[0] < min(shape[1:]) else shape[:2]
+    if len(shape) != 2:
+        raise CannotDecode(f"an array of {len(shape)} dimensions; expected 2 or 3")
+    return shape[1], shape[0]
+
+
+def _numpy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.kind not in "buif" or (dtype.kind in "iu" and dtype.itemsize > 4):
+        raise CannotDecode(f"an array of {dtype}; expected floats, or integers of at most 32 bits")
+    return shape, fortran, dtype, file.tell()
+
+
+def with_channels(values: np.ndarray, name: str, channels: int) -> np.ndarray:
+    """Return an array as H x W x C, or H x W for one channel.
+
+    Raises:
+        UserError: It has other channels.
+    """
+    if values.ndim == 3 and values.shape[2] != channels == values.shape[0]:
+        values = np.moveaxis(values, 0, 2)
+    elif values.ndim == 2:
+        values = values[..., None]
+    if values.ndim != 3 or values.shape[2] != channels:
+        refuse_channels(values, name, channels)
+    return values[..., 0] if channels == 1 else values
+
+
+def refuse_channels(values: np.ndarray, name: str, channels: int) -> None:
+    """Raise UserError for an image of other channels."""
+    shape = " x ".join(map(str, values.shape))
+    found = min(values.shape[0], values.shape[2]) if values.ndim == 3 else 0
+    advice = f"; set {IN_CHANS}={found}" if 0 < found <= MOST_CHANNELS else ""
+    raise UserError(f"{name} is an image of {shape}; expected {channels} channel{'s'[: channels > 1]}{advice}")
+
+
+def usual_range(values: np.ndarray) -> tuple[float, float]:
+    """Return the values of an array that become black and white: 0 to 1 of floats, 0 to 65535 of integers."""
+    return (0.0, 1.0) if values.dtype.kind == "f" else (0.0, 65535.0)
+
+
+def to_8_bits(
+    values: np.ndarray, name: str, value_range: Sequence[float] | None, usual: tuple[float, float]
+) -> np.ndarray:
+    """Scale to uint8.
+
+    Args:
+        values: H x W x C.
+        name: What messages call the image.
+        value_range: The values that become 0 and 255, those outside are clipped; two numbers, or two per channel.
+        usual: The range where none is given.
+
+    Raises:
+        UserError: Values are not finite or, where no range is given, outside of the usual one.
+    """
+    low, high = float(values.min()), float(values.max())
+    first, last = np.asarray(usual if value_range is None else value_range, np.float64).reshape(-1, 2).T
+    finite = np.isfinite(low) and np.isfinite(high)
+    if not finite or (value_range is None and not usual[0] <= low <= high <= usual[1]):
+        raise UserError(
+            f"{name} has values from {low:g} to {high:g} ({values.dtype}); expected {first[0]:g} to {last[0]:g}, "
+            "so give the range, such as data.value_range=[0,4095]"
+        )
+    image_8 = np.empty(np.broadcast_shapes(values.shape, first.shape), np.uint8)
+    for start in range(0, len(values), _ROWS):  # in float64, but not all at once
+        part = slice(start, start + _ROWS)
+        scaled = (values[part].astype(np.float64) - first) * (255 / (last - first))
+        image_8[part] = np.rint(scaled.clip(0, 255))
+    return image_8

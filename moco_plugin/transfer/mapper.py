@@ -1,0 +1,103 @@
+"""Mapping of a data set's entries to the model's input: detectron2's, with the product's reader of images."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import detectron2.data.transforms as T
+import numpy as np
+import torch
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper, detection_utils
+from PIL import Image, ImageOps
+
+from moco_plugin.data.decode import PILLOW_FORMATS, CannotDecode, decode
+from moco_plugin.errors import UserError, reason
+
+
+def read_labels(path: str) -> np.ndarray:
+    """Read a label image, upright by its EXIF orientation.
+
+    Returns:
+        H x W whole numbers: the values of a grey image, the indices of one with a palette (Pascal VOC's, which
+        detectron2's own mapper would turn into brightness), 0 and 1 of one of 1 bit.
+
+    Raises:
+        UserError: The image cannot be read, or has several channels or fractions.
+    """
+    try:
+        with Image.open(path, formats=PILLOW_FORMATS) as image:
+            ImageOps.exif_transpose(image, in_place=True)
+            labels = np.array(image)
+    except Exception as error:  # decoders raise almost anything
+        raise UserError(f"label image {path} cannot be read ({reason(error)}); repair or remove it") from error
+    if labels.ndim != 2 or labels.dtype.kind == "f":
+        raise UserError(f"label image {path} is of mode {image.mode}; expected one whole number per pixel")
+    return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+
+
+class Mapper(DatasetMapper):
+    """detectron2's DatasetMapper, but for the reading of files.
+
+    Images are decoded as everywhere in the product: of explicit formats, so that no program is started for any file, and
+    those of more than 8 bits by a range of values or their depth. JPEG and PNG images of 8 bits are what detectron2 reads.
+    """
+
+    @configurable
+    def __init__(self, *, value_range: Sequence[float] = (), **options: Any) -> None:
+        super().__init__(**options)
+        self.value_range = tuple(value_range) or None
+
+    @classmethod
+    def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+        return {**super().from_config(cfg, is_train), "value_range": cfg.INPUT.VALUE_RANGE}
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Return the entry with ``image``, C x H x W uint8, and in training ``instances`` or ``sem_seg``, H x W int64."""
+        entry = copy.deepcopy(dataset_dict)
+        try:
+            image = decode(Path(entry["file_name"]), entry["file_name"], self.value_range)
+        except CannotDecode as error:
+            raise UserError(f"image {entry['file_name']} cannot be decoded ({error}); repair or remove it") from error
+        array = detection_utils.convert_PIL_to_numpy(image, self.image_format)
+        detection_utils.check_image_size(entry, array)
+        label_file, annotations = entry.pop("sem_seg_file_name", None), entry.pop("annotations", None)
+        sample = T.AugInput(array, sem_seg=read_labels(label_file) if label_file and self.is_train else None)
+        transforms = self.augmentations(sample)
+        entry["image"] = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
+        if sample.sem_seg is not None:
+            entry["sem_seg"] = torch.from_numpy(sample.sem_seg.astype(np.int64))
+        shape = sample.image.shape[:2]
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(entry, shape, transforms, proposal_topk=self.proposal_topk)
+        if annotations is not None and self.is_train:
+            entry["annotations"] = annotations
+            self._transform_annotations(entry, transforms, shape)
+        return entry
+
+    def _transform_annotations(
+        self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
+    ) -> None:
+        """Set ``instances``; objects without a mask get that of their box, and ``gt_has_mask`` says so to the head."""
+        objects = [row for row in dataset_dict.pop("annotations") if not row.get("iscrowd", 0)]
+        known = torch.tensor(["segmentation" in row for row in objects], dtype=torch.bool)
+        for row in objects:
+            left, top, width, height = row["bbox"]
+            right, bottom = left + width, top + height
+            row.setdefault("segmentation", [[left, top, right, top, right, bottom, left, bottom]])
+            for key, used in (("segmentation", self.use_instance_mask), ("keypoints", self.use_keypoint)):
+                if not used:
+                    row.pop(key, None)
+        turned = [
+            detection_utils.transform_instance_annotations(
+                row, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices
+            )
+            for row in objects
+        ]
+        instances = detection_utils.annotations_to_instances(turned, image_shape, mask_format=self.instance_mask_format)
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        if self.use_instance_mask and not bool(known.all()):
+            instances.gt_has_mask = known
+        dataset_dict["instances"] = detection_utils.filter_empty_instances(instances)

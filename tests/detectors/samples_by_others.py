@@ -1,0 +1,190 @@
+"""Small data sets as Label Studio, Labelme, labelImg, VIA and Kaggle's competitions have them; see samples.py."""
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from tests.detectors.samples import ALL, BOX, HEIGHT, NAMES, POLYGON, WIDTH, coco, photos, put, sample, voc, yolo
+
+
+# -------------------------------------------------------------------------------------------------- Label Studio
+@sample("Label Studio", "COCO", masks=True)
+def label_studio_coco(root: Path) -> list[str]:
+    photos(root / "images", pattern="1f2e3d4c-{:03}.jpg")
+    put(root / "result.json", json.dumps(coco(pattern="images\\1f2e3d4c-{:03}.jpg")))
+    return ["--train-json", "result.json"]
+
+
+@sample("Label Studio", "COCO, images by the paths of uploads", masks=True)
+def label_studio_uploads(root: Path) -> list[str]:
+    photos(root / "photos")
+    put(root / "result.json", json.dumps(coco(pattern="/data/upload/3/1f2e3d4c-{:03}.jpg")))
+    return ["--train-json", "result.json", "--train-images", "photos"]
+
+
+@sample("Label Studio", "YOLO")
+def label_studio_yolo(root: Path) -> list[str]:
+    yolo(root, images="images", labels="labels")
+    put(root / "classes.txt", "cat\nhot dog\n")
+    put(root / "notes.json", '{"categories": [{"id": 0, "name": "cat"}, {"id": 1, "name": "hot dog"}], "info": {}}')
+    return ["--train-folder", "."]
+
+
+@sample("Label Studio", "Pascal VOC")
+def label_studio_voc(root: Path) -> list[str]:
+    photos(root / "images", pattern="1f2e3d4c-{:03}.jpg")
+    for number in ALL:
+        put(root / "Annotations" / f"1f2e3d4c-{number:03}.xml", voc(number, f"1f2e3d4c-{number:03}"))
+    return ["--train-folder", "."]
+
+
+# ------------------------------------------------------------------------------------------------------- Labelme
+@sample("Labelme", "JSON beside the images", masks=True)
+def labelme(root: Path) -> list[str]:
+    photos(root)
+    mask = io.BytesIO()
+    Image.fromarray(np.ones((20, 16), bool)).save(mask, "PNG")
+    for number in ALL:
+        corners: Any = np.reshape(POLYGON, (4, 2)).tolist()
+        shape = {"label": NAMES[number % 2], "points": corners, "group_id": None, "shape_type": "polygon", "flags": {}}
+        if number % 3 == 1:
+            shape |= {"points": [[24, 28], [8, 8]], "shape_type": "rectangle"}
+        elif number % 5 == 2:
+            data = base64.b64encode(mask.getvalue()).decode()
+            shape |= {"points": [[8, 8], [23, 27]], "shape_type": "mask", "mask": data}
+        content = {"version": "5.4.1", "flags": {}, "shapes": [shape], "imagePath": f"..\\photos\\{number:03}.jpg"}
+        put(root / f"{number:03}.json", json.dumps(content | {"imageData": None, "imageHeight": 48, "imageWidth": 64}))
+    return ["--train-folder", "."]
+
+
+@sample("Labelme", "labelme2coco", masks=True)
+def labelme_coco(root: Path) -> list[str]:
+    photos(root / "JPEGImages")
+    content = coco(pattern="JPEGImages\\{:03}.jpg")
+    content["categories"].insert(0, {"id": 0, "name": "_background_", "supercategory": None})
+    put(root / "annotations.json", json.dumps(content))
+    return ["--train-folder", "."]
+
+
+# ------------------------------------------------------------------------------------------------------ labelImg
+@sample("labelImg", "Pascal VOC beside the images, in nested folders")
+def labelimg_voc(root: Path) -> list[str]:
+    for number in ALL:
+        folder = root / ("first day" if number < 6 else "second day")
+        photos(folder, [number])
+        put(folder / f"{number:03}.xml", voc(number, folder=folder.name))
+    return ["--train-folder", "."]
+
+
+@sample("labelImg", "Pascal VOC in a folder of its own")
+def labelimg_folders(root: Path) -> list[str]:
+    photos(root / "images")
+    for number in ALL:
+        put(root / "annotations" / f"{number:03}.xml", voc(number))
+    return ["--train-folder", "."]
+
+
+@sample("labelImg", "YOLO beside the images")
+def labelimg_yolo(root: Path) -> list[str]:
+    yolo(root, images=".", labels=".")
+    put(root / "classes.txt", "cat\nhot dog\n")
+    return ["--train-folder", "."]
+
+
+# ----------------------------------------------------------------------------------------------------------- VIA
+def via_regions(number: int) -> list[dict[str, Any]]:
+    x, y, w, h = BOX
+    shape: dict[str, Any] = {"name": "rect", "x": x, "y": y, "width": w, "height": h}
+    if number % 2:
+        shape = {"name": "polygon", "all_points_x": POLYGON[::2], "all_points_y": POLYGON[1::2]}
+    return [{"shape_attributes": shape, "region_attributes": {"class": NAMES[number % 2]}}]
+
+
+@sample("VIA", "project", masks=True)
+def via_project(root: Path) -> list[str]:
+    photos(root / "images")
+    files = {
+        f"{n:03}.jpg{1000 + n}": {
+            "filename": f"{n:03}.jpg",
+            "size": 1000 + n,
+            "regions": via_regions(n),
+            "file_attributes": {},
+        }
+        for n in ALL
+    }
+    attributes = {"region": {"class": {"type": "dropdown", "options": {}}}, "file": {}}
+    content = {"_via_settings": {}, "_via_img_metadata": files, "_via_attributes": attributes}
+    put(root / "via_project_1Jan2024.json", json.dumps(content))
+    return ["--train-json", "via_project_1Jan2024.json", "--train-images", "images"]
+
+
+@sample("VIA", "annotations as JSON of VIA 1", masks=True)
+def via_json(root: Path) -> list[str]:
+    photos(root)
+    files = {
+        f"{n:03}.jpg{n}": {
+            "fileref": "",
+            "size": n,
+            "filename": f"{n:03}.jpg",
+            "base64_img_data": "",
+            "file_attributes": {},
+            "regions": {"0": via_regions(n)[0]},
+        }
+        for n in ALL
+    }
+    put(root / "via_region_data.json", json.dumps(files))
+    return ["--train-folder", "."]
+
+
+@sample("VIA", "annotations as CSV", masks=True)
+def via_csv(root: Path) -> list[str]:
+    photos(root)
+    rows = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes\n"
+    for number in ALL:
+        shape, kind = (json.dumps(part).replace('"', '""') for part in via_regions(number)[0].values())
+        rows += f'{number:03}.jpg,{number},"{{}}",1,0,"{shape}","{kind}"\n'
+    put(root / "via_export_csv.csv", rows)
+    return ["--train-folder", "."]
+
+
+@sample("VIA", "annotations as COCO", masks=True)
+def via_coco(root: Path) -> list[str]:
+    photos(root)
+    content = coco(segmentation=POLYGON)  # one list of numbers, not a list of polygons
+    for row in content["annotations"]:
+        row["image_id"] = str(row["image_id"])
+    put(root / "via_export_coco.json", json.dumps(content))
+    return ["--train-json", "via_export_coco.json"]
+
+
+# -------------------------------------------------------------------------------------------------------- Kaggle
+@sample("Kaggle", "CSV of corners")
+def kaggle_corners(root: Path) -> list[str]:
+    photos(root / "images")
+    rows = [f"{n:03}.jpg,8,8,24,28,{NAMES[n % 2]}\n" for n in ALL]
+    put(root / "train.csv", f"image,xmin,ymin,xmax,ymax,label\n{''.join(rows)}")
+    return ["--train-folder", "train.csv", "--train-images", "images"]
+
+
+@sample("Kaggle", "CSV with a column bbox")
+def kaggle_boxes(root: Path) -> list[str]:
+    photos(root / "train")
+    rows = [f'{n:03},{WIDTH},{HEIGHT},"[8.0, 8.0, 16.0, 20.0]",usask_1,{NAMES[n % 2]}\n' for n in ALL]
+    put(root / "train.csv", f"image_id,width,height,bbox,source,label\n{''.join(rows)}")
+    return ["--train-folder", "train.csv", "--train-images", "train"]
+
+
+@sample("Kaggle", "CSV of run lengths", masks=True)
+def kaggle_runs(root: Path) -> list[str]:
+    photos(root / "train_images")
+    pairs = " ".join(f"{HEIGHT * x + 8 + 1} 20" for x in range(8, 24))  # from 1, by columns
+    put(
+        root / "train.csv",
+        "ImageId,EncodedPixels,ClassId\n" + "".join(f"{n:03}.jpg,{pairs},{NAMES[n % 2]}\n" for n in ALL),
+    )
+    return ["--train-folder", "train.csv", "--train-images", "train_images"]
