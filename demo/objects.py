@@ -9,7 +9,7 @@ from PIL import Image
 from moco_plugin.files import atomic_folder, check_output
 
 SIDE = 40  # pixels
-SCALES = (0.6, 1.3)  # of the object images: 17 to 36 pixels for 28
+SCALES = (0.4, 1.3)  # of the object images: 11 to 36 pixels for 28
 
 
 def place_objects(images: np.ndarray, seed: int, side: int = SIDE) -> np.ndarray:
