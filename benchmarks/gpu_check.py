@@ -1,4 +1,4 @@
-"""What a GPU computes against the CPU, how fast it is, and whole runs on it; on the CPU at toy size, as a rehearsal."""
+"""Checks of a GPU: results compared with the CPU, speed, and complete runs; on the CPU as a rehearsal at toy size."""
 
 import json
 import platform
@@ -29,11 +29,11 @@ from moco_plugin.methods.batch_norm import SplitBatchNorm, kernels
 from moco_plugin.methods.contrast import queue_contrast
 
 CLOSE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.float16: 1e-2}
-RUN_SECONDS = 300  # that one run of a tool may take
+RUN_SECONDS = 300  # time limit of one run of a tool
 
 
 def measure(device: str = "cuda") -> dict[str, Any]:
-    """Run every check, also after one that failed; return for each whether it passed, its seconds and what it measured."""
+    """Run every check, also after failures; return whether each passed, its seconds and its measurements."""
     check_device(device)
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -42,7 +42,7 @@ def measure(device: str = "cuda") -> dict[str, Any]:
             start = time.perf_counter()
             try:
                 row = {"passed": True, **(check() or {})}
-            except Exception as error:  # the checks after it say what else does or does not work
+            except Exception as error:  # later checks still run
                 row = {"passed": False, "error": f"{type(error).__name__}: {error}"}
             results[name] = {**row, "seconds": round(time.perf_counter() - start, 1)}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent)
@@ -71,7 +71,7 @@ def _checks(device: str, folder: Path) -> Iterator[tuple[str, Callable[[], dict[
 
 
 def _batch_norm(device: str) -> dict[str, Any]:
-    """Compare outputs, gradients and running statistics with the CPU's in float64."""
+    """Compare outputs, gradients and running statistics with those of the CPU in float64."""
     largest: dict[str, float] = {}
     for dtype, close in CLOSE.items():
         for layout in (torch.contiguous_format, torch.channels_last):
@@ -111,7 +111,7 @@ def _contrast(device: str, temperature: float) -> None:
 
 
 def _views(device: str) -> None:
-    """Compare every view with the CPU's: one grey level, at one pixel in a thousand more."""
+    """Compare every view with the CPU's; values may differ by one, and 0.1% of them by more."""
     photos = [np.asarray(image) for image in load_sample_images().images]
     for name in VIEWS:
         maker = Views(name, 96, "device")
@@ -124,7 +124,7 @@ def _views(device: str) -> None:
 
 
 def _step(device: str, method: Any) -> None:
-    """Let torch refuse all that waits for the GPU, after one step that compiles the kernels."""
+    """Run steps in which torch refuses operations that wait for the GPU, after one step that compiles the kernels."""
     model = method(create_backbone("resnet18", image_size=64), 512).to(device).to(memory_format=torch.channels_last)
     pair = [torch.randn(16, 3, 64, 64, device=device).contiguous(memory_format=torch.channels_last) for _ in range(2)]
     for mode in ("default", "error"):
@@ -147,7 +147,7 @@ def _contrast_speed(device: str) -> dict[str, Any]:
 
 
 def _runs(device: str, folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any] | None]]]:
-    """Yield pretraining on JPEG files with both engines, killed and resumed, kNN, evaluation and conversion."""
+    """Yield pre-training on JPEG files with both engines, stopped and resumed, kNN, evaluation and conversion."""
     cuda = device == "cuda"
     photos, count = folder / "photos", 512 if cuda else 8
     for index in range(2 * count):
@@ -197,7 +197,7 @@ def _stop_and_resume(run: list[str], out: Path) -> None:
         process.wait(RUN_SECONDS)
     _tool(*run)
     if not (out / "result.json").is_file():
-        raise UserError(f"{out} holds no result.json after the run was resumed")
+        raise UserError(f"{out} contains no result.json after the run was resumed")
 
 
 def _table(where: dict[str, str], results: dict[str, dict[str, Any]]) -> list[str]:

@@ -38,7 +38,7 @@ def measure(config: str | None = None, overrides: Sequence[str] = (), batches: i
     measure_missing_statistics(run, images)
     size, workers = run.data.batch_size, loader_processes(run.data.workers)
     if len(images) < size:
-        raise UsageError(f"data.batch_size is {size} and {run.data.root} holds {len(images)} images")
+        raise UsageError(f"data.batch_size is {size} and {run.data.root} contains {len(images)} images")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     views = build_views(run, images)
     dataset = TrainImages(images, views, run.seed, views.shrink if run.views.jpeg_scaling else None)

@@ -36,8 +36,8 @@ def measure(
         image_size: Pixels.
         batch_size: Images.
         queue_size: K.
-        rounds: Steps of each.
-        device: "cpu", or "cuda", where the kernels of a step are counted as well.
+        rounds: Number of steps of each.
+        device: "cpu" or "cuda"; on CUDA the kernels of a step are also counted.
         precision: "float32", or "bfloat16" for autocast.
         compile: Compile the encoders.
     """

@@ -44,7 +44,7 @@ def compare(
 
 
 def count_kernels(call: Callable[[], object]) -> int:
-    """Return how many kernels a call starts on a CUDA device, copies included."""
+    """Return the number of kernels that a call launches on a CUDA device, including copies."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as recorded:
         call()
         torch.cuda.synchronize()

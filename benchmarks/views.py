@@ -35,7 +35,7 @@ def measure(
         image_size: Side of a view.
         images: Images a call, at most.
         rounds: Calls of each.
-        device: On which the ``device`` engine finishes views, from batches on the CPU.
+        device: Device on which the ``device`` engine finishes views, from batches on the CPU.
     """
     check_device(device)
     at_least(1, image_size=image_size, images=images, rounds=rounds)
@@ -46,7 +46,7 @@ def measure(
             _write_photos(Path(folder))
         photos = ImageSet(root or folder)
         if not photos.paths:
-            raise UsageError(f"{root} holds no image files; expected a folder or a list of them")
+            raise UsageError(f"{root} contains no image files; expected a folder or a list of them")
         paths = photos.paths[:images]
         contestants = {name: _batch(make, paths) for name, make in _pipelines(photos, image_size).items()}
         views = Views("moco_v2", image_size, "device")

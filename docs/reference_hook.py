@@ -1,6 +1,6 @@
-"""The reference pages of the site, filled from the code when the site is built: settings, commands, the Python API.
+"""Reference pages of the site, generated from the code: settings, commands, the Python API.
 
-A line ``<!-- reference: NAME -->`` of a page becomes what the function of that name in ``SECTIONS`` returns.
+A line ``<!-- reference: NAME -->`` of a page is replaced by the result of the function of that name in ``SECTIONS``.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 TOOLS = sorted(path.stem for path in (Path(__file__).parents[1] / "tools").glob("*.py") if path.stem != "__init__")
-# What lightly's transforms leave undescribed.
+# Texts that lightly's transforms lack.
 VIEW_TEXTS = {
     "input_size": "Side of a view in pixels; `data.image_size` sets it.",
     "cj_prob": "Probability of jitter.",
@@ -39,7 +39,7 @@ DETECTOR_TEXTS = {
     "DATASETS.TRAIN": "Made from the training file.",
     "DATASETS.TEST": "Made from the test file, or from the images that are held out.",
     "SOLVER.IMS_PER_BATCH": "Images of a step, over all GPUs.",
-    "SOLVER.BASE_LR": "Learning rate, linear in the batch.",
+    "SOLVER.BASE_LR": "Learning rate, proportional to the batch.",
     "SOLVER.MAX_ITER": "Steps.",
     "SOLVER.STEPS": "Steps at which the learning rate drops by SOLVER.GAMMA.",
     "SOLVER.WARMUP_ITERS": "Steps in which the learning rate rises.",
@@ -48,7 +48,7 @@ DETECTOR_TEXTS = {
     "MODEL.RETINANET.NUM_CLASSES": "Classes of the data.",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "Classes of the data.",
     "MODEL.MASK_ON": "Masks are trained when all objects have one.",
-    "INPUT.MASK_FORMAT": "How masks are held in memory; bitmask reads polygons and run lengths.",
+    "INPUT.MASK_FORMAT": "Form of masks in memory; bitmask reads polygons and run lengths.",
     "INPUT.MIN_SIZE_TRAIN": "Short side of training images in pixels, one of these.",
     "INPUT.MIN_SIZE_TEST": "Short side of test images in pixels.",
     "INPUT.MAX_SIZE_TRAIN": "Long side of training images in pixels, at most.",
@@ -179,7 +179,7 @@ def views() -> str:
 
 
 def detector_settings() -> dict[str, list[str]]:
-    """Return what the recipe for own data sets, by key: on a CPU, one GPU and eight, for 1,000 images of 3 classes."""
+    """Return the settings of the recipe for own data, by key: for a CPU, 1 GPU and 8 GPUs, 1,000 images of 3 classes."""
     from moco_plugin.detectors import recipe
     from moco_plugin.detectors.dataset import OwnData
     from moco_plugin.transfer.components.datasets import FILE_PREFIX, SEMANTIC_PREFIX
@@ -198,7 +198,7 @@ def detector_settings() -> dict[str, list[str]]:
 
 
 def detectors() -> str:
-    """Return what the recipe for own data sets."""
+    """Return the settings of the recipe for own data."""
     rows = [
         [f"`{key}`", *(_code(value) if value else "-" for value in values), DETECTOR_TEXTS.get(key, "")]
         for key, values in detector_settings().items()
@@ -207,7 +207,7 @@ def detectors() -> str:
 
 
 class _Captured(BaseException):
-    """Carries the parser of a tool out of its ``main``."""
+    """Exception that carries a tool's parser out of its ``main``."""
 
 
 def parser_of(tool: str) -> argparse.ArgumentParser:

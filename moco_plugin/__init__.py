@@ -1,6 +1,6 @@
 """Momentum Contrast (MoCo v1, v2, v3) for timm, lightly, LightlyTrain and detectron2.
 
-A public name is imported when it is first used.
+Public names are imported lazily, on first use.
 """
 
 # ruff: noqa: F401  (type checkers and editors read the imports, and so does __getattr__)
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Each name's module, from the imports above.
+# The module of each public name, taken from the imports above.
 _MODULES = {
     alias.name: str(node.module)
     for node in ast.walk(ast.parse(Path(__file__).read_text(encoding="utf-8")))

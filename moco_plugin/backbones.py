@@ -13,7 +13,7 @@ from torch import nn
 
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 
-# Arguments of timm.create_model that make it read, fetch or trust files; ``pretrained`` itself may be true or false.
+# Arguments of timm.create_model that read, download or trust files; only ``pretrained=True/False`` is allowed.
 LOADING = frozenset(
     (
         "checkpoint_path pretrained_cfg pretrained_cfg_overlay pretrained_strict pretrained_filter_fn "
@@ -47,13 +47,13 @@ def create_backbone(
         sincos_position: Fixed 2-d sine-cosine position embedding of a ViT (v3).
         conv_stem: Embed a ViT's patches by v3's stack of convolutions (``vit_conv_small`` and ``_base``, appendix of v3).
         frozen_patch_projection: A ViT's random patch projection is not trained (v3, section 5).
-        any_size: Take images of any size where the network can: ViTs resample their position embedding, Swin pads windows.
+        any_size: Accept images of any size if the network can: ViTs resample position embeddings, Swin pads windows.
         **arguments: Further arguments of timm.create_model, such as ``in_chans`` (C, 3 unless given), ``channels``,
             ``pretrained`` or, for v3's ViTs, ``weight_init="moco"``.
 
     Raises:
-        UsageError: Unknown name (the nearest are offered), arguments that the model does not take, or that make timm
-            read files.
+        UsageError: Unknown name (similar names are suggested), or arguments that the model does not accept or that
+            make timm read files.
         UserError: Pre-trained weights cannot be fetched.
     """
     if not timm.is_model(name):
@@ -73,7 +73,7 @@ def create_backbone(
     optional = {"zero_init_last": arguments.pop("zero_init_last", False)}
     if conv_stem:
         arguments["embed_layer"] = ConvStem
-    if any_size:  # what each family calls it
+    if any_size:  # the argument's name in each family
         optional |= {"dynamic_img_size": True, "strict_img_size": False}
     if image_size is not None and "img_size" not in arguments:
         optional["img_size"] = image_size

@@ -8,24 +8,24 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
-# Beginnings of libraries' warnings that a user cannot mend, also in the processes that a tool starts.
+# Prefixes of third-party warnings that users cannot act on; also ignored in the processes that a tool starts.
 NOT_THE_USERS = ("`torch.jit.script` is deprecated", "The given NumPy array is not writable", "torch.meshgrid")
 
 
 class UserError(Exception):
-    """A run that failed for a reason the user can mend; exit code 1."""
+    """A failure that the user can fix; exit code 1."""
 
     exit_code = 1
 
 
 class UsageError(UserError):
-    """A command, key or value that cannot be right; exit code 2."""
+    """An invalid command, key or value; exit code 2."""
 
     exit_code = 2
 
 
 class Stopped(UserError):
-    """A run that a signal stopped, after all was saved; exit code 128 + the signal's number, as shells have it."""
+    """A run that was stopped by a signal, after it was saved; exit code 128 + the signal's number, as in shells."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Safe reading of YAML: no code is run, time and memory are bounded."""
+"""Safe YAML loading: no code is run, and time and memory are bounded."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
         name: Where it comes from, for messages.
 
     Raises:
-        UsageError: It is not valid YAML, holds tags other than YAML's own, or grows beyond the limits.
+        UsageError: It is not valid YAML, contains tags other than YAML's own, or exceeds the limits.
     """
     if len(text) > MAX_BYTES:
         raise UsageError(f"{name} has more than {MAX_BYTES} bytes; expected a config")
@@ -41,7 +41,7 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
     except yaml.constructor.ConstructorError as error:
         if "could not determine a constructor" in str(error.problem):
             tag = str(error.problem).rpartition(" ")[2]
-            raise UsageError(f"{name} holds the tag {tag}, which may run code; expected plain YAML") from error
+            raise UsageError(f"{name} contains the tag {tag}, which may run code; expected plain YAML") from error
         raise UsageError(f"{name} is not valid YAML: {_words(error)}") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, RecursionError, AttributeError) as error:
         raise UsageError(f"{name} is not valid YAML: {_words(error)}") from error
@@ -51,25 +51,25 @@ def read_yaml_file(path: Path, name: str | None = None) -> dict[str, Any]:
     """Return the keys and values of a YAML file; an empty file has none.
 
     Raises:
-        UsageError: It cannot be read, is not valid YAML, or does not hold keys and values.
+        UsageError: It cannot be read, is not valid YAML, or does not contain keys and values.
     """
     name = name or shown(path)
     content = parse_yaml(decode_text(read_file(path, MAX_BYTES, "a config", UsageError)), name)
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise UsageError(f"{name} holds a {type(content).__name__}; expected keys and values")
+        raise UsageError(f"{name} contains a {type(content).__name__}; expected keys and values")
     return content
 
 
 def _count(node: yaml.Node, name: str, above: tuple[yaml.Node, ...]) -> int:
     """Return the number of values below a node, aliases expanded."""
     if any(node is other for other in above):
-        raise UsageError(f"{name} holds an alias of itself; expected plain YAML")
+        raise UsageError(f"{name} contains an alias of itself; expected plain YAML")
     if len(above) > MAX_DEPTH:
         raise UsageError(f"{name} is nested more than {MAX_DEPTH} levels deep; expected a config")
     if node.tag == "tag:yaml.org,2002:int" and len(node.value) > MAX_DIGITS:
-        raise UsageError(f"{name} holds a number of {len(node.value)} digits; expected at most {MAX_DIGITS}")
+        raise UsageError(f"{name} contains a number of {len(node.value)} digits; expected at most {MAX_DIGITS}")
     children: list[yaml.Node] = []
     if isinstance(node, yaml.MappingNode):
         children = [part for pair in node.value for part in pair]

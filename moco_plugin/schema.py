@@ -38,7 +38,7 @@ def read_yaml(path: Path, seen: tuple[Path, ...] = ()) -> Any:
     try:
         config = OmegaConf.create(content)
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise UsageError(f"{path} holds what a config cannot: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"{path} is not a valid config: {str(error).splitlines()[0]}") from error
     return config if base is None else OmegaConf.merge(read_yaml(path.parent / base, (*seen, path)), config)
 
 
@@ -46,9 +46,9 @@ def parse_overrides(overrides: Sequence[str], schema: Any = None) -> Any:
     """Return ``key=value`` texts as an OmegaConf tree.
 
     Args:
-        overrides: The texts. Values are YAML, but those of keys that hold text are taken literally: ``007`` and ``1e3``
-            are names. ``null`` stands for None where that is allowed; a text in quotes is without them.
-        schema: The dataclass that says which keys hold text.
+        overrides: ``key=value`` strings. Values are YAML, but values of string keys are taken literally: ``007`` and
+            ``1e3`` stay strings. ``null`` is None where allowed; quotes around a string are removed.
+        schema: The dataclass that defines the keys and their types.
 
     Raises:
         UsageError: One is not ``key=value``, or its value is not valid YAML.
@@ -71,7 +71,7 @@ def parse_overrides(overrides: Sequence[str], schema: Any = None) -> Any:
 
 
 def _type_of(schema: Any, key: str) -> Any:
-    """Return the type of a key, or None for one that a schema does not have."""
+    """Return the type of a key, or None if the schema does not have it."""
     kind: Any = schema
     for part in key.split("."):
         kind = get_type_hints(kind).get(part) if is_dataclass(kind) else None
@@ -79,7 +79,7 @@ def _type_of(schema: Any, key: str) -> Any:
 
 
 def _lists_as_text(schema: Any, layer: Any) -> Any:
-    """Return a YAML file's content with lists as text where keys hold text, as on the command line: ``[a, b]``."""
+    """Return a YAML file's content with lists of string keys written as on the command line: ``[a, b]``."""
     if is_dataclass(schema) and OmegaConf.is_dict(layer):
         for name, kind in get_type_hints(schema).items():
             value = layer.get(name) if name in layer and not OmegaConf.is_missing(layer, name) else None

@@ -49,7 +49,7 @@ def test_own_config(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str
     arguments = ["--config", str(path), f"data.root={TRAIN}", "data.batch_size=0"]  # valid ones stop at the batch
     shown = sentence(capsys, lambda: pretrain(arguments))
     if name in ("code", "object"):
-        assert "holds the tag" in shown and "which may run code" in shown
+        assert "contains the tag" in shown and "which may run code" in shown
     assert not marker.exists()
 
 

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     views.add_argument("--images", type=int, default=32, help="images per call, at most (default %(default)s)")
     views.add_argument("--rounds", type=int, default=10, help="default %(default)s")
     views.add_argument(
-        "--device", choices=["cpu", "cuda"], default="cpu", help="of engine=device (default %(default)s)"
+        "--device", choices=["cpu", "cuda"], default="cpu", help="device of engine=device (default %(default)s)"
     )
     contrast = what.add_parser("contrast", help="contrast with a queue, against the released formulation")
     contrast.add_argument("--batch-size", type=int, default=256, help="N (default %(default)s)")
@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     traffic.add_argument("--batch-size", type=int, default=8, help="images of a process (default %(default)s)")
     traffic.add_argument("--image-size", type=int, default=64, help="pixels (default %(default)s)")
     traffic.add_argument("--rounds", type=int, default=10, help="default %(default)s")
-    gpu_check = what.add_parser("gpu-check", help="results on a GPU against the CPU's, its speed, and whole runs on it")
+    gpu_check = what.add_parser(
+        "gpu-check", help="check a GPU: results compared with the CPU, speed, and complete runs"
+    )
     gpu_check.add_argument("--cpu", dest="device", action="store_const", const="cpu", default="cuda", help="rehearse")
     convert = what.add_parser(
         "convert", help="CPU seconds and memory of a conversion to detectron2 with proof, against renaming alone"

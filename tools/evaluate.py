@@ -28,7 +28,7 @@ SAMPLES = {
     "images": "photos",
     "out": "features.npy",
 }
-SEVERAL = ("linear", "finetune", "embed")  # on several processes; the others take one, under torchrun the first
+SEVERAL = ("linear", "finetune", "embed")  # run on several processes; others run on the first process only
 
 
 def definitions(module: str) -> dict[str, Any]:
@@ -47,14 +47,14 @@ def parameters(function: ast.FunctionDef) -> Iterator[tuple[str, str, ast.expr |
         yield node.arg, ast.unparse(node.annotation or ast.Name("str")), default, texts.get(node.arg, "")
     shared = definitions("moco_plugin.evaluation.subject")
     sections = [ast.unparse(given.kwarg.annotation or given.kwarg)[len("Unpack[") : -1]] if given.kwarg else []
-    for name in sections:  # which grows by the bases
+    for name in sections:  # bases are appended in the loop
         for field, text in zip(shared[name].body[1::2], shared[name].body[2::2], strict=True):
             yield field.target.id, ast.unparse(field.annotation), ast.Constant(None), ast.literal_eval(text.value)
         sections += [base.id for base in shared[name].bases if base.id in shared and base.id not in sections]
 
 
 def _is_override(value: object) -> bool:
-    """Return whether an argument is key=value, and not a file of such a name."""
+    """Return whether an argument is key=value and not the name of a file."""
     return re.match(r"[\w.]+=", str(value)) is not None and not Path(str(value)).exists()
 
 
@@ -126,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         given = ["linear-fast", *(text for text in given[1:] if text != "--fast")]
     names = [entry.name for entry in entry_points(group="moco_plugin.evaluations")]
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
-        raise UsageError(f"{given[0]} comes before a command; expected first one of {', '.join(names)}")
+        raise UsageError(f"{given[0]} comes before a command; expected a command first: {', '.join(names)}")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     examples = ["examples:"]

@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", help="a YAML file, or the name of one under configs/pretrain")
-    parser.add_argument("--overwrite", action="store_true", help="remove the run that the out folder holds")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run in the out folder")
     parser.add_argument("--print-config", action="store_true", help="print the whole config, with defaults, and stop")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
     args, unknown = parser.parse_known_intermixed_args(argv)
@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from moco_plugin.pretraining.prepare import prepare_run
     from moco_plugin.schema import same_leaf
 
-    value = next((text for text in args.overrides if "=" not in text), "VALUE")  # of an option in another tool's style
+    value = next(
+        (text for text in args.overrides if "=" not in text), "VALUE"
+    )  # of an option in the style --option VALUE
     for option in unknown:
         name = option.lstrip("-").partition("=")[0].replace("-", "_")
         meant = same_leaf(PretrainConfig, name, open_keys()) if option.startswith("-") else []

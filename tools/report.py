@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   %(prog)s runs/transfer
   %(prog)s runs --out results.html
 
-A folder that holds one pre-training run gets that run's page. Else, found at any depth: runs of tools/transfer.py, and
+A folder with one pre-training run gets that run's page. Else, found at any depth: runs of tools/transfer.py, and
 JSON files that tools/evaluate.py --out wrote."""
 
 

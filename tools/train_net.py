@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="change the config, as in detectron2's train_net"
     )
     parser.add_argument("--allow-partial", action="store_true", help="let part of the backbone stay random")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run that OUTPUT_DIR holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in OUTPUT_DIR")
     args = parser.parse_args(argv)
 
     moco_plugin.transfer.register()

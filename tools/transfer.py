@@ -45,14 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         "--train-folder",
         dest="train",
         metavar="PATH",
-        help="a folder or file of any tool's (docs/detection.md lists them)",
+        help="a folder or file in any supported format (listed in docs/detection.md)",
     )
     own.add_argument("--train-labels", metavar="FOLDER", help="label images, for semantic segmentation")
     own.add_argument(
-        "--train-images", metavar="FOLDER", help="images of the label images, or where annotations lie elsewhere"
+        "--train-images", metavar="FOLDER", help="images of the label images, or of annotations in another folder"
     )
     own.add_argument(
-        "--test-json", dest="test", metavar="FILE", help="default: the split that the data name, or a fifth"
+        "--test-json", dest="test", metavar="FILE", help="default: the test split of the data, or a held-out fifth"
     )
     own.add_argument("--test-folder", dest="test", metavar="PATH", help="as --train-folder")
     own.add_argument("--test-labels", metavar="FOLDER", help="label images to test on")
@@ -69,9 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         type=float,
         nargs=2,
         metavar=("LOW", "HIGH"),
-        help="what becomes black and white in images of more than 8 bits (default: by their bit depth)",
+        help="values of black and white in images of more than 8 bits (default: by bit depth)",
     )
-    own.add_argument("--check", action="store_true", help="read and check the data, say what was found, and stop")
+    own.add_argument("--check", action="store_true", help="check the data, print a summary, and exit")
     parser.add_argument(
         "--weights",
         metavar="W",
@@ -178,7 +178,7 @@ def _own_data(args: argparse.Namespace) -> int:
         check=args.check,
     )
     if args.check:
-        print(f"checked; the data as they are trained on: {out / 'data'}")
+        print(f"checked; the prepared data are in {out / 'data'}")
     elif not args.machine_rank:
         print(f"\n{comparison_table(recipe.task, results).text()}\n")
         if args.compare:

@@ -19,7 +19,7 @@ MAX_CORRUPT = 0.01  # share of a set's images that may be skipped
 
 
 class CorruptImages:
-    """Names and number of the images that could not be decoded; more than 1% of the set, and than one, is an error."""
+    """Names and number of images that cannot be decoded; more than one image and 1% of the set is an error."""
 
     def __init__(self, total: int) -> None:
         self.total = total

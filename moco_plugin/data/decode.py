@@ -1,4 +1,4 @@
-"""Decoding of image files: the one reader of images of the product."""
+"""Decoding of image files of all supported formats."""
 
 import contextlib
 import importlib
@@ -43,12 +43,12 @@ __all__ = [
     "image_size",
 ]
 
-_FORMATS = (  # others of Pillow's start programs (EPS), are known by no first bytes, or are read wrongly (FITS)
+_FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or are decoded wrongly (FITS)
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
     *("DDS", "QOI", "SGI", "SUN", "TGA"),
 )
-MOST_SCANS = 100  # of a JPEG file; encoders write about ten
-MOST_SCANNED = 1 << 30  # scans times pixels, where there are more than 32 scans
+MOST_SCANS = 100  # of a JPEG file; encoders write about 10
+MOST_SCANNED = 1 << 30  # scans times pixels, if a file has more than 32 scans
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _JPEG_DIVISORS = {
@@ -60,7 +60,12 @@ _JPEG_DIVISORS = {
 _PNG_END = b"IEND\xaeB`\x82"
 _NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
-_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # what Pillow's modes are turned into; others into RGB
+_MODES = {
+    "1": "L",
+    "La": "LA",
+    "PA": "RGBA",
+    "RGBa": "RGBA",
+}  # Pillow's modes and what they are converted to; others to RGB
 
 with contextlib.suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()  # HEIC, where its plug-in is installed
@@ -88,7 +93,7 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
     Raises:
         CannotDecode: The file is broken, of no known format, or has too many pixels.
         UserError: The file is missing or cannot be read, its values are outside of the range, it has other than
-            three channels, or holds several images as a TIFF file can.
+            three channels, or it is a file of several images (TIFF).
     """
     content = source if isinstance(source, Path) else source.read()
     return Image.fromarray(decode_array(content, name, value_range)).convert("RGB")
@@ -104,7 +109,7 @@ def decode_array(
     """Decode an image file like ``decode``.
 
     Args:
-        source: The file, or what it holds.
+        source: The file, or its content.
         name: What messages call it.
         value_range: As for ``decode``.
         shrink: Takes the two sides of a JPEG image and returns 1, 2, 4 or 8, what the decoder divides them by.
@@ -125,11 +130,11 @@ def decode_array(
 
 
 def decode_pixels(data: bytes, name: str) -> Pixels:
-    """Decode an image file with all of its bits and channels, upright; of a NumPy array, three channels.
+    """Decode an image file with its full bit depth and all channels, upright; NumPy arrays must have three channels.
 
     Raises:
         CannotDecode: As ``decode``.
-        UserError: It holds several images, or what is not read.
+        UserError: The file contains several images, or a kind of image that is not supported.
     """
     with _decoding():
         if data.startswith(_JPEG) and (array := _jpeg(data, None, 3)) is not None:
@@ -138,18 +143,18 @@ def decode_pixels(data: bytes, name: str) -> Pixels:
 
 
 def decode_labels(path: Path, name: str) -> np.ndarray:
-    """Decode a label image: the values of a grey one, the indices of one with a palette, 0 and 1 of one of 1 bit.
+    """Decode a label image: grey values, palette indices, or 0 and 1 of a 1-bit image.
 
     Args:
         path: The file.
         name: What messages call it.
 
     Returns:
-        H x W, of an integer type, upright by its EXIF orientation.
+        H x W, of an integer type, with the EXIF orientation applied.
 
     Raises:
         CannotDecode: As ``decode``.
-        UserError: As ``decode``, or it has several channels, or numbers with fractions.
+        UserError: As ``decode``, or the image has several channels or values that are not integers.
     """
     data = read_file(path, what="a label image")
     with _decoding():
@@ -162,12 +167,12 @@ def decode_labels(path: Path, name: str) -> np.ndarray:
                 labels = upright(np.array(image), image.getexif().get(ORIENTATION))
     if labels.ndim != 2 or labels.dtype.kind == "f":
         found = f"an array of {' x '.join(map(str, labels.shape))} {labels.dtype}"
-        raise UserError(f"label image {name} is {found}; expected H x W whole numbers, grey or with a palette")
+        raise UserError(f"label image {name} is {found}; expected H x W integers, grey or with a palette")
     return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file, upright by its EXIF orientation, from its header.
+    """Return width and height of an image file from its header, with the EXIF orientation applied.
 
     Raises:
         CannotDecode: The file is broken, of no known format, or has too many pixels.
@@ -187,11 +192,11 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def check_image(path: Path) -> tuple[int, int]:
-    """Decode an image whole, as cheaply as its format allows, and return width and height as ``image_size`` does.
+    """Check an image by decoding it as cheaply as possible; return its width and height as ``image_size``.
 
     Raises:
         CannotDecode: As ``decode``.
-        UserError: The file is missing or cannot be read, or holds what is not read.
+        UserError: The file is missing, cannot be read, or is a kind of image that is not supported.
     """
     data = read_file(path, what="an image")
     with _decoding():
@@ -208,17 +213,17 @@ def check_image(path: Path) -> tuple[int, int]:
 
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
-    """Turn decoders' errors into CannotDecode."""
+    """Convert errors of decoders to CannotDecode."""
     try:
         yield
     except (UserError, CannotDecode):
         raise
-    except Exception as error:  # decoders raise almost anything
+    except Exception as error:  # decoders raise many kinds of exceptions
         raise CannotDecode("") from error
 
 
 def _opened(data: bytes | IO[bytes]) -> Image.Image:
-    """Open an image by Pillow, which reads its header, and check its size."""
+    """Open an image with Pillow, which reads the header only, and check its size."""
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     most_pixels()
     try:
@@ -230,13 +235,13 @@ def _opened(data: bytes | IO[bytes]) -> Image.Image:
 
 
 def _jpeg(data: bytes, shrink: Callable[[int, int], int] | None, channels: int) -> np.ndarray | None:
-    """Decode a JPEG file by OpenCV, in half of Pillow's time; None for what Pillow has to read, or to refuse."""
+    """Decode a JPEG file with OpenCV, in half of Pillow's time; return None for files that are left to Pillow."""
     width, height, stored, single = _jpeg_header(data)
     check_pixels(width, height)
     scans = 1 if single else data.count(b"\xff\xda")
     if scans > MOST_SCANS or (scans > 32 and scans * (width * height or MOST_PIXELS) > MOST_SCANNED):
-        raise CannotDecode(f"{scans} scans, which take too long to decode; save it anew")
-    whole = data.endswith(_JPEG_END)  # OpenCV may decode a part of a truncated file
+        raise CannotDecode(f"{scans} scans, which take too long to decode; save it again")
+    whole = data.endswith(_JPEG_END)  # OpenCV may decode truncated files partially
     if not whole or stored not in _JPEG_CHANNELS or (channels != 3 and channels != stored):
         return None
     flags = _JPEG_CHANNELS[stored] | _JPEG_DIVISORS[shrink(width, height) if shrink else 1]
@@ -244,11 +249,11 @@ def _jpeg(data: bytes, shrink: Callable[[int, int], int] | None, channels: int) 
 
 
 def _jpeg_header(data: bytes) -> tuple[int, int, int, bool]:
-    """Return width, height (as stored) and channels of a JPEG image, and whether it is one scan; zeros for other files."""
+    """Return stored width, height and channels of a JPEG file, and whether it has a single scan; zeros for others."""
     place, frame, header = 2, 0, (0, 0, 0)
     while place + 10 <= len(data) and data[place] == 0xFF:
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
-        if marker == 0xFF:  # filling
+        if marker == 0xFF:  # padding
             place += 1
             continue
         if marker == 0xDA:  # a scan
@@ -261,7 +266,7 @@ def _jpeg_header(data: bytes) -> tuple[int, int, int, bool]:
 
 
 def _read(data: bytes, name: str, channels: int) -> Pixels:
-    """Decode any file with all of its bits, upright."""
+    """Decode a file of any format with its full bit depth, upright."""
     if data.startswith(NUMPY):
         return numpy_pixels(data, name, channels)
     if data.startswith(TIFF) and (pixels := tiff_pixels(data, name)) is not None:
@@ -280,12 +285,12 @@ def _read(data: bytes, name: str, channels: int) -> Pixels:
 
 
 def _may_turn(image: Image.Image, data: bytes) -> bool:
-    """Return whether to look for an orientation: in a PNG file Pillow decodes all pixels to find one."""
+    """Return whether to look for an orientation; Pillow decodes all pixels of a PNG file to find it."""
     return image.format != "PNG" or b"eXIf" in data or b"Raw profile" in data or b"exif" in data
 
 
 def _deep(image: Image.Image, data: bytes, name: str) -> Pixels | None:
-    """Return an image of more than 8 bits with all of them, as it is stored; None for others."""
+    """Return an image of more than 8 bits at full depth, as stored; None for other images."""
     if image.format == "PNG" and data[24] == 16 and data[25] & 2 | data[25] & 4:
         if data.rfind(_PNG_END) < 0:
             raise CannotDecode("it is cut off")
@@ -296,13 +301,14 @@ def _deep(image: Image.Image, data: bytes, name: str) -> Pixels | None:
         if start < 0 or depth & 0x7F < 8:
             return None
         if depth & 0x80 or depth & 0x7F > 15:
+            sign = "signed" if depth & 0x80 else "unsigned"
             raise UserError(
-                f"{name} is a JPEG 2000 image of {(depth & 0x7F) + 1} bits with or without a sign; save it anew"
+                f"{name} is a JPEG 2000 image of {(depth & 0x7F) + 1} bits, {sign}; save it as PNG or TIFF of 16 bits"
             )
         return _by_opencv(data, image.mode in ("I;16", "I", "LA", "L"), (0.0, float((2 << (depth & 0x7F)) - 1)))
     if image.format == "PPM" and (header := _NETPBM.match(data)) and int(header[4]) > 255:
         if header[1] in b"23":
-            raise UserError(f"{name} is a PGM or PPM file of numbers in words; save it as binary")
+            raise UserError(f"{name} is a plain-text PGM or PPM file; save it as a binary one")
         size = (image.height, image.width, 1 if header[1] == b"5" else 3)
         values = np.frombuffer(data, ">u2", int(np.prod(size)), header.end()).reshape(size)
         return Pixels(values.astype(np.uint16), usual=(0.0, float(header[4])))
@@ -312,12 +318,12 @@ def _deep(image: Image.Image, data: bytes, name: str) -> Pixels | None:
         return None
     values, usual = np.array(image)[..., None], None
     if image.format == "TIFF":
-        usual = (0.0, 4095.0)  # what tiff_pixels leaves to Pillow has 12 bits
+        usual = (0.0, 4095.0)  # tiff_pixels leaves 12-bit images to Pillow
     return Pixels(values, usual=usual)
 
 
 def _by_opencv(data: bytes, grey: bool, usual: tuple[float, float] | None = None) -> Pixels:
-    """Decode an image of 16 bits, of which Pillow keeps 8 where there are several channels."""
+    """Decode a 16-bit image with OpenCV, since Pillow reduces several channels to 8 bits."""
     values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if values is None or values.dtype != np.uint16:
         raise CannotDecode("")

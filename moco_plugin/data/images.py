@@ -30,7 +30,7 @@ class ImageSet:
     Args:
         spec: A folder, a list, tar shards, a ``.zip`` archive or an ``...images-idx3-ubyte[.gz]`` file; ``[start:stop]``
             at the end selects a part, and ``[:80%]`` and ``[80%:]`` select shares of each class that are drawn by a seed,
-            ``[80%:,seed=1]`` by another than 0. ``[a, b]`` joins several of these, in this order.
+            ``[80%:,seed=1]`` by a seed other than 0. ``[a, b]`` joins several of these in this order.
         value_range: Of images of more than 8 bits, the values that become 0 and 255; see ``decode``.
         channels: 3 for RGB; with 1, images are turned grey, with others, files must have as many.
         files: The image files and their labels, where ``spec`` is only the set's name.
@@ -133,7 +133,7 @@ class ImageSet:
                 return decode_array(content, name, self.value_range, shrink, self.channels), ""
         except CannotDecode as error:
             return None, f"{name} ({error})" if str(error) else name
-        # a grey one is for a network of three channels as well
+        # grey images also suit networks of three channels
         return content.copy() if self.channels == 3 else with_channels(content.copy(), name, self.channels), ""
 
     def picture(self, index: int) -> Image.Image | None:

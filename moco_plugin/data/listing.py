@@ -20,7 +20,7 @@ from moco_plugin.errors import UserError
 from moco_plugin.files import MOST_TEXT, decode_text, read_file, read_text
 
 LONGEST_LINE = 4096  # characters
-MOST_LABELS = 1 << 31  # images times classes, where images have several labels
+MOST_LABELS = 1 << 31  # images times classes of images with several labels
 HIDDEN = ("__MACOSX", "lost+found")  # and names that start with a dot
 CONTAINERS = {  # what people keep images in that is not read
     ".parquet": "a Parquet file",
@@ -64,9 +64,11 @@ def image_files(folder: Path) -> list[Path]:
     if not files:
         packed = next((kind for suffix, kind in CONTAINERS.items() if suffix in others), "")
         advice = (
-            f"it holds {packed}, which is not read: {UNPACK}" if packed else "expected files such as .jpg, .png or .tif"
+            f"it contains {packed}, which is not read: {UNPACK}"
+            if packed
+            else "expected files such as .jpg, .png or .tif"
         )
-        raise UserError(f"{folder} holds no image at any depth; {advice}")
+        raise UserError(f"{folder} contains no image at any depth; {advice}")
     if others and os.environ.get("RANK", "0") == "0":
         kinds = ", ".join(
             f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
@@ -99,7 +101,7 @@ def _report_splits(files: list[Path]) -> None:
     if len(names) > 1 and {name.lower() for name in names} <= SPLIT_NAMES and os.environ.get("RANK", "0") == "0":
         first = next(name for name in names if name.lower().startswith("train") or name == names[-1])
         print(
-            f"{common} holds the splits {', '.join(names)}, and the images of all are used; give {common / first} for one",
+            f"{common} contains the splits {', '.join(names)}; all images are used; give {common / first} for one split",
             file=sys.stderr,
         )
 
@@ -161,7 +163,7 @@ def read_entries(path: Path, *folders: Path) -> list[Entry]:
     for line in names.split("\n") if "\udc00" <= max(names, default="") <= "\udfff" else ():
         name = _split(line.strip(), folders[0], exists)[0]
         if not name.isprintable() and exists(folders[0] / name):
-            text = names  # the files' names are in the list's encoding
+            text = names  # file names are in the list's encoding
             break
     lines = text.split("\n")
     entries: list[Entry] = []

@@ -31,8 +31,8 @@ def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
 
     Args:
         images: N x C x H x W, uint8.
-        mean: Per channel, of images in 0 to 1; a tensor (C) on their device spares a copy to it.
-        std: Per channel, above 0; likewise.
+        mean: Mean of each channel, for values from 0 to 1; a tensor (C) on the images' device avoids a copy.
+        std: Standard deviation of each channel, above 0, as ``mean``.
     """
     shift, scale = (
         torch.as_tensor(values, dtype=torch.float32, device=images.device)[:, None, None] for values in (mean, std)

@@ -1,4 +1,4 @@
-"""Pairs of views for a training loop of one's own."""
+"""Pairs of views for custom training loops."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,24 +17,24 @@ from moco_plugin.errors import UsageError
 
 
 class PairLoader:
-    """Batches of two views of each image: float32, N x 3 x H x W, normalised, in a new order each time it is iterated.
+    """Batches of two views of each image: float32, N x 3 x H x W, normalised, in a new order in each epoch.
 
-    A last smaller batch is dropped. An image that cannot be decoded is named and replaced by the next one.
+    The last incomplete batch is dropped. An image that cannot be decoded is reported and replaced by the next one.
 
     Args:
         images: A folder, a list, shards, a zip archive or an idx images file; [start:stop] takes a part.
-        batch_size: Images of a batch, at most as many as the set has.
+        batch_size: Images per batch, at most the number of images.
         image_size: Side of a view in pixels.
         views: "moco_v1", "moco_v2" or "moco_v3".
-        workers: Loader processes; -1 takes the available cores.
-        seed: Of the order and the views.
-        device: Where the batches go.
-        mean: Of each channel, of values from 0 to 1.
-        std: Of each channel.
+        workers: Loader processes; -1 uses the available cores.
+        seed: Random seed of the order and the views.
+        device: Device of the batches.
+        mean: Mean of each channel, for values from 0 to 1.
+        std: Standard deviation of each channel.
         **view_args: Arguments of lightly's transforms that differ from the paper's.
 
     Raises:
-        UsageError: Images that do not exist, too few of them, or an unknown argument.
+        UsageError: The images do not exist or are too few, or an argument is unknown.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class PairLoader:
         self.images = ImageSet(images)
         if not 0 < batch_size <= len(self.images):
             raise UsageError(
-                f"batch_size is {batch_size} and {images} holds {len(self.images)} images; choose one from 1 to that"
+                f"batch_size is {batch_size} and {images} contains {len(self.images)} images; choose a smaller one"
             )
         self.views = Views(views, image_size, **view_args)
         self.device, self.mean, self.std = device, mean, std

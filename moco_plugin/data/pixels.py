@@ -11,13 +11,13 @@ from PIL import Image
 
 from moco_plugin.errors import UserError
 
-MAX_PIXELS = "MOCO_MAX_PIXELS"  # environment variable: most pixels of an image, in place of MOST_PIXELS
-MOST_PIXELS = 178_956_970  # of a file of any format: where Pillow stops
+MAX_PIXELS = "MOCO_MAX_PIXELS"  # environment variable that overrides MOST_PIXELS
+MOST_PIXELS = 178_956_970  # of an image of any format; Pillow's limit
 RAISES = f"{MAX_PIXELS}=N in the environment raises the limit"
 MOST_CHANNELS = 512
 NUMPY = b"\x93NUMPY"
 IN_CHANS = "backbone_args.in_chans"
-_ROWS = 256  # that are scaled at once
+_ROWS = 256  # rows that are scaled at once
 _TURNS = {  # by EXIF's orientation
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],
@@ -30,17 +30,17 @@ _TURNS = {  # by EXIF's orientation
 
 
 class CannotDecode(Exception):
-    """An image file that is broken, of no known format or too large; the text says why where that helps."""
+    """An image file that is broken, of unknown format or too large; the message gives the reason if it helps."""
 
 
 def check_pixels(width: int, height: int, channels: int = 3, itemsize: int = 1) -> None:
-    """Raise CannotDecode for an image that is too large to decode, by what its header says.
+    """Raise CannotDecode if an image is too large to decode, by its header.
 
     Args:
         width: In pixels.
         height: In pixels.
-        channels: Pages of a TIFF file included.
-        itemsize: Bytes of a value.
+        channels: Channels, including the pages of a TIFF file.
+        itemsize: Bytes per value.
     """
     most, size = most_pixels(), channels * itemsize
     if most and width * height > most:
@@ -53,16 +53,16 @@ def check_pixels(width: int, height: int, channels: int = 3, itemsize: int = 1) 
 
 
 def most_pixels() -> int | None:
-    """Return the most pixels of an image, which the environment may say; None for no limit. Pillow's limit follows."""
+    """Return the largest number of pixels of an image, or None for no limit; also set Pillow's limit."""
     if (text := os.environ.get(MAX_PIXELS)) is None:
         return MOST_PIXELS
     most = int(text) if text.isdecimal() and len(text) < 20 else None
-    Image.MAX_IMAGE_PIXELS = most and max(most, MOST_PIXELS // 2)  # ours says more
+    Image.MAX_IMAGE_PIXELS = most and max(most, MOST_PIXELS // 2)  # our message says more
     return most
 
 
 def upright(image: np.ndarray, orientation: object) -> np.ndarray:
-    """Return an image, H x W or H x W x C, turned as EXIF's orientation (1 to 8) says."""
+    """Return an image, H x W or H x W x C, with an EXIF orientation (1 to 8) applied."""
     turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
     return turn(image) if turn else image
 
@@ -74,9 +74,9 @@ class Pixels:
     Attributes:
         values: H x W x C, integers or floats.
         alpha: Whether the last channel is opacity.
-        grey: Whether one channel can be made of three by their brightness: colours, not bands.
-        usual: The values that are black and white if no range is given; None for those of the type.
-        missing: Where there are no values, H x W x C: black; or None.
+        grey: Whether the channels are colours, which can be converted to grey, rather than bands.
+        usual: The values of black and white if no range is given; None for the range of the type.
+        missing: Mask of pixels without data, H x W x C, which become black; or None.
     """
 
     values: np.ndarray
@@ -86,10 +86,10 @@ class Pixels:
     missing: np.ndarray | None = None
 
     def as_8_bits(self, name: str, channels: int, value_range: Sequence[float] | None = None) -> np.ndarray:
-        """Return the image as a network takes it.
+        """Return the image as input of a network.
 
-        Opacity is left out unless ``channels`` counts it. Grey is repeated for three channels; colours are turned
-        grey for one.
+        Opacity is dropped unless ``channels`` includes it. Grey is repeated for three channels; colours are converted
+        to grey for one.
 
         Args:
             name: What messages call it.
@@ -127,7 +127,7 @@ class Pixels:
 
 
 def read_numpy(data: bytes) -> np.ndarray:
-    """Read an array without trusting the size in its header; pickled objects are refused."""
+    """Read an array without trusting the size in its header; refuse pickled objects."""
     shape, fortran, dtype, start = _numpy_header(data)
     count = math.prod(shape)
     if count * dtype.itemsize > len(data) - start:
@@ -144,7 +144,7 @@ def numpy_pixels(data: bytes, name: str, channels: int) -> Pixels:
 
 
 def numpy_size(data: bytes) -> tuple[int, int]:
-    """Return width and height of an array, from its header; the smallest of three sides counts the channels."""
+    """Return width and height of an array from its header; the smallest of three dimensions is the channels."""
     shape = _numpy_header(data)[0]
     if len(shape) == 3:
         shape = shape[1:] if shape[0] < min(shape[1:]) else shape[:2]
@@ -199,11 +199,11 @@ def to_8_bits(
     Args:
         values: H x W x C.
         name: What messages call the image.
-        value_range: The values that become 0 and 255, those outside are clipped; two numbers, or two per channel.
-        usual: The range where none is given.
+        value_range: The values that become 0 and 255; values outside are clipped. Two numbers, or two per channel.
+        usual: The default range.
 
     Raises:
-        UserError: Values are not finite or, where no range is given, outside of the usual one.
+        UserError: Values are not finite, or outside the usual range where no range is given.
     """
     low, high = float(values.min()), float(values.max())
     first, last = np.asarray(usual if value_range is None else value_range, np.float64).reshape(-1, 2).T
@@ -214,7 +214,7 @@ def to_8_bits(
             "so give the range, such as data.value_range=[0,4095]"
         )
     image_8 = np.empty(np.broadcast_shapes(values.shape, first.shape), np.uint8)
-    for start in range(0, len(values), _ROWS):  # in float64, but not all at once
+    for start in range(0, len(values), _ROWS):  # in float64, in blocks to save memory
         part = slice(start, start + _ROWS)
         scaled = (values[part].astype(np.float64) - first) * (255 / (last - first))
         image_8[part] = np.rint(scaled.clip(0, 255))

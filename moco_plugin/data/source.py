@@ -97,7 +97,7 @@ class ArraySource:
 
 
 class JoinedSource:
-    """Images of several sources, one after the other; with labels if all have them, by the names of their classes."""
+    """Concatenation of several sources, with labels if all have labels; classes are matched by name."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.sources = sources
@@ -112,7 +112,7 @@ class JoinedSource:
 
     @property
     def paths(self) -> list[Path]:
-        """The image files, where each is one, else empty."""
+        """The image files, or empty if some images are not files."""
         if not all(isinstance(source, FileSource) for source in self.sources):
             return []
         return [self.sources[source].paths[index] for source, index in self._pairs()]  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ def open_source(text: str) -> Source:
     ``[a, b]`` names several sources, each of which may be a part.
 
     Raises:
-        UsageError: The name cannot be right.
+        UsageError: The name is invalid.
         UserError: There are no such images.
     """
     spec = parse_spec(text)
@@ -164,7 +164,7 @@ def open_source(text: str) -> Source:
     if spec.shares:
         source.take(share_of(source.labels, len(source), *spec.shares, spec.seed))
     if not len(source):
-        raise UserError(f"{text} selects no image; {spec.source} holds {total}")
+        raise UserError(f"{text} selects no image; {spec.source} contains {total}")
     return source
 
 

@@ -56,7 +56,7 @@ def parse_spec(text: str) -> Spec:
 
 
 def split_sources(source: str) -> list[str]:
-    """Return the texts of ``[a, b[:80%], c]``, which names several sources; a list of one for other texts."""
+    """Split ``[a, b[:80%], c]``, which names several sources; return other texts as a list of one."""
     if not source.strip("[], "):
         raise UsageError(f"{source!r} names no images; {EXPECTED_IMAGES}")
     if "://" not in source and "{" not in source and "[" not in source:
@@ -77,7 +77,7 @@ def check_images(text: str) -> None:
     """Raise UserError if nothing is at the path that an image set names; URLs and ranges of shards are not checked.
 
     Raises:
-        UsageError: A folder of a cloud store, which only shards may be in.
+        UsageError: It is a folder of a cloud store that is not shards.
     """
     source = parse_spec(text).source
     if (several := split_sources(source)) != [source]:
@@ -86,7 +86,7 @@ def check_images(text: str) -> None:
         return
     if re.match(r"(s3|gs|gcs|az|abfs)://", source) and not re.search(r"\.(tar|zip)\b|[{*]", source):
         raise UsageError(
-            f"{source} is a folder of a cloud store, whose images are not read one by one; pack them with "
+            f"{source} is a folder of a cloud store, where single images are not read; pack them with "
             "tools/make_shards.py and name the shards, or mount or copy the folder"
         )
     folder = Path(source).expanduser()

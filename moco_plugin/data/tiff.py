@@ -1,4 +1,4 @@
-"""TIFF files in the arrangements that GDAL, ImageJ and microscopes write."""
+"""Reading of TIFF files as written by GDAL, ImageJ and microscopes."""
 
 import io
 import logging
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 MOST_PAGES = 4096
 ORIENTATION, NODATA, SUBFILES = 274, 42113, 330
-_KEPT = {"imagej", "shaped", "stk"}  # tifffile's readings of pages; others open further files, or drop pages
-_BYTEWISE = (5, 8, 32946, 32773, 34925, 50000)  # LZW, deflate (two numbers), PackBits, LZMA, zstd: codes of any bytes
+_KEPT = {"imagej", "shaped", "stk"}  # formats that tifffile reads whole; others open further files or drop pages
+_BYTEWISE = (5, 8, 32946, 32773, 34925, 50000)  # LZW, deflate (two codes), PackBits, LZMA, zstd: codecs of plain bytes
 _BLOCK = 1 << 26  # bytes that libtiff unpacks at once
 _AXES = {"S": "samples", "C": "channels", "Z": "depths", "T": "times"}
 _PILLOWS = {(0, 1), (1, 1), (2, 3), (2, 4), (3, 1), (5, 4), (6, 3), (8, 3)}  # colour models and samples: grey to CIELAB
@@ -26,16 +26,16 @@ _WORDS = {0: "white is 0", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMY
 
 
 def tiff_pixels(data: bytes, name: str) -> Pixels | None:
-    """Read a TIFF file of one image; its bands may be samples, planes or pages of one size.
+    """Read a TIFF file of one image, with bands as samples, planes or pages of equal size.
 
-    Reduced copies and masks are passed over.
+    Reduced copies and masks are ignored.
 
     Returns:
-        The image, or None if it is one of at most 8 bits (12, if grey) of a colour model that Pillow reads.
+        The image, or None if Pillow can read it: at most 8 bits (12 if grey) and a known colour model.
 
     Raises:
-        CannotDecode: It is broken or too large.
-        UserError: It holds several images, or what is not read.
+        CannotDecode: The file is broken or too large.
+        UserError: It contains several images, or a kind of image that is not supported.
     """
     file = _open(data)
     series = _image(file, name)
@@ -56,10 +56,10 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     kinds = f"{_describe(others)}{width} x {height} pixels, {bits} bits, {_WORDS.get(colours, colours)}"
     what = f"{name} is a TIFF file of {kinds}"
     if len(others) > 1 or not height or not width:
-        raise UserError(f"{what}; expected one image, so write each into a file of its own")
+        raise UserError(f"{what}; expected one image; write each image to a separate file")
     kind = None if page.dtype is None else page.dtype.kind
     if colours not in (0, 1, 2) or kind not in ("u", "i", "f") or (colours == 0 and kind != "u"):
-        raise UserError(f"{what}, which is not read; convert it to grey, RGB or bands of 8 or 16 bits")
+        raise UserError(f"{what}, which is not supported; convert it to grey, RGB or bands of 8 or 16 bits")
     values = _values(file, data, series, page, what)
     axes = [axis for axis in series.get_axes(squeeze=False) if axis in "YX" or axis in others]
     values = values.reshape([sizes.get(axis, height if axis == "Y" else width) for axis in axes])
@@ -76,31 +76,31 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
 
 
 def tiff_size(data: bytes, name: str) -> tuple[int, int]:
-    """Return width and height of a TIFF file's image, as it is stored."""
+    """Return width and height of a TIFF file's image, as stored."""
     page = _image(_open(data), name).keyframe
     turned = (tag := page.tags.get(ORIENTATION)) is not None and tag.value in (5, 6, 7, 8)
     return (page.imagelength, page.imagewidth) if turned else (page.imagewidth, page.imagelength)
 
 
 def _open(data: bytes) -> "TiffFile":
-    """Open a file whose directories are known to end; nothing that its metadata name is opened."""
-    import tifffile  # slow to import, and for few sets
+    """Open a file after its chain of pages was checked; open no other files that its metadata name."""
+    import tifffile  # slow to import, and rarely needed
 
     _check_directories(data)
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it describes broken files at length
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs many lines about broken files
     others: Any = {f"is_{flag}": False for flag in tifffile.TIFF.FILE_FLAGS - _KEPT}
     return tifffile.TiffFile(io.BytesIO(data), **others)
 
 
 def _check_directories(data: bytes) -> None:
-    """Raise CannotDecode if the chain of directories does not end, or has more than ``MOST_PAGES``."""
+    """Raise CannotDecode if the chain of pages is circular, broken or longer than ``MOST_PAGES``."""
     order, big = "<>"[data[:1] == b"M"], data[2:4].strip(b"\0") == b"+"
     count_format, entry, offset_format = ("Q", 20, "Q") if big else ("H", 12, "I")
     seen: set[int] = set()
     (offset,) = struct.unpack_from(order + offset_format, data, 8 if big else 4)
     while offset:
         if offset in seen or len(seen) >= MOST_PAGES:
-            raise CannotDecode(f"more than {MOST_PAGES} pages" if offset not in seen else "its pages form a circle")
+            raise CannotDecode(f"more than {MOST_PAGES} pages" if offset not in seen else "its pages form a cycle")
         seen.add(offset)
         (count,) = struct.unpack_from(order + count_format, data, offset)
         start = offset + struct.calcsize(count_format)
@@ -114,14 +114,14 @@ def _check_directories(data: bytes) -> None:
 
 
 def _image(file: "TiffFile", name: str) -> "TiffPageSeries":
-    """Return the one image of a file, without smaller copies and masks."""
+    """Return the single image of a file, ignoring smaller copies and masks."""
     series = file.series
     whole = [part for part in series if not (part.keyframe.is_reduced or part.keyframe.is_mask)] or series[:1]
     if len(whole) != 1:
         sizes = dict.fromkeys(f"{part.keyframe.imagewidth} x {part.keyframe.imagelength}" for part in whole)
         raise UserError(
             f"{name} is a TIFF file of {len(file.pages)} pages of different kinds ({', '.join([*sizes][:4])} pixels); "
-            "expected one image, so write each into a file of its own"
+            "expected one image; write each image to a separate file"
         )
     return whole[0]
 
@@ -131,7 +131,7 @@ def _describe(others: dict[str, int]) -> str:
 
 
 def _check_whole(data: bytes, series: "TiffPageSeries", page: "TiffPage") -> None:
-    """Raise CannotDecode if parts of the image are missing from the file; tifffile would leave them black."""
+    """Raise CannotDecode if parts of the image are missing in the file, which tifffile would leave black."""
     for part in series.pages:
         if part is None:
             continue
@@ -153,7 +153,7 @@ def _values(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "Tiff
     """Return the values of an image as tifffile arranges them."""
     if page.compression in _BYTEWISE:
         if page.fillorder != 1:
-            raise UserError(f"{what}, with its bits in reverse order, which is not read; save it anew")
+            raise UserError(f"{what}, with its bits in reverse order, which is not supported; save it again")
         _unpack(file, data, series, page)
     try:
         return np.asarray(series.asarray())
@@ -166,9 +166,9 @@ def _values(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "Tiff
 
 
 def _unpack(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "TiffPage") -> None:
-    """Unpack the strips or tiles of compressed pages by libtiff, which unpacks no more than what an image takes.
+    """Decompress the strips or tiles of pages with libtiff, which never decompresses more than the image's size.
 
-    So tifffile, behind whose file the unpacked ones are written, finds them uncompressed, and needs no imagecodecs.
+    They are appended to the file, so that tifffile finds them uncompressed and does not need imagecodecs.
     """
     values = page.samplesperpixel if page.planarconfig == 1 else 1
     width = page.tilewidth if page.is_tiled else page.imagewidth
@@ -187,7 +187,7 @@ def _unpack(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "Tiff
         offsets, counts = [0] * len(segments), [0] * len(segments)
         batch: list[int] = []
         for index, (_, count) in enumerate(segments):
-            batch += [index] if count else []  # GDAL leaves empty tiles out
+            batch += [index] if count else []  # GDAL omits empty tiles
             full = len(batch) * rows * row >= _BLOCK or (batch and heights[index] != rows) or index + 1 == len(segments)
             if not batch or not full:
                 continue
@@ -209,7 +209,7 @@ def _unpack(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "Tiff
 
 
 def _unpack_rows(packed: list[bytes], compression: int, row: int, rows: int, height: int) -> np.ndarray:
-    """Return packed rows of bytes, H x ``row``: the strips of a grey image of 8 bits, as libtiff sees them."""
+    """Decompress rows of bytes, H x ``row``, which libtiff reads as strips of an 8-bit grey image."""
     count = len(packed)
     tags = 9
     data_start = 8 + 2 + 12 * tags + 4 + 8 * count
@@ -235,14 +235,14 @@ def _unpack_rows(packed: list[bytes], compression: int, row: int, rows: int, hei
 
 
 def _undo_float_predictor(rows: np.ndarray, values: int, itemsize: int, order: str) -> np.ndarray:
-    """Undo TIFF's third predictor: differences of bytes, those of the exponents first."""
+    """Undo TIFF's floating-point predictor: byte differences, with exponents first."""
     summed = rows.reshape(len(rows), -1, values).cumsum(axis=1, dtype=np.uint8)
     planes = summed.reshape(len(rows), itemsize, -1).swapaxes(1, 2)
     return np.ascontiguousarray(planes[..., ::-1] if order == "<" else planes)
 
 
 def _without_data(values: np.ndarray, page: "TiffPage") -> np.ndarray | None:
-    """Return where an image has the value that stands for none by GDAL's tag; None if nowhere."""
+    """Return a mask of pixels with GDAL's nodata value; None if there are none."""
     tag = page.tags.get(NODATA)
     try:
         nodata = np.nan if tag is None else float(str(tag.value).strip("\0 "))

@@ -29,7 +29,7 @@ class FeatureSet:
     """Features of a set.
 
     Attributes:
-        features: float32, N x D: on the GPU that computed them if they take less than half of its free memory, else on
+        features: float32, N x D. They stay on the GPU if they fit into half of its free memory; otherwise they are on
             the CPU, in memory or mapped from a temporary file.
         labels: int64, N, -1 without labels.
         indices: int64, N: which images of the set these are, since corrupt ones are left out.
@@ -107,9 +107,9 @@ def extract_feature_set(
         indices: Which images; None for all.
         normalized: Divide each feature by its L2 norm.
         disk: Put features of more than IN_MEMORY bytes into a temporary file.
-        device: Where the network is, and computes.
-        batch_size: Images at a time.
-        workers: Loader processes; None for the available cores where a GPU computes, and none on a CPU.
+        device: Device of the network.
+        batch_size: Images per batch.
+        workers: Loader processes; None uses the available cores on a GPU, and no processes on a CPU.
         progress: Label of a progress bar; None shows none.
     """
     device = torch.device(device)
@@ -157,17 +157,17 @@ def map_from_disk(parts: Iterable[Tensor]) -> Tensor:
 
 
 def own_share(count: int) -> range:
-    """Return which of so many images are those of this process: the first process has the first ones, and so on."""
+    """Return the indices of this process's share of ``count`` images: contiguous, in the order of the ranks."""
     rank, processes = process_number(), world_size()
     return range(count * rank // processes, count * (rank + 1) // processes)
 
 
 def gather_features(own: FeatureSet, rows: int = 65536) -> FeatureSet | None:
-    """Return the features of all processes on the first, and None on the others.
+    """Gather the features of all processes on the first one; return None on the others.
 
     Args:
-        own: Of this process's share; on the CPU, as ``gloo`` needs.
-        rows: Sent at a time.
+        own: Features of this process's share, on the CPU (for ``gloo``).
+        rows: Number of features sent at a time.
     """
     if world_size() == 1:
         return own

@@ -36,12 +36,12 @@ def evaluate_knn(
             'photos[80%:]' say.
         k: Numbers of neighbours; by default 200, less for small sets.
         temperature: Votes weigh exp(similarity / temperature).
-        pixels: Also measure raw pixels, at 32 x 32 at most: the cheapest baseline.
+        pixels: Also evaluate raw pixels, at most 32 x 32, as a baseline.
         **options: See ``ViewOptions``.
 
     Returns:
-        The content of the JSON. ``k`` and ``top1`` (percent) are those of the first k, ``top1_by_k`` has all, and
-        ``pixels`` those of raw pixels.
+        The content of the JSON file. ``k`` and ``top1`` (percent) are for the first k, ``top1_by_k`` for every k, and
+        ``pixels`` for raw pixels.
 
     Raises:
         UserError: A set, the checkpoint or an argument is invalid.
@@ -89,7 +89,7 @@ def knn_accuracy(
 ) -> dict[int, float]:
     """Return, for each k, the accuracy in percent of the k nearest neighbours' votes, each exp(similarity / T).
 
-    On several processes each has a part of the bank in ``train``, ``test`` is the same on all, and so is the result.
+    With several processes, ``train`` is this process's part of the bank; ``test`` and the result are the same on all.
     lightly's ``knn_predict`` counts the same votes; it needs memory for k one-hot vectors a test image.
 
     Args:

@@ -98,14 +98,14 @@ def _merge(before: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], k: int) 
 
 
 def nearest_over_processes(similarities: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the best k of what all processes found in their parts of a bank.
+    """Merge the neighbours that each process found in its part of a bank into the overall k nearest.
 
     Args:
-        similarities: m x k or fewer, those found here, descending.
-        labels: Of these neighbours, int64.
-        k: How many.
+        similarities: m x k or fewer, of this process's neighbours, descending.
+        labels: int64, labels of these neighbours.
+        k: Number of neighbours.
     """
-    missing = (0, k - similarities.shape[1])  # collectives take equal shapes
+    missing = (0, k - similarities.shape[1])  # collectives need equal shapes
     padded = F.pad(similarities, missing, value=-torch.inf), F.pad(labels, missing)
     sizes = [len(labels)] * world_size()
     gathered = (torch.cat(all_gather(part, sizes).split(sizes), dim=1) for part in padded)

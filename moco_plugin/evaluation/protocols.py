@@ -47,7 +47,7 @@ class ClassificationConfig:
     timeout: float = positive(1800.0)
     """Seconds that processes wait for each other before the run fails."""
     seed: int = 0
-    """Of everything that is random: the classifier's weights, the order of the images, crops and label_share."""
+    """Random seed of the classifier's weights, the order of the images, crops and label_share."""
 
 
 def load_protocol(task: str, name: str, overrides: Sequence[str] = ()) -> ClassificationConfig:

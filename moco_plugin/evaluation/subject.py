@@ -18,7 +18,7 @@ from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
 from moco_plugin.files import check_output, write_json
 from moco_plugin.runs.processes import own_device
 
-PIXELS = 32  # side of the images whose raw pixels are compared, at most
+PIXELS = 32  # largest side of the images whose raw pixels are compared
 PACKAGES = ("torchvision", "timm", "lightly", "pytorch-lightning")
 
 
@@ -48,7 +48,7 @@ class ShownOptions(NetworkOptions, total=False):
     batch_size: int
     """Images at a time (default 256)."""
     workers: int | None
-    """Loader processes; -1 takes the available cores (default: -1 on a GPU, 0 on a CPU)."""
+    """Loader processes; -1 uses the available cores (default: -1 on a GPU, 0 on a CPU)."""
 
 
 class ViewOptions(ShownOptions, Options, total=False):
@@ -67,7 +67,7 @@ class Subject:
         encoder: "query" or "key".
         untrained: Whether the weights are random.
         batch_size: Images at a time.
-        workers: Loader processes; None for the available cores on a GPU, and none on a CPU.
+        workers: Loader processes; None uses the available cores on a GPU, and no processes on a CPU.
         out: The JSON file to write, if any.
         overwrite: Whether files of an earlier evaluation are replaced.
     """
@@ -94,7 +94,7 @@ class Subject:
         return extract_feature_set(self.backbone.to(self.device), images, self.view, device=self.device, **options)
 
     def pixels(self) -> "Subject":
-        """Return the same with raw pixels as features: the view at 32 pixels at most, not normalised."""
+        """Return a subject whose features are raw pixels: the view at 32 pixels or less, not normalised."""
         view = pixel_view(self.view)
         return replace(self, backbone=nn.Flatten(), dim=view.channels * view.image_size**2, view=view)
 
@@ -145,7 +145,7 @@ class Subject:
 
 
 def pixel_view(view: View) -> View:
-    """Return the view whose pixels, from 0 to 1, are compared with a network's features: 32 pixels wide at most."""
+    """Return the view whose raw pixels (0 to 1) serve as features, at most 32 pixels wide."""
     side, zero, one = min(PIXELS, view.image_size), [0.0] * view.channels, [1.0] * view.channels
     return replace(view, image_size=side, mean=zero, std=one)
 
@@ -187,7 +187,7 @@ def read_sets(train: str, test: str | None, several: bool = False) -> tuple[Imag
 
     Args:
         train: See ``ImageSet``.
-        test: Likewise; None holds a fifth of each class of ``train`` out.
+        test: As ``train``; None holds out a fifth of each class of ``train``.
         several: Whether images have several labels.
 
     Raises:

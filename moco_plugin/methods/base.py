@@ -20,7 +20,7 @@ class Method(nn.Module):
         views: Its two views, a name of ``moco_plugin.data.views.VIEWS``.
         recipe: Its recipe: the name of a file of ``configs/pretrain``, the path of another YAML file, or one for each
             kind of network: ``batch_norm``, ``plain_vit`` (without trained weights) and ``layer_norm`` (all others).
-        queue_size: Keys that the method holds, or None. A batch may enqueue at most as many.
+        queue_size: Number of keys in the queue, or None. A batch may enqueue at most as many.
         keys_per_image: Keys that each image of a batch enqueues.
         queries_per_image: Views of each image that pass the query encoder.
         even_batches: Whoever trains it has batches of one size on all processes, so that they need not be exchanged.

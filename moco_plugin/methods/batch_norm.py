@@ -32,9 +32,9 @@ def _precise(input: Tensor) -> torch.dtype:
 def _in_parts(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalize contiguous groups of the batch separately; return them, and their means and variances, groups x C.
+    """Normalize contiguous groups of the batch separately; return the result, and means and variances, groups x C.
 
-    In plain operations, which torch.compile fuses.
+    Uses plain operations, which torch.compile fuses.
     """
     each, more = divmod(len(input), groups)
     outputs, means, variances = [], [], []
@@ -58,7 +58,7 @@ def _in_parts(
 
 @cache
 def kernels(device: torch.device) -> ModuleType | None:
-    """Return the Triton kernels where they run on a device and agree with torch; None elsewhere, on CUDA with a warning."""
+    """Return the Triton kernels if they run on a device and agree with torch, else None, with a warning on CUDA."""
     if device.type != "cuda":
         return None
     try:
@@ -73,11 +73,11 @@ def kernels(device: torch.device) -> ModuleType | None:
         found = output, *kernels.backward(input.detach(), input, weight, *saved)
         for one, other in zip(found, (expected, *grads), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
-    except Exception as error:  # whatever a compiler, a driver or a GPU that we have not seen may do
+    except Exception as error:  # compilers, drivers and GPUs fail in many ways
         reason = (str(error).split("\n") or [""])[0]
         warnings.warn(
             f"the kernels of grouped batch norm do not work on {device} ({type(error).__name__}: {reason}); "
-            "torch's own run once for each group, which is slower",
+            "using torch's batch norm for each group, which is slower",
             stacklevel=2,
         )
         return None
@@ -85,9 +85,9 @@ def kernels(device: torch.device) -> ModuleType | None:
 
 
 class _GroupedBatchNorm(torch.autograd.Function):
-    """``_in_parts`` and the step of the running statistics, without parts to be copied.
+    """``_in_parts`` and the update of the running statistics, without copies of the groups.
 
-    On CUDA by kernels of our own, elsewhere by torch's, once for each group, which write into one output.
+    CUDA uses our Triton kernels; other devices call torch's for each group, writing to a single output.
     """
 
     @staticmethod
@@ -100,7 +100,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
             output, means, deviations = ours.forward(input, weight, bias, running, groups, eps, rate)
         else:
             output = torch.empty_like(input)
-            # as running statistics with momentum 1, and as saved for backward
+            # returned as running statistics with momentum 1, and as saved for backward
             statistics = input.new_zeros(4, groups, input.shape[1], dtype=_precise(input))
             parts = zip(input.tensor_split(groups), output.tensor_split(groups), statistics.unbind(1), strict=True)
             for part, place, of_group in parts:
@@ -137,7 +137,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 
 
 def _move(running: Running, means: Tensor, variances: Tensor, rate: float) -> None:
-    """Move running statistics towards the mean over the groups, and count the step."""
+    """Update running statistics with the mean over the groups, and count the step."""
     mean, variance, tracked = running
     if mean is not None and variance is not None and tracked is not None:
         mean.lerp_(means.mean(dim=0).to(mean.dtype), rate)

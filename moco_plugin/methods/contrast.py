@@ -49,7 +49,7 @@ class _QueueContrast(torch.autograd.Function):
 
 
 def _block(q: Tensor) -> int:
-    """Return how many keys are scored at a time."""
+    """Return the number of keys scored at a time."""
     return max(QUEUE_BLOCK, CUDA_LOGITS // max(1, len(q))) if q.device.type == "cuda" else QUEUE_BLOCK
 
 

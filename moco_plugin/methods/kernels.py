@@ -1,7 +1,7 @@
 """Triton kernels of grouped batch norm: three launches forward and three backward, whatever the number of groups.
 
-Rows are all positions of all images, H x W of each in turn; a group is a range of images. Sums are taken in float32, or
-float64 where the input is, over parts of a group first, so that their order, and the result, is always the same.
+Rows are the H x W positions of all images, image by image; a group is a range of images. Sums are accumulated in
+float32 (float64 for float64 inputs), first over parts of a group, in a fixed order, so that results are deterministic.
 """
 
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @triton.jit
 def _group(group, images, groups, area):  # type: ignore[no-untyped-def]
-    """Return a group's first row and its number of rows; the first groups have the images that are left over."""
+    """Return a group's first row and its number of rows; the first groups get the remaining images."""
     each, more = images // groups, images % groups
     return (group * each + tl.minimum(group, more)) * area, (each + (group < more).to(tl.int32)) * area
 
@@ -32,7 +32,7 @@ def _places(rows, channels, area, channel_count, LAST: tl.constexpr):  # type: i
 def _first_row(  # type: ignore[no-untyped-def]
     x, start, channels, channel_count, area, TYPE: tl.constexpr, LAST: tl.constexpr
 ):  # fmt: skip
-    """Return the first row of a group; sums of squares less this row lose no digits to a large mean."""
+    """Return the first row of a group; subtracting it keeps sums of squares accurate for large means."""
     places = _places(tl.zeros((1,), tl.int32) + start, channels, area, channel_count, LAST)
     return tl.sum(tl.load(x + places, (channels < channel_count)[None, :], 0.0).to(TYPE), 0)
 
@@ -42,7 +42,7 @@ def _partial_sums(  # type: ignore[no-untyped-def]
     x, y, means, sums, images, channel_count, area, groups,
     TYPE: tl.constexpr, LAST: tl.constexpr, BACKWARD: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Write sums over parts of a group, parts x 2 x groups x C: of x and x squared, less the first row; or of y and xy."""
+    """Write sums over parts of a group, parts x 2 x groups x C: of x and x squared, minus the first row; or of y and xy."""
     part, parts, group = tl.program_id(0), tl.num_programs(0), tl.program_id(1)
     channels = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     valid = channels < channel_count
@@ -81,7 +81,7 @@ def _statistics(  # type: ignore[no-untyped-def]
     TYPE: tl.constexpr, LAST: tl.constexpr, TRACKS: tl.constexpr, EPS: tl.constexpr, RATE: tl.constexpr,
     PARTS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Write means and inverse deviations, groups x C; move the running statistics and count the step."""
+    """Write means and inverse standard deviations, groups x C; update running statistics and count the step."""
     channels = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     valid = channels < channel_count
     all_means, all_variances = tl.zeros((CHANNELS,), TYPE), tl.zeros((CHANNELS,), TYPE)
@@ -131,7 +131,7 @@ def _apply(  # type: ignore[no-untyped-def]
     TYPE: tl.constexpr, LAST: tl.constexpr, BACKWARD: tl.constexpr, AFFINE: tl.constexpr,
     ROWS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """Write the normalised x; or, of the output's gradient y, that of x."""
+    """Write the normalised x; or, given the output's gradient y, the gradient of x."""
     group = tl.program_id(1)
     channels = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
     valid = channels < channel_count
@@ -156,7 +156,7 @@ def _apply(  # type: ignore[no-untyped-def]
 
 
 class _Sizes:
-    """How an input, N x C x ..., is laid out and divided among programs."""
+    """Memory layout of an input, N x C x ..., and its division among programs."""
 
     def __init__(self, input: Tensor, groups: int) -> None:
         images, channels = input.shape[:2]
@@ -168,7 +168,7 @@ class _Sizes:
         self.block = {"ROWS": 32 if last else 1024, "CHANNELS": 64 if last else 1}
         self.columns = triton.cdiv(channels, self.block["CHANNELS"])
         self.rows = triton.cdiv(triton.cdiv(images, groups) * area, self.block["ROWS"])
-        # parts enough to fill a GPU, of eight blocks of rows or more
+        # enough parts to fill a GPU, of at least eight blocks of rows
         wanted = min(64, triton.cdiv(self.rows, 8), triton.cdiv(1024, groups * self.columns))
         self.parts = triton.next_power_of_2(wanted)
         self.sums = input.new_empty(
@@ -179,7 +179,7 @@ class _Sizes:
 
 
 def dense(input: Tensor) -> Tensor:
-    """Return ``input`` in a layout that the kernels read: contiguous, or channels-last."""
+    """Return ``input`` in a layout that the kernels support: contiguous or channels-last."""
     last = input.movedim(1, -1)
     return input if last.is_contiguous() else input.contiguous()
 
@@ -187,16 +187,16 @@ def dense(input: Tensor) -> Tensor:
 def forward(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, running: Any, groups: int, eps: float, rate: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the normalised input, means and inverse deviations, groups x C; move the running statistics.
+    """Return the normalised input, means and inverse standard deviations, groups x C; update the running statistics.
 
     Args:
         input: N x C x ..., ``dense``.
         weight: C, or None.
         bias: C, or None.
-        running: Running mean and variance, and the number of steps; or three times None.
+        running: Running mean, running variance and number of steps; each may be None.
         groups: Contiguous groups of the N images.
-        eps: Added to the variances.
-        rate: Share of the new statistics in the running ones.
+        eps: Value added to the variances.
+        rate: Weight of the new statistics in the running ones (momentum).
     """
     s = _Sizes(input, groups)
     output = torch.empty_like(input)
@@ -216,7 +216,7 @@ def forward(
 def backward(
     grad: Tensor, input: Tensor, weight: Tensor | None, means: Tensor, deviations: Tensor
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return the gradients of input, weight and bias; ``grad`` is laid out as ``input``."""
+    """Return the gradients of input, weight and bias; ``grad`` has the layout of ``input``."""
     groups = len(means)
     s = _Sizes(input, groups)
     output, totals = torch.empty_like(input), torch.empty_like(s.sums[0])

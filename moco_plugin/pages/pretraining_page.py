@@ -23,7 +23,7 @@ COLLAPSED = 0.05
 
 
 def is_pretraining(folder: Path) -> bool:
-    """Return whether a folder holds a pre-training run."""
+    """Return whether a folder contains a pre-training run."""
     return (folder / "config.yaml").is_file() and (folder / "metrics.csv").is_file()
 
 

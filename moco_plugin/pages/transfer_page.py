@@ -39,7 +39,7 @@ def write_report(folder: str | Path, html: str | Path) -> str:
     transfers, evaluations = read_transfers(folder), read_evaluations(folder)
     if not transfers and not evaluations:
         raise UserError(
-            f"{folder} holds no results; expected those of tools/transfer.py, or of tools/evaluate.py --out"
+            f"{folder} contains no results; expected those of tools/transfer.py, or of tools/evaluate.py --out"
         )
     counts = []
     if transfers:

@@ -37,7 +37,7 @@ class DataConfig:
     mean: list[float] = field(default_factory=lambda: [0.485, 0.456, 0.406])
     """Of each channel, of values from 0 to 1; measured where backbone_args.in_chans is not 3, unless given."""
     std: list[float] = field(default_factory=lambda: [0.229, 0.224, 0.225])
-    """Of each channel, as `mean`."""
+    """Standard deviation of each channel, as `mean`."""
     crop_ratio: float = positive(0.875)
     """Evaluation resizes the short side to image_size / crop_ratio, then crops the centre."""
     value_range: list[float] | None = None
@@ -67,7 +67,7 @@ class KNNConfig:
     k: int | None = positive(None)
     """Neighbours that vote; null: 200, or half of a class's images if that is less."""
     temperature: float = positive(0.1)
-    """Votes weigh exp(similarity / temperature)."""
+    """Each neighbour's vote has the weight exp(similarity / temperature)."""
     features: str = "backbone"
     """What is compared: the backbone's features, or the outputs of the query encoder, head included ("encoder")."""
     every: int = positive(1)
@@ -79,7 +79,7 @@ class PretrainConfig:
     """Everything a pre-training run is made of."""
 
     method: str = "moco"
-    """moco (v2), moco_v1, moco_v2, moco_v3, or the name that another package gives its method."""
+    """moco (v2), moco_v1, moco_v2, moco_v3, or a method that another package registers."""
     method_args: dict[str, Any] = field(default_factory=dict)
     """Arguments of the method's class."""
     backbone: str = "resnet50"
@@ -98,13 +98,13 @@ class PretrainConfig:
     compile: bool = False
     """Compile the encoders with torch.compile."""
     tf32: bool = False
-    """Let GPUs round the factors of float32 matrix products to TF32, as they always do in convolutions."""
+    """Use TF32 for float32 matrix products on GPUs; convolutions always use it."""
     save_every: int = positive(1000)
     """Steps between two checkpoints within an epoch; each epoch ends with one."""
     timeout: float = positive(1800.0)
     """Seconds that processes wait for each other before the run fails."""
     seed: int = 0
-    """Of everything that is random: weights, the order of the images, views and the permutation of the keys."""
+    """Random seed of weights, the order of the images, views and the permutation of the keys."""
     out: str = "runs/pretrain"
     """Folder for checkpoints, logs and the config as it ran."""
     channels_last: bool = True

@@ -55,7 +55,7 @@ class PretrainModule(pl.LightningModule):
         own = dict(config.method_args)
         on_gpu = config.trainer.get("accelerator", "auto") not in ("cpu", "mps")
         if issubclass(method_class(config.method), MoCoV3) and own.get("batch_norm", "auto") == "auto" and not on_gpu:
-            own["batch_norm"] = "plain"  # the method's auto looks at the machine, which may have a GPU
+            own["batch_norm"] = "plain"  # auto depends on whether the machine has a GPU
         self.method = build_method(config.method, backbone, dim, **own)
         self.method.even_batches = True  # the loader drops a last smaller batch
         self.layout = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -88,7 +88,7 @@ class PretrainModule(pl.LightningModule):
         return batch
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Copy a batch; to a GPU on a stream of its own, so that the copy runs beside the step before."""
+        """Copy a batch to the device; on a GPU in a separate stream, which overlaps with the previous step."""
         if device.type != "cuda":
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         self.copies = self.copies or torch.cuda.Stream(device)

@@ -32,7 +32,7 @@ TAGS = {
     "images_per_second": "speed/images_per_second",
 }
 """TensorBoard's tags of the metrics in ``metrics.csv``."""
-TIMED, WARM_UP = 3, 1  # batches that the expected time is taken from, and the first of them that are left out
+TIMED, WARM_UP = 3, 1  # batches timed for the estimate of the duration; warm-up batches among them
 
 
 class Throughput(pl.Callback):
@@ -125,7 +125,7 @@ class KNNMonitor(pl.Callback):
         self.view = View(data.image_size, data.crop_ratio, data.mean, data.std, data.value_range)
 
     def measure(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Measure on all processes, each with its share of the images; the first logs."""
+        """Evaluate on all processes, each on its share of the images; the first process logs."""
         method = pl_module.method
         network = method.encoder if self.knn.features == "encoder" else method.backbone
         top1, k, labels = self._accuracy(trainer, network, self.view)

@@ -39,7 +39,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, images: ImageSet |
 
     Args:
         config: The run; ``prepare_run`` makes one that fits the images and the machine.
-        overwrite: Remove the run that ``out`` holds.
+        overwrite: Remove the run in ``out``.
         images: The value of ``open_images(config)``, if the images were listed already.
 
     Returns:
@@ -68,7 +68,7 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, images: ImageSet |
         config_text=yaml.safe_dump(config_dict(config), sort_keys=False),
     )
     if run.saved() and (out / "result.json").exists():
-        print(f"{out} holds this run, finished; nothing to do (--overwrite starts again)")
+        print(f"{out} contains this run, finished; nothing to do (--overwrite starts again)")
         return run.last
     pl.seed_everything(config.seed, verbose=False)
     torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
@@ -98,10 +98,10 @@ def pretrain(config: PretrainConfig, overwrite: bool = False, images: ImageSet |
 
 
 def _check_folder(out: Path) -> None:
-    """Raise UsageError if a folder holds files but no run."""
+    """Raise UsageError if a folder contains files but no run."""
     names = {path.name for path in out.iterdir() if path.name[0] != "."} if out.is_dir() else set()
     if names and not names & set(FILES):
-        raise UsageError(f"{out} holds files of something else and was kept; choose another out=")
+        raise UsageError(f"{out} contains files of something else and was kept; choose another out=")
 
 
 def measure_missing_statistics(config: PretrainConfig, images: ImageSet) -> None:
@@ -117,7 +117,7 @@ def train_loader(config: PretrainConfig, images: ImageSet, rank: int = 0, proces
     data = config.data
     if len(images) < data.batch_size:
         raise UsageError(
-            f"data.batch_size is {data.batch_size} and {data.root} holds {len(images)} images; choose a smaller batch"
+            f"data.batch_size is {data.batch_size} and {data.root} contains {len(images)} images; choose a smaller batch"
         )
     views = build_views(config, images)
     return DataLoader(

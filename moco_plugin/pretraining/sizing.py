@@ -26,8 +26,8 @@ def step_memory(
         image_size: Side of a view in pixels.
         batch_size: Images of this process.
         channels: Of the images.
-        precision: Lightning's name of the run's; 64 bits double everything.
-        device: Type of the run's. On a GPU 16 bits halve the activations; a CPU keeps them in 32 bits beside them, too.
+        precision: Lightning's name of the precision; 64 bits double all sizes.
+        device: Type of the device. 16 bits halve the activations on a GPU; a CPU also keeps them in 32 bits.
     """
     images = min(PROBED, batch_size)
     kept: dict[tuple[int, int], int] = {}
@@ -42,7 +42,7 @@ def step_memory(
     state = {name: value.clone() for name, value in method.encoder.state_dict().items()}
     random = torch.get_rng_state()
     mixed = torch.autocast("cpu", torch.bfloat16, enabled="mixed" in precision and device == "cpu")
-    # compiled for this batch it would take minutes
+    # compiling for this batch would take minutes
     with mixed, torch.compiler.set_stance("force_eager"), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
         method.encoder(torch.randn(images, channels, image_size, image_size)).sum()
     method.encoder.load_state_dict(state)
@@ -83,11 +83,11 @@ def check_memory(config: PretrainConfig, method: Method, device: torch.device, p
         config: The run.
         method: On the CPU.
         device: Where this process trains.
-        processes: On all machines.
-        here: On this machine; on a CPU they share its memory.
+        processes: Number of processes on all machines.
+        here: Number of processes on this machine; on a CPU they share its memory.
 
     Raises:
-        UsageError: A step does not fit; the batch that would is named.
+        UsageError: A step does not fit; the message suggests a batch size.
     """
     share = here if device.type == "cpu" else 1
     needed = _step(config, method, config.data.batch_size // processes, device) * share
@@ -95,22 +95,22 @@ def check_memory(config: PretrainConfig, method: Method, device: torch.device, p
     if there is None:
         return f"a step takes about {_gigabytes(needed)}"
     held = process_memory() if device.type == "cpu" else 0
-    beside = f" beside the {_gigabytes(held)} that {'each' if here > 1 else 'the'} process holds" if held else ""
-    sentence = f"a step takes about {_gigabytes(needed)} of the {_gigabytes(there)} that are free{beside}"
+    used = f" ({'each' if here > 1 else 'the'} process already uses {_gigabytes(held)})" if held else ""
+    sentence = f"a step takes about {_gigabytes(needed)} of {_gigabytes(there)} of free memory{used}"
     if device.type != "cpu" or needed <= SAFE_SHARE * there:  # a full GPU raises its own error immediately
         return sentence
     raise UsageError(f"{sentence}; {advice(config, method, processes, there / share, device)}")
 
 
 def advice(config: PretrainConfig, method: Method, processes: int, memory: float, device: torch.device) -> str:
-    """Return what to change so that a step fits into so many bytes for each process."""
+    """Return advice on how to make a step fit into so many bytes per process."""
     two, one_probe = (_step(config, method, probes * PROBED, device) for probes in (2, 1))
     one = (two - one_probe) / PROBED
     rest = one_probe - PROBED * one
     least = method.groups(processes) * processes * 2
     fits = int((SAFE_SHARE * memory - rest) / one) * processes // least * least
     choice = f"choose data.batch_size={fits}" if fits > 0 else "choose a smaller backbone or data.image_size"
-    return f"{choice}, trainer.accumulate_grad_batches for a larger one, or fewer pixels"
+    return f"{choice}, with trainer.accumulate_grad_batches for larger batches, or smaller images"
 
 
 def _step(config: PretrainConfig, method: Method, batch_size: int, device: torch.device) -> int:
@@ -119,7 +119,7 @@ def _step(config: PretrainConfig, method: Method, batch_size: int, device: torch
 
 
 def process_memory() -> int:
-    """Return the bytes that this process holds; 0 where that is not known."""
+    """Return the memory of this process in bytes; 0 if unknown."""
     status = Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.is_file() else 0
 

@@ -31,7 +31,7 @@ def start_from(backbone: nn.Module, config: PretrainConfig) -> None:
         backbone.load_state_dict(_adapted(checkpoint.backbone.state_dict(), backbone))
     except RuntimeError as error:
         raise UsageError(
-            f"weights={config.weights} holds a {checkpoint.architecture}, which does not fit backbone={config.backbone} "
+            f"weights={config.weights} contains a {checkpoint.architecture}, which does not fit backbone={config.backbone} "
             "with these backbone_args; choose the same architecture"
         ) from error
     sized = ("img_size", "grid_size", "num_patches", "in_chans", "in_channels")  # of the images, see _adapted

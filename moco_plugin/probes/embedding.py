@@ -1,4 +1,4 @@
-"""Features of images to a file, with near duplicates and the nearest images of each."""
+"""Files of image features, of near duplicates and of nearest images."""
 
 import csv
 from collections import deque
@@ -23,17 +23,17 @@ from moco_plugin.files import atomic_path, check_output
 from moco_plugin.methods.distributed import process_number, world_size
 from moco_plugin.runs.processes import joined
 
-ROWS = 16384  # of a Parquet file, that are written at once
+ROWS = 16384  # rows of a Parquet file that are written at once
 
 
 @dataclass
 class Embedding:
-    """Features with the images they are of.
+    """Features and the images that they belong to.
 
     Attributes:
         features: float32, N x D, on the CPU.
-        paths: Of each image: its path, or its index or name in a file.
-        labels: The name of each image's class; None where the images have no labels, or several.
+        paths: Path of each image, or its name or index in a file of several images.
+        labels: Class name of each image; None if images have no label, or several.
     """
 
     features: Tensor
@@ -55,26 +55,26 @@ def embed(
 ) -> Embedding | None:
     """Write the features of images to a file.
 
-    Under torchrun each process computes a share of them, and the first writes.
+    Under torchrun each process computes a share of the features, and the first process writes them.
 
     Args:
         weights: A checkpoint of any layout that ``read_checkpoint`` knows.
         images: Any images: a folder, a list, shards, a zip archive or an idx images file; [start:stop] takes a part.
-        out: An .npy file (float32, N x D; the paths are in a .csv file of its name), or a .parquet file (columns path,
-            label and features; needs pyarrow). None writes none.
-        pixels: Write raw pixels, at 32 x 32 at most, in place of the network's features.
-        nearest: Also write a .csv file of the images nearest to each, by cosine similarity: path, nearest, similarity.
-        k: How many of them.
+        out: An .npy file (float32, N x D; paths go to a .csv file of the same name), or a .parquet file (columns path,
+            label and features; needs pyarrow). None writes no features.
+        pixels: Write raw pixels, at most 32 x 32, instead of the network's features.
+        nearest: Also write a .csv file of each image's nearest images by cosine similarity: path, nearest, similarity.
+        k: Number of nearest images.
         duplicates: Also write a .csv file of pairs of near duplicates: path, duplicate, similarity.
-        similarity: From which cosine similarity on two images are near duplicates.
+        similarity: Smallest cosine similarity of near duplicates.
         **options: See ``ShownOptions``.
 
     Returns:
-        The features with the paths, on the first process; None on others.
+        The features and the paths on the first process; None on the others.
 
     Raises:
         UserError: The images or the checkpoint cannot be read, or a file cannot be written.
-        UsageError: A file exists, or an argument is out of range.
+        UsageError: A file already exists, or an argument is out of range.
     """
     overwrite = options.get("overwrite", False)
     named = {"nearest": nearest, "duplicate": duplicates}
@@ -82,7 +82,7 @@ def embed(
     files = [] if out is None else _files(Path(out).expanduser())
     for path in tables.values():
         if path.suffix != ".csv":
-            raise UsageError(f"{path} does not end in .csv; choose such a name for pairs of images")
+            raise UsageError(f"{path} does not end in .csv; choose a .csv file for pairs of images")
     written = [*files, *tables.values()]
     for path in written:
         check_output(path, overwrite)
@@ -96,7 +96,7 @@ def embed(
     if tables:
         neighbours.check_neighbours([k if nearest else 1], len(opened), same=True)
     if len(opened) < world_size():
-        raise UsageError(f"{images} holds {len(opened)} images for {world_size()} processes; use fewer processes")
+        raise UsageError(f"{images} contains {len(opened)} images for {world_size()} processes; use fewer processes")
     with joined():
         progress = "features" if process_number() == 0 else None
         own = subject.features(opened, progress, normalized=False, disk=True, indices=own_share(len(opened)))
@@ -106,7 +106,7 @@ def embed(
         return None
     paths = [opened.name(index) for index in whole.indices.tolist()]
     result = Embedding(whole.features, paths, _label_names(opened, whole.labels))
-    with ExitStack() as stack:  # all files appear together, when the last is whole
+    with ExitStack() as stack:  # all files appear together, once the last is complete
         if files:
             _write(result, [stack.enter_context(atomic_path(path)) for path in files])
         tables_by_name = {name: stack.enter_context(atomic_path(path)) for name, path in tables.items()}
@@ -116,7 +116,7 @@ def embed(
 
 
 def _files(out: Path) -> list[Path]:
-    """Return the files that hold the features and the paths."""
+    """Return the files of the features and of the paths."""
     if out.suffix == ".npy":
         return [out, out.with_suffix(".csv")]
     if out.suffix != ".parquet":
@@ -143,7 +143,7 @@ def _write(embedding: Embedding, files: Sequence[Path]) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    names = [path.encode(errors="backslashreplace").decode() for path in paths]  # Parquet's texts are UTF-8
+    names = [path.encode(errors="backslashreplace").decode() for path in paths]  # Parquet strings are UTF-8
     columns = {"path": pyarrow.string()} | ({"label": pyarrow.string()} if labels else {})
     kind = pyarrow.list_(pyarrow.float32(), features.shape[1])
     schema = pyarrow.schema([*columns.items(), ("features", kind)])
@@ -164,7 +164,7 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Any) -> None:
 
 
 def _write_pairs(embedding: Embedding, tables: Mapping[str, Path], k: int, similarity: float, device: str) -> None:
-    """Write the ``nearest`` and the ``duplicate`` table, those of them that are asked for, from one search."""
+    """Write the requested tables of ``nearest`` images and ``duplicates`` from a single search."""
     if not tables:
         return
     paths, alike = embedding.paths, dict[tuple[int, int], float]()

@@ -43,7 +43,7 @@ def evaluate_multilabel(
         k: Neighbours; by default 200, or a tenth of the training images if that is less.
         temperature: Votes weigh exp(similarity / temperature).
         lrs: Learning rates to try, all in one pass; by default nine from 0.001 to 10.
-        epochs: Of the logistic regressions, whose batches have 256 images.
+        epochs: Epochs of the logistic regressions, in batches of 256 images.
         seed: Of the images held out and the order of training.
         **options: See ``ViewOptions``.
 

@@ -145,7 +145,7 @@ def evaluate_omnibenchmark(
     realms = {name: realm for name in REALMS if (realm := read_realm(root, name))}
     missing = [name for name in REALMS if name not in realms]
     if not realms:
-        raise UserError(f"{root} holds none of the realms; expected folders {', '.join(REALMS[:3])} and so on in it")
+        raise UserError(f"{root} contains none of the realms; expected folders {', '.join(REALMS[:3])} and so on in it")
     subject = read_subject(weights, **options)
     if missing:
         print(f"missing, {len(missing)} of {len(REALMS)} realms: {', '.join(missing)}")

@@ -40,7 +40,7 @@ def stepped(trainer: pl.Trainer, batch_idx: int) -> bool:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Lightning's bar, with values that are read at logging steps only: reading one waits for the device."""
+    """Lightning's progress bar, which reads values at logging steps only, since reading waits for the device."""
 
     SHOWN = ("loss", "images_per_second")
 
@@ -56,7 +56,7 @@ class ProgressBar(TQDMProgressBar):
 
 
 class LateFlag:
-    """A truth value on a device, read a step after it was computed, when it has arrived: nothing waits for it."""
+    """A boolean on a device that is read one step late, so that nothing waits for the device."""
 
     def __init__(self) -> None:
         self.value: Tensor | None = None
@@ -64,7 +64,7 @@ class LateFlag:
         self.copied: torch.cuda.Event | None = None
 
     def put(self, value: Tensor, step: int) -> None:
-        """Start to copy the value of a step to the host."""
+        """Start copying the value of a step to the host."""
         on_gpu = value.device.type == "cuda"
         self.value, self.step = value.to("cpu", non_blocking=on_gpu), step
         if on_gpu:
@@ -80,13 +80,13 @@ class LateFlag:
 
 
 class Guard(pl.Callback):
-    """Stops all processes at the same step: after a signal or at the time limit, or with an error at a loss not finite.
+    """Stops all processes at the same step: on a signal, at the time limit, or with an error if the loss is not finite.
 
-    Several processes agree on it over gloo, on their CPUs: one that ended or does not answer is an exception here, before
-    NCCL ends the others without a word.
+    Processes agree over gloo on the CPU. A process that exited or does not respond raises an exception here, before NCCL
+    aborts the others without a message.
 
     Args:
-        limit: The time limit in any form that Lightning's Timer takes, from the start of each command; None for none.
+        limit: Time limit from the start of the command, in any form that Lightning's Timer accepts; None for no limit.
         timeout: Seconds that processes wait for each other.
     """
 
@@ -151,7 +151,7 @@ class Guard(pl.Callback):
         return remaining is not None and remaining <= 0
 
     def settle(self, trainer: pl.Trainer) -> None:
-        """Wait for the last loss, before a checkpoint is written; raise UserError if it is not finite."""
+        """Wait for the last loss before a checkpoint is written; raise UserError if it is not finite."""
         self._refuse(trainer, self._over_processes(self.bad.take())[0])
 
     def _refuse(self, trainer: pl.Trainer, bad: int) -> None:
@@ -159,7 +159,7 @@ class Guard(pl.Callback):
             raise not_finite(trainer, "the loss is", bad)
 
     def _over_processes(self, *values: int) -> list[int]:
-        """Return the largest of each value over all processes."""
+        """Return the maximum of each value over all processes."""
         if self.group is None:
             return list(values)
         flags = torch.tensor(values)
@@ -183,7 +183,7 @@ class Saver(Checkpoint):
         every: Steps between two checkpoints within an epoch.
         csv_log: Written with each checkpoint, so that a run killed later resumes with all its rows.
         identity: Kept in the checkpoint, to be compared when the run resumes.
-        guard: Knows whether the losses until now are finite.
+        guard: Tracks whether the losses are finite.
     """
 
     def __init__(self, path: Path, every: int, csv_log: CSVLog, identity: Identity, guard: Guard) -> None:
@@ -204,7 +204,7 @@ class Saver(Checkpoint):
             self.save(trainer, pl_module)
 
     def save(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Write the checkpoint, unless the last loss or a weight is not finite."""
+        """Write the checkpoint unless the last loss or a weight is not finite."""
         self.guard.settle(trainer)
         weights = [p.detach() for p in pl_module.parameters() if p.requires_grad]
         if not torch.stack([w.isfinite().all() for w in weights]).all():

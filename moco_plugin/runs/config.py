@@ -14,13 +14,13 @@ class OptimizerConfig:
     lr: float = 0.03
     """Learning rate for reference_batch_size images per step."""
     reference_batch_size: int = positive(256)
-    """Images per step for which lr is stated."""
+    """Images per step that lr refers to."""
     scale_lr: bool = True
     """Scale lr linearly by batch_size / reference_batch_size."""
     momentum: float = 0.9
-    """Of sgd and lars, 0 to 1."""
+    """Momentum of sgd and lars, 0 to 1."""
     weight_decay: float = 1e-4
-    """Of all optimizers."""
+    """Weight decay of all optimizers."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class ScheduleConfig:
     """How long to train, and the learning rate along the way."""
 
     epochs: int = positive(200)
-    """Passes over the images; not used where steps is set."""
+    """Passes over the images; ignored if steps is set."""
     steps: int | None = positive(None)
     """Train for this many steps, regardless of epochs; sets interval to step."""
     warmup_epochs: int = 0
@@ -38,6 +38,6 @@ class ScheduleConfig:
     milestones: list[float] = field(default_factory=list)
     """Where `step` drops: epochs, or shares of training, above 0 and below 1."""
     gamma: float = 0.1
-    """Factor on the learning rate at each milestone of `step`."""
+    """Factor of the learning rate at each milestone of `step`."""
     interval: str = "epoch"
     """When the learning rate moves: each epoch (as v1 and v2 do) or each step."""

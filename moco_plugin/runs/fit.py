@@ -69,10 +69,10 @@ class Run:
         save_every: Steps between two checkpoints within an epoch.
         timeout: Seconds that processes wait for each other before the run fails.
         log_every: Steps between two rows of the log.
-        overwrite: Remove the run that the folder holds.
+        overwrite: Remove the run in the folder.
         config_text: Content of ``config.yaml``; "" for no such file.
         kept: False if the folder is temporary, so that the run cannot be resumed.
-        out_of_memory: Returns what to do where a step does not fit into the GPU's memory.
+        out_of_memory: Returns advice for a step that does not fit into the GPU's memory.
     """
 
     folder: Path
@@ -142,9 +142,9 @@ class Run:
         trainer = build_trainer(given, defaults, [self.log, *loggers], self.folder)
         if isinstance(trainer.strategy, DDPStrategy):
             # set here, since only the Trainer knows whether there are several processes
-            # longer than the guard's, whose exception comes first: NCCL ends the process itself
+            # longer than the guard's timeout, which raises an exception first: NCCL kills the process
             trainer.strategy._timeout = timedelta(seconds=self.timeout + NCCL_GRACE)
-            # Lightning's own agreement on SIGTERM waits for the device in each step; the guard's does not
+            # Lightning's own check for SIGTERM waits for the device in each step; the guard's does not
             trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
             # queues are equal on all processes and batch norm saves the first one's statistics: nothing to send
             trainer.strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
@@ -224,7 +224,7 @@ class Run:
             name = os.fsdecode(error.filename or self.folder)
             raise UserError(f"cannot read or write {name} ({error.strerror or error}); {self._rest()}") from error
         except torch.OutOfMemoryError as error:
-            raise UserError(f"the GPU's memory ran out; {self.out_of_memory()}; {self._rest()}") from error
+            raise UserError(f"the GPU ran out of memory; {self.out_of_memory()}; {self._rest()}") from error
         except RuntimeError as error:
             if sentence := known_failure(error, trainer.world_size, self.timeout):
                 raise UserError(f"{sentence}; {self._rest()}") from error

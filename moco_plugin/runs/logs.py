@@ -24,11 +24,11 @@ def check_folder(folder: Path) -> None:
 
 
 def log_step(module: pl.LightningModule, values: Mapping[str, Tensor]) -> None:
-    """Log a training step's values and the learning rate at logging steps; at others do nothing, so that nothing waits.
+    """Log a training step's values and the learning rate at logging steps only, since reading waits for the device.
 
     Args:
-        module: Which is trained.
-        values: Scalars of this process by name, ``loss`` among them; their means over all processes are logged.
+        module: The module that is trained.
+        values: Scalars of this process by name, including ``loss``; means over all processes are logged.
     """
     trainer = module.trainer
     if (trainer.global_step + 1) % trainer.log_every_n_steps:  # type: ignore[attr-defined]

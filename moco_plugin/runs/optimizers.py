@@ -78,7 +78,7 @@ def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter],
     """Build the optimizer that ``config.name`` names.
 
     SGD and AdamW decay every parameter, as in the papers. AdamW has torch's betas and does not use ``config.momentum``.
-    For parameters on CUDA both are torch's fused ones.
+    Parameters on CUDA use torch's fused versions.
 
     Raises:
         UsageError: Unknown name.

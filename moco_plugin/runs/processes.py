@@ -1,4 +1,4 @@
-"""The processes of one command: their group, and what it means when one of them fails."""
+"""Process group of a command, and messages for processes that fail."""
 
 import os
 from collections.abc import Iterator
@@ -12,22 +12,21 @@ from moco_plugin.errors import UserError
 
 
 def known_failure(error: RuntimeError, processes: int, timeout: float) -> str:
-    """Return what happened, or "" if it is not a failure of a process; torch distinguishes these by their text only."""
+    """Return what happened, or "" if no process failed; torch distinguishes these errors by their text only."""
     text = str(error)
     if text.startswith("DataLoader worker"):
         return (
-            "a loader process was killed, as the system does when memory runs out; choose fewer data.workers or "
-            "a smaller batch"
+            "a loader process was killed, probably because memory ran out; choose fewer data.workers or a smaller batch"
         )
     if processes > 1 and (isinstance(error, dist.DistError) or "gloo" in text or "NCCL" in text):
         if "imed out" in text or "timeout" in text:
-            return f"another training process did not answer for {timeout:g} s (the timeout key sets this)"
+            return f"another training process did not respond for {timeout:g} s (the timeout key sets this)"
         return "another training process ended; its own message, if any, is above"
     return ""
 
 
 def own_device() -> str:
-    """Return the GPU of this process, among those that torchrun started on this machine, or "cpu"."""
+    """Return this process's GPU by torchrun's local rank, or "cpu"."""
     if not torch.cuda.is_available():
         return "cpu"
     return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
@@ -35,13 +34,13 @@ def own_device() -> str:
 
 @contextmanager
 def joined(timeout: float = 1800.0) -> Iterator[None]:
-    """Join the processes that torchrun started, if it did, inside the block.
+    """Initialize torchrun's process group, if any, inside the block.
 
     Args:
-        timeout: Seconds that they wait for each other.
+        timeout: Seconds that processes wait for each other.
 
     Raises:
-        UserError: Another process ended, or did not answer.
+        UserError: Another process exited or did not respond.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     started = count > 1 and not dist.is_initialized()

@@ -113,11 +113,11 @@ class SavedRun:
         """Raise UsageError if a setting or an image set differs from those of the run that resumes."""
         then, state = self.identity, now.state()
         settings = ({k: v for k, v in part["settings"].items() if not _may_change(k)} for part in (then, state))
-        # what others follow from comes first: it is what was typed
+        # keys that others are derived from come first: the user typed them
         if changed := sorted(differences(*settings), key=lambda text: not text.startswith(CAUSES)):
             more = f", and {len(changed) - 1} more" if changed[1:] else ""
             raise UsageError(
-                f"{self.path.parent} holds a run with other settings ({changed[0]}{more}) and was kept; "
+                f"{self.path.parent} contains a run with other settings ({changed[0]}{more}) and was kept; "
                 "choose another output, or --overwrite to start again"
             )
         sets = then["images"], state["images"]
@@ -144,7 +144,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Create a run's folder and hold its lock; the operating system releases the lock when the process ends.
 
     Raises:
-        UsageError: Another process holds it.
+        UsageError: Another process holds the lock.
         UserError: The folder cannot be written.
     """
     try:

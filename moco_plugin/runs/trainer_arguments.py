@@ -104,13 +104,13 @@ def build_trainer(
 
 
 def describe_arithmetic(trainer: pl.Trainer) -> str:
-    """Describe how a GPU computes: TF32, and how cuDNN chooses its convolutions."""
+    """Describe the GPU's numerics: TF32, and how cuDNN selects convolutions."""
     products = torch.get_float32_matmul_precision() != "highest"
     convolutions = "TF32" if torch.backends.cudnn.allow_tf32 else "float32"
-    fastest = "the fastest, which may differ from run to run" if torch.backends.cudnn.benchmark else "by rule"
+    choice = "benchmarks, which may differ between runs" if torch.backends.cudnn.benchmark else "heuristics"
     return (
-        f"float32 convolutions in {convolutions}, matrix products in {'TF32' if products else 'float32'} (tf32); cuDNN's "
-        f"convolutions are chosen {fastest} (trainer.benchmark, trainer.deterministic)"
+        f"float32 convolutions in {convolutions}, matrix products in {'TF32' if products else 'float32'} (tf32); cuDNN "
+        f"selects convolutions by {choice} (trainer.benchmark, trainer.deterministic)"
     )
 
 

@@ -49,7 +49,7 @@ def read_idx(path: str | Path) -> np.ndarray:
     if len(body) != math.prod(shape):
         more = "or more " if len(body) > math.prod(shape) else ""
         raise UserError(
-            f"{path} holds {len(body)} {more}bytes where its header says {math.prod(shape)}; get the file again"
+            f"{path} contains {len(body)} {more}bytes where its header says {math.prod(shape)}; get the file again"
         )
     return np.frombuffer(body, np.uint8).reshape(shape)
 
@@ -65,7 +65,7 @@ def open_idx(source: str) -> ArraySource | None:
     images = read_idx(path)
     if images.ndim != 3 or not images.size:
         shape = " x ".join(map(str, images.shape))
-        raise UserError(f"{path} holds an array of {images.ndim} dimensions, {shape}; expected images (N x H x W)")
+        raise UserError(f"{path} contains an array of {images.ndim} dimensions, {shape}; expected images (N x H x W)")
     labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     if labels_path == path or not labels_path.exists():
         return ArraySource(source, images, None)

@@ -24,10 +24,10 @@ from moco_plugin.files import MissingFile, atomic_path, check_file, open_file, p
 
 INDEX_FORMAT = 2
 INDEX_SUFFIX = ".index.json"  # of the index next to a shard
-PACKED = ".packed"  # of the hidden folder that holds a whole set until its shards have their names
-SET_LIST = "set.txt"  # the names of that set's files
+PACKED = ".packed"  # suffix of the hidden folder of a complete set until its shards are renamed
+SET_LIST = "set.txt"  # names of the set's files
 PAUSES = (0.5, 1.0, 2.0)  # seconds before a read that failed is tried again
-LONGEST_NAME = 1024  # characters of a member's name; all are kept in this many bytes each
+LONGEST_NAME = 1024  # characters of a member's name
 MOST_JSON = 1 << 20  # bytes of a sample's .json member
 SCAN_BLOCK = 4 << 20  # bytes that a scan fetches at once
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")  # gzip, bzip2, xz, zstd
@@ -93,9 +93,9 @@ def files_of_set(folder: Path, name: str) -> list[Path]:
 
 
 def settle(folder: Path) -> None:
-    """Move the sets that were packed whole to their names, where ``make_shards`` was stopped before it was done.
+    """Move completely packed sets to their final names if ``make_shards`` was interrupted before.
 
-    Each step may be done again, or by several processes at once.
+    Steps may be repeated, also by several processes at once.
     """
     for packed in folder.glob(f".*{PACKED}"):
         name = packed.name[1 : -len(PACKED)]
@@ -113,7 +113,7 @@ def settle(folder: Path) -> None:
                 packed.rmdir()
         except OSError as error:
             raise UserError(
-                f"the shards {folder / name}-*.tar still lie in {packed}, and cannot be moved to their names "
+                f"the shards {folder / name}-*.tar are still in {packed} and cannot be moved "
                 f"({error.strerror}); make the folder writable"
             ) from error
 
@@ -214,7 +214,10 @@ def read_index(url: str) -> ShardIndex:
         return index
     index = _index_beside(url, size) if is_remote(url) else None
     index = replace(index or patiently(url, lambda: scan_shard(url, size)), stamp=stamp)
-    with contextlib.suppress(OSError, UserError), atomic_path(cached) as temporary:  # without a cache: made anew
+    with (
+        contextlib.suppress(OSError, UserError),
+        atomic_path(cached) as temporary,
+    ):  # without a cache it is computed again
         temporary.write_text(index.dump())
     return index
 
@@ -260,7 +263,7 @@ def scan_shard(url: str, size: int) -> ShardIndex:
                     if len(member.name) > LONGEST_NAME:
                         count = len(member.name)
                         raise UserError(
-                            f"{url} has a member whose name has {count} characters; expected {LONGEST_NAME}"
+                            f"{url} has a member whose name has {count} characters; expected at most {LONGEST_NAME}"
                         )
                     if not member.isfile() or file.startswith("."):
                         continue

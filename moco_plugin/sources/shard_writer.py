@@ -39,15 +39,15 @@ def make_shards(
         images: A folder or a list. Labels become ``.cls`` members; the names of classes go into the indexes.
         output: Folder and first part of the shards' names.
         images_per_shard: Images in each shard but the last.
-        short_side: Encode images whose short side is longer once more, shrunk to it, as JPEG of quality ``QUALITY``, or
-            as TIFF where they have more than 8 bits or other channels; None keeps the files unchanged.
+        short_side: Shrink images with a longer short side to it, and encode them as JPEG of quality ``QUALITY``, or as
+            TIFF if they have more than 8 bits or other channels; None keeps the files unchanged.
         overwrite: Replace shards of that name.
 
     Returns:
         The shards.
 
     Raises:
-        UsageError: An argument cannot be right, or there are shards of that name.
+        UsageError: An argument is invalid, or shards of that name exist.
         UserError: An image cannot be read, or nothing can be written there.
     """
     output = Path(output).expanduser()
@@ -73,7 +73,7 @@ def make_shards(
                 _pack(Path(temporary, shard), images, part, short_side, bar)
             names = sorted(file.name for file in Path(temporary).iterdir())
             Path(temporary, SET_LIST).write_text("\n".join(names))
-            # the step from the old set to the new one: what follows is done by the next reader, if not here
+            # atomic step from the old set to the new one; if interrupted, the next reader does the rest
             Path(temporary).rename(output.parent / f".{output.name}{PACKED}")
             settle(output.parent)
     except OSError as error:
@@ -108,7 +108,7 @@ def _pack(shard: Path, images: ImageSet, part: slice, short_side: int | None, ba
 
 @contextmanager
 def _temporary_folder(output: Path) -> Iterator[Path]:
-    """Yield a new folder beside the shards, removed at the end unless it was renamed."""
+    """Yield a new folder next to the shards, which is removed at the end unless it was renamed."""
     folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
     try:
         yield folder
@@ -119,8 +119,8 @@ def _temporary_folder(output: Path) -> Iterator[Path]:
 def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:
     """Return an image file no larger than needed, and its suffix: JPEG, or TIFF for more bits or channels.
 
-    What cannot be decoded is kept unchanged, and so are arrays, and files whose depth or pixels without data a plain
-    TIFF file does not tell.
+    Files that cannot be decoded are kept unchanged, as are arrays and images with a bit depth or nodata pixels that a
+    plain TIFF file cannot represent.
     """
     if suffix == ".npy":
         return data, suffix

@@ -78,7 +78,7 @@ class TarShards:
         counts = [len(index.offsets) for index in indexes]
         if not sum(counts):
             raise UserError(
-                f"{source} holds no image; expected members such as 0001.jpg, ending in {', '.join(SUFFIXES)}"
+                f"{source} contains no image; expected members such as 0001.jpg, ending in {', '.join(SUFFIXES)}"
             )
         self._shards = np.repeat(np.arange(len(indexes), dtype=np.int32), counts)
         self._offsets = np.concatenate([index.offsets for index in indexes])
@@ -112,7 +112,7 @@ class TarShards:
         """Return the bytes of an image file.
 
         Raises:
-            CannotDecode: They are more than ``MOST_BYTES``.
+            CannotDecode: The file is larger than ``MOST_BYTES``.
             UserError: They cannot be read after several attempts.
         """
         url, start, size = self.urls[self._shards[index]], int(self._offsets[index]), int(self._sizes[index])

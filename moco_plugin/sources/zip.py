@@ -44,7 +44,7 @@ class ZipImages:
         images = (name for name in names if name.lower().endswith(SUFFIXES) and not _is_hidden(name))
         self._names = sorted(images, key=lambda name: name.split("/"))  # as paths compare: "a/b" is before "a-b/a"
         if not self._names:
-            raise UserError(f"{path} holds no image; expected files such as .jpg, .png or .tif")
+            raise UserError(f"{path} contains no image; expected files such as .jpg, .png or .tif")
         inside = [name.lstrip("/") for name in self._names]
         firsts = {PurePosixPath(name).parts[0] for name in inside}
         nested = len(firsts) == 1 and all("/" in name for name in inside)

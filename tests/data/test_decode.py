@@ -238,7 +238,7 @@ def test_splits_and_kaggles_layout(tmp_path: Path, capsys: pytest.CaptureFixture
     save_images(root, *"train/n1/a.JPEG train/n2/b.JPEG val/v_1.JPEG val/v_2.JPEG".split())
     assert len(ImageSet(str(root))) == 4
     assert len(ImageSet(str(tmp_path))) == 4
-    said = f"{root} holds the splits train, val, and the images of all are used; give {root}/train for one"
+    said = f"{root} contains the splits train, val; all images are used; give {root}/train for one split"
     assert capsys.readouterr().err.count(said) == 2
     assert ImageSet(str(root / "val")).labels is None
     rows = "ImageId,PredictionString\nv_2,n1 85 1 499 272\nv_1,n2 1 2 3 4 n2 5 6 7 8\n"

@@ -53,13 +53,13 @@ def test_wrong_shares(text: str) -> None:
 
 
 def test_folders_that_hold_nothing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no image at any depth"):
+    with pytest.raises(UserError, match="contains no image at any depth"):
         ImageSet(str(tmp_path))
     with pytest.raises(UserError, match="found nothing, expected a folder of images"):
         ImageSet(str(tmp_path / "absent"))
     save_images(tmp_path, "a.png")
     for part in ("[1:]", "[:1%]"):
-        with pytest.raises(UserError, match=r"selects no image; .* holds 1"):
+        with pytest.raises(UserError, match=r"selects no image; .* contains 1"):
             ImageSet(f"{tmp_path}{part}")
 
 

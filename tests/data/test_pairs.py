@@ -38,5 +38,5 @@ def test_pairs_are_those_of_a_run(tmp_path: Path, workers: int) -> None:
 
 
 def test_batch_larger_than_the_set(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"batch_size is 6 and .* holds 5 images"):
+    with pytest.raises(UsageError, match=r"batch_size is 6 and .* contains 5 images"):
         PairLoader(str(save_images(tmp_path, *NAMES)), 6)

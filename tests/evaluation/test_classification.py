@@ -158,7 +158,7 @@ def test_evaluation_cut_off_within_an_epoch_ends_as_one_that_was_not(
     assert not out.exists() and f"stopped after step 4 of 6; {checkpoint_of(out)} is kept" in capsys.readouterr().out
     assert main([*command, "--out", str(out), "optimizer.lr=1"]) == 2
     assert (
-        f"holds a run with other settings (optimizer.lr was {0.03 if what == 'finetune' else 30.0}, now 1.0)"
+        f"contains a run with other settings (optimizer.lr was {0.03 if what == 'finetune' else 30.0}, now 1.0)"
         in capsys.readouterr().err
     )
     assert main([*command, "--out", str(out)]) == 0

@@ -65,10 +65,10 @@ def test_wrong_arguments(arguments: str, message: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--weights w --train a", "--weights comes before a command; expected first one of embed, "),
+        ("--weights w --train a", "--weights comes before a command; expected a command first: embed, "),
         (
             "embed --weights w --images s3://bucket/photos --out f.npy",
-            "is a folder of a cloud store, whose images are not",
+            "is a folder of a cloud store, where single images are not",
         ),
         ("embed --weights w --images empty --out f.npy", "empty is empty, expected a folder of images"),
     ],

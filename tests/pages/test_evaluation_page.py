@@ -91,5 +91,5 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
 
 
 def test_folder_without_results(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no results; expected those of"):
+    with pytest.raises(UserError, match="contains no results; expected those of"):
         write_report(tmp_path, tmp_path / "page.html")

@@ -179,7 +179,7 @@ def test_two_runs_from_like_weights_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(lambda folder: folder / "absent", "is not a folder"), (lambda folder: folder, "holds no results")],
+    [(lambda folder: folder / "absent", "is not a folder"), (lambda folder: folder, "contains no results")],
 )
 def test_nothing_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str], spoil: Any, message: str) -> None:
     (tmp_path / "results.json").write_text('{"AP": 1}')

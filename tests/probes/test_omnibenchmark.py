@@ -116,7 +116,7 @@ def test_broken_realms(tiny_run: Path, root: Path, tmp_path: Path, capsys: pytes
     empty = tmp_path / "empty"
     empty.mkdir()
     assert main(arguments(tiny_run, empty)) == 1
-    assert f"{empty} holds none of the realms; expected folders activity, aircraft" in capsys.readouterr().err
+    assert f"{empty} contains none of the realms; expected folders activity, aircraft" in capsys.readouterr().err
     assert main(arguments(tiny_run, tmp_path / "nowhere")) == 1
     assert "no such folder; expected the realms' folders in it" in capsys.readouterr().err
 

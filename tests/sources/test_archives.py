@@ -70,7 +70,7 @@ def test_damaged_and_hostile_archives(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.zip cannot be read as a zip archive"):
         ImageSet(str(path))
     packed(path, ["a.txt"])
-    with pytest.raises(UserError, match=r"a\.zip holds no image"):
+    with pytest.raises(UserError, match=r"a\.zip contains no image"):
         ImageSet(str(path))
     packed(path, ["a.png", "b.png"])
     data = bytearray(path.read_bytes())
@@ -91,7 +91,7 @@ def test_idx_file_with_slice() -> None:
     assert np.array_equal(labels, part.labels) and classes == part.classes and classes[9] == "Ankle boot"
     assert np.array_equal(np.asarray(part.load(3))[..., 1], images[3]) and part.name(3).endswith(" image 13")
     for read in (ImageSet, load_idx_images):
-        with pytest.raises(UserError, match=r"selects no image; .* holds 600"):
+        with pytest.raises(UserError, match=r"selects no image; .* contains 600"):
             read(f"{TRAIN}[600:]")
 
 
@@ -100,7 +100,10 @@ def test_idx_file_with_slice() -> None:
     [
         (b"", "not an idx file"),
         (b"\x89PNG....", "not an idx file"),
-        (b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567", "holds 7 bytes where its header says 8"),
+        (
+            b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567",
+            "contains 7 bytes where its header says 8",
+        ),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a", mtime=0)[:-9], "cannot be read"),
     ],
 )

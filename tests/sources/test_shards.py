@@ -149,7 +149,7 @@ def test_shards_hold_what_the_folder_holds(photos: Path, packed: Path, monkeypat
     assert part.labels.tolist() == [0, 1, 1]
     assert part.name(1) == f"{packed}/photos-0001.tar member 00000005.png"
     assert scans == []  # the indexes lie beside the shards
-    with pytest.raises(UserError, match=r"selects no image; .* holds 12"):
+    with pytest.raises(UserError, match=r"selects no image; .* contains 12"):
         ImageSet(f"{packed}[12:]")
 
 
@@ -285,7 +285,9 @@ def test_shards_that_cannot_be_read(photos: Path, tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(whole))
     assert f"{path} is compressed" in error(path)
     assert "is compressed" in error(write_tar(tmp_path / "a.tar.gz", {"a.png": image}, "w:gz"))
-    assert "holds no image; expected members such as 0001.jpg" in error(write_tar(tmp_path / "b.tar", {"a.txt": b""}))
+    assert "contains no image; expected members such as 0001.jpg" in error(
+        write_tar(tmp_path / "b.tar", {"a.txt": b""})
+    )
     assert f"{tmp_path}/photos-7.tar cannot be read (No such file" in error(tmp_path / "photos-{7..9}.tar")
     assert "names no shard" in error(tmp_path / "photos-{9..7}.tar")
     with pytest.raises(UsageError, match="cannot be opened"):

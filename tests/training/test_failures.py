@@ -165,7 +165,7 @@ def test_process_that_ends_or_freezes_ends_the_others(fault: str, command: list[
     second.kill()
     second.join()
     error = one_sentence(errors)
-    expected = "another training process ended" if fault == "crash" else "did not answer for 5 s"
+    expected = "another training process ended" if fault == "crash" else "did not respond for 5 s"
     assert code == 1 and expected in error, error
     assert f"{tmp_path}/run/checkpoints/last.ckpt is kept and the same command resumes it" in error
 

@@ -236,7 +236,7 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         (["method=moko"], "unknown method 'moko'"),
         (["backbone=resnet81"], "did you mean 'resnet18'"),
         (["data.batch_size=20"], "choose a batch of 16 or 24"),
-        (["data.batch_size=128", "method_args.queue_size=256"], "holds 64 images; choose a smaller batch"),
+        (["data.batch_size=128", "method_args.queue_size=256"], "contains 64 images; choose a smaller batch"),
         (["trainer.devces=1"], "unknown key trainer.devces"),
         (["trainer.enable_checkpointing=false"], "a run is resumed from its checkpoint"),
         (["trainer.strategy=fsdp"], "trainer.strategy=fsdp; expected auto, ddp"),
@@ -267,7 +267,7 @@ def test_folder_of_something_else_is_kept(tmp_path: Path, capsys: pytest.Capture
     (tmp_path / "thesis.tex").write_text("years of work")
     for flags in ([], ["--overwrite"]):
         assert main([*TINY, f"out={tmp_path}", *flags]) == 2
-        assert "holds files of something else and was kept" in capsys.readouterr().err
+        assert "contains files of something else and was kept" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["thesis.tex"]
 
 

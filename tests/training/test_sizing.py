@@ -84,11 +84,9 @@ def test_what_does_not_fit_is_refused_with_the_batch_that_does(monkeypatch: pyte
     model, cpu = MoCo(create_backbone("resnet18", image_size=64), 512, queue_size=64), torch.device("cpu")
     monkeypatch.setattr(sizing, "available_memory", lambda device: 10**9)
     config = load_config("moco_v2", ["data.root=x", "data.image_size=64", "data.batch_size=64"])
-    assert "of the 1.0 GB that are free" in check_memory(config, model, cpu, 1, 1)
+    assert "of 1.0 GB of free memory" in check_memory(config, model, cpu, 1, 1)
     config.data.batch_size = 1024
-    with pytest.raises(
-        UsageError, match=r"of the 1.0 GB that are free beside .+; choose data.batch_size=\d+"
-    ) as refused:
+    with pytest.raises(UsageError, match=r"of 1.0 GB of free memory .+; choose data.batch_size=\d+") as refused:
         check_memory(config, model, cpu, 1, 1)
     fits = int(str(refused.value).split("data.batch_size=")[1].split(",")[0])
     assert fits % 16 == 0 and step_memory(model, 64, fits) <= 0.9e9 < step_memory(model, 64, fits + 128)
@@ -103,7 +101,7 @@ def test_memory_in_the_precision_of_the_run_and_of_all_machines(monkeypatch: pyt
     monkeypatch.setattr(sizing, "process_memory", lambda: 3 * 10**8)
     config = load_config("moco_v2", ["data.root=x", "data.image_size=64", "data.batch_size=1024"])
     said = check_memory(config, model, torch.device("cpu"), 16, 2)  # 8 machines: 64 images a process
-    assert "of the 1.0 GB that are free beside the 0.3 GB that each process holds" in said
+    assert "of 1.0 GB of free memory (each process already uses 0.3 GB)" in said
     for network in model.modules_to_compile():
         network.compile(backend=lambda graph, inputs: pytest.fail("compiled"))
     assert step_memory(model, 64, 64) == full
@@ -119,7 +117,9 @@ def test_full_gpu_ends_in_a_sentence_with_the_batch_that_fits(
     monkeypatch.setattr(MoCo, "forward", full)
     assert main([*TINY, "knn.train=null", f"out={tmp_path / 'run'}"]) == 1
     error = capsys.readouterr().err
-    assert re.search(r"error: the GPU's memory ran out; choose data.batch_size=\d+, .*no checkpoint was written", error)
+    assert re.search(
+        r"error: the GPU ran out of memory; choose data.batch_size=\d+, .*no checkpoint was written", error
+    )
 
 
 @pytest.mark.parametrize(("accelerator", "synchronised"), [("cpu", False), ("auto", True)])

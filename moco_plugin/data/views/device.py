@@ -2,7 +2,7 @@
 
 Both views of all images are one batch. Crop and resize are a pair of small matrices per image, blur another pair. In each
 step of the plans, brightness, contrast and saturation are one weighted sum of image, luma and mean, for all images; hue
-and blur run on the images that have them. What the plans say is computed on the CPU and travels in one piece.
+and blur run on the images that have them. Parameters are computed on the CPU and copied to the device at once.
 """
 
 import math
@@ -20,7 +20,7 @@ BLUR_PASSES = 3  # Pillow's
 OPERATIONS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize")
 BRIGHTNESS, CONTRAST, SATURATION, HUE, GREY, BLUR, SOLARIZE = range(len(OPERATIONS))
 
-Job = tuple[Callable[..., Tensor], list[np.ndarray]]  # maps views, and arrays that were sent to their device, to views
+Job = tuple[Callable[..., Tensor], list[np.ndarray]]  # (views, arrays on their device) -> views
 
 
 class PackedPlans(NamedTuple):
@@ -75,10 +75,10 @@ def finish(arrays: Sequence[Tensor], plans: Sequence[PackedPlans], size: int, ch
 
 
 def _jobs(operations: np.ndarray, factors: np.ndarray, size: int, bands: int) -> Iterator[Job]:
-    """Yield what one step does to the views of all images."""
+    """Yield the operations of one step on the views of all images."""
     of = {index: (operations == index).nonzero()[0] for index in range(len(OPERATIONS))}
     blended = np.isin(operations, (BRIGHTNESS, CONTRAST, SATURATION, GREY))
-    if bands != 2 and blended.any():  # two channels are no colours
+    if bands != 2 and blended.any():  # two channels have no colour
         other = np.where(blended, 1 - factors, 0)
         luma, mean = other * np.isin(operations, (SATURATION, GREY)), other * (operations == CONTRAST)
         yield blend, [np.stack([np.where(blended, factors, 1), luma, mean]), np.array(LUMA)]
@@ -91,7 +91,7 @@ def _jobs(operations: np.ndarray, factors: np.ndarray, size: int, bands: int) ->
 
 
 def _send(arrays: list[np.ndarray], device: torch.device) -> Iterator[Tensor]:
-    """Yield arrays on a device, float32 or int64, sent in one piece; whole numbers are below 2^24."""
+    """Yield arrays on a device, float32 or int64, copied at once; integers are below 2^24."""
     if not arrays:
         return
     piece = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float32, casting="unsafe"))
@@ -130,7 +130,7 @@ def resize_matrix(start: Tensor, length: Tensor, source: int, target: int) -> Te
 
 
 def box_blur(sigma: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return Pillow's Gaussian blurs along one axis as boxes: weights, N x offsets, and the pixels they are of.
+    """Return Pillow's Gaussian blurs along one axis as box filters: weights, N x offsets, and their pixel indices.
 
     Pillow blurs three times with a box whose ends weigh less, its radius chosen so that the variance is
     sigma squared (Gwosdek et al. 2011). Edge pixels are repeated.
@@ -178,20 +178,20 @@ def blend(views: Tensor, shares: Tensor, luma_shares: Tensor) -> Tensor:
 
     Args:
         views: Of one channel, or of red, green and blue.
-        shares: Of the view, its luma and the luma's mean, 3 x N. Brightness has a share of the view, contrast of the mean,
-            saturation and grey of the luma as well; a view that is left as it is has 1, 0, 0.
-        luma_shares: Of red, green and blue in the luma.
+        shares: Weights of the view, its luma and the luma's mean, 3 x N. Brightness weighs the view, contrast also the
+            mean, saturation and grey also the luma; 1, 0, 0 leaves a view unchanged.
+        luma_shares: Weights of red, green and blue in the luma.
     """
     share, of_luma, of_mean = shares[..., None, None, None]
     luma = views if views.shape[1] == 1 else (views * luma_shares[:, None, None]).sum(dim=1, keepdim=True).round_()
-    # Pillow truncates: a little more than the truncated value, so that round-off does not lower whole numbers
+    # Pillow truncates; the small offset keeps round-off from lowering integers
     shift = luma.mean(dim=(2, 3), keepdim=True).round_().mul_(of_mean).add_(1e-3)
     return torch.addcmul(shift, views, share).addcmul_(luma, of_luma).clamp_(0, 255).floor_()
 
 
 @_on_colours
 def turn_hue(views: Tensor, chosen: Tensor, turns: Tensor) -> Tensor:
-    """Return views with the hue of those chosen shifted by ``turns`` sixths of a circle, plus each channel's corner."""
+    """Return views with the hue of selected views shifted by ``turns`` sixths of a circle, plus each channel's corner."""
     images = views.index_select(0, chosen)
     value, largest = images.max(dim=1, keepdim=True)
     chroma = value - images.amin(dim=1, keepdim=True)
@@ -204,12 +204,12 @@ def turn_hue(views: Tensor, chosen: Tensor, turns: Tensor) -> Tensor:
 
 
 def blur(views: Tensor, chosen: Tensor, weight: Tensor, column: Tensor) -> Tensor:
-    """Return views with those chosen blurred as by Pillow."""
+    """Return views with the selected ones blurred as in Pillow."""
     matrix = blur_matrix(weight, column)[:, None]
     return views.index_copy_(0, chosen, matrix @ views.index_select(0, chosen) @ matrix.transpose(2, 3))
 
 
 @_on_colours
 def solarize(views: Tensor, thresholds: Tensor) -> Tensor:
-    """Return views with values inverted from each one's threshold on."""
+    """Return views with values at or above each view's threshold inverted."""
     return torch.where(views < thresholds[:, None, None, None], views, 255 - views)
