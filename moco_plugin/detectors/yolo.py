@@ -73,10 +73,7 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
             if (found := _images(split, names, about, finder, file, notes))
         }
     else:
-        files = files_below(images or root, SUFFIXES)
-        splits = {}
-        for path, split in by_folder(images or root, files).items():
-            splits.setdefault(split, []).append(path)
+        splits = by_folder(images or root, files_below(images or root, SUFFIXES))
     lines, without = _read_labels([path for paths in splits.values() for path in paths], root)
     if without:
         notes.append(
