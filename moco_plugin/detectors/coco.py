@@ -84,7 +84,7 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
         where = f"annotation {number} of {path.name}"
         row = decode_or_none(written, _Object)
         if row is None:
-            faults.add("objects with something else than numbers where numbers are expected", where)
+            faults.add("objects with values that are not numbers where numbers are expected", where)
         elif (record := records.get(str(row.image_id))) is None:
             faults.add("objects of images that the file does not list", where)
         elif row.category_id not in names:
