@@ -112,7 +112,7 @@ def prepare(out: Path, sources: Sources) -> OwnData:
     elif "train" in data.splits and (name := next((name for name in ("val", "test") if parts.get(name)), None)):
         test = parts[name]
         other = f"; {len(parts['test'])} of its test split are not used" if name == "val" and parts.get("test") else ""
-        notes.append(f"test set: the {len(test)} images that {data.source.name} names as {name}{other}")
+        notes.append(f"test set: the {len(test)} images that {data.name} names as {name}{other}")
     else:
         train, test = hold_out(train, sources.seed, notes)
     train = without_tested(train, test, notes)
@@ -163,7 +163,7 @@ def prepare(out: Path, sources: Sources) -> OwnData:
 def _read(source: Path, images: Path | None, notes: list[str]) -> Annotations:
     """Return annotations, with the classes in the order of their numbers."""
     data = read_detection_data(source, images)
-    notes += [f"{data.source.name} is read as {data.form}", *data.notes]
+    notes += [f"{data.name} is read as {data.form}", *data.notes]
     names = Counter(kind.name for kind in data.categories)
     if twice := [name for name, count in names.items() if count > 1]:
         raise UserError(f"{data.source} has several classes of the name {few(twice)}; expected one each")
@@ -241,7 +241,7 @@ def _read_test(sources: Sources, ids: dict[str, int], points: int, notes: list[s
     data = _read(sources.test, sources.test_images, notes)
     if name := next((name for name in ("test", "val") if data.splits.get(name)), None):
         data.splits = {name: data.splits[name]}
-        notes.append(f"test set: the images that {data.source.name} names as {name}")
+        notes.append(f"test set: the images that {data.name} names as {name}")
     used = {item.category for record in data.records() for item in record.objects}
     if unknown := sorted(used - ids.keys()):
         raise UserError(

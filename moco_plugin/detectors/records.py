@@ -135,6 +135,11 @@ class Annotations:
     faults: Faults = field(default_factory=Faults)
     numbers: list[int | str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Name of the file or folder, also of "."."""
+        return self.source.resolve().name
+
     def records(self) -> list[Record]:
         return [record for records in self.splits.values() for record in records]
 

@@ -53,7 +53,7 @@ class Starts:
             checkpoint: What ``read`` returned.
             out: Folder for weights that are fetched.
         """
-        weights: Weights = checkpoint or _text(self.weights)
+        weights: Weights = checkpoint or (None if self.weights is None else str(self.weights))
         if not self.compare:
             init = self.init or ("moco" if weights else "random")
             return {init: (init, weights)}
@@ -131,10 +131,6 @@ def train_on_own_data(
         )
         results.append({**result, "name": name})
     return recipe, results
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _fetch_supervised(weights: str | Checkpoint, out: Path) -> Path | None:

@@ -29,13 +29,11 @@ def read_json_parts(path: Path) -> dict[str, msgspec.Raw] | list[msgspec.Raw]:
     kind: Any = dict[str, msgspec.Raw] | list[msgspec.Raw]
     parts: dict[str, msgspec.Raw] | list[msgspec.Raw]
     try:
-        data.decode()  # parts are not looked into
-        parts = msgspec.json.decode(data, type=kind)
-        return parts
-    except _ERRORS:
-        pass
-    try:
-        parts = msgspec.json.decode(_BARE.sub("null", decode_text(data)).encode(errors="replace"), type=kind)
+        try:
+            data.decode()  # parts are not looked into
+            parts = msgspec.json.decode(data, type=kind)
+        except _ERRORS:
+            parts = msgspec.json.decode(_BARE.sub("null", decode_text(data)).encode(errors="replace"), type=kind)
         return parts
     except _ERRORS as error:
         raise UserError(f"{shown(path)} is not a JSON file of annotations ({error}); check the file") from error
@@ -57,9 +55,8 @@ def decode(part: msgspec.Raw | bytes, kind: type[T], name: str) -> T:
 def decode_or_none(part: msgspec.Raw | bytes, kind: type[T]) -> T | None:
     """Return a part of a JSON file as a type, or None if it is something else."""
     try:
-        value: T = msgspec.json.decode(part, type=kind, strict=False)
-        return value
-    except _ERRORS:
+        return decode(part, kind, "")
+    except UserError:
         return None
 
 

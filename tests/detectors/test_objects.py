@@ -86,7 +86,7 @@ def test_null_is_absent_and_numbers_may_be_text(tmp_path: Path, photos: Path, ch
     [
         (lambda c: c["images"].append({**c["images"][0]}), "several images of the id 100; expected one each"),
         (lambda c: c["categories"].append({"id": 3, "name": "dog"}), "several categories of the id 3; expected"),
-        (lambda c: c["categories"].append({"id": 4, "name": "cat"}), "several categories of the name cat; expected"),
+        (lambda c: c["categories"].append({"id": 4, "name": "cat"}), "several classes of the name cat; expected"),
         (lambda c: [i.update(width=10) for i in c["images"]], "bild ä 0.jpg has 64 x 48 pixels, not 10 x 48 as train"),
         (lambda c: c.update(images=c["images"][:1], annotations=c["annotations"][:1]), "lists 1 images"),
         (lambda c: c.update(annotations=[]), "has no object to train on"),
