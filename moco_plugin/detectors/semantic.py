@@ -12,8 +12,8 @@ from tqdm import tqdm
 from moco_plugin.data.decode import PILLOW_FORMATS
 from moco_plugin.data.listing import image_files
 from moco_plugin.detectors.dataset import OwnData, Sources
-from moco_plugin.detectors.images import MOST_BROKEN, ORIENTATION, open_image, stored_orientation
-from moco_plugin.detectors.records import few
+from moco_plugin.detectors.images import ORIENTATION, open_images, stored_orientation
+from moco_plugin.detectors.records import Annotations, Record, few
 from moco_plugin.detectors.splits import Row, count_classes, hold_out, without_tested
 from moco_plugin.detectors.yolo import class_names
 from moco_plugin.errors import UserError
@@ -97,25 +97,32 @@ def _pair(
     labels: Path, images: Path, names: list[str], value_range: Sequence[float] | None, notes: list[str]
 ) -> list[Row]:
     """Return entries of a data set, with the ``classes`` in each; what was left out is added to the notes."""
-    by_name: dict[str, Path] = {
-        path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)
-    }
-    rows: list[Row] = []
-    without, broken = list[str](), list[str]()
-    files = image_files(labels)
-    for path in tqdm(files, desc=f"labels of {labels.name}", file=sys.stderr):
+    by_name = {path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)}
+    files, pairs, without = image_files(labels), dict[Path, Path](), list[str]()
+    for path in files:
         image = by_name.pop(path.relative_to(labels).with_suffix("").as_posix(), None)
         if image is None:
             without.append(path.name)
-            continue
-        opened = open_image(image, value_range)
-        if isinstance(opened, str):
-            broken.append(opened or image.name)
-            continue
-        classes, size = read_labels(str(path)), opened.size
+        else:
+            pairs[image] = path
+    if len(pairs) < 2:
+        raise UserError(
+            f"{labels} has {len(files)} label images, of which {len(pairs)} have an image in {images}; expected 2 or more "
+            "of the same names, but for the suffix"
+        )
+    if without:
+        notes.append(f"left out {len(without)} label images without an image: {few(without)}")
+    if by_name:
+        notes.append(f"left out {len(by_name)} images without a label image: {few(sorted(by_name))}")
+    records = [Record(image.relative_to(images).as_posix()) for image in pairs]
+    opened = open_images(Annotations(images, "label images", [], {"": records}, [images]), value_range, notes)[""]
+    rows: list[Row] = []
+    for photo, _ in tqdm(opened, desc=f"labels of {labels.name}", file=sys.stderr):
+        path = pairs[photo.path]
+        classes, size = read_labels(str(path)), photo.size
         with Image.open(path, formats=PILLOW_FORMATS) as label:
             plain = label.mode in ("L", "P") and label.getexif().get(ORIENTATION, 1) == 1
-        turn = TURNS.get(stored_orientation(image))
+        turn = TURNS.get(stored_orientation(photo.path))
         height, width = classes.shape
         as_stored = turn is not None and (width, height) == size[::-1] != size  # drawn by a tool that ignores EXIF
         if as_stored:
@@ -128,21 +135,8 @@ def _pair(
             raise UserError(f"label image {path} has the label {max(here)}, and there are {len(names)} names")
         if here and max(here) > VOID:
             raise UserError(f"label image {path} has the label {max(here)}; expected 0 to 254, and 255 to ignore")
-        paths = (str(image.resolve()), str(path.resolve()))
+        paths = (str(photo.path.resolve()), str(path.resolve()))
         state = {"turn": turn if as_stored else None, "plain": plain and not as_stored}
-        known = {"classes": found, "digest": opened.digest}
+        known = {"classes": found, "digest": photo.digest}
         rows.append({**dict(zip(ENTRY, (*paths, width, height), strict=True)), **known, **state})
-    if len(rows) < 2:
-        raise UserError(
-            f"{labels} has {len(files)} label images, of which {len(rows)} have an image in {images}; expected 2 or more "
-            "of the same names, but for the suffix"
-        )
-    if len(broken) > max(3, MOST_BROKEN * len(files)):
-        raise UserError(f"{len(broken)} of {len(files)} images of {images} cannot be used: {few(broken)}; repair them")
-    if broken:
-        notes.append(f"left out {len(broken)} of {len(files)} images: {few(broken)}")
-    if without:
-        notes.append(f"left out {len(without)} label images without an image: {few(without)}")
-    if by_name:
-        notes.append(f"left out {len(by_name)} images without a label image: {few(sorted(by_name))}")
     return rows

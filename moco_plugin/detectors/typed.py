@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -74,20 +75,15 @@ def read_elements(path: Path) -> Iterator[ElementTree.Element]:
         text = decode_text(data)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{shown(path)} defines a document type or entities, which are not read; remove them")
-    parser: Any = ElementTree.XMLPullParser(("start", "end"))
     depth = 0
     try:
-        for start in range(0, len(text), 1 << 16):
-            parser.feed(text[start : start + (1 << 16)])
-            for event, element in parser.read_events():
-                depth += 1 if event == "start" else -1
-                if depth > MOST_DEPTH:
-                    raise UserError(f"{shown(path)} is nested more than {MOST_DEPTH} elements deep; check the file")
-                if event == "start" and depth == 1:
-                    yield element
-                elif event == "end" and depth == 1:
-                    yield element
+        for event, element in ElementTree.iterparse(StringIO(text), ("start", "end")):
+            depth += 1 if event == "start" else -1
+            if depth > MOST_DEPTH:
+                raise UserError(f"{shown(path)} is nested more than {MOST_DEPTH} elements deep; check the file")
+            if depth == 1:
+                yield element
+                if event == "end":
                     element.clear()
-        parser.close()
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"{shown(path)} is not an XML file ({error}); correct or remove it") from error

@@ -65,7 +65,7 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
         about = _Description(root, splits={"": [file.name]})
     else:
         about = _from_data(file) if file.suffix == ".data" else _from_yaml(file)
-    finder = ImageFinder([images or root, about.root, root])
+    finder = ImageFinder([images or about.root, about.root, root])
     splits = {split: _images(split, names, about, finder, file, notes) for split, names in about.splits.items()}
     if not splits:
         splits = by_folder(images or root, files_below(images or root, SUFFIXES))
