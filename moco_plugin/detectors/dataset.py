@@ -143,7 +143,7 @@ def prepare(out: Path, sources: Sources) -> OwnData:
         | ({"keypoints": kind.keypoints, "skeleton": kind.skeleton} if keypoints else {})
         for kind in data.categories
     ]
-    files = [(out / name).resolve() for name in ("train.json", "test.json")]
+    files = (out / "train.json").resolve(), (out / "test.json").resolve()
     for file, part in zip(files, (train, test), strict=True):
         write_json(file, _coco(part, kinds))
     return OwnData(

@@ -70,7 +70,7 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
         raise UserError(f"all images of {images} are copies of one; expected 2 or more that differ")
     classes = names or [str(index) for index in range(max(used) + 1)]
     count_classes(dict(enumerate(classes)), train, test, "pixel", notes)
-    files = [(out / name).resolve() for name in ("train.json", "test.json")]
+    files = (out / "train.json").resolve(), (out / "test.json").resolve()
     for file, part in zip(files, (train, test), strict=True):
         _write_labels(part, out / "labels" / file.stem, binary)
         entries = [{key: row[key] for key in ENTRY} for row in part]
