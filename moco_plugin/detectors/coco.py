@@ -1,4 +1,4 @@
-"""Reader of COCO files, and of folders that hold one for each split."""
+"""Reader of COCO files."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from moco_plugin.detectors.records import Annotations, Category, Faults, Object, Record, Runs, few, split_of
+from moco_plugin.detectors.records import Annotations, Category, Faults, Object, Record, Runs, few
 from moco_plugin.detectors.typed import decode, decode_or_none, read_json_parts
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.datasets import PARTS
@@ -61,14 +61,10 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
     rows = decode(content["images"], list[_Image], f"the images of {path}")
     kinds = decode(content["categories"], list[_Category], f"the categories of {path}")
     raw = decode(content["annotations"], list[msgspec.Raw], f"the annotations of {path}")
-    categories = [
-        Category(str(row.name).strip(), row.id, row.keypoints or [], _edges(row.skeleton, row.keypoints))
-        for row in kinds
-    ]
+    categories = [Category(str(row.name).strip(), row.id, row.keypoints or [], row.skeleton or []) for row in kinds]
     for what, values in (
         ("images of the id", [str(row.id) for row in rows]),
         ("categories of the id", [row.key for row in categories]),
-        ("categories of the name", [row.name for row in categories]),
     ):
         if twice := [value for value, count in Counter[int | str](values).items() if count > 1]:
             raise UserError(f"{path} has several {what} {few(twice)}; expected one each, so correct the file")
@@ -84,7 +80,7 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
         where = f"annotation {number} of {path.name}"
         row = decode_or_none(written, _Object)
         if row is None:
-            faults.add("objects with something else than numbers where numbers are expected", where)
+            faults.add("objects with values that are not numbers where numbers are expected", where)
         elif (record := records.get(str(row.image_id))) is None:
             faults.add("objects of images that the file does not list", where)
         elif row.category_id not in names:
@@ -101,17 +97,12 @@ def read_coco(path: Path, images: Path | None) -> Annotations:
 
 
 def _object(row: _Object, category: str, where: str) -> Object:
-    polygons: list[Any] = row.segmentation if isinstance(row.segmentation, list) else []
-    if polygons and not all(isinstance(part, list) for part in polygons):
+    mask = row.segmentation
+    polygons: list[Any] = mask if isinstance(mask, list) else []
+    if not all(isinstance(part, list) for part in polygons):
         polygons = [[part for part in polygons if not isinstance(part, list)]]  # VIA writes one list of numbers
-    mask = row.segmentation if isinstance(row.segmentation, _Runs) else None
-    runs = Runs(mask.counts, size=mask.size) if mask else None
+    runs = Runs(mask.counts, size=mask.size) if isinstance(mask, _Runs) else None
     return Object(category, row.bbox, polygons, runs, row.keypoints or [], bool(row.iscrowd), row.area, where)
-
-
-def _edges(skeleton: list[list[int]] | None, keypoints: list[str] | None) -> list[list[int]]:
-    count = len(keypoints or ())
-    return [pair for pair in skeleton or () if len(pair) == 2 and all(0 < number <= count for number in pair)]
 
 
 def _train_crowds(objects: Sequence[Object], by_attributes: bool) -> list[str]:
@@ -127,38 +118,3 @@ def _train_crowds(objects: Sequence[Object], by_attributes: bool) -> list[str]:
             f"all {len(crowds)} run-length masks are marked as crowds, as CVAT marks brush masks: trained as objects"
         ]
     return [f"{len(crowds)} of {len(objects)} objects are crowds (iscrowd): not trained on"]
-
-
-def read_coco_folder(root: Path, files: Sequence[Path], images: Path | None) -> Annotations:
-    """Read the COCO files of a folder, one for each split.
-
-    Raises:
-        UserError: Several files are of one split.
-    """
-    instances = [path for path in files if path.name.startswith("instances")]
-    parts = [read_coco(path, images) for path in (instances or files)]
-    whole = parts[0] if len(parts) == 1 else join_splits(root, parts)
-    if whole is None:
-        raise UserError(
-            f"{root} holds the COCO files {few([path.relative_to(root) for path in files])}; give one as --train-json"
-        )
-    return whole
-
-
-def join_splits(root: Path, parts: Sequence[Annotations]) -> Annotations | None:
-    """Return the data of files of which each is of one split, by its name or its folder's; None if they are not."""
-    splits = {split_of(part.source.stem) or split_of(part.source.parent.name): part for part in parts}
-    if len(splits) < len(parts) or "train" not in splits or "" in splits:
-        return None
-    whole = splits.pop("train")
-    whole.source, whole.splits = root, {"train": whole.splits[""]}
-    for split, part in splits.items():
-        whole.splits[split] = part.splits[""]
-        names = {row.name for row in whole.categories}
-        for row in part.categories:
-            if row.name not in names:
-                row.key = max((other.key for other in whole.categories), default=0) + 1
-                whole.categories.append(row)
-        whole.roots, whole.notes = [*whole.roots, *part.roots], [*whole.notes, *part.notes]
-        whole.faults.take(part.faults)
-    return whole

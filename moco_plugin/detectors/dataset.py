@@ -1,23 +1,21 @@
 """Own detection data made ready for detectron2: checked, split, and written as COCO files."""
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from moco_plugin.detectors.formats import read_detection_data
-from moco_plugin.detectors.images import Opened, open_images
+from moco_plugin.detectors.images import open_images
 from moco_plugin.detectors.objects import coco_row
-from moco_plugin.detectors.records import Annotations, Category, Record, few
-from moco_plugin.detectors.splits import count_classes, hold_out, without_tested
+from moco_plugin.detectors.records import Annotations, few
+from moco_plugin.detectors.splits import Row, count_classes, hold_out, without_tested
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.components.datasets import FILE_PREFIX
+from moco_plugin.transfer.mapper import box_polygon
 
 MOST_FAULTS = 0.1  # share of the objects that may be left out; 3 objects always
 MOST_CLASSES = 10_000
-Images = list[tuple[Opened, Record]]
 
 
 @dataclass(frozen=True)
@@ -50,8 +48,6 @@ class Sources:
                 object.__setattr__(self, name, path := Path(path).expanduser())
                 if not path.exists():
                     raise UsageError(f"{path} does not exist; check the path")
-        if self.test is not None and self.test.resolve() == self.train.resolve() and self.semantic:
-            raise UsageError(f"{self.test} is the training set; expected other images to test on")
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise UsageError(
                 f"--value-range is {self.value_range[0]:g} {self.value_range[1]:g}; expected a smaller and a larger value"
@@ -104,32 +100,30 @@ def prepare(out: Path, sources: Sources) -> OwnData:
     Raises:
         UserError: The data are invalid.
     """
-    data = read_detection_data(sources.train, sources.train_images)
-    categories, notes = _check_classes(data), [f"{data.source.name} is read as {data.form}", *data.notes]
-    splits = open_images(data, sources.value_range, notes)
-    points = _keypoints(categories, data.records(), notes)
-    parts = {split: _rows(data, images, categories, points) for split, images in splits.items()}
-    _check_faults(data, notes)
-    named = data.splits.keys() - {""}
+    notes: list[str] = []
+    data = _read(sources.train, sources.train_images, notes)
+    points = _keypoints(data, notes)
+    ids = {kind.name: kind.key for kind in data.categories}
+    parts = _rows(data, ids, points, sources.value_range, notes)
     train = parts["train"] if "train" in parts else [row for part in parts.values() for row in part]
     if sources.test is not None:
-        test = _read_test(sources, categories, points, notes)
+        test = _read_test(sources, ids, points, notes)
         notes += [f"{len(parts[name])} images of {name} are not used" for name in ("val", "test") if parts.get(name)]
-    elif "train" in named and (name := next((name for name in ("val", "test") if parts.get(name)), None)):
+    elif "train" in data.splits and (name := next((name for name in ("val", "test") if parts.get(name)), None)):
         test = parts[name]
         other = f"; {len(parts['test'])} of its test split are not used" if name == "val" and parts.get("test") else ""
-        notes.append(f"test set: the {len(test)} images that {data.source.name} names as {name}{other}")
+        notes.append(f"test set: the {len(test)} images that {data.name} names as {name}{other}")
     else:
-        train, test = hold_out(train, sources.seed)
-        notes.append(
-            f"test set: {len(test)} of the {len(train) + len(test)} images, held out by seed {sources.seed}, "
-            "a share of each class"
-        )
+        train, test = hold_out(train, sources.seed, notes)
     train = without_tested(train, test, notes)
-    if len(train) < 1 or not any(not row["iscrowd"] for image in train for row in image["objects"]):
+    if not any(image["classes"] for image in train):
         left_out = f" (left out: {data.faults.text()})" if data.faults.counts else ""
         raise UserError(f"{sources.train} has no object to train on{left_out}; expected annotations with boxes")
-    count_classes(categories, train, test, notes)
+    count_classes({kind.key: kind.name for kind in data.categories}, train, test, "object", notes)
+    if empty := sum(not image["classes"] for image in train):
+        notes.append(
+            f"{empty} of {len(train)} training images have no object, and are left out of training as detectron2 does"
+        )
     objects = [[row for image in part for row in image["objects"] if not row["iscrowd"]] for part in (train, test)]
     masks = any("segmentation" in row for row in objects[0])
     unmasked = [sum("segmentation" not in row for row in part) if masks else 0 for part in objects]
@@ -138,93 +132,87 @@ def prepare(out: Path, sources: Sources) -> OwnData:
             f"{sum(unmasked)} of {sum(map(len, objects))} objects have no mask: they are trained as boxes, "
             "and their boxes stand for their masks in the test"
         )
-    keypoints = points if points and any("keypoints" in row for row in objects[0]) else 0
-    for row in (row for part in objects for row in part):
-        if keypoints and "keypoints" not in row:
+    keypoints = points if any("keypoints" in row for row in objects[0]) else 0
+    for row in (*objects[0], *objects[1]) if keypoints else ():
+        if "keypoints" not in row:
             row |= {"keypoints": [0] * 3 * points, "num_keypoints": 0}
-    for row in objects[1] if masks else []:
-        left, top, width, height = row["bbox"]
-        right, bottom = left + width, top + height
-        row.setdefault("segmentation", [[left, top, right, top, right, bottom, left, bottom]])
+    for row in objects[1] if masks else ():
+        row.setdefault("segmentation", box_polygon(row["bbox"]))
     kinds = [
         {"id": kind.key, "name": kind.name}
         | ({"keypoints": kind.keypoints, "skeleton": kind.skeleton} if keypoints else {})
-        for kind in categories
+        for kind in data.categories
     ]
-    for name, part in (("train", train), ("test", test)):
-        write_json(out / f"{name}.json", _coco(part, kinds))
-    train_file, test_file = ((out / name).resolve() for name in ("train.json", "test.json"))
-    most = max(sum(not row["iscrowd"] for row in image["objects"]) for image in (*train, *test))
-    classes = tuple(kind.name for kind in categories)
-    counts = len(train), len(test)
+    files = (out / "train.json").resolve(), (out / "test.json").resolve()
+    for file, part in zip(files, (train, test), strict=True):
+        write_json(file, _coco(part, kinds))
     return OwnData(
-        train_file,
-        test_file,
-        *counts,
-        classes,
-        masks,
-        tuple(notes),
-        keypoints,
-        FILE_PREFIX,
-        most,
-        unmasked[0],
-        sources.value_range,
+        *files,
+        images=len(train),
+        test_images=len(test),
+        classes=tuple(ids),
+        masks=masks,
+        notes=tuple(notes),
+        keypoints=keypoints,
+        most_objects=max(sum(not row["iscrowd"] for row in image["objects"]) for image in (*train, *test)),
+        unmasked=unmasked[0],
+        value_range=sources.value_range,
     )
 
 
-def _check_classes(data: Annotations) -> list[Category]:
-    """Return the classes in the order of their numbers."""
+def _read(source: Path, images: Path | None, notes: list[str]) -> Annotations:
+    """Return annotations, with the classes in the order of their numbers."""
+    data = read_detection_data(source, images)
+    notes += [f"{data.name} is read as {data.form}", *data.notes]
     names = Counter(kind.name for kind in data.categories)
     if twice := [name for name, count in names.items() if count > 1]:
         raise UserError(f"{data.source} has several classes of the name {few(twice)}; expected one each")
     if len(names) > MOST_CLASSES:
         raise UserError(f"{data.source} has {len(names)} classes; expected {MOST_CLASSES} at most")
-    return sorted(data.categories, key=lambda kind: kind.key)
+    data.categories.sort(key=lambda kind: kind.key)
+    return data
 
 
-def _keypoints(categories: Sequence[Category], records: Sequence[Record], notes: list[str]) -> int:
+def _keypoints(data: Annotations, notes: list[str]) -> int:
     """Return how many keypoints objects have; 0, and a sentence that says why, if they cannot be trained."""
-    used = {item.category for record in records for item in record.objects if item.keypoints}
+    objects = [item for record in data.records() for item in record.objects]
+    used = {item.category for item in objects if item.keypoints}
     if not used:
         return 0
-    lists = {tuple(kind.keypoints) for kind in categories if kind.name in used}
+    lists = {tuple(kind.keypoints) for kind in data.categories if kind.name in used}
     names = lists.pop() if len(lists) == 1 else ()
     if not names:
         notes.append("keypoints are not trained: the classes do not name the same keypoints")
-        return 0
-    count = sum(bool(record.objects) for record in records) and sum(len(record.objects) for record in records)
-    right = sum(len(item.keypoints) == 3 * len(names) for record in records for item in record.objects)
-    if right < count:
-        notes.append(f"{count - right} of {count} objects have not {len(names)} keypoints: they are trained without")
-    for kind in categories:
+    elif odd := sum(len(item.keypoints) != 3 * len(names) for item in objects):
+        notes.append(f"{odd} of {len(objects)} objects do not have {len(names)} keypoints: they are trained without")
+    for kind in data.categories:
         kind.keypoints = list(names)  # detectron2 has one list for all classes
     return len(names)
 
 
 def _rows(
-    data: Annotations, images: Images, categories: Sequence[Category], points: int, known: dict[str, int] | None = None
-) -> list[dict[str, Any]]:
-    """Return images as rows of a COCO file, each with its ``objects``; what is left out is added to the data's faults."""
-    ids = known or {kind.name: kind.key for kind in categories}
-    rows: list[dict[str, Any]] = []
-    for image, record in images:
-        kept = []
-        for item in record.objects:
-            row = coco_row(item, image.size, image.raw, image.orientation, record.relative, points)
-            if isinstance(row, str):
-                data.faults.add(row, item.where or image.path.name)
-            else:
-                kept.append(row | {"category_id": ids[item.category]})
-        width, height = image.size
-        rows.append(
-            {
-                "file_name": str(image.path.resolve()),
-                "width": width,
-                "height": height,
-                "objects": kept,
-                "digest": image.digest,
-            }
-        )
+    data: Annotations, ids: dict[str, int], points: int, value_range: tuple[float, float] | None, notes: list[str]
+) -> dict[str, list[Row]]:
+    """Return the images of each split as rows of a COCO file, each with its ``objects``, ``classes`` and ``digest``.
+
+    Raises:
+        UserError: Many images or objects cannot be used.
+    """
+    rows: dict[str, list[Row]] = {}
+    for split, images in open_images(data, value_range, notes).items():
+        rows[split] = []
+        for image, record in images:
+            kept = []
+            for item in record.objects:
+                row = coco_row(item, image.size, image.raw, image.orientation, record.relative, points)
+                if isinstance(row, str):
+                    data.faults.add(row, item.where or image.path.name)
+                else:
+                    kept.append(row | {"category_id": ids[item.category]})
+            about = {"file_name": str(image.path.resolve()), "width": image.size[0], "height": image.size[1]}
+            classes = {row["category_id"] for row in kept if not row["iscrowd"]}
+            rows[split].append({**about, "objects": kept, "classes": classes, "digest": image.digest})
+    _check_faults(data, notes)
     return rows
 
 
@@ -243,39 +231,32 @@ def _check_faults(data: Annotations, notes: list[str]) -> None:
         notes.append(f"left out: {data.faults.text()}")
 
 
-def _read_test(sources: Sources, categories: Sequence[Category], points: int, notes: list[str]) -> list[dict[str, Any]]:
+def _read_test(sources: Sources, ids: dict[str, int], points: int, notes: list[str]) -> list[Row]:
     """Return the test set: of data with splits the test or validation split; classes are matched by name.
 
     Raises:
         UserError: Its objects have other classes, or it is the training set.
     """
     assert sources.test is not None
-    data = read_detection_data(sources.test, sources.test_images)
-    notes += [f"{data.source.name} is read as {data.form}", *data.notes]
-    _check_classes(data)
-    name = next((name for name in ("test", "val") if data.splits.get(name)), None)
-    if name is not None:
+    data = _read(sources.test, sources.test_images, notes)
+    if name := next((name for name in ("test", "val") if data.splits.get(name)), None):
         data.splits = {name: data.splits[name]}
-        notes.append(f"test set: the images that {data.source.name} names as {name}")
-    ids = {kind.name: kind.key for kind in categories}
+        notes.append(f"test set: the images that {data.name} names as {name}")
     used = {item.category for record in data.records() for item in record.objects}
     if unknown := sorted(used - ids.keys()):
         raise UserError(
-            f"{sources.test} has {len(unknown)} classes that {sources.train} has not: {few(unknown)}; "
+            f"{sources.test} has {len(unknown)} classes that {sources.train} does not have: {few(unknown)}; "
             "expected those of the training set"
         )
-    splits = open_images(data, sources.value_range, notes)
-    rows = _rows(data, [pair for part in splits.values() for pair in part], categories, points, ids)
-    _check_faults(data, notes)
-    return rows
+    return [row for part in _rows(data, ids, points, sources.value_range, notes).values() for row in part]
 
 
-def _coco(images: list[dict[str, Any]], categories: list[dict[str, Any]]) -> dict[str, Any]:
-    rows, objects = [], list[dict[str, Any]]()
+def _coco(images: list[Row], categories: list[Row]) -> Row:
+    rows, objects = [], list[Row]()
     for number, image in enumerate(images, start=1):
         rows.append({"id": number} | {key: image[key] for key in ("file_name", "width", "height")})
         objects += [
-            {"id": len(objects) + place, "image_id": number} | row
-            for place, row in enumerate(image["objects"], start=1)
+            {"id": index, "image_id": number} | row
+            for index, row in enumerate(image["objects"], start=len(objects) + 1)
         ]
     return {"images": rows, "annotations": objects, "categories": categories}

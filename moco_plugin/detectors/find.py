@@ -4,6 +4,8 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -42,7 +44,13 @@ class ImageFinder:
     def __init__(self, roots: Iterable[Path], files: Sequence[Path] | None = None) -> None:
         self.roots, self.files = list(dict.fromkeys(roots)), files
         self.by_name: dict[str, Path] = {}
-        self._index: dict[str, list[Path]] | None = None
+
+    def notes(self, source: str) -> list[str]:
+        """Return a sentence on images that were found by name alone, if there are some."""
+        return [
+            f"{len(self.by_name)} images are not where {source} says, and were found by name: {name} is {path}"
+            for name, path in [*self.by_name.items()][:1]
+        ]
 
     def find(self, record: Record) -> Path | None:
         """Return the image of a record; None if there is none, or several."""
@@ -66,25 +74,22 @@ class ImageFinder:
         last = parts[-1].lower()
         stem = last if not last.endswith(SUFFIXES) else last.rpartition(".")[0]
         for key in dict.fromkeys((last, _UPLOAD.sub("", last), f"{stem}.*", f"{_UPLOAD.sub('', stem)}.*")):
-            if candidates := self._files().get(key):
+            if candidates := self._files.get(key):
                 ends = [_common_end(path, parts) for path in candidates]
-                best = [path for path, end in zip(candidates, ends, strict=True) if end == max(ends)]
-                return best[0] if len(best) == 1 else None
+                return candidates[ends.index(max(ends))] if ends.count(max(ends)) == 1 else None
         return None
 
+    @cached_property
     def _files(self) -> dict[str, list[Path]]:
-        """Return the images below the roots by name, by name without suffix, and both without an upload's number."""
-        if self._index is None:
-            index: defaultdict[str, list[Path]] = defaultdict(list)
-            below = (path for root in self.roots for path in files_below(root, SUFFIXES))
-            files = {path.resolve(): path for path in (below if self.files is None else self.files)}
-            for path in files.values():
-                name = path.name.lower()
-                keys = {part: None for name in (name, _UPLOAD.sub("", name)) for part in (name, f"{Path(name).stem}.*")}
-                for key in keys:
-                    index[key].append(path)
-            self._index = dict(index)
-        return self._index
+        """The images below the roots by name, by name without suffix, and both without an upload's number."""
+        index: defaultdict[str, list[Path]] = defaultdict(list)
+        below = (path for root in self.roots for path in files_below(root, SUFFIXES))
+        files = {path.resolve(): path for path in (below if self.files is None else self.files)}
+        for path in files.values():
+            names = (path.name.lower(), _UPLOAD.sub("", path.name.lower()))
+            for key in {*names, *(f"{Path(name).stem}.*" for name in names)}:
+                index[key].append(path)
+        return dict(index)
 
 
 def is_file(path: Path) -> bool:
@@ -97,9 +102,5 @@ def is_file(path: Path) -> bool:
 
 def _common_end(path: Path, parts: Sequence[str]) -> int:
     """Return how many of the last folders of a path are those of a name."""
-    count = 0
-    for one, other in zip(reversed(path.parts[:-1]), reversed(parts[:-1]), strict=False):
-        if one.lower() != other.lower():
-            break
-        count += 1
-    return count
+    pairs = zip(path.parts[-2::-1], parts[-2::-1], strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0].lower() == pair[1].lower(), pairs))

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import msgspec
 
-from moco_plugin.detectors.coco import join_splits, read_coco, read_coco_folder
+from moco_plugin.detectors.coco import read_coco
 from moco_plugin.detectors.find import files_below
 from moco_plugin.detectors.json_forms import read_labelme, read_via
-from moco_plugin.detectors.records import Annotations, few
+from moco_plugin.detectors.records import Annotations, few, split_of
 from moco_plugin.detectors.tables import is_table, read_table
 from moco_plugin.detectors.typed import decode_or_none, read_json_parts
 from moco_plugin.detectors.voc import read_cvat, read_voc, root_tag
@@ -54,11 +54,8 @@ def read_detection_data(source: Path, images: Path | None = None) -> Annotations
     if suffix == ".csv":
         return read_table(source, images)
     if suffix == ".xml":
-        return (
-            read_cvat(source, images)
-            if root_tag(source) == "annotations"
-            else read_voc(source.parent, [source], images)
-        )
+        is_cvat = root_tag(source) == "annotations"
+        return read_cvat(source, images) if is_cvat else read_voc(source.parent, [source], images)
     raise UserError(f"{source} is not detection data; {ADVICE.get(suffix, EXPECTED)}")
 
 
@@ -99,8 +96,7 @@ def _read_folder(root: Path, images: Path | None) -> Annotations:
     if describes_yolo(root) is not None:
         return read_yolo(root, images)
     if xml := files_below(root, (".xml",)):
-        tags = {path: root_tag(path) for path in xml[:1]}
-        if "annotations" in tags.values() and len(xml) == 1:
+        if len(xml) == 1 and root_tag(xml[0]) == "annotations":
             return read_cvat(xml[0], images)
         if (data := read_voc(root, xml, images)).records():
             return data
@@ -108,27 +104,42 @@ def _read_folder(root: Path, images: Path | None) -> Annotations:
     for path in files_below(root, (".json",)):
         form, _ = _json_form(path)
         forms.setdefault(form, []).append(path)
-    if "coco" in forms:
-        return read_coco_folder(root, forms["coco"], images)
+    if coco := forms.get("coco"):
+        instances = [path for path in coco if path.name.startswith("instances")]
+        return _join(root, [read_coco(path, images) for path in instances or coco])
     if "labelme" in forms:
         return read_labelme(root, forms["labelme"], images)
     for form in ("via", *OTHERS):
         if form in forms:
-            return _only([_read_json(path, images) for path in forms[form]], root)
+            return _join(root, [_read_json(path, images) for path in forms[form]])
     if tables := [path for path in files_below(root, (".csv",)) if is_table(path)]:
-        return _only([read_table(path, images) for path in tables], root)
+        return _join(root, [read_table(path, images) for path in tables])
     if files_below(root, (".txt",)):
         return read_yolo(root, images)
     raise UserError(f"{root} is not detection data; {EXPECTED}")
 
 
-def _only(parts: Sequence[Annotations], root: Path) -> Annotations:
-    """Return the data of a folder's files: of one, or of one for each split."""
+def _join(root: Path, parts: Sequence[Annotations]) -> Annotations:
+    """Return the data of a folder's files: of one, or of one for each split, by its name or its folder's.
+
+    Raises:
+        UserError: They are several, and not one for each split.
+    """
+    splits = {split_of(part.source.stem) or split_of(part.source.parent.name): part for part in parts}
     if len(parts) == 1:
         return parts[0]
-    splits = join_splits(root, parts)
-    if splits is None:
-        raise UserError(
-            f"{root} holds several files of annotations: {few([part.source.name for part in parts])}; give one of them"
-        )
-    return splits
+    if len(splits) < len(parts) or "train" not in splits or "" in splits:
+        files = [part.source.relative_to(root) for part in parts]
+        raise UserError(f"{root} holds several files of annotations, {few(files)}; give one of them as --train-json")
+    whole = splits.pop("train")
+    whole.source, whole.splits = root, {"train": whole.splits[""]}
+    for split, part in splits.items():
+        whole.splits[split] = part.splits[""]
+        names = {row.name for row in whole.categories}
+        for row in part.categories:
+            if row.name not in names:
+                row.key = max((other.key for other in whole.categories), default=0) + 1
+                whole.categories.append(row)
+        whole.roots, whole.notes = [*whole.roots, *part.roots], [*whole.notes, *part.notes]
+        whole.faults.take(part.faults)
+    return whole

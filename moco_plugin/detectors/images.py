@@ -54,11 +54,8 @@ def open_image(path: Path, value_range: Sequence[float] | None) -> Opened | str:
         return ""
     except CannotDecode as error:
         return f"{path.name} cannot be decoded{f' ({error})' if str(error) else ''}"
-    return Opened(path, (width, height), _digest(path, data))
-
-
-def _digest(path: Path, data: bytes) -> bytes:
-    return hashlib.blake2b(path.name.lower().encode(errors="replace") + b"\0" + data, digest_size=16).digest()
+    named = path.name.lower().encode(errors="replace") + b"\0" + data
+    return Opened(path, (width, height), hashlib.blake2b(named, digest_size=16).digest())
 
 
 def stored_orientation(path: Path) -> int:
@@ -83,7 +80,7 @@ def open_images(
     found = [path for path in dict.fromkeys(paths) if path is not None]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         states = pool.map(lambda path: open_image(path, value_range), found)
-        bar = tqdm(states, total=len(found), desc=f"images of {data.source.name}", file=sys.stderr)
+        bar = tqdm(states, total=len(found), desc=f"images of {data.name}", file=sys.stderr)
         opened = dict(zip(found, bar, strict=True))
     missing = [record for record, path in zip(records, paths, strict=True) if path is None or opened[path] == ""]
     if len(missing) > MOST_MISSING * len(records) or len(records) - len(missing) < 2:
@@ -96,11 +93,7 @@ def open_images(
         notes.append(
             f"left out {len(missing)} of {len(records)} images, which are missing: {few([r.name for r in missing])}"
         )
-    if finder.by_name:
-        name, path = next(iter(finder.by_name.items()))
-        notes.append(
-            f"{len(finder.by_name)} images are not where {data.source.name} says, and were found by name: {name} is {path}"
-        )
+    notes += finder.notes(data.name)
     return _match(data, dict(zip(map(id, records), paths, strict=True)), opened, notes)
 
 
@@ -117,12 +110,12 @@ def _match(
                 broken |= {image: None} if image else {}
                 continue
             stated = (record.width or image.size[0], record.height or image.size[1])
-            if stated == image.size[::-1] != image.size and (orientation := stored_orientation(image.path)) >= 5:
-                image.orientation = orientation
+            if stated == image.size[::-1] != image.size and (turn := stored_orientation(image.path)) in range(5, 9):
+                image.orientation = turn
                 turned.append(image.path.name)
             elif stated != image.size:
                 sizes = f"{image.size[0]} x {image.size[1]} pixels, not {stated[0]:g} x {stated[1]:g}"
-                broken[f"{image.path.name} has {sizes} as {data.source.name} says"] = None
+                broken[f"{image.path.name} has {sizes} as {data.name} says"] = None
                 continue
             if (before := whole.get(image.path)) is not None and before[1].relative == record.relative:
                 before[1].objects += record.objects

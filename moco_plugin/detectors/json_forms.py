@@ -5,12 +5,13 @@ import binascii
 import math
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from moco_plugin.data.decode import CannotDecode, decode_array
+from moco_plugin.detectors.objects import run_lengths
 from moco_plugin.detectors.records import Annotations, Faults, Object, Record, Runs, few, named
 from moco_plugin.detectors.typed import decode, decode_or_none, read_json_parts
 from moco_plugin.detectors.voc import ellipse
@@ -20,16 +21,6 @@ CLASS_KEYS = ("class", "label", "name", "type", "category", "object")  # of VIA'
 ONE_CLASS = "object"  # where no class is named
 NO_AREA = "shapes without an area (points and lines)"
 Parts = dict[str, msgspec.Raw]
-Pairs = Sequence[Sequence[float]]
-
-
-def _flat(points: Pairs) -> list[float]:
-    return [number for point in points for number in point]
-
-
-def _between(one: Sequence[float], other: Sequence[float]) -> list[float]:
-    (x, y), (right, bottom) = one, other
-    return [min(x, right), min(y, bottom), abs(right - x), abs(bottom - y)]
 
 
 # --------------------------------------------------------------------------------------------------------- Labelme
@@ -56,59 +47,45 @@ def read_labelme(root: Path, files: Sequence[Path], images: Path | None) -> Anno
         if not isinstance(parts, dict) or "shapes" not in parts:
             continue
         content = decode(msgspec.json.encode(parts), _Labelme, str(path))
-        record = Record(
-            content.imagePath or path.stem,
-            [],
-            content.imageWidth,
-            content.imageHeight,
-            path.parent,
-            others=(path.stem,),
-        )
+        name, sides = content.imagePath or path.stem, (content.imageWidth, content.imageHeight)
+        record = Record(name, [], *sides, path.parent, others=(path.stem,))
         groups: dict[tuple[str, int | str], Object] = {}
         for number, part in enumerate(content.shapes, start=1):
             where = f"shape {number} of {path.name}"
             shape = decode_or_none(part, _Shape)
             item = "shapes without a label or points" if shape is None else _labelme_object(shape, where)
-            if isinstance(item, str):
-                faults.add(item, where)
-                continue
-            group = groups.get((item.category, shape.group_id)) if shape and shape.group_id is not None else None
-            if group is not None and group.polygons and item.polygons:
+            if shape is None or isinstance(item, str):
+                faults.add(str(item), where)
+            elif shape.group_id is None or not item.polygons:
+                record.objects.append(item)
+            elif (group := groups.setdefault((item.category, shape.group_id), item)) is not item:
                 group.polygons += item.polygons
-                continue
-            record.objects.append(item)
-            if shape and shape.group_id is not None and item.polygons:
-                groups[item.category, shape.group_id] = item
+            else:
+                record.objects.append(item)
         records.append(record)
     roots = [images] if images is not None else [root]
     return Annotations(root, "Labelme's JSON", named(records), {"": records}, roots, [], faults)
 
 
 def _labelme_object(shape: _Shape, where: str) -> Object | str:
-    name, points = str(shape.label).strip(), shape.points
+    item, points = Object(str(shape.label).strip(), where=where), shape.points
     if shape.shape_type == "rectangle" and len(points) == 2:
-        return Object(name, _between(*points), where=where)
-    if shape.shape_type == "circle" and len(points) == 2:
-        radius = math.dist(*points)
-        return Object(name, polygons=[_flat(ellipse(*points[0], radius, radius))], where=where)
-    if shape.shape_type == "mask" and len(points) == 2 and shape.mask:
+        (x, y), (right, bottom) = points
+        item.box = [min(x, right), min(y, bottom), abs(right - x), abs(bottom - y)]
+    elif shape.shape_type == "circle" and len(points) == 2:
+        item.polygons = [ellipse(*points[0], math.dist(*points), math.dist(*points))]
+    elif shape.shape_type == "mask" and len(points) == 2 and shape.mask:
         try:
             mask = decode_array(base64.b64decode(shape.mask), where, channels=1) > 0
         except (CannotDecode, UserError, binascii.Error):
             return "masks that cannot be decoded"
         left, top = (round(number) if math.isfinite(number) and abs(number) < 1e6 else -1 for number in points[0])
-        frame = (left, top, mask.shape[1], mask.shape[0])
-        return Object(name, runs=Runs(_runs(mask), by_rows=True, frame=frame), where=where)
-    if shape.shape_type in ("polygon", "rectangle", "rotation", "oriented_rectangle", None):
-        return Object(name, polygons=[_flat(points)], where=where)
-    return NO_AREA
-
-
-def _runs(mask: np.ndarray) -> list[int]:
-    flat = np.concatenate([[False], mask.ravel()])
-    ends = np.flatnonzero(flat[1:] != flat[:-1])
-    lengths: list[int] = np.diff(np.concatenate([[0], ends, [mask.size]])).tolist()
-    return lengths
+        item.runs = Runs(run_lengths(mask), by_rows=True, frame=(left, top, mask.shape[1], mask.shape[0]))
+    elif shape.shape_type in ("polygon", "rectangle", "rotation", "oriented_rectangle", None):
+        item.polygons = [[*chain.from_iterable(points)]]
+    else:
+        return NO_AREA
+    return item
 
 
 # ------------------------------------------------------------------------------------------------------------- VIA
@@ -143,14 +120,13 @@ def read_via(path: Path, parts: Parts, images: Path | None) -> Annotations:
     """Read a project of VIA's, or the annotations that it exports as JSON."""
     if "_via_img_metadata" in parts:
         parts = decode(parts["_via_img_metadata"], Parts, str(path))
-    regions: list[tuple[str, msgspec.Raw]] = []
-    files: list[str] = []
-    for key, part in parts.items():
-        image = decode(part, _ViaImage, f"{path}, {key[:60]!r}")
-        files.append(image.filename)
-        rows = image.regions if isinstance(image.regions, list) else list(image.regions.values())
-        regions += [(image.filename, row) for row in rows]
-    return via_annotations(path, files, regions, images)
+    found = [decode(part, _ViaImage, f"{path}, {key[:60]!r}") for key, part in parts.items()]
+    regions = [
+        (image.filename, row)
+        for image in found
+        for row in (image.regions if isinstance(image.regions, list) else image.regions.values())
+    ]
+    return via_annotations(path, [image.filename for image in found], regions, images)
 
 
 def via_annotations(
@@ -171,7 +147,7 @@ def via_annotations(
     notes += [f"{path.name} names no class: all objects are of one, {ONE_CLASS!r}"] if key is None else []
     for number, (name, row) in enumerate(rows, start=1):
         where = f"region {number} of {path.name}"
-        item = "regions that are none of VIA's" if row is None else _via_object(row, key, where)
+        item = "regions that are not VIA's" if row is None else _via_object(row, key, where)
         if isinstance(item, str):
             faults.add(item, where)
         else:
@@ -186,15 +162,13 @@ def _via_object(row: ViaRegion, key: str | None, where: str) -> Object | str:
         value = next((name for name, chosen in value.items() if chosen), None)
     if value is None or not str(value).strip():
         return "regions without a class"
-    shape, name = row.shape_attributes, str(value).strip()
+    shape, item = row.shape_attributes, Object(str(value).strip(), where=where)
     if shape.name == "rect":
-        return Object(name, [shape.x, shape.y, shape.width, shape.height], where=where)
-    if shape.name in ("circle", "ellipse"):
-        return Object(
-            name, polygons=[_flat(ellipse(shape.cx, shape.cy, shape.rx or shape.r, shape.ry or shape.r))], where=where
-        )
-    if shape.name == "polygon" and len(shape.all_points_x) == len(shape.all_points_y):
-        return Object(
-            name, polygons=[_flat(list(zip(shape.all_points_x, shape.all_points_y, strict=True)))], where=where
-        )
-    return NO_AREA
+        item.box = [shape.x, shape.y, shape.width, shape.height]
+    elif shape.name in ("circle", "ellipse"):
+        item.polygons = [ellipse(shape.cx, shape.cy, shape.rx or shape.r, shape.ry or shape.r)]
+    elif shape.name == "polygon" and len(shape.all_points_x) == len(shape.all_points_y):
+        item.polygons = [[*chain.from_iterable(zip(shape.all_points_x, shape.all_points_y, strict=True))]]
+    else:
+        return NO_AREA
+    return item

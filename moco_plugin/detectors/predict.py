@@ -5,13 +5,14 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
+from detectron2.data import Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.colormap import colormap
@@ -25,7 +26,7 @@ from moco_plugin.detectors.find import ImageFinder
 from moco_plugin.detectors.records import few
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_path, check_output, full_disk_is_an_error, read_text, sha256, write_json
-from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, parse_detector_config
 from moco_plugin.transfer.weights import fill, read_file
 
@@ -227,13 +228,11 @@ def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Met
     known: dict[str, Any] = dict(stored or {})
     if cfg.DATASETS.TEST and not known:
         name = cfg.DATASETS.TEST[0]
-        if not {"thing_classes", "stuff_classes"} & set(MetadataCatalog.get(name).as_dict()):
-            try:
-                require_dataset(name)
-                DatasetCatalog.get(name)  # loading sets the names
-            except UserError:
-                pass
         known = MetadataCatalog.get(name).as_dict()
+        if not {"thing_classes", "stuff_classes"} & known.keys():
+            with suppress(UserError):
+                require_dataset(name)
+                known = metadata_of(name).as_dict()
     colours = colormap(rgb=True).astype(int).tolist()
     retina = cfg.MODEL.META_ARCHITECTURE == "RetinaNet"
     things = cfg.MODEL.RETINANET.NUM_CLASSES if retina else cfg.MODEL.ROI_HEADS.NUM_CLASSES
@@ -248,11 +247,8 @@ def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Met
             print(
                 f"no font of this machine has {few(sorted(missing))}: such classes are drawn as their numbers, #0 and so on"
             )
-    metadata = Metadata()
     known.pop("name", None)
-    for key, value in known.items():
-        metadata.set(**{key: value})
-    return metadata
+    return Metadata().set(**known)
 
 
 def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:

@@ -135,6 +135,11 @@ class Annotations:
     faults: Faults = field(default_factory=Faults)
     numbers: list[int | str] = field(default_factory=list)
 
+    @property
+    def name(self) -> str:
+        """Name of the file or folder, also of "."."""
+        return self.source.resolve().name
+
     def records(self) -> list[Record]:
         return [record for records in self.splits.values() for record in records]
 
@@ -154,16 +159,13 @@ def split_of(text: str) -> str:
     return next((SPLIT_OF[word] for word in reversed(re.split(r"[^a-z]+", text.lower())) if word in SPLIT_OF), "")
 
 
-def by_folder(root: Path, files: Sequence[Path]) -> dict[Path, str]:
-    """Return the splits of files by the names of their folders, if all are in one and two splits or more occur."""
-    found = {
-        path: next(
-            (SPLIT_OF[part] for part in map(str.lower, path.relative_to(root).parts[:-1]) if part in SPLIT_OF), ""
-        )
-        for path in files
-    }
-    kinds = set(found.values())
-    return found if "train" in kinds and len(kinds) > 1 and "" not in kinds else dict.fromkeys(files, "")
+def by_folder(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Return the files of each split by the names of their folders; all as of "" if one is in none, or no two occur."""
+    splits: dict[str, list[Path]] = {}
+    for path in files:
+        parts = map(str.lower, path.relative_to(root).parts[:-1])
+        splits.setdefault(next((SPLIT_OF[part] for part in parts if part in SPLIT_OF), ""), []).append(path)
+    return splits if "train" in splits and len(splits) > 1 and "" not in splits else {"": list(files)}
 
 
 def few(names: Sequence[object]) -> str:

@@ -57,7 +57,7 @@ class Starts:
             checkpoint: What ``read`` returned.
             out: Folder for weights that are fetched.
         """
-        weights: Weights = checkpoint or _text(self.weights)
+        weights: Weights = checkpoint or (None if self.weights is None else str(self.weights))
         if not self.compare:
             init = self.init or ("moco" if weights else "random")
             return {init: (init, weights)}
@@ -147,10 +147,6 @@ def _finished(folder: Path) -> int:
     """Return how many trials a folder holds."""
     path = folder / RESULTS
     return len(read_json(path).get("trials", ())) if path.is_file() else 0
-
-
-def _text(path: str | Path | None) -> str | None:
-    return None if path is None else str(path)
 
 
 def _fetch_supervised(weights: str | Checkpoint, out: Path) -> Path | None:

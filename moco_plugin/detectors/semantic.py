@@ -1,6 +1,5 @@
 """Semantic segmentation on own data: folders of images and of label images, checked, split and written as a list."""
 
-import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from tqdm import tqdm
 from moco_plugin.data.decode import PILLOW_FORMATS
 from moco_plugin.data.listing import image_files
 from moco_plugin.detectors.dataset import OwnData, Sources
-from moco_plugin.detectors.images import MOST_BROKEN, ORIENTATION, open_image, stored_orientation
-from moco_plugin.detectors.records import few
-from moco_plugin.detectors.splits import TEST_SHARE
+from moco_plugin.detectors.images import ORIENTATION, open_images, stored_orientation
+from moco_plugin.detectors.records import Annotations, Record, few
+from moco_plugin.detectors.splits import Row, count_classes, hold_out, without_tested
 from moco_plugin.detectors.yolo import class_names
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
@@ -23,6 +22,7 @@ from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
 from moco_plugin.transfer.mapper import read_labels
 from moco_plugin.transfer.voc_files import VOID
 
+ENTRY = ("file_name", "sem_seg_file_name", "width", "height")  # what is written of an image
 _TURN = Image.Transpose
 TURNS = {5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
 """What makes an image of an EXIF orientation upright, where its sides change places."""
@@ -40,48 +40,50 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
     Raises:
         UserError: The data are invalid.
     """
-    labels, test_labels, seed = sources.train, sources.test, sources.seed
+    labels, notes = sources.train, list[str]()
     images = sources.train_images or labels
     names = class_names(labels, images)
-    rows, used, notes = _pair(labels, images, names, sources.value_range)
-    if test_labels is None:
-        order = random.Random(seed).sample(rows, len(rows))
-        count = max(1, round(TEST_SHARE * len(rows)))
-        held_out, rows = order[:count], sorted(order[count:], key=lambda row: str(row["file_name"]))
-        notes.append(f"test set: {count} of the {len(order)} images, held out by seed {seed}")
-    else:
-        held_out, in_test, more = _pair(test_labels, sources.test_images or images, names, sources.value_range)
-        notes += more
-        if unknown := sorted(in_test - used - {VOID}):
-            raise UserError(
-                f"{test_labels} has the labels {few(unknown)}, which {labels} has not; expected those of both"
-            )
+    rows = _pair(labels, images, names, sources.value_range, notes)
+    tested: list[Row] = []
+    if sources.test is not None:
+        tested = _pair(sources.test, sources.test_images or images, names, sources.value_range, notes)
+    used, in_test = (set().union(*(row["classes"] for row in part)) for part in (rows, tested))
+    if unknown := sorted(in_test - used - {VOID}):
+        raise UserError(
+            f"{sources.test} has the labels {few(unknown)}, which {labels} does not have; expected those of both"
+        )
     binary = used == {0, VOID} and len(names) <= 2
     if binary:
-        used, names = {0, 1}, ["background", *names][-2:] if names else ["background", "object"]
+        names = ["background", *names][-2:] if names else ["background", "object"]
         notes.append(f"the label images hold 0 and 255 alone: 0 is {names[0]}, and 255 the class {names[1]}")
-    used -= {VOID}
+    for row in (*rows, *tested):
+        row["classes"] = {min(label, 1) if binary else label for label in row["classes"] if binary or label != VOID}
+    used = {0, 1} if binary else used - {VOID}
     if len(used) < 2:
         raise UserError(
             f"all pixels of {labels} have the label {few(sorted(used)) or VOID}, or {VOID}, which is ignored; "
             "expected two classes or more, numbered from 0"
         )
+    train, test = (rows, tested) if sources.test is not None else hold_out(rows, sources.seed, notes)
+    train = without_tested(train, test, notes)
+    if not train:
+        raise UserError(f"all images of {images} are copies of one; expected 2 or more that differ")
     classes = names or [str(index) for index in range(max(used) + 1)]
-    if unused := [name for index, name in enumerate(classes) if index not in used]:
-        notes.append(f"{len(unused)} of {len(classes)} classes have no pixel in {labels}: {few(unused)}")
-    for name, part in (("train", rows), ("test", held_out)):
-        _write_labels(part, out / "labels" / name, binary)
-        write_json(out / f"{name}.json", {"classes": classes, "ignore_label": VOID, "images": part})
-    train, test = ((out / f"{name}.json").resolve() for name in ("train", "test"))
+    count_classes(dict(enumerate(classes)), train, test, "pixel", notes)
+    files = (out / "train.json").resolve(), (out / "test.json").resolve()
+    for file, part in zip(files, (train, test), strict=True):
+        _write_labels(part, out / "labels" / file.stem, binary)
+        entries = [{key: row[key] for key in ENTRY} for row in part]
+        write_json(file, {"classes": classes, "ignore_label": VOID, "images": entries})
     about: dict[str, Any] = {"prefix": SEMANTIC_PREFIX, "value_range": sources.value_range}
-    return OwnData(train, test, len(rows), len(held_out), tuple(classes), False, tuple(notes), **about)
+    return OwnData(*files, len(train), len(test), tuple(classes), False, tuple(notes), **about)
 
 
-def _write_labels(rows: list[dict[str, Any]], folder: Path, binary: bool) -> None:
+def _write_labels(rows: list[Row], folder: Path, binary: bool) -> None:
     """Write label images anew that are of 1 or 16 bits, or turned, or all if 255 is a class, and put them into the rows."""
     for index, row in enumerate(rows):
-        turn, plain = row.pop("turn"), row.pop("plain")
-        if plain and not binary:
+        turn = row["turn"]
+        if row["plain"] and not binary:
             continue
         labels = read_labels(row["sem_seg_file_name"])
         picture = Image.fromarray((labels == VOID if binary else labels).astype(np.uint8))
@@ -92,29 +94,35 @@ def _write_labels(rows: list[dict[str, Any]], folder: Path, binary: bool) -> Non
 
 
 def _pair(
-    labels: Path, images: Path, names: list[str], value_range: Sequence[float] | None
-) -> tuple[list[dict[str, Any]], set[int], list[str]]:
-    """Return entries of a data set, the values that occur in it, and sentences that count what was left out."""
-    by_name: dict[str, Path] = {
-        path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)
-    }
-    rows: list[dict[str, Any]] = []
-    used: set[int] = set()
-    without, broken = list[str](), list[str]()
-    files = image_files(labels)
-    for path in tqdm(files, desc=f"labels of {labels.name}", file=sys.stderr):
+    labels: Path, images: Path, names: list[str], value_range: Sequence[float] | None, notes: list[str]
+) -> list[Row]:
+    """Return entries of a data set, with the ``classes`` in each; what was left out is added to the notes."""
+    by_name = {path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)}
+    files, pairs, without = image_files(labels), dict[Path, Path](), list[str]()
+    for path in files:
         image = by_name.pop(path.relative_to(labels).with_suffix("").as_posix(), None)
         if image is None:
             without.append(path.name)
-            continue
-        opened = open_image(image, value_range)
-        if isinstance(opened, str):
-            broken.append(opened or image.name)
-            continue
-        classes, size = read_labels(str(path)), opened.size
+        else:
+            pairs[image] = path
+    if len(pairs) < 2:
+        raise UserError(
+            f"{labels} has {len(files)} label images, of which {len(pairs)} have an image in {images}; expected 2 or more "
+            "of the same names, but for the suffix"
+        )
+    if without:
+        notes.append(f"left out {len(without)} label images without an image: {few(without)}")
+    if by_name:
+        notes.append(f"left out {len(by_name)} images without a label image: {few(sorted(by_name))}")
+    records = [Record(image.relative_to(images).as_posix()) for image in pairs]
+    opened = open_images(Annotations(images, "label images", [], {"": records}, [images]), value_range, notes)[""]
+    rows: list[Row] = []
+    for photo, _ in tqdm(opened, desc=f"labels of {labels.name}", file=sys.stderr):
+        path = pairs[photo.path]
+        classes, size = read_labels(str(path)), photo.size
         with Image.open(path, formats=PILLOW_FORMATS) as label:
             plain = label.mode in ("L", "P") and label.getexif().get(ORIENTATION, 1) == 1
-        turn = TURNS.get(stored_orientation(image))
+        turn = TURNS.get(stored_orientation(photo.path))
         height, width = classes.shape
         as_stored = turn is not None and (width, height) == size[::-1] != size  # drawn by a tool that ignores EXIF
         if as_stored:
@@ -127,20 +135,8 @@ def _pair(
             raise UserError(f"label image {path} has the label {max(here)}, and there are {len(names)} names")
         if here and max(here) > VOID:
             raise UserError(f"label image {path} has the label {max(here)}; expected 0 to 254, and 255 to ignore")
-        used |= found
-        paths = {"file_name": str(image.resolve()), "sem_seg_file_name": str(path.resolve())}
+        paths = (str(photo.path.resolve()), str(path.resolve()))
         state = {"turn": turn if as_stored else None, "plain": plain and not as_stored}
-        rows.append({**paths, "width": width, "height": height, **state})
-    if len(rows) < 2:
-        raise UserError(
-            f"{labels} has {len(files)} label images, of which {len(rows)} have an image in {images}; expected 2 or more "
-            "of the same names, but for the suffix"
-        )
-    if len(broken) > max(3, MOST_BROKEN * len(files)):
-        raise UserError(f"{len(broken)} of {len(files)} images of {images} cannot be used: {few(broken)}; repair them")
-    notes = [f"left out {len(broken)} of {len(files)} images: {few(broken)}"] if broken else []
-    if without:
-        notes.append(f"left out {len(without)} label images without an image: {few(without)}")
-    if by_name:
-        notes.append(f"left out {len(by_name)} images without a label image: {few(sorted(by_name))}")
-    return rows, used, notes
+        known = {"classes": found, "digest": photo.digest}
+        rows.append({**dict(zip(ENTRY, (*paths, width, height), strict=True)), **known, **state})
+    return rows

@@ -2,17 +2,20 @@
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from moco_plugin.detectors.records import Category, few
+from moco_plugin.detectors.records import few
 from moco_plugin.errors import UserError
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
+Row = dict[str, Any]
+"""An image: its ``file_name``, the set of ``classes`` that it shows, and the ``digest`` that a copy of it shares."""
 
 
-def without_tested(train: list[dict[str, Any]], test: list[dict[str, Any]], notes: list[str]) -> list[dict[str, Any]]:
+def without_tested(train: list[Row], test: list[Row], notes: list[str]) -> list[Row]:
     """Return the training images that are no copies of test images.
 
     Raises:
@@ -30,66 +33,43 @@ def without_tested(train: list[dict[str, Any]], test: list[dict[str, Any]], note
     return [image for image in train if image["digest"] not in tested]
 
 
-def hold_out(images: list[dict[str, Any]], seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def hold_out(images: list[Row], seed: int, notes: list[str]) -> tuple[list[Row], list[Row]]:
     """Divide images so that the test set has its share of each class, the rare ones first; copies stay together."""
-    groups: dict[bytes, list[dict[str, Any]]] = {}
+    groups: dict[bytes, list[Row]] = {}
     for image in sorted(images, key=lambda image: str(image["file_name"])):
         groups.setdefault(image["digest"], []).append(image)
     order = random.Random(seed).sample(list(groups.values()), len(groups))
-    classes = [
-        {row["category_id"] for image in group for row in image["objects"] if not row["iscrowd"]} for group in order
-    ]
+    classes = [set().union(*(image["classes"] for image in group)) for group in order]
     wanted = max(1, round(TEST_SHARE * len(order)))
-    have = Counter(kind for kinds in classes for kind in kinds)
-    taken: Counter[int] = Counter()
+    have, taken = Counter(chain.from_iterable(classes)), Counter[int]()
     chosen: set[int] = set()
-    rare_first = [kind for kind, _ in sorted(have.items(), key=lambda item: (item[1], item[0]))]
-    for kind in (*rare_first, None):  # None: whatever is left
-        share = wanted if kind is None else min(wanted, max(1, round(TEST_SHARE * have[kind])))
-        for place, kinds in enumerate(classes):
-            enough = len(chosen) if kind is None else taken[kind]
+    for kind in (*sorted(have, key=lambda kind: (have[kind], kind)), None):  # None: whatever is left
+        share = wanted if kind is None else max(1, round(TEST_SHARE * have[kind]))
+        for index, kinds in enumerate(classes):
+            if len(chosen) == wanted or taken[kind] >= share:
+                break
             last = any(have[other] - taken[other] == 1 for other in kinds)  # of a class: it is trained on
-            if (
-                place not in chosen
-                and (kind is None or kind in kinds)
-                and enough < share
-                and len(chosen) < wanted
-                and not last
-            ):
-                chosen.add(place)
+            if index not in chosen and not last and (kind is None or kind in kinds):
+                chosen.add(index)
                 taken.update(kinds)
-    chosen |= {*[place for place in range(len(order)) if place not in chosen][: wanted - len(chosen)]}
-    parts: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
-    for place, group in enumerate(order):
-        parts[place in chosen].extend(group)
-    return tuple(sorted(part, key=lambda image: str(image["file_name"])) for part in parts)  # type: ignore[return-value]
+    chosen |= {*[index for index in range(len(order)) if index not in chosen][: wanted - len(chosen)]}
+    held_out = {id(image) for index in chosen for image in order[index]}
+    test = [image for group in groups.values() for image in group if id(image) in held_out]
+    notes.append(f"test set: {len(test)} of the {len(images)} images, held out by seed {seed}, a share of each class")
+    train = [image for group in groups.values() for image in group if id(image) not in held_out]
+    return train, test
 
 
-def count_classes(
-    categories: Sequence[Category], train: list[dict[str, Any]], test: list[dict[str, Any]], notes: list[str]
-) -> None:
-    """Add sentences on classes without objects, and on those that one of the sets lacks."""
-    counts = [
-        Counter(row["category_id"] for image in part for row in image["objects"] if not row["iscrowd"])
-        for part in (train, test)
-    ]
-    for text, names in (
-        ("have no object", [kind.name for kind in categories if not counts[0][kind.key] and not counts[1][kind.key]]),
-        (
-            "have objects in the training set alone: they are not tested",
-            [kind.name for kind in categories if counts[0][kind.key] and not counts[1][kind.key]],
-        ),
-        (
-            "have objects in the test set alone: they cannot be found",
-            [kind.name for kind in categories if counts[1][kind.key] and not counts[0][kind.key]],
-        ),
+def count_classes(names: Mapping[int, str], train: list[Row], test: list[Row], what: str, notes: list[str]) -> None:
+    """Add sentences on classes without objects (or pixels: ``what``), and on those that one of the sets lacks."""
+    trained, tested = (set(chain.from_iterable(image["classes"] for image in part)) for part in (train, test))
+    for text, kinds in (
+        (f"have no {what}", names.keys() - trained - tested),
+        (f"have {what}s in the training set alone: they are not tested", trained - tested),
+        (f"have {what}s in the test set alone: they cannot be found", tested - trained),
     ):
-        if names:
-            notes.append(f"{len(names)} of {len(categories)} classes {text}: {few(names)}")
-    if not counts[1]:
-        notes.append("the test set has no object: there is nothing to measure")
-    empty = sum(not image["objects"] for image in train)
-    if empty:
-        notes.append(
-            f"{empty} of {len(train)} training images have no object, and are left out of training as detectron2 does"
-        )
+        if kinds:
+            found = [name for kind, name in names.items() if kind in kinds]
+            notes.append(f"{len(kinds)} of {len(names)} classes {text}: {few(found)}")
+    if not tested:
+        notes.append(f"the test set has no {what}: there is nothing to measure")

@@ -27,6 +27,7 @@ COLUMNS = {
 }
 CORNERS, BOX = ("left", "top", "right", "bottom"), ("x", "y", "width", "height")
 WITHOUT_HEADER = ["path", "x1", "y1", "x2", "y2", "class"]  # keras-retinanet's
+REGION = '{"shape_attributes": %s, "region_attributes": %s}'  # of VIA's JSON
 LONGEST_FIELD = 1 << 24
 
 
@@ -69,16 +70,13 @@ def read_table(path: Path, images: Path | None) -> Annotations:
     """
     header, rows = _rows(path)
     if "region_shape_attributes" in header:
-        at = {name: header.index(name) for name in ("filename", "region_shape_attributes", "region_attributes")}
+        whole = [dict(zip(header, row, strict=True)) for row in rows if len(row) == len(header)]
         regions = [
-            (
-                row[at["filename"]],
-                f'{{"shape_attributes":{row[at["region_shape_attributes"]]},"region_attributes":{row[at["region_attributes"]]}}}'.encode(),
-            )
-            for row in rows
-            if len(row) == len(header) and row[at["region_shape_attributes"]] not in ("", "{}")
+            (row["filename"], (REGION % (row["region_shape_attributes"], row["region_attributes"])).encode())
+            for row in whole
+            if row["region_shape_attributes"] not in ("", "{}")
         ]
-        return via_annotations(path, [row[at["filename"]] for row in rows if len(row) == len(header)], regions, images)
+        return via_annotations(path, [row["filename"] for row in whole], regions, images)
     if not is_table(path):
         raise UserError(
             f"{path} has the columns {', '.join(header[:8])}; expected filename (or image_id), class, and xmin, ymin, xmax, "
@@ -88,27 +86,24 @@ def read_table(path: Path, images: Path | None) -> Annotations:
     if "class" not in columns:
         notes.append(f"{path.name} has no column of classes: all objects are of one, {ONE_CLASS!r}")
     records: dict[str, Record] = {}
-    boxes: list[Object] = []
+    numbers: list[float] = []
     for number, row in enumerate(rows, start=2):
-        if not row:
-            continue
         where = f"line {number} of {path.name}"
-        if len(row) != len(header):
+        if row and len(row) != len(header):
             faults.add("lines of another number of columns", where)
-            continue
-        name = row[columns["image"]].strip()
-        record = records.setdefault(name, Record(name))
-        kind = row[columns["class"]].strip() if "class" in columns else ONE_CLASS
-        item = _object(row, columns, kind, where)
-        if isinstance(item, str):
-            faults.add(item, where)
-        elif item is not None:
-            record.objects.append(item)
-            boxes += [item] if item.box else []
-    relative = bool(boxes) and all(0 <= value <= 1 for item in boxes for value in item.box or ())
-    for record in records.values():
-        record.relative = relative
+        elif row:
+            name = row[columns["image"]].strip()
+            record = records.setdefault(name, Record(name))
+            kind = row[columns["class"]].strip() if "class" in columns else ONE_CLASS
+            item = _object(row, columns, kind, where)
+            if isinstance(item, str):
+                faults.add(item, where)
+            elif item is not None:
+                record.objects.append(item)
+                numbers += item.box or ()
     found = list(records.values())
+    for record in found:
+        record.relative = bool(numbers) and 0 <= min(numbers) <= max(numbers) <= 1
     return Annotations(path, "a CSV file", named(found), {"": found}, [images or path.parent], notes, faults)
 
 
@@ -119,11 +114,11 @@ def _object(row: Sequence[str], at: dict[str, int], kind: str, where: str) -> Ob
         if not words or row[at["runs"]].strip() in ("-1", "nan"):
             return None
         if len(words) % 2 or not all(word.isdecimal() and len(word) < 10 for word in words):
-            return "lines whose run lengths are none"
-        counts, place = list[int](), 0
+            return "lines with invalid run lengths"
+        counts, end = list[int](), 1
         for start, length in zip(map(int, words[::2]), map(int, words[1::2]), strict=True):
-            counts += [start - 1 - place, length]  # from 1, by columns
-            place = start - 1 + length
+            counts += [start - end, length]  # from 1, by columns
+            end = start + length
         return Object(kind, runs=Runs(counts, open=True), where=where)
     if {*CORNERS} <= at.keys():
         words = [row[at[name]].strip() for name in CORNERS]

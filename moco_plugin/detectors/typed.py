@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 from xml.etree import ElementTree
@@ -29,13 +30,11 @@ def read_json_parts(path: Path) -> dict[str, msgspec.Raw] | list[msgspec.Raw]:
     kind: Any = dict[str, msgspec.Raw] | list[msgspec.Raw]
     parts: dict[str, msgspec.Raw] | list[msgspec.Raw]
     try:
-        data.decode()  # parts are not looked into
-        parts = msgspec.json.decode(data, type=kind)
-        return parts
-    except _ERRORS:
-        pass
-    try:
-        parts = msgspec.json.decode(_BARE.sub("null", decode_text(data)).encode(errors="replace"), type=kind)
+        try:
+            data.decode()  # parts are not looked into
+            parts = msgspec.json.decode(data, type=kind)
+        except _ERRORS:
+            parts = msgspec.json.decode(_BARE.sub("null", decode_text(data)).encode(errors="replace"), type=kind)
         return parts
     except _ERRORS as error:
         raise UserError(f"{shown(path)} is not a JSON file of annotations ({error}); check the file") from error
@@ -57,9 +56,8 @@ def decode(part: msgspec.Raw | bytes, kind: type[T], name: str) -> T:
 def decode_or_none(part: msgspec.Raw | bytes, kind: type[T]) -> T | None:
     """Return a part of a JSON file as a type, or None if it is something else."""
     try:
-        value: T = msgspec.json.decode(part, type=kind, strict=False)
-        return value
-    except _ERRORS:
+        return decode(part, kind, "")
+    except UserError:
         return None
 
 
@@ -77,20 +75,15 @@ def read_elements(path: Path) -> Iterator[ElementTree.Element]:
         text = decode_text(data)
     if "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise UserError(f"{shown(path)} defines a document type or entities, which are not read; remove them")
-    parser: Any = ElementTree.XMLPullParser(("start", "end"))
     depth = 0
     try:
-        for start in range(0, len(text), 1 << 16):
-            parser.feed(text[start : start + (1 << 16)])
-            for event, element in parser.read_events():
-                depth += 1 if event == "start" else -1
-                if depth > MOST_DEPTH:
-                    raise UserError(f"{shown(path)} is nested more than {MOST_DEPTH} elements deep; check the file")
-                if event == "start" and depth == 1:
-                    yield element
-                elif event == "end" and depth == 1:
-                    yield element
+        for event, element in ElementTree.iterparse(StringIO(text), ("start", "end")):
+            depth += 1 if event == "start" else -1
+            if depth > MOST_DEPTH:
+                raise UserError(f"{shown(path)} is nested more than {MOST_DEPTH} elements deep; check the file")
+            if depth == 1:
+                yield element
+                if event == "end":
                     element.clear()
-        parser.close()
     except (ElementTree.ParseError, ValueError) as error:
         raise UserError(f"{shown(path)} is not an XML file ({error}); correct or remove it") from error

@@ -45,8 +45,8 @@ def _integer(text: str | None) -> int:
     return -1 if math.isnan(value) else int(value)
 
 
-def _known(value: float) -> float | None:
-    return None if math.isnan(value) or value <= 0 else value
+def _side(text: str | None) -> float | None:
+    return value if (value := _number(text)) > 0 else None
 
 
 # ------------------------------------------------------------------------------------------------------ Pascal VOC
@@ -60,34 +60,24 @@ def read_voc(root: Path, files: Sequence[Path], images: Path | None) -> Annotati
     """
     root = root.parent if root.name.lower() == "annotations" else root
     faults, notes = Faults(), list[str]()
-    records: dict[Path, Record] = {}
-    for path in files:
-        if (record := _voc_record(path, faults)) is not None:
-            records[path] = record
-    roots = (
-        [images]
-        if images is not None
-        else [folder for name in ("JPEGImages", "images") if (folder := root / name).is_dir()]
-    )
+    records = {path: record for path in files if (record := _voc_record(path, faults)) is not None}
     splits = _image_sets(root, records, notes)
     if not splits:
-        for path, split in by_folder(root, list(records)).items():
-            splits.setdefault(split, []).append(records[path])
-    categories = named(list(records.values()))
-    return Annotations(root, "Pascal VOC's XML", categories, splits, [*roots, root], notes, faults)
+        splits = {split: [records[path] for path in paths] for split, paths in by_folder(root, list(records)).items()}
+    roots = [images or root / "JPEGImages", images or root / "images", root]
+    return Annotations(root, "Pascal VOC's XML", named(list(records.values())), splits, roots, notes, faults)
 
 
 def _voc_record(path: Path, faults: Faults) -> Record | None:
     elements = read_elements(path)
     if next(elements).tag != "annotation":
         return None
-    record = Record("", folder=path.parent)
-    named_image = ""
+    record, written = Record("", folder=path.parent), ""
     for element in elements:
         if element.tag == "filename":
-            named_image = (element.text or "").strip()
+            written = (element.text or "").strip()
         elif element.tag == "size":
-            record.width, record.height = (_known(_number(element.findtext(key))) for key in ("width", "height"))
+            record.width, record.height = (_side(element.findtext(key)) for key in ("width", "height"))
         elif element.tag == "object":
             where = f"object {len(record.objects) + 1} of {path.name}"
             name = (element.findtext("name") or "").strip()
@@ -102,9 +92,10 @@ def _voc_record(path: Path, faults: Faults) -> Record | None:
             else:
                 record.objects.append(item)
     # a file that was renamed with its image still has the old name inside
-    given = re.split(r"[\\/]", named_image)[-1]
-    same = given.lower() == path.stem.lower() or given.rpartition(".")[0].lower() == path.stem.lower()
-    record.name, record.others = (named_image, (path.stem,)) if same else (path.stem, (named_image,))
+    given = re.split(r"[\\/]", written)[-1].lower()
+    names = (written, path.stem)
+    record.name, other = names if path.stem.lower() in (given, given.rpartition(".")[0]) else names[::-1]
+    record.others = (other,)
     return record
 
 
@@ -122,11 +113,8 @@ def _image_sets(root: Path, records: dict[Path, Record], notes: list[str]) -> di
     for path in sorted(folder.glob("*.txt")):
         if path.stem.lower() not in ("train", "val", "trainval", "test"):
             continue  # lists of one class, or CVAT's default
-        names = [
-            line.split()[0] if len(line.split()) == 2 else line.strip()
-            for line in read_text(path).splitlines()
-            if line.strip()
-        ]
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        names = [line.split()[0] if len(line.split()) == 2 else line for line in lines]
         sets[path.stem.lower()] = [by_stem[name] for name in names if name in by_stem]
         lost += [name for name in names if name not in by_stem] if path.stem.lower() != "test" else []
     if lost:
@@ -146,8 +134,7 @@ def read_cvat(path: Path, images: Path | None) -> Annotations:
     Raises:
         UserError: It is one of another form.
     """
-    faults, notes = Faults(), list[str]()
-    labels: list[str] = []
+    faults, labels = Faults(), list[str]()
     splits: dict[str, list[Record]] = {}
     for element in read_elements(path):
         if element.tag == "track":
@@ -155,7 +142,7 @@ def read_cvat(path: Path, images: Path | None) -> Annotations:
         labels += [(name.text or "").strip() for name in element.findall(".//labels/label/name")]
         if element.tag == "image":
             record = Record(element.get("name", ""))
-            record.width, record.height = (_known(_number(element.get(key))) for key in ("width", "height"))
+            record.width, record.height = (_side(element.get(key)) for key in ("width", "height"))
             for shape in element:
                 where = f"{shape.tag} {len(record.objects) + 1} of {record.name} in {path.name}"
                 item = _cvat_object(shape, where)
@@ -166,15 +153,11 @@ def read_cvat(path: Path, images: Path | None) -> Annotations:
             splits.setdefault(split_of(element.get("subset", "")), []).append(record)
     if ("" in splits and len(splits) > 1) or "train" not in splits:
         splits = {"": [record for records in splits.values() for record in records]}
-    used = named(splits.get("", []) or [record for records in splits.values() for record in records])
-    names = list(dict.fromkeys([name for name in labels if name]))
+    used = named([record for records in splits.values() for record in records])
+    names = list(dict.fromkeys(filter(None, labels)))
     categories = numbered(names) if {row.name for row in used} <= {*names} else used
-    roots = (
-        [images]
-        if images is not None
-        else [*([path.parent / "images"] if (path.parent / "images").is_dir() else []), path.parent]
-    )
-    return Annotations(path, "CVAT's XML", categories, splits, roots, notes, faults)
+    roots = [images] if images is not None else [path.parent / "images", path.parent]
+    return Annotations(path, "CVAT's XML", categories, splits, roots, [], faults)
 
 
 def _cvat_object(shape: Element, where: str) -> Object | str:
@@ -182,34 +165,36 @@ def _cvat_object(shape: Element, where: str) -> Object | str:
     name = shape.get("label", "").strip()
     if not name or shape.tag == "tag":
         return "" if shape.tag in ("tag", "attribute") else "shapes without a label"
+    item, turn = Object(name, where=where), math.radians(_number(shape.get("rotation") or "0"))
     if shape.tag == "polygon":
-        points = [_number(number) for number in re.split(r"[,;]", shape.get("points", ""))]
-        return Object(name, polygons=[points], where=where)
-    if shape.tag == "mask":
-        frame = tuple(_integer(shape.get(key)) for key in ("left", "top", "width", "height"))
+        item.polygons = [[_number(number) for number in re.split(r"[,;]", shape.get("points", ""))]]
+    elif shape.tag == "mask":
+        left, top, width, height = (_integer(shape.get(key)) for key in ("left", "top", "width", "height"))
         counts = [_integer(number) for number in shape.get("rle", "").split(",")]
-        return Object(name, runs=Runs(counts, by_rows=True, frame=frame), where=where)  # type: ignore[arg-type]
-    turn = math.radians(_number(shape.get("rotation") or "0"))
-    if shape.tag == "box":
-        left, top, right, bottom = (_number(shape.get(key)) for key in ("xtl", "ytl", "xbr", "ybr"))
-        corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
-        if not turn:
-            return Object(name, [left, top, right - left, bottom - top], where=where)
-        return Object(name, polygons=[_turned(corners, (left + right) / 2, (top + bottom) / 2, turn)], where=where)
-    if shape.tag == "ellipse":
+        item.runs = Runs(counts, by_rows=True, frame=(left, top, width, height))
+    elif shape.tag == "box":
+        x, y, right, bottom = (_number(shape.get(key)) for key in ("xtl", "ytl", "xbr", "ybr"))
+        rx, ry = (right - x) / 2, (bottom - y) / 2
+        if turn:
+            corners = [(-rx, -ry), (rx, -ry), (rx, ry), (-rx, ry)]
+            item.polygons = [_turned(corners, x + rx, y + ry, turn)]
+        else:
+            item.box = [x, y, right - x, bottom - y]
+    elif shape.tag == "ellipse":
         x, y, rx, ry = (_number(shape.get(key)) for key in ("cx", "cy", "rx", "ry"))
-        return Object(name, polygons=[_turned(ellipse(x, y, rx, ry), x, y, turn)], where=where)
-    return f"shapes of the kind {shape.tag!r}, which have no area"
+        item.polygons = [ellipse(x, y, rx, ry, turn)]
+    else:
+        return f"shapes of the kind {shape.tag!r}, which have no area"
+    return item
 
 
-def ellipse(x: float, y: float, rx: float, ry: float) -> list[tuple[float, float]]:
-    """Return points of an ellipse."""
-    angles = [2 * math.pi * number / ELLIPSE_POINTS for number in range(ELLIPSE_POINTS)]
-    return [(x + rx * math.cos(angle), y + ry * math.sin(angle)) for angle in angles]
+def ellipse(x: float, y: float, rx: float, ry: float, angle: float = 0) -> list[float]:
+    """Return points of an ellipse that is turned clockwise by an angle in radians, as x, y, x, y, ..."""
+    steps = [2 * math.pi * number / ELLIPSE_POINTS for number in range(ELLIPSE_POINTS)]
+    return _turned([(rx * math.cos(step), ry * math.sin(step)) for step in steps], x, y, angle)
 
 
 def _turned(points: Sequence[tuple[float, float]], x: float, y: float, angle: float) -> list[float]:
-    """Return points turned around a centre, clockwise as images are seen, as x, y, x, y, ..."""
+    """Return points, given from a centre, turned around it, clockwise as images are seen, as x, y, x, y, ..."""
     cos, sin = math.cos(angle), math.sin(angle)
-    turned = [(x + (px - x) * cos - (py - y) * sin, y + (px - x) * sin + (py - y) * cos) for px, py in points]
-    return [number for point in turned for number in point]
+    return [number for px, py in points for number in (x + px * cos - py * sin, y + px * sin + py * cos)]

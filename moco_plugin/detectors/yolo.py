@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,18 +65,10 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
         about = _Description(root, splits={"": [file.name]})
     else:
         about = _from_data(file) if file.suffix == ".data" else _from_yaml(file)
-    finder = ImageFinder([*([images] if images else []), about.root, root])
-    if about.splits:
-        splits = {
-            split: found
-            for split, names in about.splits.items()
-            if (found := _images(split, names, about, finder, file, notes))
-        }
-    else:
-        files = files_below(images or root, SUFFIXES)
-        splits = {}
-        for path, split in by_folder(images or root, files).items():
-            splits.setdefault(split, []).append(path)
+    finder = ImageFinder([images or about.root, about.root, root])
+    splits = {split: _images(split, names, about, finder, file, notes) for split, names in about.splits.items()}
+    if not splits:
+        splits = by_folder(images or root, files_below(images or root, SUFFIXES))
     lines, without = _read_labels([path for paths in splits.values() for path in paths], root)
     if without:
         notes.append(
@@ -98,22 +90,11 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
         if one < other < len(points) and about.flips[other] == one:
             points[one], points[other] = f"left {points[one]}", f"right {points[one]}"
     categories = [Category(name, kind + 1, list(points)) for kind, name in sorted(names.items())]
-    if twice := [name for name, count in Counter(names.values()).items() if count > 1]:
-        raise UserError(
-            f"{source} has several classes of the name {few(twice)}; expected one each, so correct the names"
-        )
     records = {
         split: [Record(str(path), items[path], relative=True) for path in paths] for split, paths in splits.items()
     }
-    notes += _found_by_name(finder)
+    notes += finder.notes(source.resolve().name)
     return Annotations(source, "a YOLO set", categories, records, [root], notes, faults)
-
-
-def _found_by_name(finder: ImageFinder) -> list[str]:
-    if not finder.by_name:
-        return []
-    name, path = next(iter(finder.by_name.items()))
-    return [f"{len(finder.by_name)} images of lists were found by their names: {name} is {path}"]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -134,9 +115,7 @@ def _from_yaml(path: Path) -> _Description:
         flips = [int(number) for number in content.get("flip_idx") or ()]
         classes = int(content.get("nc") or 0)
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"{path} has names, nc, kpt_shape or flip_idx that are none ({error}); correct the file"
-        ) from error
+        raise UserError(f"{path} has invalid names, nc, kpt_shape or flip_idx ({error}); correct the file") from error
     if names and not 0 <= min(names) <= max(names) < MOST_CLASSES:
         raise UserError(f"{path} names class {max(names, key=abs)}; expected numbers from 0 to {MOST_CLASSES - 1}")
     if classes and isinstance(given, list) and classes != len(names):
@@ -188,17 +167,12 @@ def _images(
         elif path.suffix.lower() in SUFFIXES:
             found.append(path)
         else:
-            lost: list[str] = []
-            for line in filter(None, map(str.strip, read_text(path).splitlines())):
-                image = finder.find(Record(line, folder=path.parent))
-                if image is None:
-                    lost.append(line)
-                else:
-                    found.append(image)
-            if 2 * len(lost) > len(lost) + len(found):
-                raise UserError(
-                    f"{path} lists {len(lost) + len(found)} images, of which {len(lost)} are missing: {few(lost)}"
-                )
+            lines = [*filter(None, map(str.strip, read_text(path).splitlines()))]
+            listed = {line: finder.find(Record(line, folder=path.parent)) for line in lines}
+            lost = [line for line, image in listed.items() if image is None]
+            found += [image for image in listed.values() if image is not None]
+            if 2 * len(lost) > len(listed):
+                raise UserError(f"{path} lists {len(listed)} images, of which {len(lost)} are missing: {few(lost)}")
             if lost:
                 notes.append(f"left out {len(lost)} images of {path.name}, which are missing: {few(lost)}")
     return list(dict.fromkeys(found))
@@ -216,20 +190,15 @@ def _read_labels(images: Iterable[Path], root: Path) -> tuple[Lines, list[str]]:
     """Return the lines of each image's label file, and the names of images without one."""
     lines: Lines = {}
     without: list[str] = []
-    by_stem: dict[str, list[Path]] | None = None
+    by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in files_below(root, (".txt",)):
+        by_stem[path.stem].append(path)
     for image in images:
-        parts = list(image.with_suffix(".txt").parts)
-        places = [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]
-        if places:
-            parts[places[-1]] = "labels"
-        label = next((path for path in (Path(*parts), image.with_suffix(".txt")) if is_file(path)), None)
-        if label is None:
-            if by_stem is None:
-                by_stem = {}
-                for path in files_below(root, (".txt",)):
-                    by_stem.setdefault(path.stem, []).append(path)
-            same = by_stem.get(image.stem, [])
-            label = same[0] if len(same) == 1 else None
+        beside, same = image.with_suffix(".txt"), by_stem[image.stem]
+        parts = list(beside.parts)
+        if last := max((index for index, part in enumerate(parts[:-1]) if part.lower() == "images"), default=0):
+            parts[last] = "labels"
+        label = next((path for path in (Path(*parts), beside) if is_file(path)), same[0] if len(same) == 1 else None)
         lines[image] = []
         if label is None:
             without.append(image.name)
@@ -261,8 +230,8 @@ def _guess_keypoints(rows: list[Line], source: Path, notes: list[str]) -> tuple[
 
 
 def _inside(values: list[float]) -> bool:
-    x, y, width, height = values[:4]
-    points = zip(values[4::2], values[5::2], strict=True)
+    x, y, width, height, *others = values
+    points = zip(others[::2], others[1::2], strict=True)
     return all(abs(px - x) <= width / 2 + 0.01 and abs(py - y) <= height / 2 + 0.01 for px, py in points)
 
 
@@ -271,12 +240,11 @@ def _objects(
 ) -> dict[Path, list[Object]]:
     """Return the objects of each image, in shares of its sides."""
     items: dict[Path, list[Object]] = {}
-    confidences = 0
+    confidences, points = 0, math.prod(keypoints or (0,))
     for image, rows in lines.items():
         items[image] = []
         for number, (label, kind, values) in enumerate(rows, start=1):
             where = f"line {number} of {label.name}"
-            points = keypoints[0] * keypoints[1] if keypoints else 0
             if not _is_shape(len(values), points) and _is_shape(len(values) - 1, points) and 0 <= values[-1] <= 1:
                 values, confidences = values[:-1], confidences + 1
             if kind < 0 or not _is_shape(len(values), points) or not all(map(math.isfinite, values)):
@@ -300,13 +268,10 @@ def _is_shape(count: int, points: int) -> bool:
 def _object(name: str, values: list[float], keypoints: tuple[int, int] | None, where: str) -> Object:
     if len(values) > 4 and not keypoints:
         return Object(name, polygons=[values], where=where)
-    x, y, width, height = values[:4]
-    points: list[float] = []
-    if keypoints and len(values) > 4:
-        step = keypoints[1]
-        for first in range(4, len(values), step):
-            px, py = values[first : first + 2]
-            points += [px, py, values[first + 2] if step == 3 else 2.0 * (px > 0 or py > 0)]
+    x, y, width, height, *points = values
+    if points and keypoints and keypoints[1] == 2:  # without visibility
+        pairs = zip(points[::2], points[1::2], strict=True)
+        points = [number for px, py in pairs for number in (px, py, 2.0 * (px > 0 or py > 0))]
     return Object(name, [x - width / 2, y - height / 2, width, height], keypoints=points, where=where)
 
 

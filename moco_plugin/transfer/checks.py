@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
 from moco_plugin.transfer.components.dataset_files import datasets_root, missing_files
 from moco_plugin.transfer.components.dataset_files import source as source_of
-from moco_plugin.transfer.components.datasets import PARTS, is_coco, require_dataset
+from moco_plugin.transfer.components.datasets import PARTS, is_coco, metadata_of, require_dataset
 from moco_plugin.transfer.tasks import TASKS, find_task
 
 MAX_FILE_BYTES = 256 << 20
@@ -40,10 +40,7 @@ def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
     for name in dict.fromkeys(names):
         require_dataset(name)
         check_annotations(name)
-        metadata = MetadataCatalog.get(name)
-        if not {"thing_classes", "stuff_classes"} & metadata.as_dict().keys():
-            DatasetCatalog.get(name)
-        classes = getattr(metadata, kind, None)
+        classes = getattr(metadata_of(name), kind, None)
         if classes is not None and len(classes) != expected:
             key = f"MODEL.{head}.NUM_CLASSES"
             raise UserError(
@@ -56,7 +53,7 @@ def check_annotations(name: str) -> None:
     """Check the COCO file of a registered data set, where it has one.
 
     Raises:
-        UserError: The file is not valid COCO, or names other classes than the data set.
+        UserError: The file is not valid COCO, has an invalid annotation, or names other classes than the data set.
     """
     metadata = MetadataCatalog.get(name)
     path = Path(getattr(metadata, "json_file", ""))
@@ -74,21 +71,12 @@ def check_annotations(name: str) -> None:
             f"{path} has other classes than data set {name!r}: {len(classes)} and {len(expected)}, they differ in "
             f"{', '.join(odd[:3])}; register the file under its own name"
         )
-    check_content(content, path)
-
-
-def check_content(content: dict[str, Any], source: Path) -> None:
-    """Check the annotations in the content of a COCO file.
-
-    Raises:
-        UserError: One is invalid; names the source, the annotation and why.
-    """
-    sizes = {image["id"]: image for image in content["images"] if isinstance(image.get("id"), (int, str))}
-    ids = {category["id"] for category in content["categories"] if isinstance(category.get("id"), int)}
+    images = {image["id"]: image for image in content["images"] if isinstance(image.get("id"), (int, str))}
+    ids = {category["id"] for category in categories}
     for index, annotation in enumerate(content["annotations"], start=1):
-        if problem := _problem(annotation, sizes, ids):
+        if problem := _problem(annotation, images, ids):
             count = len(content["annotations"])
-            raise UserError(f"{source}: annotation {index} of {count} {problem}; correct the file")
+            raise UserError(f"{path}: annotation {index} of {count} {problem}; correct the file")
 
 
 def _problem(annotation: dict[str, Any], images: dict[Any, dict[str, Any]], categories: set[int]) -> str:

@@ -7,15 +7,14 @@ from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from detectron2.utils.file_io import PathManager
 
 from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.released import is_released, resolve
-from moco_plugin.errors import UsageError, UserError, reason
+from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import sha256
 from moco_plugin.transfer.config import fit_device
-from moco_plugin.transfer.weights import fill, read_file
+from moco_plugin.transfer.weights import fetch, fill, read_file
 
 
 @dataclass(frozen=True)
@@ -76,15 +75,7 @@ def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> I
     given = weights or default
     if isinstance(given, Checkpoint):
         return InitialWeights(str(given.path), given, given.sha256)
-    if "://" in given and not is_released(given):
-        try:
-            path = Path(PathManager.get_local_path(given))
-        except Exception as error:  # downloads raise many errors
-            raise UserError(
-                f"weights {given} cannot be fetched ({reason(error)}); get the file elsewhere and pass --weights FILE"
-            ) from error
-    else:
-        path = resolve(given)
+    path = fetch(given) if "://" in given and not is_released(given) else resolve(given)
     if not path.is_file():
         raise UserError(f"weights {given}: no such file; check --weights")
     return InitialWeights(given, path, sha256(path))

@@ -16,6 +16,13 @@ from moco_plugin.data.decode import PILLOW_FORMATS, CannotDecode, decode
 from moco_plugin.errors import UserError, reason
 
 
+def box_polygon(box: Sequence[float]) -> list[list[float]]:
+    """Return the mask of a box (left, top, width, height), as COCO has polygons."""
+    left, top, width, height = box
+    right, bottom = left + width, top + height
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
 def read_labels(path: str) -> np.ndarray:
     """Read a label image, upright by its EXIF orientation.
 
@@ -83,9 +90,7 @@ class Mapper(DatasetMapper):
         objects = [row for row in dataset_dict.pop("annotations") if not row.get("iscrowd", 0)]
         known = torch.tensor(["segmentation" in row for row in objects], dtype=torch.bool)
         for row in objects:
-            left, top, width, height = row["bbox"]
-            right, bottom = left + width, top + height
-            row.setdefault("segmentation", [[left, top, right, top, right, bottom, left, bottom]])
+            row.setdefault("segmentation", box_polygon(row["bbox"]))
             for key, used in (("segmentation", self.use_instance_mask), ("keypoints", self.use_keypoint)):
                 if not used:
                     row.pop(key, None)

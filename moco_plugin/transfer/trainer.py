@@ -15,7 +15,7 @@ import detectron2.utils.comm as comm
 import torch
 from detectron2 import evaluation
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, default_setup
 from detectron2.engine.hooks import PreciseBN
 from detectron2.evaluation import DatasetEvaluator
@@ -28,7 +28,7 @@ from moco_plugin.files import write_json
 from moco_plugin.transfer.checks import check_datasets
 from moco_plugin.transfer.compat import before_evaluation
 from moco_plugin.transfer.components.dataset_files import PACKAGES
-from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, wants_densepose
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
@@ -48,10 +48,7 @@ class _Description:
         self.cfg = cfg
 
     def state_dict(self) -> dict[str, Any]:
-        name = (*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)[0]
-        metadata = MetadataCatalog.get(name)
-        if not {"thing_classes", "stuff_classes"} & metadata.as_dict().keys():
-            DatasetCatalog.get(name)  # sets them
+        metadata = metadata_of((*self.cfg.DATASETS.TEST, *self.cfg.DATASETS.TRAIN)[0])
         names = {
             key: list(getattr(metadata, key)) for key in ("thing_classes", "stuff_classes") if hasattr(metadata, key)
         }

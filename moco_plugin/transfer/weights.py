@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from moco_plugin.checkpoints.released import is_released
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UserError, reason
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
 from moco_plugin.transfer.config import as_overrides
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
@@ -189,11 +189,22 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
     Raises:
         UserError: The file is missing or unsafe, contradicts the config, or leaves the backbone random in part.
     """
-    try:
-        local = PathManager.get_local_path(path) if path and not is_released(path) else path
-    except Exception as error:  # downloads raise many errors
-        raise UserError(f"weights {path} cannot be fetched: {error}") from error
+    local = str(fetch(path)) if "://" in path and not is_released(path) else path
     return fill(model, path, read_file(local) if path else None, allow_partial, cfg)
+
+
+def fetch(address: str) -> Path:
+    """Return the file that is at an address as in ``MODEL.WEIGHTS``, such as ``detectron2://...``.
+
+    Raises:
+        UserError: It cannot be fetched.
+    """
+    try:
+        return Path(PathManager.get_local_path(address))
+    except Exception as error:  # downloads raise many errors
+        raise UserError(
+            f"weights {address} cannot be fetched ({reason(error)}); get the file elsewhere and give its path"
+        ) from error
 
 
 def fill(

@@ -67,7 +67,7 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
     assert any(
         "2 boxes of less than a pixel, or outside of their image (first annotation 12 of" in n for n in data.notes
     )
-    assert any("; 1 objects with a mask that is none" in note for note in data.notes)
+    assert any("; 1 objects with an invalid mask" in note for note in data.notes)
     assert "1 of 3 classes have no object: zebra" in data.notes
     assert any("1 of 41 objects have no mask: they are trained as boxes" in note for note in data.notes) and data.masks
     boxes = [row["bbox"] for file in (data.train, data.test) for row in json.loads(file.read_text())["annotations"]]
@@ -156,7 +156,7 @@ def test_test_files_have_the_classes_of_the_training_file(tmp_path: Path, photos
     data = prepare(tmp_path / "data", Sources(train, photos, other_ids, others))
     assert {row["category_id"] for row in json.loads(data.test.read_text())["annotations"]} == {3, 17}
     other = coco(tmp_path / "b.json", photos, lambda c: c["categories"][0].update(name="dog"))
-    with pytest.raises(UserError, match=r"b.json has 1 classes that .*train.json has not: dog"):
+    with pytest.raises(UserError, match=r"b.json has 1 classes that .*train.json does not have: dog"):
         prepare(tmp_path / "data", Sources(train, photos, other, others))
 
 
@@ -321,4 +321,4 @@ def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None
 
     prepared = prepare(tmp_path / "data", Sources(coco(tmp_path / "some.json", photos, one_without), photos))
     assert prepared.keypoints == 3
-    assert "1 of 11 objects have not 3 keypoints: they are trained without" in prepared.notes
+    assert "1 of 11 objects do not have 3 keypoints: they are trained without" in prepared.notes

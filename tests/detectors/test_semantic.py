@@ -1,6 +1,7 @@
 """Semantic segmentation on own data: label images of all kinds, and those that cannot be right."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,32 @@ def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels:
         Image.new("L", (64, 48)).save(path)
     with pytest.raises(UserError, match=r"all pixels of .* have the label 0, or 255, which is ignored"):
         prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_held_out_label_images_have_each_class_and_no_copy_is_trained_on(
+    seed: int, tmp_path: Path, photos: Path, labels: Path
+) -> None:
+    for number in (3, 6):  # a rare class
+        path = labels / f"bild ä {number}.png"
+        array = np.array(Image.open(path))
+        array[30:40] = 3
+        Image.fromarray(array).save(path)
+    data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True, seed=seed))
+    entries = json.loads(data.test.read_text())["images"]
+    found = [set(np.unique(Image.open(entry["sem_seg_file_name"])).tolist()) for entry in entries]
+    assert set().union(*found) == {0, 1, 2, 3, 255} and not any("are not tested" in note for note in data.notes)
+
+    test_photos, test_labels = tmp_path / "test photos", tmp_path / "test labels"
+    for number in (0, 1, 2):  # one is a training image
+        for folder, name in ((test_photos, f"bild ä {number}.jpg"), (test_labels, f"bild ä {number}.png")):
+            folder.mkdir(exist_ok=True)
+            shutil.copy((photos if folder == test_photos else labels) / name, folder / name)
+            if number and folder == test_photos:
+                Image.new("RGB", (64, 48), (number, seed, 0)).save(folder / name)
+    sources = Sources(labels, photos, test_labels, test_photos, semantic=True)
+    notes = prepare_semantic(tmp_path / "data", sources).notes
+    assert "1 images are in both sets, and not trained on: bild ä 0.jpg" in notes
+    assert any("classes have pixels in the training set alone: they are not tested: 3" in note for note in notes)
+    with pytest.raises(UserError, match="10 of the 10 test images are training images"):
+        prepare_semantic(tmp_path / "data", Sources(labels, photos, labels, photos, semantic=True))

@@ -139,6 +139,14 @@ def require_dataset(name: str) -> None:
         )
 
 
+def metadata_of(name: str) -> Any:
+    """Return detectron2's metadata of a data set, which is loaded where only its files name the classes."""
+    metadata = MetadataCatalog.get(name)
+    if not {"thing_classes", "stuff_classes"} & metadata.as_dict().keys():
+        DatasetCatalog.get(name)
+    return metadata
+
+
 def register_datasets() -> None:
     """Register the data sets that detectron2 lacks, below :func:`datasets_root`."""
     register_scenes()
