@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moco_plugin.methods.distributed import send
+
 
 @dataclass
 class View:
@@ -31,10 +33,11 @@ def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
 
     Args:
         images: N x C x H x W, uint8.
-        mean: Per channel, of images in 0 to 1; a tensor (C) on their device spares a copy to it.
+        mean: Per channel, of images in 0 to 1; float32 tensors (C) on their device spare a copy to it.
         std: Per channel, above 0; likewise.
     """
     shift, scale = (
-        torch.as_tensor(values, dtype=torch.float32, device=images.device)[:, None, None] for values in (mean, std)
+        values if isinstance(values, Tensor) else send(torch.tensor(values, dtype=torch.float32), images.device)
+        for values in (mean, std)
     )
-    return (images.to(torch.float32) / 255 - shift) / scale
+    return (images.to(torch.float32) / 255 - shift[:, None, None]) / scale[:, None, None]
