@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moco_plugin.methods.distributed import send
+
 
 @dataclass
 class View:
@@ -35,6 +37,7 @@ def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
         std: Standard deviation of each channel, above 0, as ``mean``.
     """
     shift, scale = (
-        torch.as_tensor(values, dtype=torch.float32, device=images.device)[:, None, None] for values in (mean, std)
+        values if isinstance(values, Tensor) else send(torch.tensor(values, dtype=torch.float32), images.device)
+        for values in (mean, std)
     )
-    return (images.to(torch.float32) / 255 - shift) / scale
+    return (images.to(torch.float32) / 255 - shift[:, None, None]) / scale[:, None, None]

@@ -7,7 +7,8 @@ several).
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any, cast
@@ -65,7 +66,7 @@ def kernels(device: torch.device) -> ModuleType | None:
         from moco_plugin.methods import kernels
 
         input = torch.arange(10 * 40 * 9, device=device).sin().view(10, 3, 3, 40).permute(0, 3, 1, 2).requires_grad_()
-        weight, bias = input.detach()[:2, :, 0, 0].clone().requires_grad_()
+        weight, bias = (row.clone().requires_grad_() for row in input.detach()[:2, :, 0, 0])
         with torch.enable_grad():
             expected, *_ = _in_parts(input, weight, bias, 4, 1e-5)
             grads = torch.autograd.grad(expected, (input, weight, bias), input)
@@ -211,6 +212,38 @@ def _replace(module: nn.Module, replacement: Callable[[_BatchNorm], nn.Module]) 
     for name, child in module.named_children():
         setattr(module, name, _replace(child, replacement))
     return module
+
+
+class _Steps:
+    """A layer's ``num_batches_tracked`` while the host counts."""
+
+    count = 0
+
+    def add_(self, more: int) -> None:
+        self.count += more
+
+
+@contextmanager
+def counted_together(*modules: nn.Module) -> Iterator[None]:
+    """Count the steps of all batch norm layers by one operation at the end, instead of one in each forward pass.
+
+    Compiled modules count as ever: their code holds for one count.
+    """
+    eager = [module for module in modules if module._compiled_call_impl is None]
+    layers = [layer for module in eager for layer in module.modules() if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in layers if layer.training and layer.momentum is not None and layer.track_running_stats]
+    steps = [_Steps() for _ in layers]
+    for layer, of_layer in zip(layers, steps, strict=True):
+        vars(layer)["num_batches_tracked"] = of_layer  # found before the buffer
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del vars(layer)["num_batches_tracked"]
+    if layers:
+        torch._foreach_add_(
+            [layer.get_buffer("num_batches_tracked") for layer in layers], [of_layer.count for of_layer in steps]
+        )
 
 
 def set_groups(module: nn.Module, groups: int) -> None:

@@ -1,10 +1,15 @@
-"""Communication between training processes; with one process every function here is the identity."""
+"""Communication of a training process with its device and with other processes."""
 
 from typing import cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a CPU tensor on ``device``, to which it is copied without waiting for it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 def world_size() -> int:
@@ -52,7 +57,7 @@ def all_gather(rows: Tensor, sizes: list[int]) -> Tensor:
 
 @torch.no_grad()
 def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
-    """Redistribute the images of all processes: the r-th process gets its share of ``all_images[order]``.
+    """Redistribute the images of several processes: the r-th process gets its share of ``all_images[order]``.
 
     Each process sends every image of its own to the one process that needs it, so its traffic is its own
     batch out and in, whatever the number of processes. (The released code gathers all images on each.)
@@ -66,15 +71,13 @@ def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
     Returns:
         N x ..., in the memory layout of ``images``.
     """
-    if world_size() == 1:
-        return images[order.to(images.device, non_blocking=True)]
     me = process_number()
     owners = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))  # rank of each image
     shares = order.split(sizes)  # what each process receives
     to_send = [share[owners[share] == me] - sum(sizes[:me]) for share in shares]
     senders = owners[shares[me]]
     # collectives copy memory, whatever the strides: rows travel contiguous, and get the layout of ``images`` afterwards
-    sent = images[torch.cat(to_send).to(images.device, non_blocking=True)].contiguous()
+    sent = images[send(torch.cat(to_send), images.device)].contiguous()
     received = torch.empty_like(sent)
     dist.all_to_all_single(
         received,
@@ -84,5 +87,5 @@ def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
     )
     # rows arrive sorted by sender; put each in its place in the share
     result = torch.empty_like(images)
-    result[senders.argsort(stable=True).to(images.device, non_blocking=True)] = received
+    result[send(senders.argsort(stable=True), images.device)] = received
     return result

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moco_plugin.methods.base import Method
-from moco_plugin.methods.batch_norm import sync_batch_norm
+from moco_plugin.methods.batch_norm import counted_together, sync_batch_norm
 from moco_plugin.methods.contrast import batch_contrast
 from moco_plugin.methods.distributed import all_gather, batch_sizes, process_number
 from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, momentum_copy, update_momentum
@@ -85,12 +85,13 @@ class MoCoV3(Method):
             The mean loss, and metrics over the batch: ``top1`` and ``top5`` of finding the key among those of
             the whole batch, in percent, and ``feature_std`` as for MoCo.
         """
-        q1, q2 = (F.normalize(self.predictor(self.encoder_q(x)), dim=1) for x in (x1, x2))  # queries: N x C
+        with counted_together(self.encoder_q, self.predictor):
+            q1, q2 = (F.normalize(self.predictor(self.encoder_q(x)), dim=1) for x in (x1, x2))  # queries: N x C
         if self.training and update_key_encoder:
             m = momentum_at(self.momentum, self.momentum_schedule, progress)
             update_momentum(self.encoder_q, self.encoder_k, m)
         sizes = batch_sizes(x1, self.even_batches)
-        with torch.no_grad():  # keys of all processes
+        with torch.no_grad(), counted_together(self.encoder_k):  # keys of all processes
             k1, k2 = (all_gather(F.normalize(self.encoder_k(x), dim=1), sizes) for x in (x1, x2))
         first = sum(sizes[: process_number()])  # where this process's keys begin
         loss_1, positions_1 = batch_contrast(q1, k2, first, self.temperature)

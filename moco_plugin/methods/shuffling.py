@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.methods.batch_norm import has_batch_norm, set_groups, split_batch_norm, sync_batch_norm
-from moco_plugin.methods.distributed import all_gather, batch_sizes, exchange, process_number
+from moco_plugin.methods.distributed import all_gather, batch_sizes, exchange, process_number, send
 
 MODES = ("auto", "shuffle", "split", "sync", "plain")
 
@@ -60,8 +60,9 @@ class KeyShuffle:
         """
         if self.shuffles and encoder.training:
             order = torch.randperm(sum(sizes), generator=self.generator)
-            shuffled = encoder(exchange(images, order, sizes))
-            all_keys = all_gather(shuffled, sizes)[order.argsort().to(images.device, non_blocking=True)]
+            there, back = send(torch.stack([order, order.argsort()]), images.device)
+            shuffled = encoder(images[there] if len(sizes) == 1 else exchange(images, order, sizes))
+            all_keys = all_gather(shuffled, sizes)[back]
         else:
             all_keys = all_gather(encoder(images), sizes)
         first = sum(sizes[: process_number()])

@@ -1,8 +1,8 @@
 """A pretended GPU: tensors on the CPU that call themselves cuda:0, and a count of what a GPU would wait for.
 
 Inside ``pretending()`` what is moved to or made on "cuda" becomes a ``Pretended``. A mixture of devices is an error, as on a
-GPU. ``Count`` has each copy between host and device and each value that the host reads, with the line of the package
-that asked for it, and the operations dispatched (one kernel or more each).
+GPU. ``COUNT`` has what is copied from the host and what the host waits for, with the line of the package that asked for
+it, and the operations dispatched (one kernel or more each).
 """
 
 import functools
@@ -23,31 +23,36 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from moco_plugin.methods import batch_norm, contrast
+from moco_plugin.methods import batch_norm
 
 GPU = torch.device("cuda:0")
 READ_BY_HOST = frozenset(
     "_local_scalar_dense is_nonzero nonzero masked_select equal _unique2 unique_dim bincount repeat_interleave".split()
 )
-NO_KERNEL = frozenset("detach empty_like empty new_empty empty_strided new_empty_strided lift_fresh lift".split())
+NO_KERNEL = frozenset(
+    "_unsafe_view detach empty_like empty new_empty empty_strided new_empty_strided lift_fresh lift".split()
+)
+NEW = (Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full)
 FROM_HOST = (torch.tensor, torch.as_tensor, torch.asarray, torch.scalar_tensor)
 
 
 @dataclass
 class Count:
-    """What was seen: host-device synchronisations and copies by kind and line, and operations by name."""
+    """Copies from the host and waits of the host, by kind and line, and operations by name."""
 
-    syncs: Counter[str] = field(default_factory=Counter)
+    copies: Counter[str] = field(default_factory=Counter)
+    waits: Counter[str] = field(default_factory=Counter)
     operations: Counter[str] = field(default_factory=Counter)
 
-    def sync(self, kind: str) -> None:
+    def wait(self, kind: str, copies: bool = False) -> None:
+        """Note a wait, or one of the ``copies`` for which the host does not wait."""
         frames = [f for f in traceback.extract_stack() if "/moco_plugin/" in f.filename]
         where = f"{frames[-1].filename.split('/moco_plugin/')[1]}:{frames[-1].lineno}" if frames else "library"
-        self.syncs[f"{kind} at {where}"] += 1
+        (self.copies if copies else self.waits)[f"{kind} at {where}"] += 1
 
     def clear(self) -> None:
-        self.syncs.clear()
-        self.operations.clear()
+        for counter in (self.copies, self.waits, self.operations):
+            counter.clear()
 
 
 COUNT = Count()
@@ -85,7 +90,7 @@ class Pretended(Tensor):
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
 
     def tolist(self) -> Any:
-        COUNT.sync("tolist")
+        COUNT.wait("tolist")
         return self.held.tolist()
 
     def record_stream(self, stream: Any) -> None:
@@ -98,12 +103,12 @@ class Pretended(Tensor):
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         indices = args[1] if name.startswith(("index", "_index")) and isinstance(args[1], list | tuple) else ()
         if name in READ_BY_HOST:
-            COUNT.sync(name)
+            COUNT.wait(name)
         for index in indices:
             if isinstance(index, Tensor) and (index.dtype == torch.bool or not isinstance(index, Pretended)):
-                COUNT.sync(f"{name} by a mask or by indices on the host")
+                COUNT.wait(f"{name} by a mask or by indices on the host")
         if name == "copy_" and isinstance(args[0], Pretended) != isinstance(args[1], Pretended):
-            COUNT.sync("copy_ between host and device")
+            COUNT.wait("copy_ between host and device")
         elif name != "copy_":
             there = {isinstance(t, Pretended) for t in tensors if t.ndim and not any(t is i for i in indices)}
             assert len(there) < 2, f"{func} mixes devices: {[(t.device.type, tuple(t.shape)) for t in tensors]}"
@@ -135,11 +140,11 @@ class _Mode(TorchFunctionMode):
             with self:
                 return torch.autograd.backward(args[0], kwargs.get("gradient"), kwargs.get("retain_graph"))
         if func is Tensor.new_tensor and isinstance(args[0], Pretended):
-            COUNT.sync("new_tensor")
+            COUNT.wait("new_tensor")
             return Pretended(torch.tensor(args[1], dtype=kwargs.get("dtype", args[0].dtype)))
-        if func in (Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full) and isinstance(
-            args[0], Pretended
-        ):
+        if func is Tensor.pin_memory:
+            return args[0]
+        if func in NEW and isinstance(args[0], Pretended):
             kwargs.pop("device", None)
         if func in (Tensor.to, Tensor.cuda, Tensor.cpu):
             return self.move(func, args, kwargs)
@@ -147,7 +152,7 @@ class _Mode(TorchFunctionMode):
             if func in FROM_HOST:
                 if isinstance(args[0], Pretended):
                     return func(args[0], **{k: v for k, v in kwargs.items() if k != "device"})
-                COUNT.sync(f"torch.{func.__name__}")
+                COUNT.wait(f"torch.{func.__name__}")
             kwargs["device"] = torch.device("cpu")
             gradient = kwargs.pop("requires_grad", False)
             made = func(*args, **kwargs)
@@ -168,7 +173,7 @@ class _Mode(TorchFunctionMode):
         layout = {key: kwargs[key] for key in ("memory_format", "copy") if key in kwargs}
         pretended = isinstance(tensor, Pretended)
         if target is not None and on_gpu(target) != pretended:
-            COUNT.sync("to the GPU" if on_gpu(target) else "to the CPU")
+            COUNT.wait("to the CPU" if pretended else "to the GPU", kwargs.get("non_blocking", False) and not pretended)
             if pretended:
                 return tensor.held.to(dtype or tensor.dtype, copy=True)
             moved = tensor.to(dtype or tensor.dtype, **{"copy": True, **layout})
@@ -198,6 +203,25 @@ class _Moment:
         pass
 
 
+class _Kernels:
+    """In place of the Triton kernels: three launches each way."""
+
+    dense = staticmethod(lambda input: input)
+
+    @staticmethod
+    def forward(input: Any, weight: Any, bias: Any, running: Any, groups: int, eps: float, rate: float) -> Any:
+        COUNT.operations["kernels"] += 3
+        return [Pretended(made) for made in batch_norm._in_parts(input.held, weight.held, bias.held, groups, eps)]
+
+    @staticmethod
+    def backward(grad: Any, input: Any, weight: Any, means: Tensor, *_: Any) -> Any:
+        COUNT.operations["kernels"] += 3
+        held = [tensor.held.detach().requires_grad_() for tensor in (input, weight, weight)]
+        with torch.enable_grad():
+            made = batch_norm._in_parts(held[0], held[1], held[2], len(means), 1e-5)
+            return [Pretended(gradient) for gradient in torch.autograd.grad(made[0], held, grad.held)]
+
+
 class _Accelerator(CPUAccelerator):
     def setup_device(self, device: torch.device) -> None:
         pass
@@ -209,8 +233,8 @@ def pretending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Count]:
     for name in ("Stream", "Event", "stream", "current_stream"):
         monkeypatch.setattr(torch.cuda, name, _Moment)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (10**12, 10**12))
-    for function in (batch_norm._GroupedBatchNorm, contrast._QueueContrast):
-        monkeypatch.setattr(function, "backward", staticmethod(_in_mode(function.backward)))
+    monkeypatch.setattr("moco_plugin.methods.kernels", _Kernels, raising=False)
+    batch_norm.kernels.cache_clear()  # its comparison of the kernels with torch is run as well
     construct = pl.Trainer.__init__
 
     @functools.wraps(construct)
@@ -227,11 +251,4 @@ def pretending(monkeypatch: pytest.MonkeyPatch) -> Iterator[Count]:
             yield COUNT
     finally:
         torch.__future__.set_overwrite_module_params_on_conversion(overwritten)
-
-
-def _in_mode(backward: Any) -> Any:
-    def inside(ctx: Any, *gradients: Any) -> Any:
-        with _Mode():
-            return backward(ctx, *gradients)
-
-    return inside
+        batch_norm.kernels.cache_clear()

@@ -42,7 +42,7 @@ PRETRAINING: list[Mutant] = [
         TWO,
     ),
     # exchanged images stay in the order of their senders
-    (f"{M}distributed.py", "result[senders.argsort(stable=True)", "result[torch.arange(len(senders))", TWO),
+    (f"{M}distributed.py", "send(senders.argsort(stable=True)", "send(torch.arange(len(senders))", TWO),
     # keys of the processes in the wrong order
     (
         f"{M}distributed.py",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from moco_plugin.data.views.plan import LUMA, ViewPlan
+from moco_plugin.methods.distributed import send
 
 BLUR_PASSES = 3  # Pillow's
 OPERATIONS = ("brightness", "contrast", "saturation", "hue", "grey", "blur", "solarize")
@@ -95,7 +96,7 @@ def _send(arrays: list[np.ndarray], device: torch.device) -> Iterator[Tensor]:
     if not arrays:
         return
     piece = torch.from_numpy(np.concatenate([array.ravel() for array in arrays], dtype=np.float32, casting="unsafe"))
-    floats = (piece.pin_memory() if device.type == "cuda" else piece).to(device, non_blocking=True)
+    floats = send(piece, device)
     parts = [of_type.split([array.size for array in arrays]) for of_type in (floats, floats.long())]
     for array, as_float, as_whole in zip(arrays, *parts, strict=True):
         yield (as_whole if array.dtype == np.int64 else as_float).view(array.shape)
