@@ -13,7 +13,7 @@ from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.released import is_released, resolve
 from moco_plugin.errors import UsageError, UserError, reason
-from moco_plugin.files import sha256
+from moco_plugin.files import fetching, sha256
 from moco_plugin.transfer.config import fit_device
 from moco_plugin.transfer.weights import fill, read_file
 
@@ -78,7 +78,8 @@ def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> I
         return InitialWeights(str(given.path), given, given.sha256)
     if "://" in given and not is_released(given):
         try:
-            path = Path(PathManager.get_local_path(given))
+            with fetching():
+                path = Path(PathManager.get_local_path(given))
         except Exception as error:  # downloads raise many errors
             raise UserError(
                 f"weights {given} cannot be fetched ({reason(error)}); get the file elsewhere and pass --weights FILE"
@@ -101,6 +102,6 @@ def check_weights(cfg: CfgNode, content: dict[str, Any] | None) -> dict[str, Any
     """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
-    fit_device(cfg)
+    fit_device(cfg, say=False)  # which tells of the training
     coverage = fill(build_model(cfg), cfg.MODEL.WEIGHTS, content, cfg=cfg)
     return {key: value for key, value in coverage.metadata.items() if key != "proof"}

@@ -13,7 +13,8 @@ from detectron2.utils.file_io import PathManager
 from torch import nn
 
 from moco_plugin.checkpoints.released import is_released
-from moco_plugin.errors import UserError
+from moco_plugin.errors import UserError, reason
+from moco_plugin.files import fetching
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
 from moco_plugin.transfer.config import as_overrides
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
@@ -190,9 +191,12 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
         UserError: The file is missing or unsafe, contradicts the config, or leaves the backbone random in part.
     """
     try:
-        local = PathManager.get_local_path(path) if path and not is_released(path) else path
+        with fetching():
+            local = PathManager.get_local_path(path) if path and not is_released(path) else path
     except Exception as error:  # downloads raise many errors
-        raise UserError(f"weights {path} cannot be fetched: {error}") from error
+        raise UserError(
+            f"weights {path} cannot be fetched ({reason(error)}); get the file elsewhere and give it as MODEL.WEIGHTS"
+        ) from error
     return fill(model, path, read_file(local) if path else None, allow_partial, cfg)
 
 
