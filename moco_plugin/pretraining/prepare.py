@@ -44,7 +44,7 @@ class PreparedRun:
 
 
 def _check_paths(given: Any) -> None:
-    """Raise UserError if nothing is at a path among the overrides, or another run is in the folder, before torch is imported."""
+    """Raise UserError if nothing is at a path, or another process is in the run's folder; torch is not imported yet."""
     checks = dict.fromkeys(("data.root", "knn.train", "knn.test"), check_images) | {"weights": check_checkpoint}
     for key, check in checks.items():
         if isinstance(value := OmegaConf.select(given, key), str) and value:
