@@ -2,16 +2,22 @@
 
 import itertools
 import math
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, cast
 
 import timm
 import torch
+from huggingface_hub import constants as hub
 from timm.layers import PatchEmbed, build_sincos2d_pos_embed
 from timm.models import VisionTransformer
 from timm.models.resnet import BasicBlock
 from torch import nn
 
-from moco_plugin.errors import UsageError, UserError, did_you_mean
+from moco_plugin.errors import UsageError, UserError, did_you_mean, reason
+from moco_plugin.files import STALLED, fetching
 
 # Arguments of timm.create_model that read, download or trust files; only ``pretrained=True/False`` is allowed.
 LOADING = frozenset(
@@ -116,19 +122,44 @@ def create_optional(name: str, arguments: dict[str, Any], optional: dict[str, An
         UserError: Pre-trained weights cannot be fetched.
     """
     sizes = range(len(optional), -1, -1)
-    for keys in itertools.chain.from_iterable(itertools.combinations(optional, size) for size in sizes):
-        try:
-            return timm.create_model(name, num_classes=0, **arguments, **{key: optional[key] for key in keys})
-        except TypeError as error:
-            refused: Exception = error
-        except ValueError as error:
-            raise UsageError(f"backbone_args of {name}: {error}") from error
-        except (OSError, RuntimeError) as error:
-            if not arguments.get("pretrained"):
-                raise
-            reason = str(error).splitlines()[0]
-            raise UserError(f"timm's pre-trained weights of {name} cannot be fetched ({reason})") from error
+    with _fetching() if arguments.get("pretrained") else nullcontext("") as unanswered:
+        for keys in itertools.chain.from_iterable(itertools.combinations(optional, size) for size in sizes):
+            try:
+                return timm.create_model(name, num_classes=0, **arguments, **{key: optional[key] for key in keys})
+            except TypeError as error:
+                refused: Exception = error
+            except ValueError as error:
+                raise UsageError(f"backbone_args of {name}: {error}") from error
+            except (OSError, RuntimeError) as error:
+                if not arguments.get("pretrained"):
+                    raise
+                raise UserError(
+                    f"timm's pre-trained weights of {name} cannot be fetched ({unanswered or reason(error)}); get a file of "
+                    "them elsewhere, and give weights=FILE"
+                ) from error
     raise UsageError(f"backbone_args of {name}: {refused}") from refused
+
+
+@contextmanager
+def _fetching() -> Iterator[str]:
+    """Fetch weights inside the block; where Hugging Face does not answer, take those on the disk, without its retries.
+
+    Yields:
+        Why it does not answer; "" if it does.
+    """
+    offline, unanswered = hub.HF_HUB_OFFLINE, ""
+    with fetching():
+        try:
+            urllib.request.urlopen(urllib.request.Request(hub.ENDPOINT, method="HEAD"), timeout=STALLED).close()
+        except urllib.error.HTTPError:
+            pass  # an answer
+        except OSError as error:
+            hub.HF_HUB_OFFLINE = True
+            unanswered = f"{hub.ENDPOINT} does not answer: {getattr(error, 'reason', error)}"
+        try:
+            yield unanswered
+        finally:
+            hub.HF_HUB_OFFLINE = offline
 
 
 class ConvStem(PatchEmbed):
@@ -232,7 +263,6 @@ def check_features(backbone: nn.Module, name: str, image_size: int, channels: in
         with torch.no_grad():
             features = backbone(torch.zeros(2, channels, image_size, image_size))
     except (RuntimeError, AssertionError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
         first = first_convolution(backbone)
         if first is not None and first[1].in_channels != channels:
             raise UsageError(
@@ -240,7 +270,7 @@ def check_features(backbone: nn.Module, name: str, image_size: int, channels: in
                 f"set backbone_args.in_chans={channels}"
             ) from error
         raise UsageError(
-            f"backbone {name} does not take images of {image_size} x {image_size} ({reason}); "
+            f"backbone {name} does not take images of {image_size} x {image_size} ({reason(error)}); "
             "choose another data.image_size or backbone"
         ) from error
     backbone.train(was_training)

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import logging
 import os
 import re
 import sys
@@ -52,6 +53,7 @@ def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[...,
         os.environ.setdefault("GOMP_SPINCOUNT", "10000")
         for message in NOT_THE_USERS:
             warnings.filterwarnings("ignore", message=re.escape(message))
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # a compiler of CUDA, and no GPU
         os.environ.setdefault("PYTHONWARNINGS", ",".join(f"ignore:{message}" for message in NOT_THE_USERS))
         try:
             return main(argv) or 0

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ MOST_BYTES = 1 << 30
 """Size of the largest file that is read whole."""
 MOST_TEXT = 1 << 28
 """Size of the largest list or other text."""
+STALLED = 10
+"""Seconds without a byte, after which a connection counts as interrupted."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -146,6 +149,17 @@ def shown(path: str | Path) -> str:
     text = str(path)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 300 else f"{text[:200]}...{text[-60:]}"
+
+
+@contextmanager
+def fetching() -> Iterator[None]:
+    """End connections from which no byte comes, inside the block; libraries set no timeout of their own."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(STALLED)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 @contextmanager

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import timm
 import torch
+from huggingface_hub import constants as hub
 
 from moco_plugin.backbones import LOADING, check_features, create_backbone, feature_dim
-from moco_plugin.errors import UsageError
+from moco_plugin.errors import UsageError, UserError
 from moco_plugin.methods import MoCo, MoCoV3
 from tests.conftest import TINY
 from tests.helpers.processes import Tool
@@ -165,3 +166,14 @@ def test_layout_that_torch_cannot_train_is_left(backbone: list[str], breaks: str
     ).stdout
     said = "channels_last is off: torch's CPU convolutions fail in this layout at encoder_q.backbone"
     assert (said in shown) == bool(breaks) and breaks in shown
+
+
+def test_weights_of_a_host_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")  # where nothing listens
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", False)
+    sentence = "of resnet18 cannot be fetched .http://127.0.0.1:9 does not answer: .*refused.*; .*give weights=FILE$"
+    with pytest.raises(UserError, match=sentence):
+        create_backbone("resnet18", pretrained=True)
+    assert hub.HF_HUB_OFFLINE is False

@@ -1,13 +1,17 @@
 """The one door through which files of others are opened."""
 
+import importlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import MissingFile, decode_text, read_file, read_text
+from tests.conftest import TINY
 
 
 def test_only_regular_files_of_bounded_size_are_opened(tmp_path: Path) -> None:
@@ -67,3 +71,32 @@ def test_files_are_opened_at_the_door_alone() -> None:
             if OPENING.search(line) and not any(allowed in line for allowed in WITHIN.get(name, ())):
                 wrong.append(f"{name}: {line.strip()}")
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "written"),
+    [
+        ("convert", "inspect FILE", "."),
+        ("convert", "FILE out=1.safetensors --to timm", "out=1.safetensors"),
+        ("convert_to_d2", "FILE out=1.pkl", "out=1.pkl"),
+        ("evaluate", "embed --weights FILE --images images=1 --out out=1.npy", "out=1.csv"),
+        ("evaluate", "retrieve --weights FILE --k 1 --train images=1 --out out=1.json", "out=1.json"),
+        ("report", "run=1", "run=1/report.html"),
+        ("pretrain", "method=moco weights=FILE data.root=images=1 out=run=2 schedule.steps=1", "run=2/result.json"),
+    ],
+)
+def test_names_with_an_equals_sign_are_files(
+    name: str, arguments: str, written: str, tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("epoch=9-step=100.ckpt").symlink_to(tiny_run / "checkpoints" / "last.ckpt")
+    shutil.copytree(tiny_run, "run=1")
+    for number in range(20):
+        path = Path("images=1") / str(number % 2) / f"{number}=.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (10 * number, 99, 50)).save(path)
+    given = arguments.replace("FILE", "epoch=9-step=100.ckpt").split()
+    tiny = [value for value in TINY if not value.startswith(("data.root", "knn", "schedule"))]
+    tool = importlib.import_module(f"moco_plugin.tools.{name}")
+    assert tool.main([*tiny, *given] if name == "pretrain" else given) == 0
+    assert Path(written).exists()

@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from the config")
     args, unknown = parser.parse_known_intermixed_args(argv)
 
-    from moco_plugin.pretraining.config import PretrainConfig, config_dict, open_keys
+    from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels, open_keys
     from moco_plugin.pretraining.prepare import prepare_run
     from moco_plugin.schema import same_leaf
 
@@ -52,10 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if args.print_config:
         import yaml
 
-        print(
-            "".join(f"# {line}\n" for line in run.choices) + yaml.safe_dump(config_dict(run.config), sort_keys=False),
-            end="",
-        )
+        if len(run.config.data.mean) != (channels := image_channels(run.config)):
+            run.choices.append(f"data.mean and data.std of the {channels} channels are measured when the run starts")
+        lines = "".join(f"# {line}\n" for line in run.choices)
+        print(lines + yaml.safe_dump(config_dict(run.config), sort_keys=False), end="")
         return 0
     from pytorch_lightning.utilities import rank_zero_only
 

@@ -3,7 +3,6 @@
 import http.client
 import logging
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import HTTPError
@@ -12,11 +11,9 @@ from urllib.parse import urlparse
 from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
 
 from moco_plugin.errors import UserError, did_you_mean
-from moco_plugin.files import atomic_path, file_digest, sha256
+from moco_plugin.files import atomic_path, fetching, file_digest, sha256
 
 logger = logging.getLogger(__name__)
-
-TIMEOUT = 30  # seconds without a byte, after which a connection counts as interrupted
 
 
 @dataclass(frozen=True)
@@ -112,10 +109,9 @@ def _download(name: str, url: str, cached: Path) -> None:
     Raises:
         UserError: The download failed.
     """
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)  # iopath's requests have none of their own
     try:
-        _path_manager.get_local_path(url)
+        with fetching():
+            _path_manager.get_local_path(url)
         with open(cached, "rb") as file:
             if file.read(1) == b"<":  # a log-in or error page
                 cached.unlink()
@@ -125,5 +121,3 @@ def _download(name: str, url: str, cached: Path) -> None:
         raise UserError(
             f"{name} could not be fetched from {url} ({said}); try again, or get it elsewhere and put it at {cached}"
         ) from error
-    finally:
-        socket.setdefaulttimeout(before)

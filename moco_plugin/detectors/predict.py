@@ -93,6 +93,11 @@ def predict(
     elif isinstance(described.get("config"), str):
         cfg = parse_detector_config(described["config"], weights, overrides)
     else:
+        if isinstance(content, dict) and {"callbacks", "loops"} <= content.keys():
+            raise UsageError(
+                f"{weights} is of a pre-training run and detects nothing; train a detector from it by tools/transfer.py "
+                "--train-folder FOLDER --weights FILE, and give its model_final.pth"
+            )
         raise UsageError(f"{weights} does not hold its config; give the one that it was trained with as --config-file")
     cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold

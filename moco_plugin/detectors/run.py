@@ -1,6 +1,5 @@
 """Training of a detector on own data from one or several initialisations."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,11 +158,10 @@ def _fetch_supervised(weights: str | Checkpoint, out: Path) -> Path | None:
     if file.is_file():
         return file
     checkpoint = read_checkpoint(weights) if isinstance(weights, str) else weights
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # a line for each of five retries
     try:
         network = create_backbone(checkpoint.architecture, pretrained=True)
     except UserError as error:
-        print(f"supervised weights: not compared ({error}); give --supervised FILE", flush=True)
+        print(f"supervised weights: not compared ({str(error).partition(';')[0]}); give --supervised FILE", flush=True)
         return None
     save_file(network.state_dict(), file)
     return file

@@ -184,15 +184,21 @@ def _drop_and_activation(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 
 class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's synchronised batch norm with the dropout and the activation of the layer that it replaces."""
+    """torch's synchronised batch norm with the dropout and the activation of the layer that it replaces.
+
+    Attributes:
+        alone: Take the statistics of this process, as the layer that it replaces.
+    """
 
     def __init__(self, layer: _BatchNorm) -> None:
         super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
         self.load_state_dict(layer.state_dict(), strict=False)
         self.drop, self.act = _drop_and_activation(layer)
+        self.alone = False
 
     def forward(self, input: Tensor) -> Tensor:
-        return cast(Tensor, self.act(self.drop(super().forward(input))))
+        output = _BatchNorm.forward(self, input) if self.alone else super().forward(input)
+        return cast(Tensor, self.act(self.drop(output)))
 
 
 def sync_batch_norm(module: nn.Module) -> nn.Module:

@@ -13,6 +13,7 @@ from moco_plugin.data.spec import check_images
 from moco_plugin.errors import UserError
 from moco_plugin.files import check_checkpoint
 from moco_plugin.pretraining.config import PretrainConfig, image_channels, merge_config
+from moco_plugin.runs.run_folder import check_unlocked
 from moco_plugin.schema import find_config, parse_overrides, read_yaml
 
 if TYPE_CHECKING:
@@ -43,11 +44,13 @@ class PreparedRun:
 
 
 def _check_paths(given: Any) -> None:
-    """Raise UserError if nothing is at a path among the overrides, before torch is imported."""
+    """Raise UserError if nothing is at a path, or another process is in the run's folder; torch is not imported yet."""
     checks = dict.fromkeys(("data.root", "knn.train", "knn.test"), check_images) | {"weights": check_checkpoint}
     for key, check in checks.items():
         if isinstance(value := OmegaConf.select(given, key), str) and value:
             check(value)
+    if out := given.get("out"):
+        check_unlocked(Path(str(out)).expanduser())
 
 
 def prepare_run(overrides: Sequence[str], name: str | Path | None = None, dry: bool = False) -> PreparedRun:

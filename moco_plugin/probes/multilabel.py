@@ -103,7 +103,7 @@ def _votes(
     """Return each class's share of the votes for each image, M x C."""
     images, others = (F.normalize(part.features, dim=1) for part in (queries, bank))
     votes = torch.zeros(len(images), known.shape[1])
-    for part, similarities, indices in nearest(images, others, k, same=same, device=device):
+    for part, similarities, indices in nearest(images, others, k, same=same, device=device, progress="neighbours"):
         weights = (similarities / temperature).softmax(dim=1).cpu()
         for weight, neighbour in zip(weights.T, indices.cpu().T, strict=True):
             votes[part] += weight[:, None] * known[neighbour]

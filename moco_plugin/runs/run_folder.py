@@ -14,7 +14,6 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.weight_files.load import load_file
 
 LOCK = ".lock"
 
@@ -93,6 +92,8 @@ class SavedRun:
         """
         if not path.exists():
             return None
+        from moco_plugin.weight_files.load import load_file  # imports torch
+
         state = load_file(path).content
         try:
             loops = state["loops"]["fit_loop"]
@@ -137,6 +138,14 @@ class SavedRun:
 
 def _may_change(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+
+
+def check_unlocked(folder: Path) -> None:
+    """Raise UsageError if another process holds a folder's lock; processes of the same run do not ask."""
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
+    if (folder / LOCK).is_file() and all(os.environ.get(name, "0") == "0" for name in ranks):
+        with locked(folder):
+            pass
 
 
 @contextmanager

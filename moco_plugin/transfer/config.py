@@ -198,8 +198,11 @@ def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequen
     return f"images per batch {batch} to {images_per_batch}: {', '.join(changes)} (iterations)"
 
 
-def fit_device(cfg: CfgNode) -> list[str]:
-    """Adapt a config that is not frozen to the machine, in place; return and log one sentence for each change.
+_SAID: set[str] = set()  # by fit_device
+
+
+def fit_device(cfg: CfgNode, say: bool = True) -> list[str]:
+    """Adapt a config that is not frozen to the machine, in place; return one sentence for each change, and log it once.
 
     Without CUDA, ``MODEL.DEVICE`` becomes ``cpu``; on a CPU, there is no mixed precision, and synchronised batch norm
     becomes batch norm, which is the same thing within one process.
@@ -213,8 +216,10 @@ def fit_device(cfg: CfgNode) -> list[str]:
         changes.append("SOLVER.AMP.ENABLED: detectron2 has mixed precision on CUDA alone, so it trains in float32")
     if cfg.MODEL.DEVICE == "cpu" and (paths := _replace_sync_bn(cfg.MODEL, "MODEL")):
         changes.append(f"{', '.join(paths)}: SyncBN does not train on a CPU, so BN is used")
-    for change in changes:
-        logger.warning(change)
+    for change in changes if say else ():
+        if change not in _SAID:
+            logger.warning(change)
+        _SAID.add(change)
     return changes
 
 

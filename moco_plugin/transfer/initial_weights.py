@@ -92,6 +92,6 @@ def check_weights(cfg: CfgNode, content: dict[str, Any] | None) -> dict[str, Any
     """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
-    fit_device(cfg)
+    fit_device(cfg, say=False)  # which tells of the training
     coverage = fill(build_model(cfg), cfg.MODEL.WEIGHTS, content, cfg=cfg)
     return {key: value for key, value in coverage.metadata.items() if key != "proof"}

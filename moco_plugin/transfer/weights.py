@@ -14,6 +14,7 @@ from torch import nn
 
 from moco_plugin.checkpoints.released import is_released
 from moco_plugin.errors import UserError, reason
+from moco_plugin.files import fetching
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
 from moco_plugin.transfer.config import as_overrides
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
@@ -200,7 +201,8 @@ def fetch(address: str) -> Path:
         UserError: It cannot be fetched.
     """
     try:
-        return Path(PathManager.get_local_path(address))
+        with fetching():
+            return Path(PathManager.get_local_path(address))
     except Exception as error:  # downloads raise many errors
         raise UserError(
             f"weights {address} cannot be fetched ({reason(error)}); get the file elsewhere and give its path"

@@ -125,6 +125,14 @@ def test_the_tool(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (tmp_path / "out" / "one.png").read_bytes() != drawn["one.png"]  # nothing scores 1
 
 
+def test_a_pretraining_checkpoint_is_told_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    torch.save({"state_dict": {}, "callbacks": {}, "loops": {}}, tmp_path / "epoch=9-step=100.ckpt")
+    given = ["--weights", str(tmp_path / "epoch=9-step=100.ckpt"), "--out", str(tmp_path / "out")]
+    assert main([*given, str(tmp_path / "a.png")]) == 2
+    assert "is of a pre-training run and detects nothing; train a detector from it by" in capsys.readouterr().err
+
+
 def test_refusals(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = str(tmp_path / "a.png")
     Image.new("RGB", (64, 64)).save(image)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,17 @@ def test_first_step_is_our_methods(name: str, keys: int, monkeypatch: pytest.Mon
     expected, _ = ours(*views)
     result = method.training_step_impl({"views": views}, 0)
     torch.testing.assert_close(result.loss, expected)
+
+
+@pytest.mark.parametrize(("device", "alone"), [("cpu", True), ("cuda", False)])
+def test_batch_norm_of_v3_is_that_of_the_runs_device(device: str, alone: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that has a GPU, whether it is used or not."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    method = make("moco_v3", hidden_dim=32)
+    method.trainer.strategy = SimpleNamespace(root_device=torch.device(device))
+    method.setup("fit")
+    layers = [layer for layer in method.method.modules() if isinstance(layer, torch.nn.SyncBatchNorm)]
+    assert layers and {layer.alone for layer in layers} == {alone}
 
 
 def test_key_encoder_moves_once_a_step() -> None:

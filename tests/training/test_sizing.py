@@ -68,6 +68,8 @@ def test_config_as_printed_is_the_one_that_runs(tmp_path: Path, capsys: pytest.C
     assert yaml.safe_load(shown) == config_dict(run.config) and run.config.data.batch_size == 16
     assert shown.startswith("".join(f"# {line}\n" for line in run.choices)) and len(run.choices) == 3
     assert run.images is not None and len(run.images) == 20
+    assert main(["--print-config", "--config", "one_gpu", "data.root=x", "backbone_args.in_chans=4"]) == 0
+    assert "# data.mean and data.std of the 4 channels are measured when" in capsys.readouterr().out
     assert main(["--print-config", "data.root=/nowhere"]) == 0
     assert "# not fitted to the set and the machine: /nowhere: found nothing" in capsys.readouterr().out
 

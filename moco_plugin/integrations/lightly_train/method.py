@@ -30,6 +30,7 @@ from moco_plugin.integrations.lightly_train.arguments import (
     transform_args,
 )
 from moco_plugin.methods import build_method, method_class
+from moco_plugin.methods.batch_norm import SyncBatchNorm
 from moco_plugin.pretraining.config import PretrainConfig
 from moco_plugin.pretraining.prepare import queue_warning
 from moco_plugin.pretraining.run import check_batch
@@ -168,6 +169,10 @@ class MoCoMethod(Method):
         strategy._layer_sync = None
         if hasattr(strategy, "_ddp_kwargs"):  # queues are equal on all processes
             strategy._ddp_kwargs.setdefault("broadcast_buffers", False)
+        if getattr(self.method_args, "batch_norm", "") == "auto" and strategy.root_device.type != "cuda":
+            for layer in self.method.modules():  # v3's auto looked at the machine, which may have a GPU
+                if isinstance(layer, SyncBatchNorm):
+                    layer.alone = True
 
     def on_train_start(self) -> None:
         """Check the batch size, which LightlyTrain may have changed; warn if the queue is larger than the set."""
