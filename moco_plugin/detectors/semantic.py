@@ -10,17 +10,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.data.decode import PILLOW_FORMATS
+from moco_plugin.data.decode import decode_labels, stored_as
 from moco_plugin.data.listing import image_files
 from moco_plugin.detectors.dataset import OwnData, Sources
-from moco_plugin.detectors.images import MOST_BROKEN, ORIENTATION, open_image, stored_orientation
+from moco_plugin.detectors.images import MOST_BROKEN, open_image
 from moco_plugin.detectors.records import few
 from moco_plugin.detectors.splits import TEST_SHARE
 from moco_plugin.detectors.yolo import class_names
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
-from moco_plugin.transfer.mapper import read_labels
 from moco_plugin.transfer.voc_files import VOID
 
 _TURN = Image.Transpose
@@ -83,7 +82,7 @@ def _write_labels(rows: list[dict[str, Any]], folder: Path, binary: bool) -> Non
         turn, plain = row.pop("turn"), row.pop("plain")
         if plain and not binary:
             continue
-        labels = read_labels(row["sem_seg_file_name"])
+        labels = decode_labels(row["sem_seg_file_name"])
         picture = Image.fromarray((labels == VOID if binary else labels).astype(np.uint8))
         folder.mkdir(parents=True, exist_ok=True)
         path = (folder / f"{index}.png").resolve()
@@ -111,10 +110,9 @@ def _pair(
         if isinstance(opened, str):
             broken.append(opened or image.name)
             continue
-        classes, size = read_labels(str(path)), opened.size
-        with Image.open(path, formats=PILLOW_FORMATS) as label:
-            plain = label.mode in ("L", "P") and label.getexif().get(ORIENTATION, 1) == 1
-        turn = TURNS.get(stored_orientation(image))
+        classes, size = decode_labels(path), opened.size
+        plain = stored_as(path) in (("L", 1), ("P", 1))
+        turn = TURNS.get(stored_as(image)[1])
         height, width = classes.shape
         as_stored = turn is not None and (width, height) == size[::-1] != size  # drawn by a tool that ignores EXIF
         if as_stored:

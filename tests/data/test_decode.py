@@ -218,12 +218,12 @@ def test_labels(tmp_path: Path) -> None:
     }
     for name, (image, expected) in cases.items():
         image.save(tmp_path / name)
-        decoded = decode_labels(tmp_path / name, name)
+        decoded = decode_labels(tmp_path / name)
         assert decoded.dtype.kind in "ui" and np.array_equal(decoded, expected), name
     for image in (Image.fromarray(np.full((2, 2), np.nan, np.float32)), Image.new("RGB", (2, 2))):
         image.save(tmp_path / "a.tif")
-        with pytest.raises(UserError, match=r"label image a\.tif is an array of 2 x 2"):
-            decode_labels(tmp_path / "a.tif", "a.tif")
+        with pytest.raises(UserError, match=r"label image .*a\.tif is an array of 2 x 2"):
+            decode_labels(tmp_path / "a.tif")
 
 
 def test_postscript_is_not_run(tmp_path: Path) -> None:
