@@ -30,7 +30,16 @@ TRIAL = (
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 8 MODEL.RPN.POST_NMS_TOPK_TEST 10 SOLVER.MAX_ITER 12 SOLVER.STEPS () "
     "SOLVER.CHECKPOINT_PERIOD 3 TEST.PRECISE_BN.NUM_ITER 1 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64"
 ).split()
-IDLE = ("log.txt", "stdout.txt", "metrics.json", "events", "lock", ".lock", "config.yaml", "last_checkpoint")  # say when
+IDLE = (
+    "log.txt",
+    "stdout.txt",
+    "metrics.json",
+    "events",
+    "lock",
+    ".lock",
+    "config.yaml",
+    "last_checkpoint",
+)  # say when
 
 
 def state(folder: Path) -> dict[str, object]:
@@ -117,6 +126,7 @@ def cases(base: Path) -> Iterator[tuple[str, list[str], Callable[[Path], bool]]]
     yield "make_shards", [tool, str(new), "OUT/set", "--images-per-shard", "10", "--overwrite"], readable
     from detectron2.modeling import build_model
 
+    import moco_plugin.transfer  # noqa: F401  (prepares detectron2)
     from moco_plugin.transfer.config import fit_device, load_detector_config
 
     cfg = load_detector_config(CONFIG, ["SEED", "1"])
@@ -130,7 +140,9 @@ def cases(base: Path) -> Iterator[tuple[str, list[str], Callable[[Path], bool]]]
     subprocess.run([sys.executable, str(TOOLS / "make_tiny_datasets.py"), str(base / "tiny")], check=True)
     os.environ["DETECTRON2_DATASETS"] = str(base / "tiny")
     torch.save(official("resnet18", channels=[16, 32, 64, 128]), base / "tiny.pth.tar")
-    options = f"--task voc_c4 --weights {base}/tiny.pth.tar --trials 1 --out OUT/run --gpus 1 --images-per-batch 2".split()
+    options = (
+        f"--task voc_c4 --weights {base}/tiny.pth.tar --trials 1 --out OUT/run --gpus 1 --images-per-batch 2".split()
+    )
     yield "transfer", [str(TOOLS / "transfer.py"), *options, *TRIAL], lambda out: True
 
 
