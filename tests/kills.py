@@ -115,6 +115,7 @@ def cases(base: Path) -> Iterator[tuple[str, list[str], Callable[[Path], bool]]]
     photos(old, range(300, 420))
     from moco_plugin.data.images import ImageSet
     from moco_plugin.sources.shard_writer import make_shards
+    from moco_plugin.transfer import compat
 
     def readable(out: Path) -> bool:
         """Return whether the set is the old one or the new one, and make it the old one."""
@@ -124,9 +125,9 @@ def cases(base: Path) -> Iterator[tuple[str, list[str], Callable[[Path], bool]]]
 
     tool = str(TOOLS / "make_shards.py")
     yield "make_shards", [tool, str(new), "OUT/set", "--images-per-shard", "10", "--overwrite"], readable
+    compat.apply()
     from detectron2.modeling import build_model
 
-    import moco_plugin.transfer  # noqa: F401  (prepares detectron2)
     from moco_plugin.transfer.config import fit_device, load_detector_config
 
     cfg = load_detector_config(CONFIG, ["SEED", "1"])
