@@ -136,7 +136,7 @@ def cases(base: Path) -> Iterator[tuple[str, list[str], Callable[[Path], bool]]]
     torch.save({"model": build_model(cfg).state_dict()}, base / "model_final.pth")
     few = sorted(str(path) for path in new.iterdir())[:40]
     predict = ["--config-file", CONFIG, "--weights", str(base / "model_final.pth"), "--out", "OUT/drawn"]
-    more = ["--threshold", "0.02", "--results", "OUT/found.json"]
+    more = ["--threshold", "0.02", "--json", "OUT/found.json"]
     yield "predict", [str(TOOLS / "predict.py"), *predict, *more, *few], lambda out: True
     subprocess.run([sys.executable, str(TOOLS / "make_tiny_datasets.py"), str(base / "tiny")], check=True)
     os.environ["DETECTRON2_DATASETS"] = str(base / "tiny")

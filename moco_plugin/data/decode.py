@@ -310,7 +310,7 @@ def _bits_lost(data: bytes) -> int:
         return 0
     avif, heic = data.find(b"av1C"), data.find(b"hvcC")
     if 0 <= avif < len(data) - 6:
-        return (0, 10, 0, 12)[data[avif + 6] >> 5 & 3]
+        return (0, 0, 10, 12)[data[avif + 6] >> 5 & 3]
     return 8 + (data[heic + 21] & 7) if 0 <= heic < len(data) - 21 and data[heic + 21] & 7 else 0
 
 
