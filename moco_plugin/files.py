@@ -271,8 +271,10 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 def check_checkpoint(path: str) -> None:
     """Raise UserError if a path does not exist and is not the name of a released checkpoint."""
+    if "://" in path:
+        return
     check_name(path)
-    if re.search(r"[./\\]", path) and "://" not in path and not Path(path).expanduser().exists():
+    if re.search(r"[./\\]", path) and not os.path.exists(os.path.expanduser(path)):
         raise UserError(f"{path}: no such file; expected a checkpoint")
 
 

@@ -1,14 +1,19 @@
 """Fuzzing of every reader through the tools, run by hand: ``python tests/fuzz.py --count 40 --seed 0``.
 
-Each kind of file is mutated (flipped bytes, cuts, inserted and doubled parts), given to the tool that reads it in a
-process of its own, and counted: what ran code, ended in a traceback, took over 30 s or left a partial file.
+Each kind of file is mutated (flipped bytes, cuts, inserted and doubled parts, values of other types in JSON), given to
+the tool that reads it in a process of its own, which may take 3 GB, and counted: what ran code, ended in a traceback, took
+over 30 s or left a partial file.
 """
 
 import argparse
+import io
+import json
+import math
 import multiprocessing
 import os
 import pickle
 import random
+import resource
 import sys
 import tempfile
 from collections import Counter
@@ -17,13 +22,25 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from moco_plugin.errors import UserError
 from tests.conftest import TRAIN
 from tests.detectors import samples_by_others  # noqa: F401  (adds to SAMPLES)
 from tests.detectors.samples import SAMPLES
 from tests.helpers import safety_cases
 
+SPECIAL = (
+    "own config",
+    "detectron2 config",
+    "list",
+    "results JSON",
+    "checkpoint",
+    "detectron2 weights",
+    "image",
+    "log",
+)
 TOKENS = [
     b"!!python/object/apply:os.system [id]",
     b"*a",
@@ -52,7 +69,28 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
     torch.save(state, folder / "b.pth", _use_new_zipfile_serialization=False)
     arrays = {"model": {"stem.conv1.weight": np.zeros((8, 3, 7, 7), np.float32)}, "__author__": "x"}
     coco = {"images": [{"id": 1}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
-    results = b'{"task": "voc_c4", "init": "moco", "trials": [{"metrics": {"bbox/AP": 1.0}}], "weights": "x"}'
+    base = {"weights": "x", "weights_sha256": "ab", "versions": {"torch": "2"}, "train": "a", "test": "b", "top1": 50.0}
+    solver = {"SOLVER": {"IMS_PER_BATCH": 16, "BASE_LR": 0.02, "MAX_ITER": 24000}}
+    trial = {"folder": "trial_1", "metrics": {"bbox/AP": 1.0}}
+    transfer = {
+        "task": "voc_c4",
+        "init": "moco",
+        "config": "c",
+        "settings": solver,
+        "trials": [trial],
+        "overrides": ["A", "1"],
+    }
+    transfer |= {
+        "mean": {"bbox/AP": 1.0},
+        "std": {},
+        "pretraining": {"method": "moco_v2", "epoch": 200},
+        "requested_trials": 2,
+    }
+    realm = {"mean_per_class": 1.0, "top1": 2.0, "l2": 0.1, "classes": 3}
+    omni = {"realms": {"a": realm}, "partial": True, "missing": ["b"], "mean_per_class": 1.0}
+    kinds = {"linear": {"epoch": 200}, "finetune": {"recipe": "x"}, "lowshot": {"shares": [{"share": 0.1} | realm]}}
+    kinds |= {"knn": {"k": 20, "top1_by_k": {"20": 5.0}}, "retrieve": {"recall": {"1": 5.0}}, "omnibenchmark": omni}
+    results = [base | transfer, *({"protocol": name} | base | more for name, more in kinds.items())]
     return {
         "own config": [
             (root / "pretrain" / "moco_v2.yaml").read_bytes(),
@@ -65,7 +103,10 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
         "override": [b"seed=5", b"data.view_args={cj_prob: 0.5}", b"method_args.dim=[1, 2]"],
         "list": [b"a.jpg 0\nb.jpg 1\n", *safety_cases.lists().values()],
         "idx": [Path(TRAIN).read_bytes()[:20000], *safety_cases.idx_cases().values()],
-        "results JSON": [results, *(t.encode() for t in safety_cases.json_cases().values())],
+        "results JSON": [
+            *(json.dumps(r).encode() for r in results),
+            *(t.encode() for t in safety_cases.json_cases().values()),
+        ],
         "COCO JSON": [str(coco).replace("'", '"').encode(), *(t.encode() for t in safety_cases.json_cases().values())],
         "checkpoint": [
             (folder / "a.pth").read_bytes(),
@@ -73,10 +114,36 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
             *safety_cases.pickle_cases(marker).values(),
             *safety_cases.weight_cases().values(),
         ],
-        "special weights": [name.encode() for name in safety_cases.SPECIAL],
+        **{f"special {kind}": [name.encode() for name in safety_cases.SPECIAL] for kind in SPECIAL},
+        "image": _images(),
+        "log": [b"step,loss,lr\n0,1.5,0.1\n1,1.25,0.1\n", b"step,loss\n" + b"9" * 400 + b",nan\n", b"\0step\n"],
+        "detectron2 log": [b'{"iteration": 1, "total_loss": 2.5}\n{"iteration": 2, "total_loss": 2}\n'],
         "detectron2 weights": [pickle.dumps(arrays, 2), *safety_cases.pickle_cases(marker).values()],
         **{kind: _annotations(kind, folder / kind) for kind in safety_cases.ANNOTATIONS},
     }
+
+
+def _images() -> list[bytes]:
+    """Return images of several formats, and what takes long, starts programs or never ends."""
+    picture, files = Image.effect_noise((64, 48), 50).convert("RGB"), []
+    for kind in ("JPEG", "PNG", "TIFF", "WEBP", "GIF", "BMP", "JPEG2000"):
+        picture.save(stream := io.BytesIO(), kind)
+        files.append(stream.getvalue())
+    picture.save(stream := io.BytesIO(), "JPEG", progressive=True)
+    scans = stream.getvalue()
+    scan = scans[(first := scans.index(b"\xff\xda")) : scans.index(b"\xff", first + 12)]
+    loop = b"II*\0\x08\0\0\0\x01\0\0\x01\x04\0\x01\0\0\0\x01\0\0\0\x08\0\0\0"
+    large = scans.replace(b"\0\x30\0\x40", b"\x40\0\x40\0", 1)  # 16384 x 16384 pixels
+    eps = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    return [
+        *files,
+        scans[:-2] + scan * 100_000 + b"\xff\xd9",
+        large,
+        loop,
+        eps,
+        files[1] + files[2],
+        files[0] + files[1],
+    ]
 
 
 def _annotations(kind: str, folder: Path) -> list[bytes]:
@@ -88,6 +155,11 @@ def _annotations(kind: str, folder: Path) -> list[bytes]:
 
 def mutate(data: bytes, generator: random.Random) -> bytes:
     """Return a mutation of a file, in one to four steps."""
+    if data[:1] in b"{[" and generator.random() < 0.5:
+        try:
+            return _retyped(data, generator)
+        except (ValueError, RecursionError):
+            pass
     content = bytearray(data)
     for _ in range(generator.randint(1, 4)):
         place = generator.randrange(len(content) + 1)
@@ -105,22 +177,58 @@ def mutate(data: bytes, generator: random.Random) -> bytes:
     return bytes(content)
 
 
+def _retyped(data: bytes, generator: random.Random) -> bytes:
+    """Return a JSON text with one value of another type, or without it."""
+    content = json.loads(data)
+    places, waiting = [], [content]
+    while waiting:
+        part = waiting.pop()
+        keys = [*part] if isinstance(part, dict) else range(len(part))
+        places += [(part, key) for key in keys]
+        waiting += [part[key] for key in keys if isinstance(part[key], (dict, list))]
+    part, key = generator.choice(places or [([None], 0)])
+    values = [
+        None,
+        True,
+        -1,
+        1 << 70,
+        10**400,
+        1.5,
+        1e308,
+        math.nan,
+        "",
+        "x\ud800",
+        "1",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+        [None],
+    ]
+    part[key] = generator.choice(values)
+    return json.dumps(content).encode(errors="replace")
+
+
 def run(kind: str, data: bytes, folder: str) -> None:
     """Give a file to its tool; exits with the tool's code, 70 after a traceback."""
     os.chdir(folder)
     for stream, name in enumerate((os.devnull, "out", "err")):
         os.dup2(os.open(name, os.O_RDWR | os.O_CREAT, 0o600), stream)
+    resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
+    special, kind = kind.startswith("special "), kind.removeprefix("special ")
     suffix = {
         "own config": "yaml",
         "detectron2 config": "yaml",
         "list": "txt",
         "checkpoint": "pth",
-        "special weights": "pth",
+        "image": "jpg",
         "detectron2 weights": "pkl",
     }.get(kind, "json")
-    path = Path("train-images-idx3-ubyte.gz" if kind == "idx" else f"results.{suffix}")
-    special = safety_cases.SPECIAL.get(data.decode(errors="replace")) if kind == "special weights" else None
-    special(path) if special else path.write_bytes(data)
+    names = {"idx": "train-images-idx3-ubyte.gz", "log": "metrics.csv", "detectron2 log": "trial_1/metrics.json"}
+    path = Path(names.get(kind, f"results.{suffix}"))
+    path.parent.mkdir(exist_ok=True)
+    maker = safety_cases.SPECIAL.get(data.decode(errors="replace")) if special else None
+    maker(path) if maker else path.write_bytes(data)
     tools: dict[str, Callable[[], int]] = {}
     from moco_plugin.tools import convert, pretrain, report
 
@@ -128,8 +236,13 @@ def run(kind: str, data: bytes, folder: str) -> None:
     tools["own config"] = lambda: pretrain.main(["--config", str(path), f"data.root={TRAIN}", *stop])
     tools["override"] = lambda: pretrain.main([f"data.root={TRAIN}", data.decode(errors="replace"), *stop])
     tools["list"] = tools["idx"] = lambda: pretrain.main([f"data.root={path}", *stop])
-    tools["results JSON"] = lambda: report.main(["."])
-    tools["checkpoint"] = tools["special weights"] = tools["detectron2 weights"] = lambda: convert.main(
+    tools["results JSON"] = tools["log"] = tools["detectron2 log"] = lambda: report.main(["."])
+    if kind == "log":
+        Path("config.yaml").write_text(f"data:\n  root: {TRAIN}\n")
+    if kind == "detectron2 log":
+        Path("results.json").write_bytes(seeds(Path())["results JSON"][0])
+    tools["image"] = lambda: _read(path)
+    tools["checkpoint"] = tools["detectron2 weights"] = lambda: convert.main(
         [str(path), "out.pkl", "--to", "detectron2"]
     )
     try:
@@ -163,9 +276,27 @@ def run(kind: str, data: bytes, folder: str) -> None:
     os._exit(code)
 
 
-def _refused(call: Callable[[], None]) -> int:
-    from moco_plugin.errors import UserError
+def _read(path: Path) -> int:
+    """Read an image in every way that there is."""
+    from moco_plugin.data import decode
 
+    readers: list[Callable[[], object]] = [
+        lambda: decode.decode_array(path, "x"),
+        lambda: decode.decode_array(path, "x", (0, 255), channels=1),
+        lambda: decode.decode_pixels(path.read_bytes(), "x") if path.is_file() else None,
+        *(lambda read=read: read(path) for read in (decode.decode_labels, decode.image_size, decode.stored_as)),  # type: ignore
+        lambda: decode.check_image(path),
+    ]
+    code = 0
+    for read in readers:
+        try:
+            read()
+        except (UserError, decode.CannotDecode):
+            code = 1
+    return code
+
+
+def _refused(call: Callable[[], None]) -> int:
     try:
         call()
     except UserError:
@@ -176,19 +307,24 @@ def _refused(call: Callable[[], None]) -> int:
 def main() -> None:
     """Fuzz each kind and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=40, help="mutations of each kind (default %(default)s)")
+    parser.add_argument("--count", type=int, default=40, help="inputs of each kind (default %(default)s)")
+    parser.add_argument("--kinds", nargs="*", help="default: all")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["moco_plugin.pretraining.run", "moco_plugin.checkpoints.read"])
     generator = random.Random(args.seed)
     columns = ("inputs", "code runs", "tracebacks", "over 30 s", "partial files")
-    print(f"{'kind':<20}" + "".join(f"{name:>15}" for name in columns))
+    failed = 0
+    print(f"{'kind':<26}" + "".join(f"{name:>15}" for name in columns))
     with tempfile.TemporaryDirectory() as base:
         for kind, files in seeds(Path(base)).items():
+            if args.kinds and kind not in args.kinds:
+                continue
             counts: Counter[str] = Counter()
-            for number in range(args.count + len(files)):
-                data = files[number] if number < len(files) else mutate(generator.choice(files), generator)
+            first = generator.sample(files, len(files))
+            for number in range(min(args.count, len(files)) if kind.startswith("special") else args.count):
+                data = first[number] if number < len(files) else mutate(generator.choice(files), generator)
                 folder = Path(base, f"{kind}-{number}".replace(" ", "-"))
                 folder.mkdir()
                 process = context.Process(target=run, args=(kind, data, str(folder)))
@@ -205,7 +341,9 @@ def main() -> None:
                     print(f"{kind}: {data[:200]!r}\n{errors[-1500:]}", file=sys.stderr)
                 counts["code runs"] += (Path(base) / safety_cases.MARKER).exists()
                 counts["partial files"] += any(folder.glob(".*")) or (folder / "out.pkl").exists()
-            print(f"{kind:<20}" + "".join(f"{counts[name]:>15}" for name in columns), flush=True)
+            print(f"{kind:<26}" + "".join(f"{counts[name]:>15}" for name in columns), flush=True)
+            failed += sum(counts.values()) - counts["inputs"]
+    sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

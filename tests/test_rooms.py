@@ -18,6 +18,7 @@ STDLIB = sys.stdlib_module_names
 ORDER = (
     "errors",
     "files",
+    "typed",
     "safe_yaml",
     "schema",
     "papers",

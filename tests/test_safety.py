@@ -1,5 +1,6 @@
 """Files from others run no code, do not hang, and end in one sentence."""
 
+import json
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -118,3 +119,29 @@ def test_lists(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     path = tmp_path / "list.txt"
     path.write_bytes(safety_cases.lists()[name])
     sentence(capsys, lambda: pretrain(["method=moco", f"data.root={path}", f"out={tmp_path / 'run'}"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence_"),
+    [
+        ({"epoch": "many"}, "Expected `int | null`, got `str`"),
+        ({"versions": 5}, "Expected `object`, got `int`"),
+        ({"top1": [1]}, "Expected `float`, got `array`"),
+        ({"protocol": "knn", "k": 1, "top1_by_k": {"1": None}}, "Expected `float`, got `null`"),
+        ({"protocol": "omnibenchmark"}, "missing required field"),
+    ],
+    ids=str,
+)
+def test_results_of_wrong_types(
+    change: dict[str, object], sentence_: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = {"protocol": "finetune", "weights": "x", "weights_sha256": "a", "versions": {}, "train": "", "test": ""}
+    (tmp_path / "a.json").write_text(json.dumps(result | {"top1": 50.0} | change))
+    assert sentence_ in sentence(capsys, lambda: report([str(tmp_path)]))
+
+
+def test_garbled_log_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.yaml").write_text(f"data:\n  root: {TRAIN}\n")
+    for text in ("step,loss\nx,1\n", "\0\n", f"step,loss\n{'9' * 400},1\n", "step,loss\n1,x\n", "step,step\n1\n"):
+        (tmp_path / "metrics.csv").write_text(text)
+        sentence(capsys, lambda: report([str(tmp_path)]))

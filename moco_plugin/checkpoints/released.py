@@ -11,7 +11,7 @@ from urllib.parse import urlparse
 from iopath.common.file_io import HTTPURLHandler, PathManager, get_cache_dir
 
 from moco_plugin.errors import UserError, did_you_mean
-from moco_plugin.files import atomic_path, fetching, file_digest, sha256
+from moco_plugin.files import atomic_path, fetching, file_digest, open_file, read_text, sha256
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def _check_recorded(cached: Path, name: str) -> None:
         with atomic_path(record) as temporary:
             temporary.write_text(f"{digest}\n")
         logger.warning("%s: its authors published no checksum; its SHA-256 is %s, kept in %s", name, digest, record)
-    elif record.read_text().strip() != digest:
+    elif read_text(record).strip() != digest:
         raise UserError(
             f"{cached} changed since it was fetched: its SHA-256 is {digest}, and {record} holds another; remove both "
             "files to fetch it again"
@@ -112,10 +112,11 @@ def _download(name: str, url: str, cached: Path) -> None:
     try:
         with fetching():
             _path_manager.get_local_path(url)
-        with open(cached, "rb") as file:
-            if file.read(1) == b"<":  # a log-in or error page
-                cached.unlink()
-                raise OSError("a web page came in place of the file")
+        with open_file(cached) as file:
+            page = file.read(1) == b"<"  # a log-in or error page
+        if page:
+            cached.unlink()
+            raise OSError("a web page came in place of the file")
     except (OSError, http.client.HTTPException) as error:  # also a cache that nothing can be written to
         said = error if isinstance(error, HTTPError) else getattr(error, "reason", error)
         raise UserError(

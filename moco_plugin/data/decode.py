@@ -11,7 +11,7 @@ from typing import IO
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from moco_plugin.data.pixels import (
     MAX_PIXELS,
@@ -29,7 +29,7 @@ from moco_plugin.data.pixels import (
 )
 from moco_plugin.data.tiff import ORIENTATION, TIFF, tiff_pixels, tiff_size
 from moco_plugin.errors import UserError
-from moco_plugin.files import open_file, read_file
+from moco_plugin.files import open_file, read_file, shown
 
 __all__ = [
     "MAX_PIXELS",
@@ -41,6 +41,7 @@ __all__ = [
     "decode_labels",
     "decode_pixels",
     "image_size",
+    "stored_as",
 ]
 
 _FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or are decoded wrongly (FITS)
@@ -126,6 +127,11 @@ def decode_array(
     with _decoding():
         if data.startswith(_JPEG) and (array := _jpeg(data, shrink, channels)) is not None:
             return array
+        if value_range is not None and (bits := _bits_lost(data)):
+            raise UserError(
+                f"{name} is an AVIF or HEIC image of {bits} bits, of which 8 are read, so that no range of values applies; "
+                "save it as PNG or TIFF, or give no value_range"
+            )
         return _read(data, name, channels).as_8_bits(name, channels, value_range)
 
 
@@ -142,33 +148,52 @@ def decode_pixels(data: bytes, name: str) -> Pixels:
         return _read(data, name, 3)
 
 
-def decode_labels(path: Path, name: str) -> np.ndarray:
+def decode_labels(path: str | Path) -> np.ndarray:
     """Decode a label image: grey values, palette indices, or 0 and 1 of a 1-bit image.
 
     Args:
         path: The file.
-        name: What messages call it.
 
     Returns:
         H x W, of an integer type, with the EXIF orientation applied.
 
     Raises:
-        CannotDecode: As ``decode``.
-        UserError: As ``decode``, or the image has several channels or values that are not integers.
+        UserError: As ``decode``, or the image is broken, has several channels, or values that are not integers.
     """
-    data = read_file(path, what="a label image")
-    with _decoding():
-        if data.startswith(NUMPY):
-            labels = read_numpy(data)
-        elif data.startswith(TIFF) and (pixels := tiff_pixels(data, name)) is not None:
-            labels = pixels.values.squeeze()
-        else:
-            with _opened(data) as image:
-                labels = upright(np.array(image), image.getexif().get(ORIENTATION))
+    data, name = read_file(path, what="a label image"), shown(path)
+    try:
+        with _decoding():
+            if data.startswith(NUMPY):
+                labels = read_numpy(data)
+            elif data.startswith(TIFF) and (pixels := tiff_pixels(data, name)) is not None:
+                labels = pixels.values.squeeze()
+            else:
+                with _opened(data) as image:
+                    labels = upright(np.array(image), image.getexif().get(ORIENTATION))
+    except CannotDecode as error:
+        raise UserError(f"label image {name} cannot be decoded ({error}); repair or remove it") from error
     if labels.ndim != 2 or labels.dtype.kind == "f":
         found = f"an array of {' x '.join(map(str, labels.shape))} {labels.dtype}"
         raise UserError(f"label image {name} is {found}; expected H x W integers, grey or with a palette")
     return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
+
+
+def stored_as(path: Path) -> tuple[str, int]:
+    """Return Pillow's mode of an image file, empty where Pillow does not read it, and its EXIF orientation, 1 to 8.
+
+    Raises:
+        CannotDecode: The file is broken or has too many pixels.
+        UserError: The file is missing or cannot be read.
+    """
+    data = read_file(path, what="an image")
+    with _decoding():
+        try:
+            with _opened(data) as image:
+                return image.mode, int(image.getexif().get(ORIENTATION, 1))
+        except UnidentifiedImageError:
+            if data.startswith((NUMPY, *TIFF)):
+                return "", 1
+            raise
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -282,6 +307,16 @@ def _read(data: bytes, name: str, channels: int) -> Pixels:
             image = image.convert(_MODES.get(image.mode, "RGB" if image.mode != "P" or opaque else "RGBA"))
         values = np.array(image)
         return Pixels(values if values.ndim == 3 else values[..., None], alpha=image.mode in ("LA", "RGBA"))
+
+
+def _bits_lost(data: bytes) -> int:
+    """Return the bits of an AVIF or HEIC image of more than 8, all of which Pillow turns into 8; else 0."""
+    if data[4:8] != b"ftyp":
+        return 0
+    avif, heic = data.find(b"av1C"), data.find(b"hvcC")
+    if 0 <= avif < len(data) - 6:
+        return (0, 0, 10, 12)[data[avif + 6] >> 5 & 3]
+    return 8 + (data[heic + 21] & 7) if 0 <= heic < len(data) - 21 and data[heic + 21] & 7 else 0
 
 
 def _may_turn(image: Image.Image, data: bytes) -> bool:

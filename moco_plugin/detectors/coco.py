@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 
 from moco_plugin.detectors.records import Annotations, Category, Faults, Object, Record, Runs, few
-from moco_plugin.detectors.typed import decode, decode_or_none, read_json_parts
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.datasets import PARTS
+from moco_plugin.typed import decode, decode_or_none, read_json_parts
 
 CROWD_SHARE = 0.05  # of the objects; COCO's own have 0.01
 

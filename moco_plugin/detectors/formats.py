@@ -10,11 +10,11 @@ from moco_plugin.detectors.find import files_below
 from moco_plugin.detectors.json_forms import read_labelme, read_via
 from moco_plugin.detectors.records import Annotations, few, split_of
 from moco_plugin.detectors.tables import is_table, read_table
-from moco_plugin.detectors.typed import decode_or_none, read_json_parts
 from moco_plugin.detectors.voc import read_cvat, read_voc, root_tag
 from moco_plugin.detectors.yolo import describes_yolo, read_yolo
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.datasets import PARTS
+from moco_plugin.typed import decode_or_none, read_json_parts
 
 EXPECTED = (
     "expected a COCO file, a YOLO set (its YAML file, or images and label .txt files), Pascal VOC's or CVAT's XML, JSON of "

@@ -1,7 +1,6 @@
 """Images of annotations opened: found, decoded once, and compared by content."""
 
 import hashlib
-import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,10 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.data.decode import PILLOW_FORMATS, CannotDecode, decode_array
+from moco_plugin.data.decode import CannotDecode, decode_array, stored_as
 from moco_plugin.detectors.find import ImageFinder
 from moco_plugin.detectors.records import Annotations, Record, few
 from moco_plugin.errors import UserError
@@ -20,7 +18,6 @@ from moco_plugin.files import MissingFile, read_file
 
 MOST_MISSING = 0.5  # share of the images that may be missing
 MOST_BROKEN = 0.1  # share that may be broken, or of another size than stated; 3 images always
-ORIENTATION = 0x0112  # the EXIF tag
 
 
 @dataclass(slots=True)
@@ -56,12 +53,6 @@ def open_image(path: Path, value_range: Sequence[float] | None) -> Opened | str:
         return f"{path.name} cannot be decoded{f' ({error})' if str(error) else ''}"
     named = path.name.lower().encode(errors="replace") + b"\0" + data
     return Opened(path, (width, height), hashlib.blake2b(named, digest_size=16).digest())
-
-
-def stored_orientation(path: Path) -> int:
-    """Return the EXIF orientation of an image, 1 to 8."""
-    with Image.open(io.BytesIO(read_file(path, what="an image")), formats=PILLOW_FORMATS) as image:
-        return int(image.getexif().get(ORIENTATION, 1))
 
 
 def open_images(
@@ -110,7 +101,7 @@ def _match(
                 broken |= {image: None} if image else {}
                 continue
             stated = (record.width or image.size[0], record.height or image.size[1])
-            if stated == image.size[::-1] != image.size and (turn := stored_orientation(image.path)) in range(5, 9):
+            if stated == image.size[::-1] != image.size and (turn := stored_as(image.path)[1]) in range(5, 9):
                 image.orientation = turn
                 turned.append(image.path.name)
             elif stated != image.size:

@@ -13,9 +13,9 @@ import msgspec
 from moco_plugin.data.decode import CannotDecode, decode_array
 from moco_plugin.detectors.objects import run_lengths
 from moco_plugin.detectors.records import Annotations, Faults, Object, Record, Runs, few, named
-from moco_plugin.detectors.typed import decode, decode_or_none, read_json_parts
 from moco_plugin.detectors.voc import ellipse
 from moco_plugin.errors import UserError
+from moco_plugin.typed import decode, decode_or_none, read_json_parts
 
 CLASS_KEYS = ("class", "label", "name", "type", "category", "object")  # of VIA's attributes
 ONE_CLASS = "object"  # where no class is named

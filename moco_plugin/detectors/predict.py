@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from moco_plugin.files import atomic_path, check_output, full_disk_is_an_error, 
 from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, parse_detector_config
 from moco_plugin.transfer.weights import fill, read_file
+from moco_plugin.typed import decode_or_none
 
 KINDS = ("thing", "stuff")
 USUAL_FONT = "DejaVu Sans"  # matplotlib's
@@ -113,6 +114,7 @@ def predict(
     _load_whole(predictor.model, weights, content, cfg)
     metadata = class_metadata(cfg, described.get("classes") or {})
     kinds = described.get("category_ids") or range(len(metadata.get("thing_classes", ())))
+    journal.start(pictures.values())
     broken, todo = [], [source for source in pictures if names[source] not in journal.rows]
     for source in tqdm(todo, desc="images", unit="image", disable=not progress):
         try:
@@ -153,16 +155,23 @@ class Journal:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         lines = read_text(self.path).splitlines(keepends=True) if self.path.is_file() else []
         self.resumed = lines[:1] == [json.dumps(asked) + "\n"]
-        for line in lines[1:] if self.resumed else []:
-            if line.endswith("\n"):  # whole
-                name, rows = json.loads(line)
-                self.rows[name] = rows
+        whole = [line.encode() for line in lines[1:] if line.endswith("\n")]
+        if self.resumed:
+            self.rows = dict(filter(None, (decode_or_none(line, tuple[str, list[dict[str, Any]]]) for line in whole)))
+
+    def start(self, pictures: Iterable[Path]) -> None:
+        """Write the file before the first picture, whole, and remove what a killed call left beside the pictures."""
+        with atomic_path(self.path) as temporary:
+            rows = [json.dumps(row) + "\n" for row in (self.asked, *self.rows.items())]
+            temporary.write_text("".join(rows))
+        names = {(picture.parent, picture.stem) for picture in pictures}
+        for folder in {folder for folder, _ in names} if self.resumed else ():
+            for left in folder.glob(".*.png"):
+                if (folder, left.stem[1:].rpartition(".")[0]) in names:
+                    left.unlink()
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:
         """Add the detections of an image."""
-        if not self.rows:
-            with atomic_path(self.path) as temporary:
-                temporary.write_text(json.dumps(self.asked) + "\n")
         self.rows[name] = rows
         with full_disk_is_an_error(self.path), self.path.open("a") as file:
             file.write(json.dumps([name, rows]) + "\n")

@@ -9,17 +9,16 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.data.decode import PILLOW_FORMATS
+from moco_plugin.data.decode import decode_labels, stored_as
 from moco_plugin.data.listing import image_files
 from moco_plugin.detectors.dataset import OwnData, Sources
-from moco_plugin.detectors.images import ORIENTATION, open_images, stored_orientation
+from moco_plugin.detectors.images import open_images
 from moco_plugin.detectors.records import Annotations, Record, few
 from moco_plugin.detectors.splits import Row, count_classes, hold_out, without_tested
 from moco_plugin.detectors.yolo import class_names
 from moco_plugin.errors import UserError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
-from moco_plugin.transfer.mapper import read_labels
 from moco_plugin.transfer.voc_files import VOID
 
 ENTRY = ("file_name", "sem_seg_file_name", "width", "height")  # what is written of an image
@@ -85,7 +84,7 @@ def _write_labels(rows: list[Row], folder: Path, binary: bool) -> None:
         turn = row["turn"]
         if row["plain"] and not binary:
             continue
-        labels = read_labels(row["sem_seg_file_name"])
+        labels = decode_labels(row["sem_seg_file_name"])
         picture = Image.fromarray((labels == VOID if binary else labels).astype(np.uint8))
         folder.mkdir(parents=True, exist_ok=True)
         path = (folder / f"{index}.png").resolve()
@@ -119,10 +118,9 @@ def _pair(
     rows: list[Row] = []
     for photo, _ in tqdm(opened, desc=f"labels of {labels.name}", file=sys.stderr):
         path = pairs[photo.path]
-        classes, size = read_labels(str(path)), photo.size
-        with Image.open(path, formats=PILLOW_FORMATS) as label:
-            plain = label.mode in ("L", "P") and label.getexif().get(ORIENTATION, 1) == 1
-        turn = TURNS.get(stored_orientation(photo.path))
+        classes, size = decode_labels(path), photo.size
+        plain = stored_as(path) in (("L", 1), ("P", 1))
+        turn = TURNS.get(stored_as(photo.path)[1])
         height, width = classes.shape
         as_stored = turn is not None and (width, height) == size[::-1] != size  # drawn by a tool that ignores EXIF
         if as_stored:

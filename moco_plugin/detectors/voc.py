@@ -18,9 +18,9 @@ from moco_plugin.detectors.records import (
     numbered,
     split_of,
 )
-from moco_plugin.detectors.typed import read_elements
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_text
+from moco_plugin.typed import read_elements
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 ELLIPSE_POINTS = 32

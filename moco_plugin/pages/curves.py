@@ -1,6 +1,5 @@
 """Line charts of logged values."""
 
-import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from PIL import Image
 
 from moco_plugin.errors import UserError
 from moco_plugin.pages.page import Picture
+from moco_plugin.runs.logs import read_rows
+from moco_plugin.typed import convert
 
 Curve = tuple[Sequence[int], Sequence[float]]  # steps and values
 LIGHT = ("#5b6475", "#dfe3ea")  # of text and grid
@@ -29,14 +30,11 @@ def read_curve(path: Path, column: str) -> Curve:
     Raises:
         UserError: The file is not such a log, or has no value of the column.
     """
-    try:
-        with open(path, newline="") as file:
-            rows = [(int(row["step"]), float(row[column])) for row in csv.DictReader(file) if row.get(column)]
-    except (OSError, KeyError, ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} cannot be read as a log of a pre-training run ({error})") from error
+    rows = [row for row in read_rows(path) if row.get(column)]
     if not rows:
         raise UserError(f"{path} has no value of {column}; expected the log of a pre-training run")
-    return [step for step, _ in rows], [value for _, value in rows]
+    values = convert([row[column] for row in rows], list[float], f"{path}, {column}")
+    return [row["step"] for row in rows], values
 
 
 def line_chart(

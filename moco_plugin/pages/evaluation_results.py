@@ -1,34 +1,122 @@
 """Tables of the results of tools/evaluate.py, with the papers' numbers."""
 
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import NotRequired, TypedDict
 
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
 from moco_plugin.methods import method_title
 from moco_plugin.pages.tables import Table, mean_and_spread
 from moco_plugin.papers import FINETUNE, LINEAR, OMNIBENCHMARK, Published
+from moco_plugin.typed import convert
 
 NONE = "-"
 
 
-def find_results(folder: Path, pattern: str, keys: Set[str]) -> list[tuple[Path, dict[str, Any]]]:
-    """Return path and content of each JSON file at any depth of a folder that has all the keys, by path."""
+class Evaluation(TypedDict):
+    """What is read of a result of tools/evaluate.py."""
+
+    protocol: str
+    weights: str
+    weights_sha256: str
+    versions: dict[str, str | None]
+    train: NotRequired[str | None]
+    test: NotRequired[str | None]
+    method: NotRequired[str | None]
+    architecture: NotRequired[str | None]
+    epoch: NotRequired[int | None]
+    feature_dim: NotRequired[int | None]
+    parameters: NotRequired[int]
+    untrained: NotRequired[bool]
+    recipe: NotRequired[str | None]
+    top1: NotRequired[float | None]
+    top5: NotRequired[float | None]
+
+
+class _Measured(Evaluation):
+    top1: float
+
+
+class _Share(TypedDict):
+    share: float
+    train_images: int
+    top1: float
+
+
+class _LowShot(Evaluation):
+    shares: list[_Share]
+
+
+class _Neighbours(_Measured):
+    k: int
+    top1_by_k: NotRequired[dict[str, float]]
+    pixels: NotRequired[dict[str, float] | None]
+
+
+class _Retrieval(Evaluation):
+    recall: dict[str, float]
+
+
+class _Realm(TypedDict):
+    mean_per_class: float
+    top1: float
+    l2: float
+    classes: int
+
+
+class _OmniBenchmark(_Measured):
+    realms: dict[str, _Realm]
+    partial: bool
+    missing: list[str]
+    mean_per_class: float
+
+
+KINDS: dict[str, Any] = {
+    "finetune": _Measured,
+    "lowshot": _LowShot,
+    "knn": _Neighbours,
+    "retrieve": _Retrieval,
+    "omnibenchmark": _OmniBenchmark,
+}
+
+
+def find_results(
+    folder: Path, pattern: str, keys: Set[str], kind_of: Callable[[dict[str, Any]], Any]
+) -> list[tuple[Path, Any]]:
+    """Return path and content of each JSON file at any depth of a folder that has all the keys, by path.
+
+    Args:
+        folder: Which is looked through.
+        pattern: Of the files' names.
+        keys: What makes a JSON file a result; others are none.
+        kind_of: Returns the type of a result, or None for one that is left out.
+
+    Raises:
+        UserError: A result is not of its type.
+    """
     results = []
     for path in sorted(folder.rglob(pattern)):
         try:
             result = read_json(path)
         except UserError:
             continue
-        if isinstance(result, dict) and keys <= result.keys():
-            results.append((path, result))
+        if isinstance(result, dict) and keys <= result.keys() and (kind := kind_of(result)) is not None:
+            results.append((path, convert(result, kind, str(path))))
     return results
 
 
 def read_evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Return the results of tools/evaluate.py at any depth of a folder, by path."""
-    return [result for _, result in find_results(folder, "*.json", {"protocol", "weights_sha256", "versions"})]
+    """Return the results of tools/evaluate.py at any depth of a folder, by path.
+
+    Raises:
+        UserError: One is not of its type.
+    """
+    keys = {"protocol", "weights_sha256", "versions"}
+    found = find_results(folder, "*.json", keys, lambda result: KINDS.get(str(result["protocol"]), Evaluation))
+    return [result for _, result in found]
 
 
 def linear_table(results: Iterable[dict[str, Any]]) -> Table:

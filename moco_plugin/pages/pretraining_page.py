@@ -3,12 +3,15 @@
 import math
 from pathlib import Path
 
+from typing_extensions import TypedDict
+
 from moco_plugin.errors import UserError
-from moco_plugin.files import read_json
+from moco_plugin.files import read_json, read_text
 from moco_plugin.pages.curves import line_chart, read_curve
 from moco_plugin.pages.page import Page, Picture
 from moco_plugin.pages.pairs import view_pairs
 from moco_plugin.pretraining.config import load_config
+from moco_plugin.typed import convert
 
 CURVES = {
     "loss": ("contrastive loss", "rises while the queue fills with keys of images, then falls slowly"),
@@ -18,6 +21,14 @@ CURVES = {
     "knn_top1": ("kNN accuracy, %", "measured with labels that training never sees"),
     "images_per_second": ("images per second", "tools/benchmark.py load names what limits it"),
 }
+
+
+class Finished(TypedDict, total=False):
+    """What is read of a run's ``result.json``."""
+
+    steps: int
+
+
 FEW_STEPS = 200  # below which a run says nothing about what a network can learn
 COLLAPSED = 0.05
 
@@ -49,7 +60,7 @@ def write_pretraining_page(folder: Path, html: Path) -> str:
     steps = curves["loss"][0][-1] + 1
     finished = (folder / "result.json").is_file()
     if finished:
-        steps = int(read_json(folder / "result.json").get("steps", steps))
+        steps = convert(read_json(folder / "result.json"), Finished, str(folder / "result.json")).get("steps", steps)
     summary = (
         f"{config.method}, {config.backbone}, {config.data.image_size} pixels, batch {config.data.batch_size}: "
         f"{steps} steps{'' if finished else ' so far'}"
@@ -78,7 +89,7 @@ def write_pretraining_page(folder: Path, html: Path) -> str:
     page.section("Pairs of views")
     page.add("cards", view_pairs(config), "Images and the two views that training matches with each other.")
     page.section("Settings")
-    page.add("code", (folder / "config.yaml").read_text())
+    page.add("code", read_text(folder / "config.yaml"))
     page.save(html)
     last = ", ".join(f"{CURVES[column][0]} {curve[1][-1]:.3g}" for column, curve in curves.items())
     return "\n".join([*warnings, summary, last])

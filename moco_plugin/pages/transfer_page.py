@@ -1,23 +1,32 @@
 """The page of all results in a folder: transfer experiments with the papers' numbers, and evaluations."""
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+import msgspec
 
+from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.errors import UserError
+from moco_plugin.files import read_text
 from moco_plugin.pages.curves import line_chart
 from moco_plugin.pages.evaluation_results import linear_table, other_tables, read_evaluations
 from moco_plugin.pages.page import Page, Picture
 from moco_plugin.pages.transfer_table import read_transfers, run_name, transfer_table
 from moco_plugin.transfer.tasks import TASKS, Task
+from moco_plugin.typed import Step, decode_or_none
 
 TransferRun = tuple[Path, dict[str, Any]]  # its folder and its results.json
 SIDE = 640  # pixels of a drawn prediction, at most
 MOST_IMAGES = 4  # images
+
+
+class LogRow(msgspec.Struct):
+    """What is read of a line of detectron2's log."""
+
+    iteration: Step
+    total_loss: float
 
 
 def write_report(folder: str | Path, html: str | Path) -> str:
@@ -99,15 +108,10 @@ def _training_loss(folder: Path, result: dict[str, Any]) -> tuple[list[int], lis
 
 def _read_log(path: Path) -> dict[int, float]:
     """Return the losses of detectron2's log by iteration; of iterations repeated after a resume, the last."""
-    losses = {}
-    try:
-        for line in path.read_text().splitlines():
-            row = json.loads(line)
-            if "total_loss" in row:
-                losses[int(row["iteration"])] = float(row["total_loss"])
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):  # the table stands without a curve
+    if not path.exists():
         return {}
-    return losses
+    rows = [decode_or_none(line.encode(), LogRow) for line in read_text(path).splitlines()]  # a kill leaves half a line
+    return {row.iteration: row.total_loss for row in rows if row}
 
 
 def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, shown: int = MOST_IMAGES) -> bool:
@@ -148,9 +152,8 @@ def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, sh
 
 def _picture(path: Path, alt: str, label: str) -> Picture:
     try:
-        with Image.open(path) as image:
-            small = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        small = decode(path, str(path))
+    except CannotDecode as error:
         raise UserError(f"{path} cannot be read as a picture; remove it, or the folder it is in") from error
     small.thumbnail((SIDE, SIDE))
     return Picture(small, alt, label, kind="JPEG")

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import NotRequired, TypedDict
+
 from moco_plugin.methods import method_title
 from moco_plugin.pages.evaluation_results import NONE, find_results
 from moco_plugin.pages.tables import Table
@@ -13,14 +15,53 @@ from moco_plugin.transfer.tasks import TASKS, Task
 RESULT_KEYS = {"task", "init", "weights_sha256", "settings", "trials"}  # what the results.json of a transfer run has
 
 
+class _Trial(TypedDict):
+    folder: str
+    metrics: dict[str, float | None]
+
+
+class _Solver(TypedDict):
+    IMS_PER_BATCH: int
+    BASE_LR: float
+    MAX_ITER: int
+
+
+class _Settings(TypedDict):
+    SOLVER: _Solver
+
+
+class _Pretraining(TypedDict, total=False):
+    method: str | None
+    epoch: int | None
+    architecture: str | None
+
+
+class Transfer(TypedDict):
+    """What is read of the ``results.json`` of a transfer run."""
+
+    task: str
+    init: str
+    config: str
+    weights: str
+    weights_sha256: str
+    settings: _Settings
+    trials: list[_Trial]
+    versions: dict[str, str | None]
+    mean: NotRequired[dict[str, float | None]]
+    std: NotRequired[dict[str, float | None]]
+    pretraining: NotRequired[_Pretraining | None]
+    overrides: NotRequired[list[str] | None]
+    images_per_batch: NotRequired[int | None]
+    requested_trials: NotRequired[int | None]
+    drawn_above: NotRequired[float]
+
+
 def read_transfers(folder: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Return folder and ``results.json`` of each transfer run with a finished trial, at any depth of a folder."""
-    return [
-        (path.parent, result)
-        for path, result in find_results(folder, "results.json", RESULT_KEYS)
-        if isinstance(result["task"], str) and result["task"] in TASKS
-        if isinstance(result["trials"], list) and result["trials"]
-    ]
+    found = find_results(
+        folder, "results.json", RESULT_KEYS, lambda result: Transfer if str(result["task"]) in TASKS else None
+    )
+    return [(path.parent, result) for path, result in found if result["trials"]]
 
 
 def list_tasks() -> str:

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from moco_plugin.data.images import ImageSet
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.subject import Subject, ViewOptions, read_subject
-from moco_plugin.files import read_json, write_json
+from moco_plugin.files import read_json, read_text, write_json
 from moco_plugin.papers import OMNIBENCHMARK
 from moco_plugin.probes.linear_classifiers import fit_l2_weights
 from moco_plugin.runs.run_folder import differences
@@ -77,10 +77,7 @@ def _read_split(root: Path, folder: Path, split: str) -> ImageSet:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has no list of {split} images; expected a file {', '.join(names)}")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} cannot be read ({error}); expected lines of a path and a label") from error
+    lines = read_text(file, what="lines of a path and a label").splitlines()
     paths: list[Path] = []
     labels: list[int] = []
     base = folder

@@ -14,13 +14,28 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from moco_plugin.errors import UserError
-from moco_plugin.files import atomic_path
+from moco_plugin.files import atomic_path, read_text
+from moco_plugin.typed import Step, convert
 
 
 def check_folder(folder: Path) -> None:
     """Raise UserError if a run's folder was deleted during the run."""
     if not folder.is_dir():
         raise UserError(f"{folder} was deleted while the run was writing to it; start the run again")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a log, ``step`` as a number and the other values as text.
+
+    Raises:
+        UserError: The file is not such a log.
+    """
+    try:
+        rows: list[dict[str, Any]] = list(csv.DictReader(read_text(path).splitlines()))
+    except csv.Error as error:
+        raise UserError(f"{path} is not a log of a run ({error}); remove it") from error
+    steps = convert([row.get("step") for row in rows], list[Step], f"{path}, step")
+    return [row | {"step": step} for row, step in zip(rows, steps, strict=True)]
 
 
 def log_step(module: pl.LightningModule, values: Mapping[str, Tensor]) -> None:
@@ -55,8 +70,7 @@ class CSVLog(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         self.next_write = 0.0
         if path.exists():
-            with open(path, newline="") as file:
-                self.rows = {int(row["step"]): {k: v for k, v in row.items() if v} for row in csv.DictReader(file)}
+            self.rows = {row["step"]: {key: value for key, value in row.items() if value} for row in read_rows(path)}
 
     @property
     def name(self) -> str:

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from detectron2.config import configurable
 from detectron2.data import DatasetMapper, detection_utils
-from PIL import Image, ImageOps
 
-from moco_plugin.data.decode import PILLOW_FORMATS, CannotDecode, decode
-from moco_plugin.errors import UserError, reason
+from moco_plugin.data.decode import CannotDecode, decode, decode_labels
+from moco_plugin.errors import UserError
 
 
 def box_polygon(box: Sequence[float]) -> list[list[float]]:
@@ -21,27 +20,6 @@ def box_polygon(box: Sequence[float]) -> list[list[float]]:
     left, top, width, height = box
     right, bottom = left + width, top + height
     return [[left, top, right, top, right, bottom, left, bottom]]
-
-
-def read_labels(path: str) -> np.ndarray:
-    """Read a label image, upright by its EXIF orientation.
-
-    Returns:
-        H x W whole numbers: the values of a grey image, the indices of one with a palette (Pascal VOC's, which
-        detectron2's own mapper would turn into brightness), 0 and 1 of one of 1 bit.
-
-    Raises:
-        UserError: The image cannot be read, or has several channels or fractions.
-    """
-    try:
-        with Image.open(path, formats=PILLOW_FORMATS) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            labels = np.array(image)
-    except Exception as error:  # decoders raise almost anything
-        raise UserError(f"label image {path} cannot be read ({reason(error)}); repair or remove it") from error
-    if labels.ndim != 2 or labels.dtype.kind == "f":
-        raise UserError(f"label image {path} is of mode {image.mode}; expected one whole number per pixel")
-    return labels.astype(np.uint8) if labels.dtype == np.bool_ else labels
 
 
 class Mapper(DatasetMapper):
@@ -70,7 +48,8 @@ class Mapper(DatasetMapper):
         array = detection_utils.convert_PIL_to_numpy(image, self.image_format)
         detection_utils.check_image_size(entry, array)
         label_file, annotations = entry.pop("sem_seg_file_name", None), entry.pop("annotations", None)
-        sample = T.AugInput(array, sem_seg=read_labels(label_file) if label_file and self.is_train else None)
+        labels = decode_labels(label_file) if label_file and self.is_train else None
+        sample = T.AugInput(array, sem_seg=labels)
         transforms = self.augmentations(sample)
         entry["image"] = torch.from_numpy(np.ascontiguousarray(sample.image.transpose(2, 0, 1)))
         if sample.sem_seg is not None:

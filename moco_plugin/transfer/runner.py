@@ -1,10 +1,12 @@
 """Transfer experiments as in the papers: several trials from the same weights, their mean and spread."""
 
 import multiprocessing
+import os
 import shutil
 import signal
 import statistics
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
@@ -207,7 +209,16 @@ def _trial(cfg: CfgNode, machines: Machines) -> None:
     detectron2 without what ``moco_plugin.transfer`` prepares, unless the main module imports it, as notebooks do not.
     """
     multiprocessing.set_start_method(None, force=True)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.exit(command(lambda _: train_checked(cfg, Options(resume=True, brief=True), machines))())
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it was killed: the same command then trains in the folder again."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _train(cfg: CfgNode, machines: Machines) -> int:

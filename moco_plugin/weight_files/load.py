@@ -5,7 +5,6 @@ import math
 import mmap
 import os
 import pickle
-import stat
 import subprocess
 import sys
 import warnings
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from moco_plugin.errors import UserError, reason
+from moco_plugin.files import check_file, open_file, read_text
 from moco_plugin.weight_files.unpickle import BrokenPickle, Placeholder, UnsafePickle
 
 MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
@@ -37,6 +37,7 @@ NO_WEIGHTS = frozenset(
         "rng_states random_states message_hub meta lightly_train moco_plugin trainer"
     ).split()
 )
+WHAT = "a checkpoint"
 CONFIG = "config.json"
 FOLDER_WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_model.bin")
 
@@ -70,9 +71,10 @@ def load_file(path: str | Path) -> WeightFile:
     Raises:
         UserError: The file is missing, incomplete, or has something in it that could run code.
     """
-    path = _existing(path)
-    if path.is_dir():
+    path = Path(os.path.expanduser(path))
+    if os.path.isdir(path):
         return _load_folder(path)
+    check_file(path, WHAT)
     with _refusing(path):
         size, metadata = path.stat().st_size, None
         if path.name.endswith(".safetensors.index.json"):
@@ -85,23 +87,6 @@ def load_file(path: str | Path) -> WeightFile:
             content = _load_torch(path)
             metadata = content.get("moco_plugin") or getattr(content, "_metadata", {}).get("moco_plugin")
         return WeightFile(path, path, content, size, metadata if isinstance(metadata, dict) else {})
-
-
-def _existing(path: str | Path) -> Path:
-    """Return the path of a regular file or a folder, with ``~`` expanded.
-
-    Raises:
-        UserError: It is neither, such as a pipe or a device, which could be read without an end.
-    """
-    shown = str(path)[:200].encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
-    try:
-        path = Path(os.path.expanduser(path))
-        mode = path.stat().st_mode
-    except (OSError, ValueError) as error:  # also names that no file can have
-        raise UserError(f"{shown}: no such file; expected a checkpoint") from error
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-        raise UserError(f"{shown} is a pipe, a device or a socket; expected a checkpoint file")
-    return path
 
 
 @contextmanager
@@ -149,7 +134,7 @@ def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
         BrokenPickle: It is not a whole pickle, or takes more time or memory than a file of its size may.
     """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unpickle; unpickle.main({placeholders})"
-    with open(_existing(path), "rb") as file:
+    with open_file(os.path.expanduser(path), WHAT) as file:
         if not os.fstat(file.fileno()).st_size:
             raise BrokenPickle("it is empty")
         child = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdin=file, capture_output=True, check=False)
@@ -292,13 +277,13 @@ def module_state(module: Placeholder) -> dict[str, Tensor]:
 
 
 def _is_safetensors(path: Path) -> bool:
-    with open(path, "rb") as file:
+    with open_file(path, WHAT) as file:
         start = file.read(9)
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
 def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    with open(path, "rb") as file:
+    with open_file(path, WHAT) as file:
         header = int.from_bytes(file.read(8), "little")
     if header > MOST_HEADER:
         raise BrokenPickle(f"its header claims {header} bytes")
@@ -315,7 +300,7 @@ def _load_shards(index: Path) -> dict[str, Tensor]:
     for name in sorted(set(file_of.values())):
         if Path(name).name != name:
             raise BrokenPickle(f"it names a file of another folder, {name[:60]!r}")
-        tensors |= _load_safetensors(_existing(index.parent / name))[0]
+        tensors |= _load_safetensors(index.parent / name)[0]
     return tensors
 
 
@@ -341,9 +326,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MOST_HEADER:
-        raise BrokenPickle("it is too large")
-    return _json_dict(path.read_text())
+    return _json_dict(read_text(path, MOST_HEADER, "a JSON file"))
 
 
 def _json_dict(text: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from detectron2.structures import Boxes, BoxMode, Instances
 from pycocotools import mask as coco_mask
 
-from moco_plugin.transfer.mapper import read_labels
+from moco_plugin.data.decode import decode_labels
 
 
 def xyxy(annotation: dict[str, Any]) -> list[float]:
@@ -24,7 +24,7 @@ def bitmask(annotation: dict[str, Any], height: int, width: int) -> np.ndarray:
 def perfect(entry: dict[str, Any]) -> dict[str, Any]:
     """What a perfect model gives for an entry of a data set."""
     if "sem_seg_file_name" in entry:
-        labels = torch.from_numpy(read_labels(entry["sem_seg_file_name"]).astype(np.int64))
+        labels = torch.from_numpy(decode_labels(entry["sem_seg_file_name"]).astype(np.int64))
         scores = torch.nn.functional.one_hot(labels.where(labels != 255, 0))
         return {"sem_seg": scores.permute(2, 0, 1)}
     annotations = [a for a in entry["annotations"] if not a.get("iscrowd")]

@@ -51,7 +51,8 @@ VIEW_TOLERANCE = {"reference": 0.0, "fast": 3.0, "device": 3.0}
 UNDETERMINED = ("backbone.norm.bias", "attn.qkv.bias")
 
 
-ALL = [str(case) for case in (Case(), Case(processes=2), *covering_array(), *COMPILED)]
+SEVERAL = Case(source="several", processes=2, stop=5)  # two folders as one set
+ALL = [str(case) for case in (Case(), Case(processes=2), SEVERAL, *covering_array(), *COMPILED)]
 LOOPS = [str(case) for case in covering_array(LOOP, entry="loop", engine="reference")]
 IN_LIGHTLY_TRAIN = [str(case) for case in covering_array(LIGHTLY_TRAIN, entry="lightly_train_cli")]
 Sources = Callable[[str, int], Path]

@@ -11,12 +11,12 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from moco_plugin.data.decode import decode_labels
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.tools.check_datasets import main as check
 from moco_plugin.transfer import compat
 from moco_plugin.transfer.components import dataset_files, datasets
 from moco_plugin.transfer.components.datasets import require_dataset
-from moco_plugin.transfer.mapper import read_labels
 from moco_plugin.transfer.tasks import TASKS as ALL_TASKS
 from moco_plugin.transfer.trainer import build_evaluator
 from tests.helpers.predictions import bitmask, perfect, xyxy
@@ -127,12 +127,12 @@ def test_voc_boxes_and_segmentations_agree(tiny_catalog: Path) -> None:
     metadata = MetadataCatalog.get("voc_2012_sem_seg_val")
     detection = {entry["image_id"]: entry for entry in DatasetCatalog.get("voc_2012_val")}
     for entry in DatasetCatalog.get("voc_2012_sem_seg_val"):
-        labels = read_labels(entry["sem_seg_file_name"])
+        labels = decode_labels(entry["sem_seg_file_name"])
         annotations = detection[entry["image_id"]]["annotations"]
         assert detection[entry["image_id"]]["file_name"] == entry["file_name"]
         assert 0 < np.mean(labels == metadata.ignore_label) < 0.3
         assert {a["category_id"] + 1 for a in annotations} == set(np.unique(labels)) - {0, 255}
-        objects = read_labels(entry["sem_seg_file_name"].replace("Class", "Object"))
+        objects = decode_labels(entry["sem_seg_file_name"].replace("Class", "Object"))
         for number, a in enumerate(annotations, start=1):
             assert set(labels[objects == number]) == {a["category_id"] + 1}
             rows, columns = np.nonzero(objects == number)  # inside the box: the border is void
@@ -159,7 +159,7 @@ def test_train_aug_is_voc_train_and_sbd_without_voc_val(copied: Path) -> None:
     assert own == {*lists["train"]} and {*folders.values()} == {"SegmentationClass", "SegmentationClassAug"}
     boxes = {entry["image_id"]: entry["annotations"] for entry in DatasetCatalog.get("voc_2012_trainval")}
     for entry in entries:
-        labels = read_labels(entry["sem_seg_file_name"])
+        labels = decode_labels(entry["sem_seg_file_name"])
         assert set(np.unique(labels)) - {0, 255} == {a["category_id"] + 1 for a in boxes[entry["image_id"]]}
 
     # the label images alone, as they are passed around, are as good as SBD's own files

@@ -11,10 +11,10 @@ from detectron2.modeling import build_model
 from fvcore.nn.precise_bn import update_bn_stats
 from PIL import Image
 
+from moco_plugin.data.decode import decode_labels
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.fcn import FCNHead
 from moco_plugin.transfer.config import load_detector_config
-from moco_plugin.transfer.mapper import read_labels
 from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, training_steps
 
 IGNORE = 255
@@ -165,12 +165,12 @@ def test_inference_takes_the_image_as_it_is(entry: dict[str, object]) -> None:
 
 
 def test_labels_are_indices_never_colours(entry: dict[str, object], tmp_path: Path) -> None:
-    assert sorted(np.unique(read_labels(str(entry["sem_seg_file_name"])))) == [3, 7, IGNORE]
+    assert sorted(np.unique(decode_labels(entry["sem_seg_file_name"]))) == [3, 7, IGNORE]
     Image.fromarray(np.array([[0, 18, IGNORE]], np.uint8)).save(tmp_path / "grey.png")
-    assert read_labels(str(tmp_path / "grey.png")).tolist() == [[0, 18, IGNORE]]
+    assert decode_labels(tmp_path / "grey.png").tolist() == [[0, 18, IGNORE]]
     Image.new("RGB", (2, 2)).save(tmp_path / "colours.png")
-    with pytest.raises(UserError, match="is of mode RGB; expected one whole number per pixel"):
-        read_labels(str(tmp_path / "colours.png"))
+    with pytest.raises(UserError, match="is an array of 2 x 2 x 3 uint8; expected H x W whole numbers"):
+        decode_labels(tmp_path / "colours.png")
 
 
 @pytest.mark.parametrize(

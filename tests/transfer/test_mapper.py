@@ -67,6 +67,6 @@ def test_no_file_starts_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match=r"photo\.jpg cannot be decoded"):
         mapper({"file_name": str(tmp_path / "photo.jpg")})
     Image.new("RGB", (8, 8)).save(tmp_path / "whole.jpg")
-    with pytest.raises(UserError, match=r"label image .*photo\.jpg cannot be read"):
+    with pytest.raises(UserError, match=r"label image .*photo\.jpg cannot be decoded"):
         mapper({"file_name": str(tmp_path / "whole.jpg"), "sem_seg_file_name": str(tmp_path / "photo.jpg")})
     assert not (tmp_path / "started").exists()

@@ -11,7 +11,7 @@ from detectron2.utils import comm
 from tqdm import tqdm
 
 from moco_plugin.errors import UserError
-from moco_plugin.files import atomic_path
+from moco_plugin.files import atomic_path, open_file, read_text
 from moco_plugin.transfer.voc_files import VOID, voc_palette, write_palette_png
 
 AUGMENTED = "SegmentationClassAug"  # the usual name of a folder of label images for all of SBD
@@ -44,7 +44,7 @@ def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
 
 def read_ids(path: Path) -> list[str]:
     """Read a list of image names, one per line."""
-    return path.read_text().split()
+    return read_text(path, what="a list of names").split()
 
 
 def semantic_ids(voc: Path, split: str, sbd: Path) -> list[str]:
@@ -54,7 +54,7 @@ def semantic_ids(voc: Path, split: str, sbd: Path) -> list[str]:
     lists, SBD's images are those that have a file in ``SegmentationClassAug``.
 
     Raises:
-        OSError: A list is missing.
+        MissingFile: A list is missing.
     """
     lists = voc / "ImageSets" / "Segmentation"
     if split != TRAIN_AUG:
@@ -118,7 +118,8 @@ def _convert_sbd(sbd: Path, labels: list[Path]) -> None:
     for path in tqdm(labels, desc="SBD labels", unit="image", disable=not comm.is_main_process()):
         source = sbd / "cls" / f"{path.stem}.mat"
         try:
-            classes = loadmat(str(source))["GTcls"][0, 0]["Segmentation"].astype(np.uint8)
+            with open_file(source) as file:
+                classes = loadmat(file)["GTcls"][0, 0]["Segmentation"].astype(np.uint8)
         except Exception as error:  # a broken file raises almost anything
             raise UserError(f"{source} is not a label file of SBD's ({error}); unpack its archive again") from error
         with atomic_path(path) as temporary:

@@ -1,10 +1,10 @@
-"""Annotation files of others decoded into types: JSON by msgspec, XML by expat; depth, size and numbers are bounded."""
+"""Annotations, results and logs of others decoded into types: JSON by msgspec, XML by expat; all of it bounded."""
 
 import re
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 from xml.etree import ElementTree
 
 import msgspec
@@ -18,6 +18,8 @@ _BARE = re.compile(r"(?<=[\[,:\s])[+-]?(?:nan|inf(?:inity)?)(?=[\s,\]}])", re.IG
 _DECLARED = re.compile(rb"<\?xml[^>]{0,100}encoding=[\"']([\w.-]{1,40})")
 _ERRORS = (msgspec.DecodeError, RecursionError, ValueError, OverflowError)
 T = TypeVar("T")
+Step = Annotated[int, msgspec.Meta(ge=0, lt=1 << 53)]
+"""A count of training steps."""
 
 
 def read_json_parts(path: Path) -> dict[str, msgspec.Raw] | list[msgspec.Raw]:
@@ -51,6 +53,19 @@ def decode(part: msgspec.Raw | bytes, kind: type[T], name: str) -> T:
         return value
     except _ERRORS as error:
         raise UserError(f"{name}: {error}; correct the file") from error
+
+
+def convert(value: Any, kind: type[T], name: str) -> T:
+    """Return what ``files.read_json`` or a CSV reader returned as a type; keys that the type lacks are left out.
+
+    Raises:
+        UserError: It is something else.
+    """
+    try:
+        converted: T = msgspec.convert(value, kind, strict=False)
+        return converted
+    except _ERRORS as error:
+        raise UserError(f"{shown(name)}: {error}; correct or remove the file") from error
 
 
 def decode_or_none(part: msgspec.Raw | bytes, kind: type[T]) -> T | None:
