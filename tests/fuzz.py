@@ -72,7 +72,7 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
     base = {"weights": "x", "weights_sha256": "ab", "versions": {"torch": "2"}, "train": "a", "test": "b", "top1": 50.0}
     solver = {"SOLVER": {"IMS_PER_BATCH": 16, "BASE_LR": 0.02, "MAX_ITER": 24000}}
     trial = {"folder": "trial_1", "metrics": {"bbox/AP": 1.0}}
-    transfer = {
+    transfer: dict[str, object] = {
         "task": "voc_c4",
         "init": "moco",
         "config": "c",
@@ -187,7 +187,7 @@ def _retyped(data: bytes, generator: random.Random) -> bytes:
         places += [(part, key) for key in keys]
         waiting += [part[key] for key in keys if isinstance(part[key], (dict, list))]
     part, key = generator.choice(places or [([None], 0)])
-    values = [
+    values: list[object] = [
         None,
         True,
         -1,
@@ -284,7 +284,7 @@ def _read(path: Path) -> int:
         lambda: decode.decode_array(path, "x"),
         lambda: decode.decode_array(path, "x", (0, 255), channels=1),
         lambda: decode.decode_pixels(path.read_bytes(), "x") if path.is_file() else None,
-        *(lambda read=read: read(path) for read in (decode.decode_labels, decode.image_size, decode.stored_as)),  # type: ignore
+        *(lambda read=read: read(path) for read in (decode.decode_labels, decode.image_size, decode.stored_as)),
         lambda: decode.check_image(path),
     ]
     code = 0

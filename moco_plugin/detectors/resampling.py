@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from moco_plugin.data.decode import decode_labels
 from moco_plugin.detectors.verdict import Score
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
-from moco_plugin.transfer.semantic_mapper import read_labels
 from moco_plugin.transfer.voc_files import VOID
 
 RECALLS = np.linspace(0, 1, 101)  # at which COCO takes the precision
@@ -153,7 +153,7 @@ def _confusions(content: dict[str, Any], predictions: list[dict[str, Any]]) -> I
     for one in predictions:
         by_image.setdefault(one["file_name"], []).append(one)
     for row in content["images"]:
-        truth = read_labels(row["sem_seg_file_name"]).astype(np.int64)
+        truth = decode_labels(row["sem_seg_file_name"]).astype(np.int64)
         predicted = np.zeros(truth.shape, np.int64)
         for one in by_image.get(row["file_name"], ()):
             predicted[mask.decode(one["segmentation"]) > 0] = one["category_id"]

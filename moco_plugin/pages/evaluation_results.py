@@ -37,7 +37,7 @@ class Evaluation(TypedDict):
 
 
 class _Measured(Evaluation):
-    top1: float
+    top1: float  # type: ignore[misc]  # required here
 
 
 class _Share(TypedDict):

@@ -40,8 +40,10 @@ def verdicts(effect: float, trials: int, noise: tuple[float, float]) -> Counter[
         for gain, deviation in zip((effect, 0.0), noise, strict=True):
             own = image + random.normal(0, 8, IMAGES) + gain
             starts.append([own + random.normal(0, 10, IMAGES) + random.normal(0, deviation) for _ in range(trials)])
-        error = image_error(*([score(values) for values in start] for start in starts), IMAGES)
-        found[judge(*([float(values.mean()) for values in start] for start in starts), error, IMAGES).word] += 1
+        ours, other = starts
+        error = image_error([score(values) for values in ours], [score(values) for values in other], IMAGES)
+        means = [[float(values.mean()) for values in start] for start in starts]
+        found[judge(means[0], means[1], error, IMAGES).word] += 1
     return found
 
 
