@@ -24,7 +24,7 @@ from moco_plugin.errors import Stopped, UsageError, UserError, command
 from moco_plugin.files import read_json, write_json
 from moco_plugin.runs.run_folder import differences, locked
 from moco_plugin.transfer.checks import check_datasets
-from moco_plugin.transfer.config import load_detector_config, merge, scale_to_batch
+from moco_plugin.transfer.config import fit_device, load_detector_config, merge, scale_to_batch
 from moco_plugin.transfer.initial_weights import check_weights, find_weights
 from moco_plugin.transfer.launch import Machines, default_gpus
 from moco_plugin.transfer.tasks import Task, find_task
@@ -119,6 +119,7 @@ def run_trials(
         save = _write if first else lambda out, record: None
         if sentence:
             print(sentence, flush=True)
+        fit_device(cfg.clone())  # which tells of all trials; each does it for itself
         save(out, record)
         done = {trial["trial"] for trial in earlier}
         for index in range(1, trials + 1):

@@ -271,7 +271,7 @@ def train(
 def train_checked(cfg: CfgNode, options: Options, machines: Machines) -> None:
     """Train and evaluate the model of a checked config, or only evaluate it, in the processes of this machine."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=machines.machine_rank, name="moco_plugin")
-    fit_device(cfg)
+    fit_device(cfg, say=not options.brief)
     cfg.freeze()
     launch(_run, machines, cfg, options)
 
