@@ -46,7 +46,7 @@ PUBLIC = moco_plugin._MODULES  # what `import moco_plugin` leads to, by name
 # Who asks for entry points, which lead to higher rooms and to other packages; tools/evaluate.py asks for evaluations.
 ASKS = {"moco_plugin.formats": "checkpoints", "moco_plugin.methods": "methods", "moco_plugin.sources": "data"}
 LARGEST_ROOM = 0.15  # of the package
-CORE_LINES, PACKAGE_LINES = 17_000, 21_700
+CORE_LINES, PACKAGE_LINES = 17_900, 22_300
 
 
 def imports(path: Path) -> set[str]:

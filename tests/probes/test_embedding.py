@@ -97,7 +97,7 @@ def test_from_python(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evaluation_features, "IN_MEMORY", 0)
     disk = moco_plugin.embed(weights, images, None, batch_size=4)
     assert memory and disk and memory.features.shape == (9, 32) and len(memory.paths) == len(memory.labels or ()) == 9
-    torch.testing.assert_close(disk.features, memory.features)
+    torch.testing.assert_close(disk.features, memory.features, rtol=1e-4, atol=1e-5)
     pixels = moco_plugin.embed(weights, images, None, pixels=True)
     assert pixels and pixels.features.shape == (9, 3 * 32 * 32)
     assert pixels.features.min() >= 0 and pixels.features.max() <= 1
