@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import moco_plugin.transfer.components  # noqa: F401  (lets detectron2 import with current libraries)  # isort: skip
 from detectron2.data.datasets.builtin_meta import CITYSCAPES_CATEGORIES, COCO_CATEGORIES
 from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
