@@ -150,7 +150,10 @@ def _vit(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbon
     width = state["pos_embed"].shape[-1] if "pos_embed" in state and state["pos_embed"].ndim else 0
     if heads is None and width in V3_WIDTHS:
         of_v3 = str(claims.method).replace("_", "").lower() == "mocov3"  # as solo-learn and the authors write it
-        heads = V3_HEADS if of_v3 else layout.vit_small_heads if width == V3_WIDTHS[-1] else None
+        small = width == V3_WIDTHS[-1]
+        heads = (
+            V3_HEADS if of_v3 and (small or layout.name == "solo-learn") else layout.vit_small_heads if small else None
+        )
         if heads is None and width == V3_WIDTHS[-1]:
             claims.notes.append(
                 "taken to have 6 attention heads, as timm's vit_small, which the file does not say; MoCo v3's ViT-S has "

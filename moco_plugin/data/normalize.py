@@ -37,7 +37,7 @@ def normalize(images: Tensor, mean: Sequence[float] | Tensor, std: Sequence[floa
         std: Standard deviation of each channel, above 0, as ``mean``.
     """
     shift, scale = (
-        values if isinstance(values, Tensor) else send(torch.tensor(values, dtype=torch.float32), images.device)
+        values.to(torch.float32) if isinstance(values, Tensor) else send(torch.tensor(values).float(), images.device)
         for values in (mean, std)
     )
     return (images.to(torch.float32) / 255 - shift[:, None, None]) / scale[:, None, None]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 MOST_PAGES = 4096
 ORIENTATION, NODATA, SUBFILES = 274, 42113, 330
+MOST_BANDS = 16  # of an array that tifffile wrote as pages of rows
 _KEPT = {"imagej", "shaped", "stk"}  # formats that tifffile reads whole; others open further files or drop pages
 _BYTEWISE = (5, 8, 32946, 32773, 34925, 50000)  # LZW, deflate (two codes), PackBits, LZMA, zstd: codecs of plain bytes
 _BLOCK = 1 << 26  # bytes that libtiff unpacks at once
@@ -40,7 +41,14 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     file = _open(data)
     series = _image(file, name)
     page = series.keyframe
-    sizes = dict(zip(series.get_axes(squeeze=False), series.get_shape(squeeze=False), strict=True))
+    names, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    sizes = dict(zip(names, shape, strict=True))
+    rows = [axis for axis, count in sizes.items() if axis not in "YXS" and count > 1]
+    if series.kind == "shaped" and len(rows) == 1 and sizes["X"] <= MOST_BANDS < min(sizes["Y"], sizes[rows[0]]):
+        # tifffile writes H x W x C without a colour model as one page per row
+        renamed = {rows[0]: "Y", "Y": "X", "X": rows[0]}
+        names = "".join(renamed.get(axis, axis) for axis in names)
+        sizes = dict(zip(names, shape, strict=True))
     height, width = sizes.pop("Y", 0), sizes.pop("X", 0)
     others = {axis: count for axis, count in sizes.items() if count > 1}
     count = int(np.prod(list(others.values()), dtype=object)) if others else 1
@@ -61,7 +69,7 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     if colours not in (0, 1, 2) or kind not in ("u", "i", "f") or (colours == 0 and kind != "u"):
         raise UserError(f"{what}, which is not supported; convert it to grey, RGB or bands of 8 or 16 bits")
     values = _values(file, data, series, page, what)
-    axes = [axis for axis in series.get_axes(squeeze=False) if axis in "YX" or axis in others]
+    axes = [axis for axis in names if axis in "YX" or axis in others]
     values = values.reshape([sizes.get(axis, height if axis == "Y" else width) for axis in axes])
     values = np.moveaxis(values, [axes.index("Y"), axes.index("X")], [0, 1]).reshape(height, width, -1)
     if colours == 0:

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -132,7 +131,7 @@ def read_labels_of(test: Path, predictions: Path) -> Score:
         predictions: What detectron2's evaluator has written.
     """
     content = read_json(test)
-    confusions = np.stack(list(_confusions(content, json.loads(predictions.read_text()))))
+    confusions = np.stack(list(_confusions(content, read_json(predictions))))
 
     def score(weights: np.ndarray) -> np.ndarray:
         confusion = np.tensordot(weights, confusions, axes=1)  # B x truth x predicted

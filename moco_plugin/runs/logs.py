@@ -70,7 +70,9 @@ class CSVLog(Logger):
         self.rows: dict[int, dict[str, Any]] = {}
         self.next_write = 0.0
         if path.exists():
-            self.rows = {row["step"]: {key: value for key, value in row.items() if value} for row in read_rows(path)}
+            self.rows = {
+                row["step"]: {key: value for key, value in row.items() if value != ""} for row in read_rows(path)
+            }
 
     @property
     def name(self) -> str:

@@ -152,7 +152,7 @@ def test_other_versions_of_lightly_train_are_refused(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("module", "sentence"),
     [
-        ("lightly_train", r"pip install 'moco-plugin\[lightly-train\]'"),
+        ("lightly_train", r"run `pip install lightly-train`"),
         ("lightly_train._methods.method", r"tested with 0\.15 to 0\.18"),
     ],
 )

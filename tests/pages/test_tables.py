@@ -18,7 +18,8 @@ def test_mean_and_sample_standard_deviation() -> None:
 
 def test_headline_of_a_win() -> None:
     knn = Comparison("kNN accuracy", "untrained", [60.0], [70.3], unit="%")
-    assert headline([knn, compare([10.0, 12.0, 14.0], [20.0, 21.0, 25.0])]) == (
+    both = [knn, compare([10.0, 12.0, 14.0], [20.0, 21.0, 25.0])]
+    assert headline(both, both) == (
         "MoCo pre-training helps: kNN accuracy rises from 60.0% (untrained) to 70.3% (MoCo); "
         "box AP rises from 12.0 (random init) to 22.0 (MoCo), mean of 3 seeds."
     )
@@ -38,12 +39,14 @@ def test_headline_of_a_win() -> None:
     ],
 )
 def test_headline_does_not_claim_what_is_not_there(baseline: list[float], moco: list[float], ending: str) -> None:
-    assert headline([compare(baseline, moco)]) == f"MoCo pre-training does not help here: box AP {ending}"
-    mixed = headline([compare([1.0], [2.0]), compare(baseline, moco)])
+    one = [compare(baseline, moco)]
+    assert headline(one, one) == f"MoCo pre-training does not help here: box AP {ending}"
+    two = [compare([1.0], [2.0]), *one]
+    mixed = headline(two, two)
     assert mixed.startswith("MoCo pre-training helps in part: box AP rises") and mixed.endswith(ending)
 
 
 def test_plain_text_has_aligned_columns() -> None:
     text = Table(("name", "value"), [("a", "1.0"), ("longer", "12.5")]).text()
     assert text.splitlines() == ["name      value", "------  -------", "a           1.0", "longer     12.5"]
-    assert comparison_table([compare([10.0], [7.5])]).rows == [("box AP", "10.0", "7.5", "-2.5", "1")]
+    assert comparison_table([compare([10.0], [7.5])]).rows == [("box AP", "", "10.0", "7.5", "-2.5", "1")]

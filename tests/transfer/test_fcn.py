@@ -169,7 +169,7 @@ def test_labels_are_indices_never_colours(entry: dict[str, object], tmp_path: Pa
     Image.fromarray(np.array([[0, 18, IGNORE]], np.uint8)).save(tmp_path / "grey.png")
     assert decode_labels(tmp_path / "grey.png").tolist() == [[0, 18, IGNORE]]
     Image.new("RGB", (2, 2)).save(tmp_path / "colours.png")
-    with pytest.raises(UserError, match="is an array of 2 x 2 x 3 uint8; expected H x W whole numbers"):
+    with pytest.raises(UserError, match="is an array of 2 x 2 x 3 uint8; expected H x W integers"):
         decode_labels(tmp_path / "colours.png")
 
 
