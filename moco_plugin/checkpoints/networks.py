@@ -154,7 +154,7 @@ def _vit(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbon
         heads = (
             V3_HEADS if of_v3 and (small or layout.name == "solo-learn") else layout.vit_small_heads if small else None
         )
-        if heads is None and width == V3_WIDTHS[-1]:
+        if heads is None and small:
             claims.notes.append(
                 "taken to have 6 attention heads, as timm's vit_small, which the file does not say; MoCo v3's ViT-S has "
                 "12: --architecture vit_small_patch16_224 num_heads=12"

@@ -18,6 +18,7 @@ from moco_plugin.data.pixels import (
     MOST_PIXELS,
     NUMPY,
     RAISES,
+    SIDEWAYS,
     CannotDecode,
     Pixels,
     check_pixels,
@@ -35,7 +36,6 @@ __all__ = [
     "MAX_PIXELS",
     "SUFFIXES",
     "CannotDecode",
-    "check_image",
     "decode",
     "decode_array",
     "decode_labels",
@@ -212,28 +212,7 @@ def image_size(path: Path) -> tuple[int, int]:
             return size
         file.seek(0)
         with _opened(file) as image:
-            turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-            return image.size[::-1] if turned else image.size
-
-
-def check_image(path: Path) -> tuple[int, int]:
-    """Check an image by decoding it as cheaply as possible; return its width and height as ``image_size``.
-
-    Raises:
-        CannotDecode: As ``decode``.
-        UserError: The file is missing, cannot be read, or is a kind of image that is not supported.
-    """
-    data = read_file(path, what="an image")
-    with _decoding():
-        if data.startswith(_JPEG) and _jpeg(data, lambda width, height: 8, 3) is not None:
-            with _opened(data) as image:
-                turned = image.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-                return image.size[::-1] if turned else image.size
-        if data.startswith(NUMPY):
-            read_numpy(data)
-            return numpy_size(data)
-        height, width = _read(data, str(path), 3).values.shape[:2]
-        return width, height
+            return image.size[::-1] if image.getexif().get(ORIENTATION) in SIDEWAYS else image.size
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ MOST_CHANNELS = 512
 NUMPY = b"\x93NUMPY"
 IN_CHANS = "backbone_args.in_chans"
 _ROWS = 256  # rows that are scaled at once
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _TURNS = {  # by EXIF's orientation
     2: lambda image: image[:, ::-1],
     3: lambda image: image[::-1, ::-1],

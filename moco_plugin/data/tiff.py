@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from moco_plugin.data.pixels import CannotDecode, Pixels, check_pixels, upright
+from moco_plugin.data.pixels import SIDEWAYS, CannotDecode, Pixels, check_pixels, upright
 from moco_plugin.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
 def tiff_size(data: bytes, name: str) -> tuple[int, int]:
     """Return width and height of a TIFF file's image, as stored."""
     page = _image(_open(data), name).keyframe
-    turned = (tag := page.tags.get(ORIENTATION)) is not None and tag.value in (5, 6, 7, 8)
+    turned = (tag := page.tags.get(ORIENTATION)) is not None and tag.value in SIDEWAYS
     return (page.imagelength, page.imagewidth) if turned else (page.imagewidth, page.imagelength)
 
 

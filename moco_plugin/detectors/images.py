@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from moco_plugin.data.decode import CannotDecode, decode_array, stored_as
+from moco_plugin.data.pixels import SIDEWAYS
 from moco_plugin.detectors.find import ImageFinder
 from moco_plugin.detectors.records import Annotations, Record, few
 from moco_plugin.errors import UserError
@@ -101,7 +102,7 @@ def _match(
                 broken |= {image: None} if image else {}
                 continue
             stated = (record.width or image.size[0], record.height or image.size[1])
-            if stated == image.size[::-1] != image.size and (turn := stored_as(image.path)[1]) in range(5, 9):
+            if stated == image.size[::-1] != image.size and (turn := stored_as(image.path)[1]) in SIDEWAYS:
                 image.orientation = turn
                 turned.append(image.path.name)
             elif stated != image.size:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from moco_plugin.data.pixels import upright
 from moco_plugin.detectors.records import Object, Runs
 
 FAR = 1.0  # sides of the image by which a mask or a keypoint may be outside of it
@@ -85,9 +86,7 @@ def _turned(points: np.ndarray, raw: Size, orientation: int) -> np.ndarray:
 
 
 def _turned_runs(counts: list[int], raw: Size, orientation: int) -> list[int]:
-    mask = _mask(counts, raw[1], raw[0], by_rows=False)
-    turns = {5: mask.T, 6: np.rot90(mask, -1), 7: np.rot90(mask, 2).T, 8: np.rot90(mask)}
-    return run_lengths(turns[orientation].T)
+    return run_lengths(upright(_mask(counts, raw[1], raw[0], by_rows=False), orientation).T)
 
 
 # ------------------------------------------------------------------------------------------------------ run lengths

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from moco_plugin.data.decode import decode_labels, stored_as
 from moco_plugin.data.listing import image_files
+from moco_plugin.data.pixels import SIDEWAYS, upright
 from moco_plugin.detectors.dataset import OwnData, Sources
 from moco_plugin.detectors.images import open_images
 from moco_plugin.detectors.records import Annotations, Record, few
@@ -22,9 +23,6 @@ from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
 from moco_plugin.transfer.voc_files import VOID
 
 ENTRY = ("file_name", "sem_seg_file_name", "width", "height")  # what is written of an image
-_TURN = Image.Transpose
-TURNS = {5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270, 7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90}
-"""What makes an image of an EXIF orientation upright, where its sides change places."""
 
 
 def prepare_semantic(out: Path, sources: Sources) -> OwnData:
@@ -81,14 +79,13 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
 def _write_labels(rows: list[Row], folder: Path, binary: bool) -> None:
     """Write label images anew that are of 1 or 16 bits, or turned, or all if 255 is a class, and put them into the rows."""
     for index, row in enumerate(rows):
-        turn = row["turn"]
         if row["plain"] and not binary:
             continue
         labels = decode_labels(row["sem_seg_file_name"])
-        picture = Image.fromarray((labels == VOID if binary else labels).astype(np.uint8))
+        grey = (labels == VOID if binary else labels).astype(np.uint8)
         folder.mkdir(parents=True, exist_ok=True)
         path = (folder / f"{index}.png").resolve()
-        (picture if turn is None else picture.transpose(turn)).save(path)
+        Image.fromarray(upright(grey, row["orientation"])).save(path)
         row["sem_seg_file_name"] = str(path)
 
 
@@ -120,9 +117,11 @@ def _pair(
         path = pairs[photo.path]
         classes, size = decode_labels(path), photo.size
         plain = stored_as(path) in (("L", 1), ("P", 1))
-        turn = TURNS.get(stored_as(photo.path)[1])
+        orientation = stored_as(photo.path)[1]
         height, width = classes.shape
-        as_stored = turn is not None and (width, height) == size[::-1] != size  # drawn by a tool that ignores EXIF
+        as_stored = (
+            orientation in SIDEWAYS and (width, height) == size[::-1] != size
+        )  # drawn by a tool that ignores EXIF
         if as_stored:
             width, height = size
         if (width, height) != size:
@@ -134,7 +133,7 @@ def _pair(
         if here and max(here) > VOID:
             raise UserError(f"label image {path} has the label {max(here)}; expected 0 to 254, and 255 to ignore")
         paths = (str(photo.path.resolve()), str(path.resolve()))
-        state = {"turn": turn if as_stored else None, "plain": plain and not as_stored}
+        state = {"orientation": orientation if as_stored else None, "plain": plain and not as_stored}
         known = {"classes": found, "digest": photo.digest}
         rows.append({**dict(zip(ENTRY, (*paths, width, height), strict=True)), **known, **state})
     return rows

@@ -1,8 +1,7 @@
 """Callbacks that monitor pre-training: throughput, corrupt images, kNN accuracy."""
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -63,17 +62,6 @@ class Throughput(pl.Callback):
             rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
             pl_module.log("images_per_second", rate)
             self.steps, self.start = 0, time.perf_counter()
-
-
-@contextmanager
-def _buffers_of_first_process(trainer: pl.Trainer, network: nn.Module) -> Iterator[None]:
-    """Give the buffers of the first process to all, since running statistics differ; restore them afterwards."""
-    own = [buffer.clone() for buffer in network.buffers()] if trainer.world_size > 1 else []
-    for buffer, _ in zip(network.buffers(), own, strict=False):
-        torch.distributed.broadcast(buffer, 0)
-    yield
-    for buffer, before in zip(network.buffers(), own, strict=False):
-        buffer.copy_(before)
 
 
 def _duration(seconds: float) -> str:
@@ -140,8 +128,10 @@ class KNNMonitor(pl.Callback):
         """Evaluate on all processes, each on its share of the images; the first process logs."""
         method = pl_module.method
         network = method.encoder if self.knn.features == "encoder" else method.backbone
-        with _buffers_of_first_process(trainer, network):
-            top1, k, labels = self._accuracy(trainer, network, self.view)
+        if trainer.world_size > 1:
+            for buffer in network.buffers():  # running statistics differ; those of the first process are saved
+                torch.distributed.broadcast(buffer, 0)
+        top1, k, labels = self._accuracy(trainer, network, self.view)
         if trainer.global_step == 0:
             self.pixels = self._accuracy(trainer, nn.Flatten(), pixel_view(self.view))[0]
         trainer.callback_metrics["knn_top1"] = torch.tensor(top1)

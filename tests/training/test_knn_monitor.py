@@ -22,7 +22,7 @@ from tests.helpers.processes import Tool
 def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> None:
     own = [] if method == "moco" else ["method=moco_v3", "method_args.hidden_dim=32", "schedule.warmup_epochs=1"]
     tiny = [option for option in TINY if method == "moco" or "queue_size" not in option]
-    overrides = [*tiny, *own, "method_args.dim=2", "knn.features=encoder", f"out={tmp_path / 'run'}"]
+    overrides = [*tiny, *own, "method_args.dim=2", "knn.features=encoder", "knn.k=5", f"out={tmp_path / 'run'}"]
     said = tool("pretrain", *overrides).stdout
     assert said.startswith("recipe moco_v2: sgd" if method == "moco" else "recipe moco_v3_resnet: lars")
     module = PretrainModule(prepare_run(overrides).config)
@@ -32,10 +32,11 @@ def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> Non
 
     def top1(network: torch.nn.Module) -> float:
         sets = [extract_feature_set(network, ImageSet(spec), view) for spec in (f"{TRAIN}[0:100]", f"{TEST}[0:50]")]
-        return knn_accuracy(*sets, [100], 0.1)[100]
+        return knn_accuracy(*sets, [5], 0.1)[5]
 
     measured = json.loads((tmp_path / "run" / "result.json").read_text())["knn_top1"]
     assert measured == pytest.approx(top1(module.method.encoder_q))
+    assert measured != pytest.approx(top1(module.method.backbone))
 
 
 def test_unknown_features_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
