@@ -133,8 +133,8 @@ def background(size: int, random: np.random.Generator, width: int | None = None)
 
 def make_scenes(
     output: str | Path,
-    train: tuple[np.ndarray, np.ndarray | None],
-    test: tuple[np.ndarray, np.ndarray | None],
+    train: tuple[Sequence[np.ndarray] | np.ndarray, np.ndarray | None],
+    test: tuple[Sequence[np.ndarray] | np.ndarray, np.ndarray | None],
     class_names: Sequence[str] | None = None,
     *,
     num_train: int = 60,
@@ -153,11 +153,11 @@ def make_scenes(
 
     Args:
         output: Folder to make; detectron2 looks for it as ``$DETECTRON2_DATASETS/scenes``.
-        train: Object images (uint8, N x H x W, on black) and their labels (N, or None for a single class).
+        train: Object images as for ``compose_scene`` and their labels (N, or None for a single class).
         test: The same for the test scenes; give other images than for training.
         class_names: One name a label; by default ``class_0`` and so on, or ``object``.
         num_train: Number of training scenes.
-        num_test: Number of test scenes.
+        num_test: Number of test scenes, from 0.
         size: Side of the scenes in pixels; at least that of the object images.
         seed: Seed of all random choices.
         overwrite: Replace existing scenes.
@@ -171,12 +171,15 @@ def make_scenes(
         UserError: Images and labels that do not fit together.
     """
     output = _check_free(Path(output), overwrite)
-    if min(num_train, num_test) < 1 or seed < 0:
-        raise UsageError(f"expected at least one scene and a seed from 0, got {num_train}, {num_test} and {seed}")
+    if num_train < 1 or num_test < 0 or seed < 0:
+        raise UsageError(
+            f"expected at least one training scene and a seed from 0, got {num_train}, {num_test} and {seed}"
+        )
     splits = {"train": (*_with_labels(train), num_train), "test": (*_with_labels(test), num_test)}
     for images, _, _ in splits.values():
-        if size < MIN_SCALE * max(images.shape[1:]):
-            raise UsageError(f"scenes of {size} pixels are too small for objects of {max(images.shape[1:])}")
+        side = max(images[0].shape[:2]) if images[0].ndim == 2 else 28  # of photos as ``compose_scene`` resizes them
+        if size < MIN_SCALE * side:
+            raise UsageError(f"scenes of {size} pixels are too small for objects of {side}")
     num_classes = 1 + max(int(labels.max()) for _, labels, _ in splits.values())
     if class_names is None:
         labelled = train[1] is not None or test[1] is not None
@@ -202,10 +205,13 @@ def _check_free(output: Path, overwrite: bool) -> Path:
     return output
 
 
-def _with_labels(source: tuple[np.ndarray, np.ndarray | None]) -> tuple[np.ndarray, np.ndarray]:
+def _with_labels(
+    source: tuple[Sequence[np.ndarray] | np.ndarray, np.ndarray | None],
+) -> tuple[Sequence[np.ndarray] | np.ndarray, np.ndarray]:
     images, labels = source
-    if images.ndim != 3 or images.dtype != np.uint8 or not len(images):
-        raise UserError(f"expected object images as uint8 N x H x W, got {images.dtype} {images.shape}")
+    if not len(images) or images[0].dtype != np.uint8 or images[0].shape[2:] not in ((), (4,)):
+        got = f"{images[0].dtype} {images[0].shape}" if len(images) else "none"
+        raise UserError(f"expected object images as uint8, H x W or H x W x 4, got {got}")
     if labels is None:
         return images, np.zeros(len(images), np.int64)
     if len(labels) != len(images):

@@ -15,6 +15,9 @@ from moco_plugin.errors import UserError
 MAX_SIDE = 96  # pixels that photos of objects are reduced to
 MAX_PHOTOS = 400
 
+Objects = tuple[list[np.ndarray], np.ndarray]
+"""Images of objects, and the class index of each."""
+
 
 @dataclass(frozen=True)
 class Looks:
@@ -51,11 +54,11 @@ def group_looks(images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray | 
     return Looks(tuple(map(tuple, groups)))
 
 
-def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
+def read_photos(folder: str | Path) -> tuple[Objects, Objects, list[str]]:
     """Read photos of objects with transparent surroundings, PNG files in a folder for each kind of object.
 
     Returns:
-        The objects for training and others for testing.
+        The objects for training (RGBA, H x W x 4, and the index of the kind of each), others for testing, and the kinds.
 
     Raises:
         UserError: There are fewer than two such photos of a kind.
@@ -66,23 +69,19 @@ def read_photos(folder: str | Path) -> tuple[Looks, Looks]:
     photos = [(read_photo(files.paths[i]), int(labels[i])) for i in chosen if files.paths[i].suffix == ".png"]
     found = [(photo, label) for photo, label in photos if photo is not None]
     counts = np.bincount([label for _, label in found], minlength=1)
-    found = [(photo, label) for photo, label in found if counts[label] > 1]
-    if not found:
+    kinds = [int(label) for label in np.flatnonzero(counts > 1)]
+    if not kinds:
         raise UserError(
-            f"{folder} holds no kind of object with two photos; expected PNG files with transparency, "
+            f"{folder} contains no kind of object with two photos; expected PNG files with transparency, "
             "in a folder for each kind"
         )
-    splits = []
-    for part in range(2):
-        seen = [0] * len(counts)
-        images, kinds = [], []
-        for photo, label in found:
-            if seen[label] % 2 == part:
-                images.append(photo)
-                kinds.append(label)
-            seen[label] += 1
-        splits.append(group_looks(images, np.array(kinds)))
-    return splits[0], splits[1]
+    splits: tuple[list, list] = ([], [])
+    for index, kind in enumerate(kinds):
+        for position, photo in enumerate(photo for photo, label in found if label == kind):
+            splits[position % 2].append((photo, index))
+    train, test = (([photo for photo, _ in split], np.array([index for _, index in split])) for split in splits)
+    names = files.classes or ["object"]
+    return train, test, [names[kind] for kind in kinds]
 
 
 def read_photo(path: Path) -> np.ndarray | None:

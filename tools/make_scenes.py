@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Compose detection scenes with boxes and masks from an idx file of object images such as Fashion-MNIST."""
+"""Compose detection scenes with boxes and masks from object images, such as Fashion-MNIST, or from photos of objects."""
 
 import argparse
 import sys
@@ -13,12 +13,13 @@ except ModuleNotFoundError:
 
 from moco_plugin.demo.objects import make_objects
 from moco_plugin.demo.scenes import make_scenes
-from moco_plugin.errors import command
+from moco_plugin.errors import UsageError, command
 
 EXAMPLES = """example:
   %(prog)s datasets/scenes \\
       --train 'fashion-mnist/train-images-idx3-ubyte.gz[40000:60000]' \\
-      --test fashion-mnist/t10k-images-idx3-ubyte.gz"""
+      --test fashion-mnist/t10k-images-idx3-ubyte.gz
+  %(prog)s photos --photos /usr/share/tuxpaint/stamps --num-train 70 --num-test 300"""
 
 
 @command
@@ -29,8 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("output", help="folder to make; detectron2 looks for $DETECTRON2_DATASETS/scenes")
     source = "idx images file for the %s scenes, with an optional [start:stop]; its labels are in the same folder"
-    parser.add_argument("--train", required=True, metavar="FILE", help=source % "training")
-    parser.add_argument("--test", required=True, metavar="FILE", help=source % "test")
+    parser.add_argument("--train", metavar="FILE", help=source % "training")
+    parser.add_argument("--test", metavar="FILE", help=source % "test")
+    parser.add_argument(
+        "--photos", metavar="FOLDER", help="instead, photos of objects: PNG with transparency, a folder for each class"
+    )
     parser.add_argument(
         "--objects",
         action="store_true",
@@ -43,18 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--overwrite", action="store_true", help="replace existing scenes")
     args = parser.parse_args(argv)
 
+    from moco_plugin.demo.tiny_scenes import read_photos
     from moco_plugin.sources.idx import load_idx_images
 
-    train, train_labels, names = load_idx_images(args.train)
-    test, test_labels, _ = load_idx_images(args.test)
+    if args.photos and not (args.train or args.test or args.objects):
+        train, test, names = read_photos(args.photos)
+    elif args.train and args.test and not args.photos:
+        *train, names = load_idx_images(args.train)
+        test = load_idx_images(args.test)[:2]
+    else:
+        raise UsageError("give either --train and --test, or --photos")
     if args.objects:
-        make_objects(Path(args.output), (train, train_labels), (test, test_labels), args.overwrite)
-        print(f"{len(train)} training and {len(test)} test pictures written to {args.output}")
+        make_objects(Path(args.output), train, test, args.overwrite)
+        print(f"{len(train[0])} training and {len(test[0])} test pictures written to {args.output}")
         return 0
     make_scenes(
         args.output,
-        (train, train_labels),
-        (test, test_labels),
+        train,
+        test,
         names,
         num_train=args.num_train,
         num_test=args.num_test,

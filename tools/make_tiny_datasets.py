@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     from moco_plugin.sources.idx import load_idx_images
 
     if args.images and not args.train and not args.test:
-        train, test = read_photos(args.images)
+        train, test = (group_looks(*objects) for objects in read_photos(args.images)[:2])
     elif args.train and args.test and not args.images:
         train, test = (group_looks(*load_idx_images(spec)[:2]) for spec in (args.train, args.test))
     else:

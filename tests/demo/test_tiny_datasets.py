@@ -213,7 +213,9 @@ def write_photos(folder: Path) -> None:
 
 def test_photos_with_transparency_are_objects_too(tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
-    train, test = read_photos(tmp_path / "photos")
+    *splits, kinds = read_photos(tmp_path / "photos")
+    assert kinds == [folder.name for folder in sorted((tmp_path / "photos").iterdir())]
+    train, test = (group_looks(*split) for split in splits)
     assert [len(group) for group in (*train.groups, *test.groups)] == [2, 2, 2, 2]
     assert train.groups[0][0].shape == (41, 31, 4)  # cut to what is opaque
     scene = compose_split(train, 1, 96, [0])[0]
