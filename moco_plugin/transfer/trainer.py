@@ -26,8 +26,7 @@ from moco_plugin.data.order import seed_of
 from moco_plugin.errors import UsageError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.checks import check_datasets
-from moco_plugin.transfer.compat import before_evaluation
-from moco_plugin.transfer.components.dataset_files import PACKAGES
+from moco_plugin.transfer.compat import prepare_cityscapes
 from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, wants_densepose
 from moco_plugin.transfer.initial_weights import find_weights
@@ -205,8 +204,8 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     }
     if kind not in evaluators:
         raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(evaluators)}")
-    for package in PACKAGES.get(kind, ()):
-        before_evaluation(package)
+    if kind.startswith("cityscapes"):
+        prepare_cityscapes()
     evaluator, options = evaluators[kind]
     return evaluator(name, **options)
 

@@ -14,7 +14,6 @@ from PIL import Image
 from moco_plugin.data.decode import decode_labels
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.tools.check_datasets import main as check
-from moco_plugin.transfer import compat
 from moco_plugin.transfer.components import dataset_files, datasets
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.tasks import TASKS as ALL_TASKS
@@ -227,19 +226,6 @@ def test_unknown_kind_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MetadataCatalog.data, "odd", MetadataCatalog.get("odd").set(evaluator_type="odd"))
     with pytest.raises(UsageError, match="evaluated as 'odd'; known here are cityscapes_instance"):
         build_evaluator(get_cfg(), "odd")
-
-
-@pytest.mark.parametrize("package", ["lvis", "cityscapesscripts"])
-def test_evaluation_gets_what_it_wants(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    name = "float" if package == "lvis" else "in1d"
-    monkeypatch.delitem(vars(np), name, raising=False)
-    assert f"numpy.{name}" in compat.before_evaluation(package)
-    assert compat.before_evaluation(package) == []
-    if package == "lvis":
-        assert vars(np)[name] is float
-    else:
-        assert vars(np)[name]([[1, 2], [3, 4]], [4, 1]).tolist() == [True, False, False, True]
-    assert compat.before_evaluation("no_such_package") == []
 
 
 def test_check_datasets_tool(tiny_datasets: Path, capsys: pytest.CaptureFixture[str], tool: Tool) -> None:
