@@ -1,6 +1,6 @@
 """Shims for detectron2 and its evaluators on current numpy, Pillow and setuptools.
 
-They supply what is missing, and are needed by detectron2 0.6; its main branch, which calls itself 0.6 too, needs few of them.
+They supply what is missing: much for detectron2 0.6, little for its main branch, which calls itself 0.6 too.
 """
 
 import importlib.resources
