@@ -133,9 +133,8 @@ def _add_densepose_config(cfg: CfgNode) -> None:
     try:
         import densepose
     except ModuleNotFoundError as error:
-        if error.name != "densepose":
-            raise UserError(f"DensePose needs {error.name}, which is not installed") from error
-        raise UserError(NO_DENSEPOSE) from error
+        needed = f"DensePose needs {error.name}, which is not installed"
+        raise UserError(NO_DENSEPOSE if error.name == "densepose" else needed) from error
     densepose.add_densepose_config(cfg)
 
 

@@ -1,4 +1,4 @@
-"""Mapping of a data set's entries to the model's input: detectron2's, with the product's reader of images."""
+"""Mapping of a data set's entries to the model's input: detectron2's, with our decoder of images."""
 
 import copy
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ def box_polygon(box: Sequence[float]) -> list[list[float]]:
 
 
 class Mapper(DatasetMapper):
-    """detectron2's DatasetMapper, but for the reading of files.
+    """detectron2's DatasetMapper with our decoder of images.
 
-    Images are decoded as everywhere in the product: of explicit formats, so that no program is started for any file, and
-    those of more than 8 bits by a range of values or their depth. JPEG and PNG images of 8 bits are what detectron2 reads.
+    It starts no program for any format, and scales images of more than 8 bits by a range of values or their depth. JPEG and
+    PNG images of 8 bits are as in detectron2.
     """
 
     @configurable
@@ -65,7 +65,7 @@ class Mapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
     ) -> None:
-        """Set ``instances``; objects without a mask get that of their box, and ``gt_has_mask`` says so to the head."""
+        """Set ``instances``; objects without a mask get that of their box and are marked in ``gt_has_mask``."""
         objects = [row for row in dataset_dict.pop("annotations") if not row.get("iscrowd", 0)]
         known = torch.tensor(["segmentation" in row for row in objects], dtype=torch.bool)
         for row in objects:

@@ -15,12 +15,7 @@ GREY = 128  # what detectron2's FixedSizeCrop pads images with
 
 
 class RandomScale(T.Augmentation):
-    """Resize an image by a random factor of its own size.
-
-    Args:
-        low: Smallest factor.
-        high: Largest factor.
-    """
+    """Resize an image by a random factor between ``low`` and ``high``."""
 
     def __init__(self, low: float, high: float) -> None:
         super().__init__()
@@ -34,14 +29,9 @@ class RandomScale(T.Augmentation):
 
 
 class PadToSize(T.Augmentation):
-    """Pad an image that is smaller than a size at its right and bottom: grey, with labels that are ignored.
+    """Pad smaller images at the right and bottom to ``height`` x ``width``: grey, with the label ``ignore_value``.
 
     detectron2's FixedSizeCrop gives padding the label 0 in v0.6, and moves both sides of a crop by one number.
-
-    Args:
-        height: Height of the result, unless the image is higher.
-        width: Width of the result, unless the image is wider.
-        ignore_value: Label of the padding.
     """
 
     def __init__(self, height: int, width: int, ignore_value: int) -> None:
@@ -55,23 +45,13 @@ class PadToSize(T.Augmentation):
 
 
 def training_steps(scale_range: Sequence[float], crop_size: tuple[int, int], ignore_value: int) -> list[T.Augmentation]:
-    """Return the augmentations of training.
-
-    Args:
-        scale_range: Smallest and largest factor of the random scale.
-        crop_size: Height and width of a crop in pixels.
-        ignore_value: Label of padding.
-    """
+    """Return the augmentations of training: a scale between two factors, a crop of height x width pixels, and a flip."""
     crop = T.RandomCrop("absolute", crop_size)
     return [RandomScale(*scale_range), crop, PadToSize(*crop_size, ignore_value), T.RandomFlip()]
 
 
 class SemanticMapper(Mapper):
-    """A mapper with the augmentation of MoCo v1's appendix.
-
-    Training scales by a random factor, crops (and pads what is smaller) and flips. Inference uses the unchanged image,
-    without labels.
-    """
+    """A mapper with the augmentation of MoCo v1's appendix; inference uses the unchanged image."""
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:

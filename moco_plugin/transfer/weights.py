@@ -17,7 +17,6 @@ from moco_plugin.errors import UserError, reason
 from moco_plugin.files import fetching
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
 from moco_plugin.transfer.config import as_overrides
-from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
 from moco_plugin.weight_files.load import load_file
 
 logger = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ def read_file(path: str) -> dict[str, Any]:
     """Read a weight file without running any code in it.
 
     Raises:
-        UserError: The file is missing, broken or holds more than tensors, arrays and builtins.
+        UserError: The file is missing or broken, or contains more than tensors, arrays and builtins.
     """
     if is_released(path):
         raise UserError(
@@ -82,7 +81,7 @@ def read_file(path: str) -> dict[str, Any]:
         )
     if not Path(path).is_file():
         raise UserError(f"weight file {path} does not exist; check MODEL.WEIGHTS")
-    return load_zoo_pickle(path) if path.endswith(".pkl") else load_file(path).content
+    return load_file(path).content
 
 
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:

@@ -16,8 +16,9 @@ from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
 from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
 from moco_plugin.transfer.config import fit_device, load_detector_config
-from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
+from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, load_weights
+from moco_plugin.weight_files.load import load_file
 from tests.helpers import config_differences as known
 from tests.helpers.checkpoints import official
 from tests.helpers.config_differences import baseline, differences, name_of
@@ -240,7 +241,7 @@ def test_trains_and_evaluates_on_tiny_data(
     (results,) = json.loads((out / "results.json").read_text()).values()
     for task, metrics in RESULTS[experiment].items():
         assert metrics <= set(results[task])
-    before = load_zoo_pickle(narrow_resnet50)["model"]["stem.conv1.weight"]
+    before = load_file(narrow_resnet50).content["model"]["stem.conv1.weight"]
     trained = torch.load(out / "model_final.pth", weights_only=True)
     (first,) = (t for name, t in trained["model"].items() if name.endswith("stem.conv1.weight"))
     assert trained["iteration"] == 1 and not torch.equal(first, torch.from_numpy(before))

@@ -1,7 +1,5 @@
 """Our ResNet builder against detectron2's own, and against timm's networks."""
 
-import re
-
 import numpy as np
 import pytest
 import timm
@@ -12,6 +10,7 @@ from detectron2.modeling import build_backbone
 
 from moco_plugin.errors import UserError
 from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet, resnet_for_weights
+from moco_plugin.transfer.to_detectron2 import to_detectron2
 
 
 def config(name: str, **options: object) -> CfgNode:
@@ -20,8 +19,7 @@ def config(name: str, **options: object) -> CfgNode:
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL.RESNETS.NORM = "BN"
     cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    for key, value in options.items():
-        cfg.MODEL.RESNETS[key] = value
+    cfg.MODEL.RESNETS.update(options)
     return cfg
 
 
@@ -51,21 +49,8 @@ def test_any_width_and_number_of_blocks() -> None:
     assert build_backbone(dilated).output_shape()["res5"] == ShapeSpec(channels=256, stride=16)
 
 
-def detectron2_name(name: str) -> str:
-    """From timm's names, by the correspondence that detectron2's docs give for torchvision."""
-    name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
-    name = re.sub(r"^(conv1|bn1)", r"stem.\1", name)
-    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-    return re.sub(r"bn(\d)", r"conv\1.norm", name)
-
-
 ARCHITECTURES = {
-    "resnet18": {},
-    "resnet34": {},
-    "resnet50": {},
-    "resnet101": {},
-    "resnext50_32x4d": {},
-    "wide_resnet50_2": {},
+    **{key: {} for key in "resnet18 resnet34 resnet50 resnet101 resnext50_32x4d wide_resnet50_2".split()},
     "resnet18 quarter": {"channels": (16, 32, 64, 128)},
     "resnet50 eighth": {"channels": (8, 16, 32, 64)},
 }
@@ -79,13 +64,8 @@ def test_features_of_timm(name: str) -> None:
         if isinstance(module, torch.nn.BatchNorm2d):  # so that a norm left out or mixed up would show
             torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
             torch.nn.init.uniform_(module.running_var, 0.8, 1.2)
-    arrays = {
-        detectron2_name(key): value.numpy()
-        for key, value in source.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
-    arrays["stem.fc.weight"] = np.zeros((128, 4), np.float32)  # a head is passed over
-    target = resnet_for_weights(arrays)
+    head = {"fc.weight": torch.zeros(128, 4)}  # is left out
+    target = resnet_for_weights(to_detectron2(source.state_dict(), head))
     assert not target.training
     images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The mask head for data of which some objects have no mask."""
+"""The mask head for data in which some objects have no mask."""
 
 from typing import Any
 
@@ -16,9 +16,7 @@ class PartialMaskHead(MaskRCNNConvUpsampleHead):
         """Return the loss in training, else the instances with masks."""
         if self.training and any(image.has("gt_has_mask") for image in instances):
             known = [
-                image.gt_has_mask
-                if image.has("gt_has_mask")
-                else torch.ones(len(image), dtype=torch.bool, device=x.device)
+                image.get_fields().get("gt_has_mask", torch.ones(len(image), dtype=torch.bool, device=x.device))
                 for image in instances
             ]
             instances = [image[mask] for image, mask in zip(instances, known, strict=True)]

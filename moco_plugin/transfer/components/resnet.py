@@ -18,51 +18,35 @@ from moco_plugin.errors import UsageError, UserError, reason
 NUM_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
-def add_moco_config(cfg: Any) -> None:
-    """Add our config keys to a detectron2 config; detectron2's defaults get them on import."""
-    # blocks of res2 to res5; empty: as MODEL.RESNETS.DEPTH has them
-    cfg.MODEL.RESNETS.setdefault("NUM_BLOCKS", [])
-    # semantic segmentation: smallest and largest factor of a training image's size; empty: detectron2's own mapping
-    cfg.INPUT.setdefault("SCALE_RANGE", [])
-    # values that become 0 and 255 in images of more than 8 bits; empty: by their bit depth
-    cfg.INPUT.setdefault("VALUE_RANGE", [])
-
-
-add_moco_config(DEFAULTS)
+# blocks of res2 to res5; empty: as MODEL.RESNETS.DEPTH has them
+DEFAULTS.MODEL.RESNETS.NUM_BLOCKS = []
+# semantic segmentation: smallest and largest factor of a training image's size; empty: detectron2's own mapping
+DEFAULTS.INPUT.SCALE_RANGE = []
+# values that become 0 and 255 in images of more than 8 bits; empty: by their bit depth
+DEFAULTS.INPUT.VALUE_RANGE = []
 
 
 @dataclass(frozen=True)
 class ResNetShape:
-    """A ResNet with a 7 x 7 stem and four stages, each twice as wide as the one before.
+    """A ResNet with a 7 x 7 stem and four stages, each twice as wide as the one before."""
 
-    Attributes:
-        num_blocks: Blocks of each stage.
-        channels: Channels after res2.
-        bottleneck: Channels of the 3 x 3 convolutions of res2; None for the two-layer blocks of ResNet-18 and 34.
-        stem: Channels after the stem.
-        groups: Groups of the 3 x 3 convolutions.
-        stride_in_1x1: Whether a bottleneck strides in its first convolution (MSRA's models) or in its second.
-        res5_dilation: 2 keeps res5 at stride 16, with dilated convolutions.
-        norm: Kind of norm, as in detectron2's ``get_norm``.
-    """
-
-    num_blocks: tuple[int, ...]
-    channels: int
-    bottleneck: int | None = None
-    stem: int = 64
-    groups: int = 1
-    stride_in_1x1: bool = False
-    res5_dilation: int = 1
-    norm: str = "BN"
+    num_blocks: tuple[int, ...]  # of each stage
+    channels: int  # after res2
+    bottleneck: int | None = None  # channels of res2's 3 x 3 convolutions; None for the blocks of ResNet-18 and 34
+    stem: int = 64  # channels after the stem
+    groups: int = 1  # of the 3 x 3 convolutions
+    stride_in_1x1: bool = False  # a bottleneck strides in its first convolution (MSRA's models), not in its second
+    res5_dilation: int = 1  # 2 keeps res5 at stride 16
+    norm: str = "BN"  # as in detectron2's get_norm
 
     def __post_init__(self) -> None:
         if self.bottleneck is None and (self.groups > 1 or self.res5_dilation > 1):
             raise UsageError("ResNet-18 and 34 have neither groups nor dilation; set both to 1")
 
     def settings(self) -> dict[str, Any]:
-        """Return the keys of detectron2's config that make a network of this shape, whatever the others are.
+        """Return the keys of detectron2's config for a network of this shape.
 
-        detectron2's own builders know a few of these networks; ``MODEL.BACKBONE.NAME`` is given for all others.
+        ``MODEL.BACKBONE.NAME`` is among them if detectron2's own builders cannot build it.
         """
         known = [depth for depth, blocks in NUM_BLOCKS.items() if (depth, blocks) == (self._depth, self.num_blocks)]
         keys: dict[str, Any] = {
@@ -112,7 +96,7 @@ def make_resnet(
     out_features: Sequence[str] = ("res2", "res3", "res4", "res5"),
     freeze_at: int = 0,
 ) -> ResNet:
-    """Build detectron2's ResNet of a shape, under detectron2's parameter names.
+    """Build detectron2's ResNet of a shape.
 
     Args:
         shape: Its depth and width.
@@ -129,10 +113,10 @@ def resnet_shape(cfg: Any) -> ResNetShape:
     """Read a shape from ``MODEL.RESNETS``.
 
     ``STEM_OUT_CHANNELS`` and ``RES2_OUT_CHANNELS`` set the width; bottlenecks are ``NUM_GROUPS`` x
-    ``WIDTH_PER_GROUP`` wide in res2. ``NUM_BLOCKS`` goes before ``DEPTH``.
+    ``WIDTH_PER_GROUP`` wide in res2. ``NUM_BLOCKS`` overrides the blocks of ``DEPTH``.
 
     Raises:
-        UsageError: A value that makes no such ResNet.
+        UsageError: An invalid value.
     """
     options = cfg.MODEL.RESNETS
     if options.NUM_BLOCKS and len(options.NUM_BLOCKS) != 4:
@@ -155,7 +139,7 @@ def resnet_shape(cfg: Any) -> ResNetShape:
 def build_any_width_resnet_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNet:
     """Build a ResNet from ``MODEL.RESNETS``, without detectron2's limit of ResNet-18 and 34 to 64 channels."""
     if any(cfg.MODEL.RESNETS.DEFORM_ON_PER_STAGE):
-        raise UsageError("this backbone has no deformable convolutions; take build_resnet_backbone for them")
+        raise UsageError("this backbone has no deformable convolutions; use build_resnet_backbone for them")
     return make_resnet(
         resnet_shape(cfg), input_shape.channels, cfg.MODEL.RESNETS.OUT_FEATURES, cfg.MODEL.BACKBONE.FREEZE_AT
     )
@@ -180,9 +164,7 @@ def _pyramid(cfg: Any, input_shape: ShapeSpec, top_block: nn.Module) -> FPN:
 
 
 def shape_of_weights(state: Mapping[str, np.ndarray]) -> ResNetShape:
-    """Read a shape from the weights of a ResNet under detectron2's names.
-
-    The stride is taken to be in the 3 x 3 convolutions, as in torchvision's and timm's models.
+    """Read a shape from the weights of a ResNet under detectron2's names, with the stride in 3 x 3 convolutions.
 
     Raises:
         UserError: The stem or a stage is missing, or of another kind.
@@ -210,22 +192,18 @@ def _count_blocks(state: Mapping[str, np.ndarray], stage: str) -> int:
 
 
 def resnet_for_weights(state: Mapping[str, np.ndarray]) -> ResNet:
-    """Build the ResNet that weights under detectron2's names belong to, and load them.
-
-    Args:
-        state: Arrays named ``stem.conv1.weight``, ``res2.0.conv1.norm.weight`` and so on. A classifier
-            (``stem.fc.*``) is left out.
+    """Build the ResNet of weights under detectron2's names, such as ``res2.0.conv1.norm.weight``, and load them.
 
     Returns:
-        The network in eval mode, with batch norm and the outputs of res2 to res5; its weights are the arrays, not
-        copies.
+        The network in eval mode, with batch norm and the outputs of res2 to res5; the arrays are its weights, without a
+        copy. A classifier (``stem.fc.*``) is left out.
 
     Raises:
-        UserError: The arrays are not all those of one such ResNet, each stage of which is twice as wide as the one before.
+        UserError: The arrays are not those of one ResNet, each stage of which is twice as wide as the one before.
     """
     state = {name: array for name, array in state.items() if not name.startswith(("stem.fc.", "fc."))}
     shape = shape_of_weights(state)
-    with torch.device("meta"):  # the arrays are the weights: none are drawn, none are copied
+    with torch.device("meta"):  # no weights are drawn or copied
         network = make_resnet(shape, state["stem.conv1.weight"].shape[1])
     tensors = {name: torch.from_numpy(np.asarray(array)) for name, array in state.items()}
     # The step counts of batch norm change nothing in eval mode, and most files leave them out.
@@ -234,5 +212,5 @@ def resnet_for_weights(state: Mapping[str, np.ndarray]) -> ResNet:
     try:
         network.load_state_dict({**counters, **tensors}, assign=True)
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"these weights do not make up one ResNet of detectron2: {reason(error)}") from error
+        raise UserError(f"these are not the weights of one ResNet of detectron2: {reason(error)}") from error
     return network.eval()

@@ -15,10 +15,9 @@ from moco_plugin.transfer.components.resnet import resnet_shape
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """detectron2's res5 head with a norm of kind ``MODEL.RESNETS.NORM`` on its output (MoCo v1, section 4.2).
 
-    detectron2's own head supports only bottlenecks; this one builds res5 from ``MODEL.RESNETS`` as the
-    backbone is built: of bottlenecks or of the two-layer blocks of ResNet-18 and 34, of any width and number.
-
-    The last layer is called ``norm``, as in the authors' models, so that checkpoints can be exchanged.
+    detectron2's own head supports only bottlenecks; this one builds res5 from ``MODEL.RESNETS`` like the backbone, with
+    the blocks of ResNet-18 and 34 too. Its last layer is named ``norm``, as in the authors' models, so that checkpoints
+    can be exchanged.
     """
 
     @classmethod
