@@ -82,8 +82,8 @@ def prepare_cityscapes() -> None:
     evaluations: list[Any] = [
         importlib.import_module(f"cityscapesscripts.evaluation.eval{kind}LevelSemanticLabeling") for kind in kinds
     ]
-    # Of instances it writes its matches into the working directory. Nothing reads them, and with numpy 2.4, whose counts
-    # are not Python's integers, writing them fails. What detectron2 asks of it, it returns.
+    # It writes matches of instances into the working directory. Nothing reads them, and with the integers of numpy 2.4
+    # writing them fails.
     evaluations[0].writeDict2JSON = lambda content, path: None
     if CITYSCAPES_API in sys.modules or importlib.util.find_spec("deeplearning"):
         return

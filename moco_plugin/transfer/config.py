@@ -82,7 +82,7 @@ def as_overrides(settings: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _mistakes(what: str, cfg: CfgNode) -> Iterator[None]:
-    """Turn what detectron2 and YAML raise inside the block into a UsageError."""
+    """Turn errors of detectron2 and YAML inside the block into a UsageError."""
     try:
         yield
     except (

@@ -22,7 +22,7 @@ class InitialWeights:
     """Weights as given by the user; empty for a random start."""
 
     given: str = ""  # path, address or name
-    source: Path | Checkpoint | None = None  # the file on this machine, or what was read from it
+    source: Path | Checkpoint | None = None  # the file on this machine, or its content
     sha256: str = ""  # of the file
 
     def for_detectron2(self, out: Path, machine_rank: int = 0) -> tuple[str, dict[str, Any] | None]:

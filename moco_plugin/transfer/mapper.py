@@ -13,6 +13,7 @@ from detectron2.data import DatasetMapper, detection_utils
 
 from moco_plugin.data.decode import CannotDecode, decode, decode_labels
 from moco_plugin.errors import UserError
+from moco_plugin.transfer.augmentation import semantic_augmentations
 
 
 def box_polygon(box: Sequence[float]) -> list[list[float]]:
@@ -36,7 +37,10 @@ class Mapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
-        return {**super().from_config(cfg, is_train), "value_range": cfg.INPUT.VALUE_RANGE}
+        options = {**super().from_config(cfg, is_train), "value_range": cfg.INPUT.VALUE_RANGE}
+        if cfg.INPUT.SCALE_RANGE:  # semantic segmentation, which is tested on unchanged images
+            options["augmentations"] = semantic_augmentations(cfg) if is_train else []
+        return options
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the entry with ``image``, C x H x W uint8, and in training ``instances`` or ``sem_seg``, H x W int64."""

@@ -1,5 +1,6 @@
 """Transfer experiments as in the papers: several trials from the same weights, their mean and spread."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -118,7 +119,7 @@ def run_trials(
         save = _write if first else lambda out, record: None
         if sentence:
             print(sentence, flush=True)
-        fit_device(cfg.clone())  # which tells of all trials; each does it for itself
+        fit_device(cfg.clone())  # only to log the changes, which each trial makes itself
         save(out, record)
         done = {trial["trial"] for trial in earlier}
         for index in range(1, trials + 1):
@@ -163,12 +164,11 @@ def check_batch(cfg: CfgNode, machines: Machines) -> None:
         )
 
 
-def _settings(value: Any, path: str = "") -> Any:
+def _settings(cfg: CfgNode) -> dict[str, Any]:
     """Return a config as JSON values, without what differs between trials and machines."""
-    if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if f"{path}{key}" not in (*OWN, "MODEL.DEVICE")}
-        return {str(key): _settings(item, f"{path}{key}.") for key, item in kept.items()}
-    return [_settings(item) for item in value] if isinstance(value, (list, tuple)) else value
+    settings: dict[str, Any] = json.loads(json.dumps(cfg))
+    del settings["OUTPUT_DIR"], settings["SEED"], settings["MODEL"]["WEIGHTS"], settings["MODEL"]["DEVICE"]
+    return settings
 
 
 def _remove_trials(out: Path) -> None:

@@ -60,7 +60,7 @@ def detectron2_source(checkpoint: Checkpoint) -> Network:
 
 
 def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> nn.Module:
-    """Build ``build_timm_backbone``'s network and load weights, whose names start with ``model.``.
+    """Build ``build_timm_backbone``'s network and load weights with names that start with ``model.``.
 
     Raises:
         UserError: The weights leave a tensor of the network unfilled.
@@ -104,7 +104,7 @@ def save_zoo_pickle(path: str | Path, model: Mapping[str, np.ndarray], metadata:
         "moco_plugin": metadata,
     }
     with open(path, "wb") as file:
-        pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
+        pickler = _Pickler(file, protocol=3)  # the oldest protocol that keeps bytes as bytes
         pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
         pickler.dump(content)
 
@@ -156,7 +156,7 @@ def _make_target(
     details: dict[str, Any],
     settings: dict[str, Any],
 ) -> Target:
-    """Return a target whose file contains these details and settings, and those of images, whose colours count to 255."""
+    """Return a target with these details and settings in its file, and those of images with values from 0 to 255."""
     view = checkpoint.view
     mean, std = ([round(255 * value, 3) for value in values] for values in (view.mean, view.std))
     settings = {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std, **settings}

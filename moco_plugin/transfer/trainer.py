@@ -31,12 +31,11 @@ from moco_plugin.transfer.config import fit_device, load_detector_config, wants_
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
 from moco_plugin.transfer.mapper import Mapper
-from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
-COCO_DETECTIONS = 100  # of an image: what COCO's evaluation takes
+COCO_DETECTIONS = 100  # per image in COCO's evaluation
 
 
 class _Description:
@@ -120,14 +119,14 @@ class Trainer(DefaultTrainer):
         """Return our loader, or that of DensePose's project."""
         if wants_densepose(cfg):
             return _densepose_trainer().build_train_loader(cfg)
-        return TrainLoader(cfg, _mapper(cfg, is_train=True))
+        return TrainLoader(cfg, Mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
         """Return detectron2's loader with our mapping, or that of DensePose's project."""
         if wants_densepose(cfg):
             return _densepose_trainer().build_test_loader(cfg, dataset_name)
-        return build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
@@ -151,11 +150,6 @@ def _densepose_trainer() -> Any:
     from densepose.engine import Trainer
 
     return Trainer
-
-
-def _mapper(cfg: CfgNode, is_train: bool) -> Mapper:
-    mapper: Mapper = (SemanticMapper if cfg.INPUT.SCALE_RANGE else Mapper)(cfg, is_train)
-    return mapper
 
 
 def _plain(value: Any) -> Any:
@@ -258,7 +252,7 @@ def _run(cfg: CfgNode, options: Options) -> None:
     """Train and evaluate, or only evaluate, in each process that detectron2 launches."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        require_dataset(name)  # registers what is named by its file, in this process too
+        require_dataset(name)  # in this process, too, it registers data sets that are named by their files
     with _progress_alone(cfg.OUTPUT_DIR) if options.brief else nullcontext():
         default_setup(cfg, options)
         if options.eval_only:

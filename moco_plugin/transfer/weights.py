@@ -38,7 +38,7 @@ class Coverage:
     tensors: tuple[str, ...]  # names of the backbone's tensors
     missing: tuple[str, ...]  # those that the file did not fill: absent there, or of another shape
     unfilled: frozenset[str]  # the same of all tensors, heads included
-    metadata: Mapping[str, Any]  # what a converter of ours wrote into the file; empty for others
+    metadata: Mapping[str, Any]  # written by our converters; empty in other files
 
     def __str__(self) -> str:
         if not self.source:
@@ -88,11 +88,11 @@ def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
     """Compare the settings that our converters wrote into a weight file with the config.
 
     Colour order, pixel statistics, the position of the stride and a timm network's arguments (such as a ViT's number of
-    heads) change what the weights compute, but no shape. A file of a deeper ResNet fills each tensor of a shallower one.
+    heads) change the features, but no shape. A file of a deeper ResNet fills each tensor of a shallower one.
 
     Args:
         cfg: A detectron2 config.
-        metadata: The file's ``moco_plugin``; what it lacks is not compared.
+        metadata: The file's ``moco_plugin``; missing entries are not compared.
 
     Raises:
         UserError: They contradict each other.
@@ -102,8 +102,8 @@ def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
     if settings and (own in BUILDERS) != (builder in BUILDERS):
         way = "choose one of them" if own not in BUILDERS else "convert with tools/convert.py --to detectron2-timm"
         raise UserError(
-            f"MODEL.BACKBONE.NAME is {own}, and the weight file holds {metadata.get('architecture')} for {builder} and its "
-            f"like; {way}"
+            f"MODEL.BACKBONE.NAME is {own}, and the weight file contains {metadata.get('architecture')} for {builder} and "
+            f"its like; {way}"
         )
     if "MODEL.RESNETS.DEPTH" in settings:
         settings = {"MODEL.RESNETS.NUM_BLOCKS": [], "MODEL.RESNETS.NORM": "BN", **settings}
@@ -139,7 +139,7 @@ def _fits(cfg: Any, key: str, in_file: Any) -> bool:
 
 
 def _arguments(pairs: Sequence[Any]) -> dict[str, Any]:
-    """Return the arguments of timm.create_model that change the weights or what they compute."""
+    """Return the arguments of timm.create_model that change the weights or the features."""
     idle = ("dynamic_img_size", "strict_img_size", "num_classes")
     named = dict(zip(pairs[::2], pairs[1::2], strict=True))
     return {name: value for name, value in named.items() if "drop" not in name and name not in idle}
@@ -160,7 +160,7 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
         model: A detector with a ``backbone``.
         path: File or address as in ``MODEL.WEIGHTS``; empty keeps the random initialisation.
         allow_partial: Accept weights that fill only a part of the backbone.
-        cfg: The detector's config, compared with what the file says of its weights.
+        cfg: The detector's config, compared with the settings in the file.
 
     Raises:
         UserError: The file is missing or unsafe, contradicts the config, or leaves the backbone random in part.
@@ -224,7 +224,7 @@ def fill(
 
 
 def _in_detectron2s_layout(path: str, content: dict[str, Any]) -> dict[str, Any]:
-    """Return what detectron2's own reader would return for a file with this content; it would run code in the file."""
+    """Return content as detectron2's own reader does, which would run code in the file."""
     if not path.endswith(".pkl"):
         return dict(content) if "model" in content else {"model": content}
     if "model" in content and "__author__" in content:

@@ -11,11 +11,13 @@ from detectron2.modeling import build_model
 from PIL import Image
 
 from moco_plugin.errors import UsageError
+from moco_plugin.transfer.augmentation import GREY
 from moco_plugin.transfer.components.fcn import FCNHead
 from moco_plugin.transfer.config import load_detector_config
-from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, training_steps
+from moco_plugin.transfer.mapper import Mapper
 
 IGNORE = 255
+VOC = "voc/pascal_voc_2012_fcn_R_50_30k_random"
 NARROW = [
     *"""MODEL.DEVICE cpu MODEL.RESNETS.NORM BN MODEL.SEM_SEG_HEAD.NORM BN
         MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
@@ -52,7 +54,7 @@ def test_scores_lie_where_their_features_are_centred() -> None:
 def test_features_are_centred_on_every_sixteenth_pixel() -> None:
     """What a feature depends on has its centre of mass there, as ``upsample`` takes it, not half a stride further."""
     torch.manual_seed(0)
-    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW]))
+    model = build_model(load_detector_config(VOC, [*NARROW, *SHALLOW]))
     image = torch.rand(1, 3, 257, 257, requires_grad=True)
     features = model.eval().backbone(image)["res5"]
     assert features.shape[-2:] == (17, 17)
@@ -89,7 +91,7 @@ def test_wrong_feature_maps_are_refused() -> None:
 
 
 def test_scores_are_as_large_as_the_image() -> None:
-    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", NARROW)).eval()
+    model = build_model(load_detector_config(VOC, NARROW)).eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((75, 50), (64, 97))]
     with torch.no_grad():
         results = model([{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images])
@@ -118,9 +120,7 @@ def entry(tmp_path: Path) -> dict[str, object]:
 
 
 def test_training_scales_crops_pads_and_flips(entry: dict[str, object]) -> None:
-    mapper = SemanticMapper(
-        is_train=True, augmentations=training_steps((0.5, 2.0), (50, 50), IGNORE), image_format="RGB"
-    )
+    mapper = Mapper(load_detector_config(VOC, ["INPUT.CROP.SIZE", "(50, 50)"]), is_train=True)
     np.random.seed(0)
     heights, flips, crops = [], 0, set()
     for _ in range(200):
@@ -145,9 +145,7 @@ def test_training_scales_crops_pads_and_flips(entry: dict[str, object]) -> None:
 
 
 def test_scale_is_uniform_over_its_range(entry: dict[str, object]) -> None:
-    mapper = SemanticMapper(
-        is_train=True, augmentations=training_steps((0.5, 2.0), (100, 150), IGNORE), image_format="RGB"
-    )
+    mapper = Mapper(load_detector_config(VOC, ["INPUT.CROP.SIZE", "(100, 150)"]), is_train=True)
     np.random.seed(0)
     scales = [float((~(mapper(entry)["image"] == GREY).all(0)).any(1).sum()) / 40 for _ in range(300)]
     quartiles = np.quantile(scales, [0, 0.25, 0.5, 0.75, 1])
@@ -155,8 +153,8 @@ def test_scale_is_uniform_over_its_range(entry: dict[str, object]) -> None:
 
 
 def test_inference_takes_the_image_as_it_is(entry: dict[str, object]) -> None:
-    cfg = load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_supervised", [])
-    result = SemanticMapper(cfg, is_train=False)(entry)
+    cfg = load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_supervised")
+    result = Mapper(cfg, is_train=False)(entry)
     assert "sem_seg" not in result and result["image"].shape == (3, 40, 60)
     assert result["image"][:, 0, 0].tolist() == [40, 30, 20]  # BGR, as the supervised weights want
     assert (result["height"], result["width"]) == (40, 60)
@@ -174,4 +172,4 @@ def test_inference_takes_the_image_as_it_is(entry: dict[str, object]) -> None:
 def test_settings_that_cannot_be_right(overrides: list[str], message: str) -> None:
     cfg = load_detector_config("cityscapes/cityscapes_fcn_R_50_90k_moco", overrides)
     with pytest.raises(UsageError, match=message):
-        SemanticMapper(cfg, is_train=True)
+        Mapper(cfg, is_train=True)

@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from timm.layers import FrozenBatchNormAct2d
 from torch import nn
 
-from moco_plugin.errors import UsageError, UserError
+from moco_plugin.errors import UsageError
 from moco_plugin.schema import find_config
 from moco_plugin.transfer.components.timm_backbone import SimplePyramid, TimmBackbone
 from moco_plugin.transfer.config import fit_device, load_detector_config
@@ -99,7 +99,7 @@ def test_maps_gradients_and_coverage(name: str, tmp_path: Path) -> None:
     first = next(p for p in backbone.parameters() if p.ndim == 4)
     assert first.grad.abs().max() > 0
 
-    # a file under timm's names fills all, on its own and below a pyramid; a file that lacks one tensor does not
+    # a file under timm's names fills all, on its own and below a pyramid
     arrays = {f"model.{key}": torch.randn(tensor.shape).numpy() for key, tensor in own_state.items()}
     save_zoo_pickle(tmp_path / "timm.pkl", arrays, {})
     pyramid = build(name, NETWORKS[name], builder="build_timm_fpn_backbone")
@@ -111,12 +111,6 @@ def test_maps_gradients_and_coverage(name: str, tmp_path: Path) -> None:
         for key, tensor in detector.state_dict().items():
             if key.removeprefix(prefix) in own_names:
                 assert torch.equal(tensor, torch.from_numpy(arrays[key.removeprefix(prefix)]))
-    lost = sorted(own_names)[0]
-    del arrays[lost]
-    save_zoo_pickle(tmp_path / "partial.pkl", arrays, {})
-    message = rf"{len(own_names) - 1} of {len(own_names)} backbone tensors .*random: backbone\.bottom_up\.{lost}"
-    with pytest.raises(UserError, match=message):
-        load_weights(Detector(pyramid), str(tmp_path / "partial.pkl"))
 
 
 def test_names_of_maps_and_unused_layers() -> None:
@@ -265,18 +259,16 @@ def test_an_iteration_of_training(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(cfg)
     inputs = batch(cfg, (70, 100), (90, 64))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    before = {key: value.clone() for key, value in model.backbone.bottom_up.state_dict().items()}
+    before = model.backbone.bottom_up.state_dict()
+    before = {key: value.clone() for key, value in before.items() if key.endswith("running_mean")}
     with EventStorage():
         losses = model(inputs)
     assert all(loss.isfinite() for loss in losses.values()) and ("loss_mask" in losses) == cfg.MODEL.MASK_ON
     sum(losses.values()).backward()
-    optimizer.step()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert next(p for p in model.backbone.bottom_up.parameters() if p.ndim == 4).grad.any()
     after = model.backbone.bottom_up.state_dict()
-    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-    assert next(n for n, p in model.backbone.bottom_up.named_parameters() if p.ndim == 4) in changed
-    assert {key for key in after if key.endswith("running_mean")} <= changed  # batch norm is trained
+    assert not any(torch.equal(after[key], value) for key, value in before.items())  # batch norm is trained
     with torch.no_grad():
         assert len(model.eval()(inputs)) == 2
 

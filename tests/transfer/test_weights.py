@@ -169,7 +169,7 @@ def test_weights_that_fit_the_config_pass(name: str, overrides: str, metadata: d
 
 
 MOCO = f"{C4}_moco"
-MEAN, STD, ARGS = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.TIMM.ARGS"
+MEAN, STD, ARGS, STRIDE = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.TIMM.ARGS", "MODEL.RESNETS.STRIDE_IN_1X1"
 
 
 @pytest.mark.parametrize(
@@ -180,31 +180,21 @@ MEAN, STD, ARGS = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "MODEL.TIMM.ARGS"
             MOCO,
             f"{MEAN} [1,2,3]",
             RESNET,
-            rf'{MEAN} is \[1, .*with \[123.675, 11.*pass {MEAN} "\[123.675, 116.28, 103.53\]"$',
+            rf'{MEAN} is \[1, .* \[123.675, 11.*pass {MEAN} "\[123.675, 116.28, 103.53\]"$',
         ),
         (MOCO, f"{STD} [1,1,1]", RESNET, rf"{STD} is \[1, 1, 1\].*\[58.395"),
-        (
-            MOCO,
-            "MODEL.RESNETS.STRIDE_IN_1X1 True",
-            RESNET,
-            "is True, .* with False; .*pass MODEL.RESNETS.STRIDE_IN_1X1 False$",
-        ),
+        (MOCO, f"{STRIDE} True", RESNET, f"is True, .* with False; .*pass {STRIDE} False$"),
         (MOCO, "", RESNET18, "is 50, .* with 18; .*pass MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 64$"),
         (MOCO, "MODEL.RESNETS.DEPTH 34", RESNET, "DEPTH is 34, .* with 50; .*pass MODEL.RESNETS.DEPTH 50$"),
         (MOCO, "MODEL.RESNETS.NORM GN", RESNET, "NORM is GN, .* with BN; .*pass MODEL.RESNETS.NORM BN$"),
-        (
-            MOCO,
-            "",
-            QUARTER,
-            "NAME is build_resnet_backbone, .*pass .*any_width_resnet_backbone .* MODEL.RESNETS.RES2_OUT_CH",
-        ),
+        (MOCO, "", QUARTER, "NAME is build_resnet_backbone, .*pass .*any_width_resnet_backbone .*RES2_OUT_CHANNELS 16"),
         (MOCO, "MODEL.RESNETS.NUM_BLOCKS [1,1,1,1]", RESNET, r'pass MODEL.RESNETS.NUM_BLOCKS "\[\]"'),
         (PYRAMID, "MODEL.TIMM.NAME vit_base_patch16_224", VIT, "base.* with vit_small.*pass MODEL.TIMM.NAME vit_small"),
         (
             PYRAMID,
             f"{ARGS} \"['drop_path_rate', 0.2]\"",
             VIT,
-            rf"ARGS is \['drop_path_rate', 0.2\], .*pass {ARGS} \"\['drop_path_rate', 0.2, 'num_heads', 12\]",
+            r"pass .*ARGS \"\['drop_path_rate', 0.2, 'num_heads', 12\]",
         ),
         (PYRAMID, "", RESNET, "MODEL.BACKBONE.NAME is build_timm_fpn_backbone, .* resnet50 for build_resnet_backbone"),
         (MOCO, "", VIT, "vit_small_patch16_224 for build_timm_fpn_backbone and its like"),

@@ -1,4 +1,4 @@
-"""The files of data sets: what is missing, and where to get it."""
+"""The files of data sets: the missing ones, and where to get them."""
 
 import os
 from pathlib import Path

@@ -15,8 +15,8 @@ from moco_plugin.transfer.components.coco import CocoFile, read_coco
 from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_root, missing_files, source
 from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
 
-FILE_PREFIX = "coco:"  # a data set of this name is the COCO file whose path follows
-SEMANTIC_PREFIX = "semantic:"  # the same for a list of images and label images, see detectors/semantic.py
+FILE_PREFIX = "coco:"  # before the path of a COCO file
+SEMANTIC_PREFIX = "semantic:"  # before the path of a list of images and label images, see detectors/semantic.py
 PARTS = ("images", "annotations", "categories")  # of a COCO file
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -50,7 +50,7 @@ def _register_file(name: str) -> None:
     path = Path(name.partition(":")[2])
     if name.startswith(FILE_PREFIX):
         content = read_coco(path)
-        # what detectron2 sets when it loads the file, which is not necessary for it
+        # detectron2 sets these two when it loads the file
         ids = sorted(category.id for category in content.categories)
         indices = {key: index for index, key in enumerate(ids)}
         metadata = {"thing_classes": content.class_names(), "thing_dataset_id_to_contiguous_id": indices}
@@ -71,7 +71,7 @@ def _register_file(name: str) -> None:
 def keypoint_metadata(content: CocoFile) -> dict[str, Any]:
     """Return detectron2's metadata for the keypoints of a COCO file's first class that has some; empty if none.
 
-    Keypoints whose names differ in left and right change places in flipped images.
+    Keypoints with names that differ in left and right are swapped in flipped images.
     """
     category = next((category for category in content.categories if category.keypoints), None)
     if category is None:
@@ -92,7 +92,7 @@ def _other_side(name: str) -> str:
 
 
 def require_dataset(name: str) -> None:
-    """Check that a data set is registered, that its folders and lists exist, and that what reads it is installed.
+    """Check that a data set is registered, its folders and lists exist, and the packages that it needs are installed.
 
     A data set that is named by its file is registered first.
 

@@ -10,7 +10,7 @@ from detectron2.structures import Instances
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class PartialMaskHead(MaskRCNNConvUpsampleHead):
-    """detectron2's mask head, whose loss leaves out objects that have no mask (``gt_has_mask``)."""
+    """detectron2's mask head; its loss leaves out objects without a mask (``gt_has_mask``)."""
 
     def forward(self, x: torch.Tensor, instances: list[Instances]) -> Any:
         """Return the loss in training, else the instances with masks."""

@@ -48,12 +48,9 @@ class ResNetShape:
 
         ``MODEL.BACKBONE.NAME`` is among them if detectron2's own builders cannot build it.
         """
-        known = [depth for depth, blocks in NUM_BLOCKS.items() if (depth, blocks) == (self._depth, self.num_blocks)]
-        keys: dict[str, Any] = {
-            "DEPTH": self._depth,
-            "STEM_OUT_CHANNELS": self.stem,
-            "RES2_OUT_CHANNELS": self.channels,
-        }
+        known = NUM_BLOCKS[self._depth] == self.num_blocks
+        keys: dict[str, Any] = {"DEPTH": self._depth, "STEM_OUT_CHANNELS": self.stem}
+        keys["RES2_OUT_CHANNELS"] = self.channels
         if self.bottleneck is not None:
             keys |= {"NUM_GROUPS": self.groups, "WIDTH_PER_GROUP": self.bottleneck // self.groups}
             keys["STRIDE_IN_1X1"] = self.stride_in_1x1
@@ -65,7 +62,7 @@ class ResNetShape:
 
     @property
     def _depth(self) -> int:
-        """The depth with as many blocks, or one with such blocks."""
+        """The depth with these blocks, or else the smallest with blocks of this kind."""
         depths = [depth for depth in NUM_BLOCKS if (depth < 50) == (self.bottleneck is None)]
         return next((depth for depth in depths if NUM_BLOCKS[depth] == self.num_blocks), depths[0])
 
@@ -120,7 +117,7 @@ def resnet_shape(cfg: Any) -> ResNetShape:
     """
     options = cfg.MODEL.RESNETS
     if options.NUM_BLOCKS and len(options.NUM_BLOCKS) != 4:
-        raise UsageError(f"MODEL.RESNETS.NUM_BLOCKS wants four numbers or none, got {list(options.NUM_BLOCKS)}")
+        raise UsageError(f"MODEL.RESNETS.NUM_BLOCKS must be four numbers or empty, got {list(options.NUM_BLOCKS)}")
     if options.DEPTH not in NUM_BLOCKS:
         raise UsageError(f"MODEL.RESNETS.DEPTH is one of {sorted(NUM_BLOCKS)}, got {options.DEPTH}")
     return ResNetShape(

@@ -196,9 +196,7 @@ def freeze(model: nn.Module, freeze_at: int) -> None:
     if freeze_at <= 0:
         return
     if not hasattr(model, "group_matcher"):
-        raise UsageError(
-            f"timm does not say what the stem of {type(model).__name__} is; set MODEL.BACKBONE.FREEZE_AT to 0"
-        )
+        raise UsageError(f"timm does not name the stem of {type(model).__name__}; set MODEL.BACKBONE.FREEZE_AT to 0")
     groups = group_parameters(model, model.group_matcher(coarse=True))  # type: ignore[operator]
     frozen = {name for group, names in groups.items() if group < freeze_at for name in names}
     for name, parameter in model.named_parameters():
@@ -240,18 +238,15 @@ def _check_maps(backbone: TimmBackbone, name: str, channels: int) -> None:
     backbone.eval()
     try:
         maps = backbone(torch.zeros(1, channels, height, width))
+        for key, shape in backbone.output_shape().items():
+            expected = (1, shape.channels, height // shape.stride, width // shape.stride)
+            if maps[key].shape != expected:
+                raise ValueError(f"{key} has shape {tuple(maps[key].shape)}, expected {expected}")
     except (RuntimeError, AssertionError, ValueError) as error:
         raise UsageError(
             f"MODEL.TIMM.NAME: timm's {name} does not take images of any size ({reason(error)}); choose another"
         ) from error
     backbone.train()
-    for map_name, shape in backbone.output_shape().items():
-        expected = (1, shape.channels, height // shape.stride, width // shape.stride)
-        if maps[map_name].shape != expected:
-            raise UsageError(
-                f"MODEL.TIMM.NAME: {map_name} of timm's {name} has shape {tuple(maps[map_name].shape)}, "
-                f"and timm says {expected}; choose another"
-            )
 
 
 @BACKBONE_REGISTRY.register()

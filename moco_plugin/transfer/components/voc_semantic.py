@@ -1,6 +1,7 @@
 """VOC 2012 semantic segmentation: train, val, and train_aug with SBD's labels (Hariharan et al. 2011)."""
 
 import os
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +18,18 @@ AUGMENTED = "SegmentationClassAug"  # the usual name of a folder of label images
 TRAIN_AUG = "train_aug"
 
 
-def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
-    """Register ``{prefix}_train``, ``{prefix}_val`` and ``{prefix}_train_aug``.
+def register_voc_semantic(root: Path) -> None:
+    """Register ``voc_2012_sem_seg_train``, ``_val`` and ``_train_aug``.
 
     Args:
         root: Folder of ``VOC2012`` and, for train_aug, of ``benchmark_RELEASE`` from SBD's archive.
-        prefix: First part of the registered names.
     """
     palette = voc_palette()
     classes = ["background", *CLASS_NAMES]
     voc, sbd = root / "VOC2012", root / "benchmark_RELEASE" / "dataset"
     for split in ("train", "val", TRAIN_AUG):
-        name = f"{prefix}_{split}"
-        DatasetCatalog.register(name, lambda s=split: load_voc_semantic(voc, s, sbd))
+        name = f"voc_2012_sem_seg_{split}"
+        DatasetCatalog.register(name, partial(load_voc_semantic, voc, split, sbd))
         MetadataCatalog.get(name).set(
             dirname=str(voc),
             split=split,
@@ -90,13 +90,8 @@ def _convert_sbd(sbd: Path, labels: list[Path]) -> None:
     """Write label images (PNG with VOC's palette) from SBD's ``cls/*.mat``."""
     if not labels:
         return
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UserError(
-            f"SBD's labels in {sbd / 'cls'} are in Matlab's format, and scipy, which reads it, is not installed; "
-            f"run `pip install scipy`, or put PNG files of them in {labels[0].parent}"
-        ) from error
+    from scipy.io import loadmat
+
     folder = labels[0].parent
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise UserError(
