@@ -22,7 +22,7 @@ from detectron2.config import CfgNode
 import moco_plugin
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.errors import Stopped, UsageError, UserError, command
-from moco_plugin.files import read_json, write_json
+from moco_plugin.files import parse_json, read_json, write_json
 from moco_plugin.runs.run_folder import differences, locked
 from moco_plugin.transfer.checks import check_datasets
 from moco_plugin.transfer.config import fit_device, load_detector_config, merge, scale_to_batch
@@ -166,7 +166,7 @@ def check_batch(cfg: CfgNode, machines: Machines) -> None:
 
 def _settings(cfg: CfgNode) -> dict[str, Any]:
     """Return a config as JSON values, without what differs between trials and machines."""
-    settings: dict[str, Any] = json.loads(json.dumps(cfg))
+    settings: dict[str, Any] = parse_json(json.dumps(cfg), "the config")
     del settings["OUTPUT_DIR"], settings["SEED"], settings["MODEL"]["WEIGHTS"], settings["MODEL"]["DEVICE"]
     return settings
 

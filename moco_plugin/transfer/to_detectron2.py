@@ -16,7 +16,7 @@ from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.to_timm import create_model_arguments
 from moco_plugin.errors import UserError, reason
-from moco_plugin.transfer.components.resnet import resnet_for_weights, shape_of_weights
+from moco_plugin.transfer.components.resnet import resnet_for_weights, settings_of_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 from moco_plugin.transfer.config import as_overrides
 from moco_plugin.weight_files.load import load_file
@@ -119,9 +119,7 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
         return _timm_target(checkpoint, output)
     arrays = to_detectron2(state, checkpoint.head)
     network = Network("detectron2", resnet_for_weights(arrays), STAGES)
-    return _make_target(
-        checkpoint, output, network, arrays, {"stride_in_1x1": False}, shape_of_weights(arrays).settings()
-    )
+    return _make_target(checkpoint, output, network, arrays, {"stride_in_1x1": False}, settings_of_weights(arrays))
 
 
 def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:

@@ -14,7 +14,6 @@ from detectron2.utils.events import EventStorage
 from moco_plugin.errors import UserError
 from moco_plugin.tools.convert_to_d2 import main as convert_to_d2
 from moco_plugin.tools.train_net import main as train_net
-from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
 from moco_plugin.transfer.config import fit_device, load_detector_config
 from moco_plugin.transfer.tasks import TASKS
 from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
@@ -23,7 +22,7 @@ from moco_plugin.weight_files.load import load_file
 from tests.helpers import config_differences as known
 from tests.helpers.checkpoints import official
 from tests.helpers.config_differences import baseline, differences, name_of
-from tests.helpers.detector_inputs import FEW, batch
+from tests.helpers.detector_inputs import FEW, batch, make_resnet
 
 INPUT = {  # of MSRA's weights, and of ours
     "MODEL.RESNETS.STRIDE_IN_1X1": (True, False),
@@ -193,7 +192,7 @@ SMALL = ["INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", "96"]
 def narrow_resnet50(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights for what ``NARROW`` makes of a ResNet-50, as the converter writes them."""
     torch.manual_seed(0)
-    network = make_resnet(ResNetShape((3, 4, 6, 3), 32, bottleneck=8, stem=16))
+    network = make_resnet(RES2_OUT_CHANNELS=32, WIDTH_PER_GROUP=8, STEM_OUT_CHANNELS=16)
     path = tmp_path_factory.mktemp("narrow") / "narrow.pkl"
     save_zoo_pickle(path, {name: tensor.numpy() for name, tensor in network.state_dict().items()}, {})
     return path

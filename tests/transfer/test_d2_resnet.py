@@ -3,29 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet, resnet_for_weights
-
-
-def config(name: str, **options: object) -> CfgNode:
-    cfg = get_cfg()
-    cfg.MODEL.BACKBONE.NAME = name
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    cfg.MODEL.RESNETS.update(options)
-    return cfg
+from moco_plugin.transfer.components.resnet import resnet_for_weights
+from tests.helpers.detector_inputs import make_resnet
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_same_names_shapes_and_features_as_detectron2(depth: int) -> None:
     options = {"DEPTH": depth, "RES2_OUT_CHANNELS": 64 if depth == 18 else 256}
-    ours = build_backbone(config("build_any_width_resnet_backbone", **options)).eval()
-    theirs = build_backbone(config("build_resnet_backbone", **options)).eval()
+    ours = make_resnet(**options).eval()
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.update({"NORM": "BN", "OUT_FEATURES": ["res2", "res3", "res4", "res5"], **options})
+    theirs = build_backbone(cfg).eval()
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
     ours.load_state_dict(theirs.state_dict())
@@ -37,18 +31,17 @@ def test_same_names_shapes_and_features_as_detectron2(depth: int) -> None:
 
 
 def test_any_width_and_number_of_blocks() -> None:
-    cfg = config("build_any_width_resnet_backbone", DEPTH=18, RES2_OUT_CHANNELS=16, NUM_BLOCKS=[1, 2, 3, 1])
-    network = build_backbone(cfg)
+    network = make_resnet(DEPTH=18, RES2_OUT_CHANNELS=16, NUM_BLOCKS=[1, 2, 3, 1])
     assert [len(stage) for stage in network.stages] == [1, 2, 3, 1]
     assert network.output_shape()["res5"] == ShapeSpec(channels=128, stride=32)
     assert network.stem.conv1.weight.shape == (64, 3, 7, 7)
 
-    dilated = config("build_any_width_resnet_backbone", DEPTH=50, RES2_OUT_CHANNELS=32, RES5_DILATION=2)
-    assert build_backbone(dilated).output_shape()["res5"] == ShapeSpec(channels=256, stride=16)
+    dilated = make_resnet(DEPTH=50, RES2_OUT_CHANNELS=32, RES5_DILATION=2)
+    assert dilated.output_shape()["res5"] == ShapeSpec(channels=256, stride=16)
 
 
 def test_weights_that_make_no_resnet_are_refused() -> None:
-    network = make_resnet(ResNetShape((1, 1, 1, 1), 8, stem=8))
+    network = make_resnet(DEPTH=18, NUM_BLOCKS=[1, 1, 1, 1], RES2_OUT_CHANNELS=8, STEM_OUT_CHANNELS=8)
     arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     resnet_for_weights(arrays)
     for wrong, message in (

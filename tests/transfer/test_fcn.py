@@ -169,7 +169,7 @@ def test_inference_takes_the_image_as_it_is(entry: dict[str, object]) -> None:
         (["INPUT.CROP.TYPE", "relative"], "'relative'"),
     ],
 )
-def test_settings_that_cannot_be_right(overrides: list[str], message: str) -> None:
+def test_invalid_settings(overrides: list[str], message: str) -> None:
     cfg = load_detector_config("cityscapes/cityscapes_fcn_R_50_90k_moco", overrides)
     with pytest.raises(UsageError, match=message):
         Mapper(cfg, is_train=True)

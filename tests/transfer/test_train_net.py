@@ -20,12 +20,13 @@ from moco_plugin.sources.idx import load_idx_images
 from moco_plugin.tools.train_net import main
 from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes
-from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
+from moco_plugin.transfer.components.resnet import settings_of_weights
 from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from moco_plugin.transfer.weights import CheckWeights, backbone_tensors
 from moco_plugin.weight_files.load import load_file
 from tests.conftest import TEST, TRAIN
 from tests.helpers.checkpoints import checkpoint, official
+from tests.helpers.detector_inputs import make_resnet
 from tests.helpers.processes import Tool
 
 TINY = """SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 1 SOLVER.IMS_PER_BATCH 2
@@ -87,7 +88,8 @@ def test_seed_decides_the_run(datasets: Path, tmp_path: Path) -> None:
 
 
 def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> None:
-    backbone = make_resnet(ResNetShape((1, 1, 1, 1), 32, bottleneck=8, stem=16))
+    narrow = {"STEM_OUT_CHANNELS": 16, "RES2_OUT_CHANNELS": 32, "WIDTH_PER_GROUP": 8}
+    backbone = make_resnet(NUM_BLOCKS=[1, 1, 1, 1], **narrow)
     arrays = {k: v.numpy() for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_zoo_pickle(tmp_path / "tiny.pkl", arrays, {})
     network = """DATASETS.TRAIN ('toy_voc_train',) DATASETS.TEST ('toy_voc_test',)
@@ -168,11 +170,10 @@ def test_what_is_printed_opens_the_file(
 
 
 def test_weights_of_another_network_are_refused_in_detectron2s_own_trainer(datasets: Path, tmp_path: Path) -> None:
-    network = make_resnet(ResNetShape((2, 2, 2, 2), 64))
-    arrays = {name: value.numpy() for name, value in network.state_dict().items()}
+    arrays = {name: value.numpy() for name, value in make_resnet(DEPTH=18, RES2_OUT_CHANNELS=64).state_dict().items()}
     for metadata, message in (
         ({}, "weights: 5 of 105 backbone tensors filled"),
-        ({"settings": ResNetShape((2, 2, 2, 2), 64).settings()}, "pass MODEL.RESNETS.RES2_OUT_CHANNELS 64$"),
+        ({"settings": settings_of_weights(arrays)}, "pass MODEL.RESNETS.RES2_OUT_CHANNELS 64$"),
     ):
         save_zoo_pickle(tmp_path / "w.pkl", arrays, metadata)
         trainer = own_trainer(tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "w.pkl"))

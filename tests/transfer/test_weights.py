@@ -5,6 +5,7 @@ import re
 import shlex
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,11 +14,11 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
 from moco_plugin.transfer.config import load_detector_config
 from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from moco_plugin.transfer.weights import backbone_tensors, check_input, load_weights
 from moco_plugin.weight_files.load import load_file
+from tests.helpers.detector_inputs import make_resnet
 
 
 class Exploit:
@@ -54,7 +55,7 @@ def fpn_detector() -> torch.nn.Module:
 
 def arrays() -> dict[str, np.ndarray]:
     """A random quarter-width ResNet-18 under detectron2's names, as a converter would write it."""
-    state = make_resnet(ResNetShape((2, 2, 2, 2), 16)).state_dict()
+    state = make_resnet(DEPTH=18, RES2_OUT_CHANNELS=16).state_dict()
     return {k: v.numpy() for k, v in state.items() if not k.endswith("num_batches_tracked")}
 
 
@@ -131,9 +132,17 @@ INPUT = {
     "MODEL.PIXEL_MEAN": [123.675, 116.28, 103.53],
     "MODEL.PIXEL_STD": [58.395, 57.12, 57.375],
 }
-RESNET = {"architecture": "resnet50", "settings": {**INPUT, **ResNetShape((3, 4, 6, 3), 256, 64).settings()}}
-RESNET18 = {"architecture": "resnet18", "settings": {**INPUT, **ResNetShape((2, 2, 2, 2), 64).settings()}}
-QUARTER = {"architecture": "resnet18", "settings": {**INPUT, **ResNetShape((2, 2, 2, 2), 16).settings()}}
+BOTTLENECKS = {"MODEL.RESNETS.NUM_GROUPS": 1, "MODEL.RESNETS.WIDTH_PER_GROUP": 64, "MODEL.RESNETS.STRIDE_IN_1X1": False}
+ANY_WIDTH = {"MODEL.BACKBONE.NAME": "build_any_width_resnet_fpn_backbone"}
+
+
+def resnet(depth: int, channels: int, **more: Any) -> dict[str, Any]:
+    shape = {"DEPTH": depth, "STEM_OUT_CHANNELS": 64, "RES2_OUT_CHANNELS": channels}
+    keys = {f"MODEL.RESNETS.{key}": value for key, value in shape.items()}
+    return {"architecture": f"resnet{depth}", "settings": {**INPUT, **keys, **more}}
+
+
+RESNET, RESNET18, QUARTER = resnet(50, 256, **BOTTLENECKS), resnet(18, 64), resnet(18, 16, **ANY_WIDTH)
 VIT = {
     "architecture": "vit_small_patch16_224",
     "settings": {

@@ -8,7 +8,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.components.resnet import resnet_shape
+from moco_plugin.transfer.components.resnet import make_stage
 
 
 @ROI_HEADS_REGISTRY.register()
@@ -27,7 +27,6 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
                 "Res5ROIHeadsExtraNorm has no deformable convolutions; set "
                 "MODEL.RESNETS.DEFORM_ON_PER_STAGE to False for res5"
             )
-        shape = resnet_shape(cfg)
-        channels = shape.channels * 8
-        layers = OrderedDict((str(index), block) for index, block in enumerate(shape.make_stage(3)))
-        return nn.Sequential(OrderedDict(layers, norm=get_norm(shape.norm, channels))), channels
+        channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+        layers = OrderedDict((str(index), block) for index, block in enumerate(make_stage(cfg, 3)))
+        return nn.Sequential(OrderedDict(layers, norm=get_norm(cfg.MODEL.RESNETS.NORM, channels))), channels
