@@ -32,6 +32,11 @@ class Machines:
         """Training processes on all machines."""
         return self.gpus * self.num_machines
 
+    def arguments(self) -> str:
+        """Return the options of train_net for these machines."""
+        several = f" --num-machines {self.num_machines} --machine-rank {self.machine_rank}" * (self.num_machines > 1)
+        return f"--num-gpus {self.gpus}{several}" + (f" --dist-url {self.dist_url}" if self.dist_url else "")
+
     def check(self) -> None:
         """Raise UsageError if this machine lacks GPUs, or its rank or the address is invalid."""
         if not 1 <= self.gpus <= default_gpus():

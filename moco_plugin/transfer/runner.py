@@ -128,7 +128,8 @@ def run_trials(
                 print(f"trial {index} of {trials}: finished earlier ({folder})", flush=True)
                 continue
             cfg.SEED, cfg.OUTPUT_DIR = index, str(folder)
-            print(f"trial {index} of {trials}: {folder}", flush=True)
+            command_line = f"moco-train-net --config-file {folder / 'config.yaml'} --resume {machines.arguments()}"
+            print(f"trial {index} of {trials}: {command_line}", flush=True)
             if code := _train(cfg, machines):
                 raise UserError(
                     f"trial {index} stopped with exit code {code}, its message is above; the same command resumes "

@@ -228,6 +228,8 @@ def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
         check_batch(cfg, Machines(6))
     with pytest.raises(UsageError, match="--machine-rank is 2"):
         check_batch(cfg, Machines(8, 2, 2, "tcp://host:1"))
+    arguments = "--num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://host:1"
+    assert Machines(8, 2, 1, "tcp://host:1").arguments() == arguments and Machines(2).arguments() == "--num-gpus 2"
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
