@@ -93,7 +93,6 @@ WITHIN = {  # what is opened behind the door, was written by the product itself,
     "transfer/components/voc_semantic.py": {"loadmat(file)"},
     # the system's and installed packages' own
     "pretraining/sizing.py": {".read_text()"},
-    "transfer/compat.py": {"(package / file).read_text("},
 }
 
 

@@ -3,39 +3,30 @@
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from moco_plugin.errors import UserError
-from moco_plugin.files import read_json
+from moco_plugin.transfer.components.coco import Annotation, Image, read_coco
 from moco_plugin.transfer.components.dataset_files import datasets_root, missing_files
 from moco_plugin.transfer.components.dataset_files import source as source_of
-from moco_plugin.transfer.components.datasets import PARTS, is_coco, metadata_of, require_dataset
+from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.tasks import TASKS, find_task
 
-MAX_FILE_BYTES = 256 << 20
-"""Size of the largest file checked; only the published files of COCO and LVIS are larger."""
-CLASS_COUNTS = {
-    "SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"),
-    "RetinaNet": ("RETINANET", "thing_classes"),
-    "": ("ROI_HEADS", "thing_classes"),
-}
-"""Where the config of an architecture has the number of classes, and what metadata call their names."""
+MAX_FILE_BYTES = 256 << 20  # of a file that is checked; only the published files of COCO and LVIS are larger
+CLASS_COUNTS = {"SemanticSegmentor": ("SEM_SEG_HEAD", "stuff_classes"), "RetinaNet": ("RETINANET", "thing_classes")}
+"""Section of the config with the number of classes, and key of their names in metadata, by architecture."""
 
 
 def check_datasets(cfg: CfgNode, names: Iterable[str]) -> None:
-    """Check data sets: files, annotations, and that they have as many classes as the model.
-
-    Where only the files of a data set name its classes, it is read. One without class names is not compared.
+    """Check data sets: their files, their annotations and, where they name classes, the number of classes.
 
     Raises:
         UsageError: No data set of that name is registered.
-        UserError: Files are missing or invalid, or the numbers of classes differ.
+        UserError: Files are missing or invalid, or the model has another number of classes.
     """
-    architecture = cfg.MODEL.META_ARCHITECTURE
-    head, kind = CLASS_COUNTS.get(architecture, CLASS_COUNTS[""])
+    head, kind = CLASS_COUNTS.get(cfg.MODEL.META_ARCHITECTURE, ("ROI_HEADS", "thing_classes"))
     expected = cfg.MODEL[head].NUM_CLASSES
     for name in dict.fromkeys(names):
         require_dataset(name)
@@ -53,17 +44,14 @@ def check_annotations(name: str) -> None:
     """Check the COCO file of a registered data set, where it has one.
 
     Raises:
-        UserError: The file is not valid COCO, has an invalid annotation, or names other classes than the data set.
+        UserError: The file is not valid, or has other classes than the data set.
     """
     metadata = MetadataCatalog.get(name)
     path = Path(getattr(metadata, "json_file", ""))
     if not path.is_file() or path.stat().st_size > MAX_FILE_BYTES:
         return
-    content = read_json(path)
-    if not is_coco(content):
-        raise UserError(f"{path} is not a COCO file; expected lists of {', '.join(PARTS)}")
-    categories = [c for c in content["categories"] if isinstance(c.get("id"), int)]
-    classes = [str(c.get("name")) for c in sorted(categories, key=lambda c: int(c["id"]))]
+    content = read_coco(path)
+    classes = content.class_names()
     expected = [str(name) for name in getattr(metadata, "thing_classes", classes)]
     if getattr(metadata, "evaluator_type", "") == "coco" and classes != expected:
         odd = sorted(set(classes) ^ set(expected)) or ["their order"]
@@ -71,46 +59,28 @@ def check_annotations(name: str) -> None:
             f"{path} has other classes than data set {name!r}: {len(classes)} and {len(expected)}, they differ in "
             f"{', '.join(odd[:3])}; register the file under its own name"
         )
-    images = {image["id"]: image for image in content["images"] if isinstance(image.get("id"), (int, str))}
-    ids = {category["id"] for category in categories}
-    for index, annotation in enumerate(content["annotations"], start=1):
-        if problem := _problem(annotation, images, ids):
-            count = len(content["annotations"])
-            raise UserError(f"{path}: annotation {index} of {count} {problem}; correct the file")
+    images = {image.id: image for image in content.images}
+    ids = {category.id for category in content.categories}
+    for index, annotation in enumerate(content.annotations, start=1):
+        if problem := _problem(annotation, images.get(annotation.image_id), ids):
+            raise UserError(f"{path}: annotation {index} of {len(content.annotations)} {problem}; correct the file")
 
 
-def _problem(annotation: dict[str, Any], images: dict[Any, dict[str, Any]], categories: set[int]) -> str:
+def _problem(annotation: Annotation, image: Image | None, categories: set[int]) -> str:
     """Return the problem of an annotation, or an empty string."""
-    image, category = annotation.get("image_id"), annotation.get("category_id")
-    if not isinstance(image, (int, str)) or image not in images:
-        return f"is of an image that the file does not list ({str(image)[:40]!r})"
-    if not isinstance(category, int) or category not in categories:
-        return f"is of a category that the file does not list ({str(category)[:40]!r})"
-    box: Any = annotation.get("bbox")
-    if not _are_numbers(box) or len(box) != 4 or min(box[2:]) < 0:
-        return "has an invalid bbox; expected four numbers x, y, width, height"
-    mask = annotation.get("segmentation", [])
+    if image is None:
+        return f"is of an image that the file does not list ({str(annotation.image_id)[:40]!r})"
+    if annotation.category_id not in categories:
+        return f"is of a category that the file does not list ({str(annotation.category_id)[:40]!r})"
+    mask, size = annotation.segmentation, (image.height, image.width)
     if isinstance(mask, list):
-        if not all(_are_numbers(polygon) and len(polygon) >= 6 and len(polygon) % 2 == 0 for polygon in mask):
-            return "has an invalid segmentation; expected polygons of at least three points x, y"
-        return ""
-    if not isinstance(mask, dict) or not isinstance(mask.get("counts"), (list, str)):
-        return "has an invalid segmentation; expected polygons or a run-length encoding"
-    size: list[Any] = [images[image].get("height"), images[image].get("width")]
-    if mask.get("size") != size or not all(isinstance(side, int) for side in size):
-        return f"has a mask of size {str(mask.get('size'))[:40]}, and its image is {size}"
-    counts = mask["counts"]
-    if isinstance(counts, list) and not (
-        all(isinstance(n, int) and n >= 0 for n in counts) and sum(counts) == size[0] * size[1]
-    ):
+        odd = any(len(polygon) % 2 for polygon in mask)
+        return "has an invalid polygon; expected pairs of x and y" if odd else ""
+    if mask.size != size:
+        return f"has a mask of size {str(list(mask.size))[:40]}, and its image is {list(size)}"
+    if isinstance(mask.counts, list) and sum(mask.counts) != math.prod(mask.size):
         return "has an invalid run-length encoding; expected counts that add up to the image"
     return ""
-
-
-def _are_numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(n, (int, float)) and abs(n) < 1e9 and math.isfinite(n) for n in value
-    )
 
 
 def list_datasets(tasks: Sequence[str] = ()) -> tuple[str, bool]:

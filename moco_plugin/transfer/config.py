@@ -12,20 +12,20 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import DefaultTrainer
 from detectron2.utils.file_io import PathManager
+from detectron2.utils.logger import log_first_n
 
 import moco_plugin.transfer.components  # noqa: F401  (adds config keys)
 from moco_plugin.errors import UsageError, UserError, did_you_mean
+from moco_plugin.runs.run_folder import flatten
 from moco_plugin.safe_yaml import MAX_BYTES, parse_yaml, read_yaml_file
 from moco_plugin.schema import find_config
 
-logger = logging.getLogger(__name__)
-
 NO_DENSEPOSE = (
-    "this config wants detectron2's DensePose project, which is not installed; run `pip install "
+    "this config needs detectron2's DensePose project, which is not installed; run `pip install "
     "--no-build-isolation git+https://github.com/facebookresearch/detectron2.git#subdirectory=projects/DensePose`"
 )
 SCALED = {"learning rate": "BASE_LR", "warm-up": "WARMUP_ITERS", "drops": "STEPS", "length": "MAX_ITER"}
-"""What the sentence on a scaled schedule calls its keys."""
+"""The keys of a schedule, by their names in messages."""
 
 
 def load_detector_config(config_file: str, overrides: Sequence[Any] = ()) -> CfgNode:
@@ -36,8 +36,8 @@ def load_detector_config(config_file: str, overrides: Sequence[Any] = ()) -> Cfg
         overrides: As for :func:`merge`.
 
     Raises:
-        UsageError: A file, key or value that cannot be right.
-        UserError: The config is one for DensePose, which is not installed.
+        UsageError: An invalid file, key or value.
+        UserError: The config is for DensePose, which is not installed.
     """
     path, cfg = find_config(config_file, "detectron2"), get_cfg()
     with _mistakes(f"config {path}", cfg):
@@ -49,7 +49,7 @@ def load_detector_config(config_file: str, overrides: Sequence[Any] = ()) -> Cfg
 
 
 def parse_detector_config(text: str, source: str, overrides: Sequence[Any] = ()) -> CfgNode:
-    """Return the config that a text holds, as :func:`load_detector_config` does; ``source`` is named in errors."""
+    """Return the config in a text, as :func:`load_detector_config` does; errors name its ``source``."""
     cfg = get_cfg()
     with _mistakes(f"the config in {source}", cfg):
         content = CfgNode(parse_yaml(text, f"the config in {source}"))
@@ -61,14 +61,10 @@ def parse_detector_config(text: str, source: str, overrides: Sequence[Any] = ())
 
 
 def merge(cfg: CfgNode, overrides: Sequence[Any]) -> None:
-    """Change a config.
-
-    Args:
-        cfg: The config.
-        overrides: ``KEY VALUE`` pairs; values are texts, as on detectron2's command line, or of their own type.
+    """Change a config by ``KEY VALUE`` pairs, whose values are texts, as on detectron2's command line, or of their own type.
 
     Raises:
-        UsageError: A key or value that cannot be right.
+        UsageError: An invalid key or value.
     """
     if any(len(str(value)) > MAX_BYTES for value in overrides[1::2]):
         raise UsageError(f"a config override has more than {MAX_BYTES} characters")
@@ -79,14 +75,14 @@ def merge(cfg: CfgNode, overrides: Sequence[Any]) -> None:
 
 
 def as_overrides(settings: Mapping[str, Any]) -> str:
-    """Return keys and values of a config as they are typed on detectron2's command line."""
+    """Return keys and values as they are typed on detectron2's command line."""
     words = [str(word) for pair in settings.items() for word in pair]
     return " ".join(f'"{word}"' if set(word) & set(" []()'") else word for word in words)
 
 
 @contextmanager
 def _mistakes(what: str, cfg: CfgNode) -> Iterator[None]:
-    """Turn what detectron2 and YAML raise inside the block into a UsageError."""
+    """Turn errors of detectron2 and YAML inside the block into a UsageError."""
     try:
         yield
     except (
@@ -97,16 +93,8 @@ def _mistakes(what: str, cfg: CfgNode) -> Iterator[None]:
         if isinstance(error, OSError):
             text = f"{error.filename} cannot be read ({error.strerror})"
         word = text.rsplit(" ", 1)[-1].strip("'\"")
-        hint = did_you_mean(word, _keys(cfg)) if "existent" in text else ""
+        hint = did_you_mean(word, flatten(cfg)) if "existent" in text else ""
         raise UsageError(f"{what} is wrong: {text}{hint}") from error
-
-
-def _keys(node: Any, prefix: str = "") -> list[str]:
-    return [
-        key
-        for name, value in node.items()
-        for key in (_keys(value, f"{prefix}{name}.") if isinstance(value, dict) else [f"{prefix}{name}"])
-    ]
 
 
 def _check_chain(path: str, below: tuple[str, ...] = ()) -> bool:
@@ -135,7 +123,7 @@ def _check_chain(path: str, below: tuple[str, ...] = ()) -> bool:
 
 
 def wants_densepose(content: Mapping[str, Any]) -> bool:
-    """Return whether a config, or what is in its file, turns DensePose on."""
+    """Return whether a config, or the content of its file, turns DensePose on."""
     model = content.get("MODEL")
     return isinstance(model, dict) and bool(model.get("DENSEPOSE_ON"))
 
@@ -145,9 +133,8 @@ def _add_densepose_config(cfg: CfgNode) -> None:
     try:
         import densepose
     except ModuleNotFoundError as error:
-        if error.name != "densepose":
-            raise UserError(f"DensePose needs {error.name}, which is not installed") from error
-        raise UserError(NO_DENSEPOSE) from error
+        needed = f"DensePose needs {error.name}, which is not installed"
+        raise UserError(NO_DENSEPOSE if error.name == "densepose" else needed) from error
     densepose.add_densepose_config(cfg)
 
 
@@ -198,9 +185,6 @@ def scale_to_batch(cfg: CfgNode, images_per_batch: int | None, overrides: Sequen
     return f"images per batch {batch} to {images_per_batch}: {', '.join(changes)} (iterations)"
 
 
-_SAID: set[str] = set()  # by fit_device
-
-
 def fit_device(cfg: CfgNode, say: bool = True) -> list[str]:
     """Adapt a config that is not frozen to the machine, in place; return one sentence for each change, and log it once.
 
@@ -214,21 +198,10 @@ def fit_device(cfg: CfgNode, say: bool = True) -> list[str]:
     if cfg.MODEL.DEVICE == "cpu" and cfg.SOLVER.AMP.ENABLED:
         cfg.SOLVER.AMP.ENABLED = False
         changes.append("SOLVER.AMP.ENABLED: detectron2 has mixed precision on CUDA alone, so it trains in float32")
-    if cfg.MODEL.DEVICE == "cpu" and (paths := _replace_sync_bn(cfg.MODEL, "MODEL")):
-        changes.append(f"{', '.join(paths)}: SyncBN does not train on a CPU, so BN is used")
+    synchronized = [key for key, value in flatten(cfg).items() if key.endswith("NORM") and value == "SyncBN"]
+    if cfg.MODEL.DEVICE == "cpu" and synchronized:
+        cfg.merge_from_list([word for key in synchronized for word in (key, "BN")])
+        changes.append(f"{', '.join(synchronized)}: SyncBN does not train on a CPU, so BN is used")
     for change in changes if say else ():
-        if change not in _SAID:
-            logger.warning(change)
-        _SAID.add(change)
+        log_first_n(logging.WARNING, change, name=__name__, key="message")
     return changes
-
-
-def _replace_sync_bn(node: CfgNode, path: str) -> list[str]:
-    changed = []
-    for key, value in node.items():
-        if isinstance(value, dict):
-            changed += _replace_sync_bn(value, f"{path}.{key}")
-        elif key.endswith("NORM") and value == "SyncBN":
-            node[key] = "BN"
-            changed.append(f"{path}.{key}")
-    return changed

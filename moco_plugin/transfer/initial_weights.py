@@ -1,4 +1,4 @@
-"""The initial weights of a transfer experiment: found, converted if necessary, and checked before training."""
+"""The initial weights of a transfer experiment: found, converted and checked before training."""
 
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,20 +19,14 @@ from moco_plugin.transfer.weights import fetch, fill, read_file
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """Weights as given by the user.
+    """Weights as given by the user; empty for a random start."""
 
-    Attributes:
-        given: Path, address or name; empty for none.
-        source: The file on this machine, or its content, if it was read already; None for none.
-        sha256: Of the file; empty for none.
-    """
-
-    given: str = ""
-    source: Path | Checkpoint | None = None
-    sha256: str = ""
+    given: str = ""  # path, address or name
+    source: Path | Checkpoint | None = None  # the file on this machine, or its content
+    sha256: str = ""  # of the file
 
     def for_detectron2(self, out: Path, machine_rank: int = 0) -> tuple[str, dict[str, Any] | None]:
-        """Return the path for ``MODEL.WEIGHTS`` and its content; a checkpoint is converted into ``out`` first, with proof.
+        """Return the path for ``MODEL.WEIGHTS`` and its content; a checkpoint is converted into ``out`` first.
 
         Args:
             out: Folder of the run.
@@ -63,7 +57,7 @@ def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> I
         default: ``MODEL.WEIGHTS`` of the config.
 
     Raises:
-        UsageError: Weights for a random start, or none for MoCo's.
+        UsageError: A random start with weights, or MoCo's without.
         UserError: There is no such file, or it cannot be fetched.
     """
     if init == "random":
@@ -85,13 +79,13 @@ def check_weights(cfg: CfgNode, content: dict[str, Any] | None) -> dict[str, Any
     """Build the model and fill it with the content of ``MODEL.WEIGHTS`` on the CPU, as every trial does.
 
     Returns:
-        What a converter of ours wrote into the file of where the weights come from, without its proof.
+        Where the weights come from, as our converters write it into the file.
 
     Raises:
         UserError: The weights contradict the config, or leave the backbone random in part.
     """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
-    fit_device(cfg, say=False)  # which tells of the training
+    fit_device(cfg, say=False)
     coverage = fill(build_model(cfg), cfg.MODEL.WEIGHTS, content, cfg=cfg)
     return {key: value for key, value in coverage.metadata.items() if key != "proof"}

@@ -18,8 +18,8 @@ class Machines:
     Attributes:
         gpus: Processes of this machine, one per GPU; 1 is the CPU on a machine without GPUs.
         num_machines: Machines that train together.
-        machine_rank: Number of this machine, from 0.
-        dist_url: Where the machines meet, such as ``tcp://10.0.0.1:29500``; None on a single machine.
+        machine_rank: Index of this machine.
+        dist_url: Address at which the machines meet, such as ``tcp://10.0.0.1:29500``; None on a single machine.
     """
 
     gpus: int = 1
@@ -32,15 +32,13 @@ class Machines:
         """Training processes on all machines."""
         return self.gpus * self.num_machines
 
-    def arguments(self) -> list[str]:
-        """Return them for the command line of train_net."""
-        arguments = ["--num-gpus", str(self.gpus)]
-        if self.num_machines > 1:
-            arguments += ["--num-machines", str(self.num_machines), "--machine-rank", str(self.machine_rank)]
-        return arguments + (["--dist-url", self.dist_url] if self.dist_url else [])
+    def arguments(self) -> str:
+        """Return the options of train_net for these machines."""
+        several = f" --num-machines {self.num_machines} --machine-rank {self.machine_rank}" * (self.num_machines > 1)
+        return f"--num-gpus {self.gpus}{several}" + (f" --dist-url {self.dist_url}" if self.dist_url else "")
 
     def check(self) -> None:
-        """Raise UsageError unless this machine has the GPUs and its number is one of theirs."""
+        """Raise UsageError if this machine lacks GPUs, or its rank or the address is invalid."""
         if not 1 <= self.gpus <= default_gpus():
             raise UsageError(
                 f"--num-gpus (--gpus) is {self.gpus}, and this machine has {torch.cuda.device_count()} GPUs; expected 1"
@@ -63,8 +61,8 @@ def default_gpus() -> int:
 def launch(function: Callable[..., None], machines: Machines, *args: Any) -> None:
     """Call ``function(*args)`` in the processes of this machine, by detectron2's launcher.
 
-    The launcher spawns processes that import detectron2 before anything of this package, so that 0.6 lacks what
-    ``compat`` supplies, unless the main module imports ``moco_plugin.transfer``. They start at ``_worker`` instead.
+    Its processes would import detectron2 before ``compat``, which 0.6 needs, unless the main module imports
+    ``moco_plugin.transfer``; so they start at ``_worker`` in its place.
     """
     module: Any = sys.modules["detectron2.engine.launch"]  # as an attribute of its package it is the function
     original, module._distributed_worker = module._distributed_worker, _worker

@@ -1,4 +1,4 @@
-"""Mapping of a data set's entries to the model's input: detectron2's, with the product's reader of images."""
+"""Mapping of a data set's entries to the model's input: detectron2's, with our decoder of images."""
 
 import copy
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from detectron2.data import DatasetMapper, detection_utils
 
 from moco_plugin.data.decode import CannotDecode, decode, decode_labels
 from moco_plugin.errors import UserError
+from moco_plugin.transfer.augmentation import semantic_augmentations
 
 
 def box_polygon(box: Sequence[float]) -> list[list[float]]:
@@ -23,10 +24,10 @@ def box_polygon(box: Sequence[float]) -> list[list[float]]:
 
 
 class Mapper(DatasetMapper):
-    """detectron2's DatasetMapper, but for the reading of files.
+    """detectron2's DatasetMapper with our decoder of images.
 
-    Images are decoded as everywhere in the product: of explicit formats, so that no program is started for any file, and
-    those of more than 8 bits by a range of values or their depth. JPEG and PNG images of 8 bits are what detectron2 reads.
+    It starts no program for any format, and scales images of more than 8 bits by a range of values or their depth. JPEG and
+    PNG images of 8 bits are as in detectron2.
     """
 
     @configurable
@@ -36,7 +37,10 @@ class Mapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
-        return {**super().from_config(cfg, is_train), "value_range": cfg.INPUT.VALUE_RANGE}
+        options = {**super().from_config(cfg, is_train), "value_range": cfg.INPUT.VALUE_RANGE}
+        if cfg.INPUT.SCALE_RANGE:  # semantic segmentation, which is tested on unchanged images
+            options["augmentations"] = semantic_augmentations(cfg) if is_train else []
+        return options
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Return the entry with ``image``, C x H x W uint8, and in training ``instances`` or ``sem_seg``, H x W int64."""
@@ -65,7 +69,7 @@ class Mapper(DatasetMapper):
     def _transform_annotations(
         self, dataset_dict: dict[str, Any], transforms: Any, image_shape: tuple[int, int]
     ) -> None:
-        """Set ``instances``; objects without a mask get that of their box, and ``gt_has_mask`` says so to the head."""
+        """Set ``instances``; objects without a mask get that of their box and are marked in ``gt_has_mask``."""
         objects = [row for row in dataset_dict.pop("annotations") if not row.get("iscrowd", 0)]
         known = torch.tensor(["segmentation" in row for row in objects], dtype=torch.bool)
         for row in objects:

@@ -1,5 +1,6 @@
 """Transfer experiments as in the papers: several trials from the same weights, their mean and spread."""
 
+import json
 import multiprocessing
 import os
 import shutil
@@ -21,7 +22,7 @@ from detectron2.config import CfgNode
 import moco_plugin
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.errors import Stopped, UsageError, UserError, command
-from moco_plugin.files import read_json, write_json
+from moco_plugin.files import parse_json, read_json, write_json
 from moco_plugin.runs.run_folder import differences, locked
 from moco_plugin.transfer.checks import check_datasets
 from moco_plugin.transfer.config import fit_device, load_detector_config, merge, scale_to_batch
@@ -33,8 +34,7 @@ from moco_plugin.transfer.trainer import RESULTS, Options, train_checked
 CONTEXT = multiprocessing.get_context("spawn")
 OWN = {"OUTPUT_DIR": "--out", "SEED": "--trials", "MODEL.WEIGHTS": "--weights"}
 """Config keys that the runner sets, and the options in their place."""
-DRAWN_ABOVE = 0.3
-"""Smallest score of a drawn detection."""
+DRAWN_ABOVE = 0.3  # smallest score of a drawn detection
 Draw = Callable[[Path, Path, float], None]
 """Draws the predictions of a trial: its folder, the folder to write, the smallest score."""
 
@@ -55,9 +55,9 @@ def run_trials(
 ) -> dict[str, Any]:
     """Train and evaluate the trials that are not finished yet.
 
-    Everything that can be wrong is checked before the first trial. Trial n has the seed n and the folder
-    ``trial_n``; an interrupted trial resumes from its last checkpoint. ``results.json`` is written
-    after each trial. Several machines must share the folder, as detectron2 requires.
+    Config, data sets and weights are checked before the first trial. Trial n has the seed n and the folder ``trial_n``;
+    an interrupted trial resumes from its last checkpoint. ``results.json`` is written after each trial. Several machines
+    must share the folder, as detectron2 requires.
 
     Args:
         task: The experiment, or its name.
@@ -70,15 +70,15 @@ def run_trials(
         images_per_batch: Scales learning rate, warm-up, drops and length to it; None leaves them.
         settings: Changes of the config that the task needs, by key.
         overrides: ``KEY VALUE`` pairs for the config, applied after all else.
-        overwrite: Throw away the trials that the folder holds.
+        overwrite: Delete the trials in the folder.
         draw: Draws the first trial's predictions for a few test images into ``predictions``; None draws none.
 
     Returns:
-        What ``results.json`` holds.
+        The content of ``results.json``.
 
     Raises:
-        UsageError: Arguments that cannot be right, or a folder with trials of other settings.
-        UserError: Data sets or weights that are missing or do not fit, or a trial that failed.
+        UsageError: Invalid arguments, or a folder with trials of other settings.
+        UserError: Data sets or weights are missing or do not fit, or a trial failed.
     """
     task = find_task(task) if isinstance(task, str) else task
     machines = machines or Machines(default_gpus())
@@ -119,7 +119,7 @@ def run_trials(
         save = _write if first else lambda out, record: None
         if sentence:
             print(sentence, flush=True)
-        fit_device(cfg.clone())  # which tells of all trials; each does it for itself
+        fit_device(cfg.clone())  # only to log the changes, which each trial makes itself
         save(out, record)
         done = {trial["trial"] for trial in earlier}
         for index in range(1, trials + 1):
@@ -128,8 +128,8 @@ def run_trials(
                 print(f"trial {index} of {trials}: finished earlier ({folder})", flush=True)
                 continue
             cfg.SEED, cfg.OUTPUT_DIR = index, str(folder)
-            typed = " ".join(["--config-file", str(folder / "config.yaml"), "--resume", *machines.arguments()])
-            print(f"trial {index} of {trials}: moco-train-net {typed}", flush=True)
+            command_line = f"moco-train-net --config-file {folder / 'config.yaml'} --resume {machines.arguments()}"
+            print(f"trial {index} of {trials}: {command_line}", flush=True)
             if code := _train(cfg, machines):
                 raise UserError(
                     f"trial {index} stopped with exit code {code}, its message is above; the same command resumes "
@@ -153,7 +153,7 @@ def _check_overrides(overrides: Sequence[str]) -> None:
 
 
 def check_batch(cfg: CfgNode, machines: Machines) -> None:
-    """Raise UsageError unless the machines exist and the batch can be spread over them evenly."""
+    """Raise UsageError unless the machines exist and the batch can be divided evenly among them."""
     machines.check()
     batch, processes = cfg.SOLVER.IMS_PER_BATCH, machines.processes
     if batch < 1:
@@ -165,12 +165,11 @@ def check_batch(cfg: CfgNode, machines: Machines) -> None:
         )
 
 
-def _settings(value: Any, path: str = "") -> Any:
+def _settings(cfg: CfgNode) -> dict[str, Any]:
     """Return a config as JSON values, without what differs between trials and machines."""
-    if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if f"{path}{key}" not in (*OWN, "MODEL.DEVICE")}
-        return {str(key): _settings(item, f"{path}{key}.") for key, item in kept.items()}
-    return [_settings(item) for item in value] if isinstance(value, (list, tuple)) else value
+    settings: dict[str, Any] = parse_json(json.dumps(cfg), "the config")
+    del settings["OUTPUT_DIR"], settings["SEED"], settings["MODEL"]["WEIGHTS"], settings["MODEL"]["DEVICE"]
+    return settings
 
 
 def _remove_trials(out: Path) -> None:
@@ -180,15 +179,15 @@ def _remove_trials(out: Path) -> None:
 
 
 def _earlier(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the finished trials that the folder holds, and check that they are of the same experiment.
+    """Return the finished trials in the folder.
 
     Raises:
-        UsageError: They are not, or the folder holds something else.
+        UsageError: They are of another experiment, or the folder contains something else.
     """
     path = out / RESULTS
     if not path.exists():
         if folders := sorted(out.glob("trial_*")):
-            raise UsageError(f"{out} holds {folders[0].name} but no {RESULTS}; pass --overwrite or another --out")
+            raise UsageError(f"{out} contains {folders[0].name} but no {RESULTS}; pass --overwrite or another --out")
         return []
     earlier = read_json(path)
     kinds = {"trials": list, "settings": dict}
@@ -198,7 +197,7 @@ def _earlier(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
     before, now = ({**part["settings"], **{key: part.get(key) for key in keys}} for part in (earlier, record))
     if changed := differences(before, now):
         raise UsageError(
-            f"{out} holds trials of other settings ({changed[0]}); pass --overwrite to throw them away, or another --out"
+            f"{out} contains trials of other settings ({changed[0]}); pass --overwrite to delete them, or another --out"
         )
     return [trial for trial in earlier["trials"] if isinstance(trial, dict)]
 
@@ -206,8 +205,8 @@ def _earlier(out: Path, record: dict[str, Any]) -> list[dict[str, Any]]:
 def _trial(cfg: CfgNode, machines: Machines) -> None:
     """Train one trial and exit with the tool's code.
 
-    Its loader processes start as the platform does it, not by spawning as this process: spawned ones would import
-    detectron2 without what ``moco_plugin.transfer`` prepares, unless the main module imports it, as notebooks do not.
+    Its loader processes start by the platform's default, not by spawning as this process: spawned ones would import
+    detectron2 without ``compat``'s shims, unless the main module imports ``moco_plugin.transfer``.
     """
     multiprocessing.set_start_method(None, force=True)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -215,7 +214,7 @@ def _trial(cfg: CfgNode, machines: Machines) -> None:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it was killed: the same command then trains in the folder again."""
+    """End this process when its parent was killed, so that the same command can train in the folder again."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -228,33 +227,23 @@ def _train(cfg: CfgNode, machines: Machines) -> int:
     Raises:
         Stopped: By a signal, which ends the trial as well.
     """
-    received: list[int] = []
-    process = CONTEXT.Process(target=_trial, args=(cfg, machines))
 
     def stop(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if process.pid is not None:
-            process.terminate()
+        name = signal.Signals(number).name
+        raise Stopped(f"stopped by {name}; the same command resumes the trial from its last checkpoint", number)
 
+    process = CONTEXT.Process(target=_trial, args=(cfg, machines))
     known = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.signal(number, stop) for number in known if signal.getsignal(number) != signal.SIG_IGN}
     try:
         process.start()
-        if received:  # before there was a process
-            process.terminate()
-        try:
-            process.join()
-        except BaseException:  # Ctrl-C
-            process.kill()
-            raise
+        process.join()
     finally:
+        if process.is_alive():  # a signal or Ctrl-C
+            process.kill()
+            process.join()
         for number, handler in before.items():
             signal.signal(number, handler)
-    if received:
-        raise Stopped(
-            f"stopped by {signal.Signals(received[0]).name}; the same command resumes the trial from its last checkpoint",
-            received[0],
-        )
     return process.exitcode or 0
 
 
@@ -273,10 +262,9 @@ def _write(out: Path, record: dict[str, Any]) -> None:
     mean: dict[str, float | None] = {}
     std: dict[str, float | None] = {}
     for name in names:
-        values = [trial[name] for trial in trials]
-        known = None not in values  # detectron2 has no number where nothing was found
-        mean[name] = statistics.fmean(values) if known else None
-        std[name] = statistics.stdev(values) if known and len(values) > 1 else None
+        values = [trial[name] for trial in trials]  # None where nothing was found
+        mean[name] = None if None in values else statistics.fmean(values)
+        std[name] = None if None in values or len(values) < 2 else statistics.stdev(values)
     record |= {"mean": mean, "std": std}
     write_json(out / RESULTS, record)
 

@@ -12,7 +12,7 @@ INITIALISATIONS = ("random", "supervised", "moco")
 
 @dataclass(frozen=True)
 class Metric:
-    """A number that a paper reports: its name there, and where detectron2's evaluators put it, in percent."""
+    """A number that a paper reports, in percent: its name there, and its group and key in detectron2's results."""
 
     name: str
     group: str
@@ -20,7 +20,7 @@ class Metric:
 
     @property
     def path(self) -> str:
-        """Its name in a run's ``results.json``, such as ``bbox/AP50``."""
+        """The name in ``results.json``, such as ``bbox/AP50``."""
         return f"{self.group}/{self.key}"
 
 
@@ -29,12 +29,12 @@ class Task:
     """A transfer experiment.
 
     Attributes:
-        name: As ``tools/transfer.py --task`` takes it.
-        title: What it is.
+        name: The value of ``tools/transfer.py --task``.
+        title: A description in a few words.
         configs: Name of the config under ``configs/detectron2`` for each initialisation.
         datasets: Registered names of the data sets to train and to test on.
         metrics: The paper's, in its order.
-        note: What the papers say of their numbers.
+        note: What the papers say about their numbers.
     """
 
     name: str

@@ -16,11 +16,10 @@ from moco_plugin.checkpoints.formats import Format, Network, Target, stages_of
 from moco_plugin.checkpoints.read import Checkpoint
 from moco_plugin.checkpoints.to_timm import create_model_arguments
 from moco_plugin.errors import UserError, reason
-from moco_plugin.transfer.components.resnet import resnet_for_weights, shape_of_weights
+from moco_plugin.transfer.components.resnet import resnet_for_weights, settings_of_weights
 from moco_plugin.transfer.components.timm_backbone import build_timm_backbone
 from moco_plugin.transfer.config import as_overrides
-from moco_plugin.weight_files.load import read_pickle
-from moco_plugin.weight_files.unpickle import UnsafePickle
+from moco_plugin.weight_files.load import load_file
 
 # of a ResNet without squeeze-and-excitation, deep stem and the like, under torchvision's (and timm's) names
 PLAIN_RESNET = re.compile(r"(conv1|bn1|layer[1-4]\.\d+\.(conv[123]|bn[123]|downsample\.[01]))\.\w+")
@@ -40,11 +39,9 @@ def detectron2_name(name: str) -> str:
 
 
 def to_detectron2(state: Mapping[str, Tensor], head: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-    """Return the arrays that go into a detectron2 ``.pkl``.
+    """Return the arrays of a detectron2 ``.pkl``, from weights of a plain ResNet in torchvision's (and timm's) names.
 
-    Args:
-        state: Weights of a plain ResNet in torchvision's (and timm's) names.
-        head: The projection head (``fc...``); it is written as ``stem.fc...``, which detectron2 ignores.
+    The projection head (``fc...``) becomes ``stem.fc...``, which detectron2 ignores.
     """
     return {detectron2_name(name): value.numpy() for name, value in {**state, **head}.items()}
 
@@ -53,7 +50,7 @@ def detectron2_source(checkpoint: Checkpoint) -> Network:
     """Return detectron2's ResNet with the unchanged weights of a detectron2 file.
 
     Raises:
-        UserError: They do not make up a ResNet.
+        UserError: They are not the weights of a ResNet.
     """
     names = re.compile(r"(?:\S*\.)?((?:stem|res[2-5])\.\S+)")
     arrays = {
@@ -63,7 +60,7 @@ def detectron2_source(checkpoint: Checkpoint) -> Network:
 
 
 def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> nn.Module:
-    """Build ``build_timm_backbone``'s network and load weights, whose names start with ``model.``.
+    """Build ``build_timm_backbone``'s network and load weights with names that start with ``model.``.
 
     Raises:
         UserError: The weights leave a tensor of the network unfilled.
@@ -76,7 +73,7 @@ def timm_backbone_for_weights(name: str, arguments: Mapping[str, Any], arrays: M
     try:
         missing, _ = network.load_state_dict(tensors, strict=False, assign=True)
     except RuntimeError as error:
-        raise UserError(f"MODEL.TIMM.NAME {name} makes no network that holds these weights: {reason(error)}") from error
+        raise UserError(f"MODEL.TIMM.NAME {name} does not fit these weights: {reason(error)}") from error
     if missing:
         raise UserError(f"the weights lack {missing[0]} and {len(missing) - 1} more tensors of timm's {name}")
     return network.eval()
@@ -90,37 +87,6 @@ class _Pickler(pickle._Pickler):
             self.write(pickle.GLOBAL + b"numpy.core.multiarray\n_reconstruct\n")  # type: ignore[attr-defined]
         else:
             super().save_global(obj, name)  # type: ignore[misc]
-
-
-def load_zoo_pickle(path: str | Path) -> dict[str, Any]:
-    """Read a ``.pkl`` of detectron2's or Detectron's model zoo; no code in the file is run.
-
-    Args:
-        path: A pickle of dicts, lists, strings, numbers and numpy arrays.
-
-    Returns:
-        The pickled dict: ``{"model": {name: array}, "__author__": ...}`` in detectron2's format.
-
-    Raises:
-        UserError: The file cannot be read, is not a pickle of a dict, or has anything but the above.
-    """
-    try:
-        model = read_pickle(path, placeholders=False)
-    except UserError:
-        raise
-    except UnsafePickle as error:
-        raise UserError(
-            f"{path} is unsafe: unpickling it would call {error}; a weight file needs only arrays and "
-            "builtins, so get one that holds nothing else"
-        ) from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); check the path") from error
-    except Exception as error:  # broken pickles raise almost anything
-        said = reason(error) or type(error).__name__
-        raise UserError(f"{path} is not a complete pickle file ({said})") from error
-    if not isinstance(model, dict):
-        raise UserError(f"{path} holds a {model.name}; expected a dict, as in the model zoo")
-    return model
 
 
 def save_zoo_pickle(path: str | Path, model: Mapping[str, np.ndarray], metadata: dict[str, Any]) -> None:
@@ -138,13 +104,13 @@ def save_zoo_pickle(path: str | Path, model: Mapping[str, np.ndarray], metadata:
         "moco_plugin": metadata,
     }
     with open(path, "wb") as file:
-        pickler = _Pickler(file, protocol=3)  # the oldest protocol that holds bytes as bytes
+        pickler = _Pickler(file, protocol=3)  # the oldest protocol that keeps bytes as bytes
         pickler.fast = True  # no memo: whether two equal strings are one object must not change the bytes
         pickler.dump(content)
 
 
 def _target(checkpoint: Checkpoint, output: Path) -> Target:
-    """A plain ResNet is written for detectron2's own, whose stages double in width, as the released code writes it."""
+    """Return a target for detectron2's own ResNet, as the released code's converter writes it, or for timm's networks."""
     state = checkpoint.backbone.state_dict()
     widths = [info["num_chs"] for info in getattr(checkpoint.backbone, "feature_info", ())][1:]
     if not all(PLAIN_RESNET.fullmatch(name) for name in state) or any(
@@ -153,52 +119,53 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
         return _timm_target(checkpoint, output)
     arrays = to_detectron2(state, checkpoint.head)
     network = Network("detectron2", resnet_for_weights(arrays), STAGES)
-    settings = _input_settings(checkpoint) | shape_of_weights(arrays).settings()
-    details = {"target": "detectron2", "stride_in_1x1": False, "settings": settings}
-    return Target(network, arrays, details, _opens(output, settings), write=_write, read=_read)
-
-
-def _input_settings(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what every network's config has to say of images; detectron2 counts colours to 255."""
-    view = checkpoint.view
-    mean, std = ([round(255 * value, 3) for value in values] for values in (view.mean, view.std))
-    return {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std}
-
-
-def _opens(output: Path, settings: Mapping[str, Any]) -> str:
-    return as_overrides({"MODEL.WEIGHTS": str(output), **settings})
+    return _make_target(checkpoint, output, network, arrays, {"stride_in_1x1": False}, settings_of_weights(arrays))
 
 
 def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
-    """Any other timm network is written for ``build_timm_backbone``, under timm's names below ``model.``."""
+    """Return a target for ``build_timm_backbone``, with timm's names below ``model.``."""
     name, arguments = create_model_arguments(checkpoint.architecture, checkpoint.arguments, checkpoint.backbone)
     arrays = {f"model.{key}": value.numpy() for key, value in checkpoint.backbone.state_dict().items()}
     network = timm_backbone_for_weights(name, arguments, arrays)
     kept = {key for key, _ in network.named_modules()}  # layers behind the last map are removed
     stages = [f"model.{stage}" for stage in stages_of(checkpoint.backbone)]
-    settings = _input_settings(checkpoint) | {
+    settings = {
         "MODEL.BACKBONE.NAME": "build_timm_fpn_backbone",
         "MODEL.TIMM.NAME": name,
         "MODEL.TIMM.ARGS": [part for pair in arguments.items() for part in pair],
     }
-    return Target(
+    target = _make_target(
+        checkpoint,
+        output,
         Network("detectron2", network, [stage for stage in stages if stage in kept]),
         arrays,
-        {"target": "detectron2", "timm_name": name, "timm_arguments": arguments, "settings": settings},
-        _opens(output, settings),
-        source_stages=lambda source: [s for s, t in zip(source, stages, strict=True) if t in kept],
-        write=_write,
-        read=_read,
+        {"timm_name": name, "timm_arguments": arguments},
+        settings,
     )
+    target.source_stages = lambda source: [s for s, t in zip(source, stages, strict=True) if t in kept]
+    return target
 
 
-def _write(path: Path, metadata: dict[str, Any], state: Mapping[str, np.ndarray]) -> None:
-    save_zoo_pickle(path, state, metadata)
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    model: dict[str, np.ndarray] = load_zoo_pickle(path)["model"]
-    return model
+def _make_target(
+    checkpoint: Checkpoint,
+    output: Path,
+    network: Network,
+    arrays: dict[str, np.ndarray],
+    details: dict[str, Any],
+    settings: dict[str, Any],
+) -> Target:
+    """Return a target with these details and settings in its file, and those of images with values from 0 to 255."""
+    view = checkpoint.view
+    mean, std = ([round(255 * value, 3) for value in values] for values in (view.mean, view.std))
+    settings = {"INPUT.FORMAT": "RGB", "MODEL.PIXEL_MEAN": mean, "MODEL.PIXEL_STD": std, **settings}
+    return Target(
+        network,
+        arrays,
+        {"target": "detectron2", **details, "settings": settings},
+        as_overrides({"MODEL.WEIGHTS": str(output), **settings}),
+        write=lambda path, metadata, state: save_zoo_pickle(path, state, metadata),
+        read=lambda path: load_file(path).content["model"],
+    )
 
 
 DETECTRON2 = Format("detectron2", (".pkl",), _target, source=detectron2_source)

@@ -1,4 +1,4 @@
-"""Loader of training images whose order, batches and augmentation are functions of the seed and the iteration."""
+"""Loader of training images; order, batches and augmentation are functions of the seed and the iteration."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +19,7 @@ Entry = dict[str, Any]
 
 
 class _Images(Dataset[Entry]):
-    """Entries by position and index, each augmented with generators seeded by its position."""
+    """Entries by position and index, augmented with generators that are seeded by the position."""
 
     def __init__(self, entries: Sequence[Entry], mapper: Callable[[Entry], Entry], seed: int) -> None:
         self.entries, self.mapper, self.seed = entries, mapper, seed
@@ -36,7 +36,7 @@ def global_batches(order: Iterable[int], wide: Sequence[bool], size: int) -> Ite
     Args:
         order: Indices of images.
         wide: Which images are wider than high: a batch has one kind; empty to mix them.
-        size: Images of a batch.
+        size: Images in a batch.
     """
     batches: defaultdict[bool, list[int]] = defaultdict(list)
     for index in order:
@@ -48,17 +48,17 @@ def global_batches(order: Iterable[int], wide: Sequence[bool], size: int) -> Ite
 
 
 class TrainLoader:
-    """Batches of one process: its part of the batches of all, whatever the number of processes and loader processes.
+    """Batches of one process: its share of global batches that do not depend on the number of (loader) processes.
 
-    detectron2's own augments by a seed of each process and loader process, and groups images by orientation in each.
+    detectron2's loader seeds the augmentation and groups images by orientation in each process.
 
     Args:
         cfg: A detectron2 config; a negative ``SEED`` draws one, the same in all processes.
         mapper: Turns an entry of a data set into the model's input; None for detectron2's.
 
     Attributes:
-        start: The iteration to begin at, until the first batch is asked for.
-        period: Begin again after so many batches; None for never.
+        start: The first iteration; it can be changed before the first batch.
+        period: Repeat after this number of batches; None for never.
 
     Raises:
         UsageError: The batch cannot be spread evenly over the processes.
@@ -80,7 +80,7 @@ class TrainLoader:
         self.images = _Images(entries, parts["mapper"], seed)
 
     def _positions(self) -> Iterator[tuple[int, int]]:
-        """Yield positions in the order of all processes, and the indices of the images there, of this process."""
+        """Yield the positions of this process in the global order, and the indices of the images there."""
         batches = global_batches(self.sampler._infinite_indices(), self.wide, self.size)
         for iteration, batch in enumerate(islice(batches, self.start, self.period), self.start):
             first = self.rank * self.share

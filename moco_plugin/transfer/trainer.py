@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
@@ -26,19 +25,17 @@ from moco_plugin.data.order import seed_of
 from moco_plugin.errors import UsageError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.checks import check_datasets
-from moco_plugin.transfer.compat import before_evaluation
-from moco_plugin.transfer.components.dataset_files import PACKAGES
+from moco_plugin.transfer.compat import prepare_cityscapes
 from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, wants_densepose
 from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
 from moco_plugin.transfer.mapper import Mapper
-from moco_plugin.transfer.semantic_mapper import SemanticMapper
 from moco_plugin.transfer.train_loader import TrainLoader
 from moco_plugin.transfer.weights import load_weights, read_file
 
 RESULTS = "results.json"
-COCO_DETECTIONS = 100  # of an image: what COCO's evaluation takes
+COCO_DETECTIONS = 100  # per image in COCO's evaluation
 
 
 class _Description:
@@ -60,12 +57,7 @@ class _Description:
 
 
 class Trainer(DefaultTrainer):
-    """detectron2's trainer with our order of images; checks that the backbone is loaded, and writes ``results.json``.
-
-    Args:
-        cfg: A detectron2 config.
-        allow_partial: Train even if the weights leave part of the backbone random.
-    """
+    """detectron2's trainer with our order of images; checks that the backbone is loaded, and writes ``results.json``."""
 
     def __init__(self, cfg: CfgNode, allow_partial: bool = False) -> None:
         self.allow_partial = allow_partial
@@ -74,7 +66,7 @@ class Trainer(DefaultTrainer):
         self.checkpointer.add_checkpointable("moco_plugin", _Description(cfg))
 
     def resume_or_load(self, resume: bool = True) -> None:
-        """Resume the run in ``OUTPUT_DIR`` if requested and possible, else load ``MODEL.WEIGHTS``."""
+        """Resume the run in ``OUTPUT_DIR`` if requested and possible; otherwise load ``MODEL.WEIGHTS``."""
         if resume and self.checkpointer.has_checkpoint():
             read_file(self.checkpointer.get_checkpoint_file())
             super().resume_or_load(resume=True)
@@ -83,39 +75,39 @@ class Trainer(DefaultTrainer):
             load_weights(self.model, self.cfg.MODEL.WEIGHTS, self.allow_partial, self.cfg)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return detectron2's state, the optimizer's, which v0.6 leaves out, and RetinaNet's mean counts of anchors."""
+        """Return the trainer's state; v0.6 leaves out the optimizer, and all versions RetinaNet's mean counts of anchors."""
         own = {"_trainer": self._trainer.state_dict(), "loss_normalizers": self.loss_normalizers}
         return {**own, **super().state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state; one of v0.6's own trainer has no optimizer's."""
+        """Restore a state; v0.6's own trainer saves none of the optimizer."""
         super().load_state_dict(state_dict)
         if "_trainer" in state_dict:
             if self.cfg.SOLVER.AMP.ENABLED and "grad_scaler" not in state_dict["_trainer"]:
                 raise UsageError(
-                    f"{self.cfg.OUTPUT_DIR} holds a run in full precision, and SOLVER.AMP.ENABLED is True; resume it with "
-                    "SOLVER.AMP.ENABLED False, or start another OUTPUT_DIR"
+                    f"{self.cfg.OUTPUT_DIR} contains a run in full precision, and SOLVER.AMP.ENABLED is True; resume it "
+                    "with SOLVER.AMP.ENABLED False, or start another OUTPUT_DIR"
                 )
             self._trainer.load_state_dict(state_dict["_trainer"])
         if means := state_dict.get("loss_normalizers"):
             self.checkpointer.model.loss_normalizer = means[comm.get_rank() % len(means)]
 
     def run_step(self) -> None:
-        """Train on a batch; what the model draws is a function of seed, iteration and process too."""
+        """Train on a batch; the model's random numbers are functions of seed, iteration and process."""
         if self.cfg.SEED >= 0:
             torch.manual_seed(seed_of(self.cfg.SEED, self.iter, comm.get_rank()))
         with torch.jit.optimized_execution(False):  # RetinaNet's scripted loss rounds as in a process's first calls
             super().run_step()
 
     def after_step(self) -> None:
-        """Run the hooks, of which one process's saves what all have: each of RetinaNet's counts its own anchors."""
+        """Run the hooks; before one saves, gather the counts of anchors, which differ between RetinaNet's processes."""
         due = (self.iter + 1) % self.cfg.SOLVER.CHECKPOINT_PERIOD == 0 or self.iter + 1 >= self.max_iter
         if due and hasattr(self.checkpointer.model, "loss_normalizer"):
             self.loss_normalizers = comm.all_gather(self.checkpointer.model.loss_normalizer)
         super().after_step()
 
     def build_hooks(self) -> list[HookBase]:
-        """Return detectron2's hooks; precise batch norm takes the same images each time."""
+        """Return detectron2's hooks; precise batch norm uses the same images each time."""
         hooks: list[HookBase] = super().build_hooks()
         for hook in hooks:
             if isinstance(hook, PreciseBN):
@@ -124,21 +116,21 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:
-        """Return our loader, with the mapping that the task wants; DensePose's project has its own."""
+        """Return our loader, or that of DensePose's project."""
         if wants_densepose(cfg):
             return _densepose_trainer().build_train_loader(cfg)
-        return TrainLoader(cfg, _mapper(cfg, is_train=True))
+        return TrainLoader(cfg, Mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
-        """Return detectron2's loader, with the mapping that the task wants."""
+        """Return detectron2's loader with our mapping, or that of DensePose's project."""
         if wants_densepose(cfg):
             return _densepose_trainer().build_test_loader(cfg, dataset_name)
-        return build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        """Return the evaluator that the data set's metadata name; for DensePose those of its project."""
+        """Return the evaluator of the data set, or that of DensePose's project."""
         if wants_densepose(cfg):
             return _densepose_trainer().build_evaluator(cfg, dataset_name, f"{cfg.OUTPUT_DIR}/inference")
         return build_evaluator(cfg, dataset_name)
@@ -155,17 +147,9 @@ class Trainer(DefaultTrainer):
 
 
 def _densepose_trainer() -> Any:
-    """Return the trainer class of the DensePose project, which builds loaders and evaluators."""
     from densepose.engine import Trainer
 
     return Trainer
-
-
-def _mapper(cfg: CfgNode, is_train: bool) -> Mapper:
-    """Return the mapping of data set entries; detectron2's has no random scale."""
-    kind = SemanticMapper if cfg.INPUT.SCALE_RANGE else Mapper
-    mapper: Mapper = kind(cfg, is_train)
-    return mapper
 
 
 def _plain(value: Any) -> Any:
@@ -178,13 +162,9 @@ def _plain(value: Any) -> Any:
 def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     """Return detectron2's evaluator for a data set.
 
-    Results are percentages: AP, AP50, AP75 of boxes for Pascal VOC; the same and more of boxes, masks and
-    keypoints for COCO and LVIS, whichever the model gives; AP and AP50 of masks for Cityscapes' instances; IoU for
-    Cityscapes' semantic segmentation; mIoU for any other.
-
-    Args:
-        cfg: A detectron2 config; predictions are kept in ``inference`` of its ``OUTPUT_DIR``.
-        name: A registered data set.
+    Results are percentages: AP, AP50, AP75 of boxes for Pascal VOC; the same and more of the model's boxes, masks and
+    keypoints for COCO and LVIS; AP and AP50 of masks for Cityscapes' instances; IoU for Cityscapes' semantic segmentation;
+    mIoU for other label images. Predictions are kept in ``inference`` of ``OUTPUT_DIR``.
 
     Raises:
         UsageError: The data set is of another kind.
@@ -205,27 +185,20 @@ def build_evaluator(cfg: CfgNode, name: str) -> DatasetEvaluator:
     }
     if kind not in evaluators:
         raise UsageError(f"data set {name!r} is evaluated as {kind!r}; known here are {', '.join(evaluators)}")
-    for package in PACKAGES.get(kind, ()):
-        before_evaluation(package)
+    if kind.startswith("cityscapes"):
+        prepare_cityscapes()
     evaluator, options = evaluators[kind]
     return evaluator(name, **options)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What ``tools/train_net.py`` can be asked for; detectron2 logs them.
+    """Options of ``tools/train_net.py``; detectron2 logs them."""
 
-    Attributes:
-        resume: Resume from the last checkpoint in ``OUTPUT_DIR``, if there is one.
-        eval_only: Evaluate ``MODEL.WEIGHTS`` on ``DATASETS.TEST``.
-        allow_partial: Accept weights that leave a part of the backbone random.
-        brief: Print only progress and warnings; ``log.txt`` and ``stdout.txt`` in ``OUTPUT_DIR`` have the rest.
-    """
-
-    resume: bool = False
-    eval_only: bool = False
-    allow_partial: bool = False
-    brief: bool = False
+    resume: bool = False  # from the last checkpoint in OUTPUT_DIR, if there is one
+    eval_only: bool = False  # evaluate MODEL.WEIGHTS on DATASETS.TEST
+    allow_partial: bool = False  # accept weights that leave a part of the backbone random
+    brief: bool = False  # print only progress and warnings; log.txt and stdout.txt in OUTPUT_DIR have the rest
 
 
 def train(
@@ -241,13 +214,13 @@ def train(
     Args:
         config: A path, or a name below ``configs/detectron2``.
         overrides: ``KEY VALUE`` pairs, as on detectron2's command line.
-        options: What is asked for.
+        options: Whether to resume, or only to evaluate.
         overwrite: Replace the run in ``OUTPUT_DIR``.
         machines: The processes.
 
     Raises:
         UsageError: Invalid arguments, or a run in ``OUTPUT_DIR`` that is neither resumed nor overwritten.
-        UserError: Data sets or weights that are missing or do not fit.
+        UserError: Data sets or weights are missing or do not fit.
     """
     machines.check()
     cfg = load_detector_config(config, overrides)
@@ -256,8 +229,7 @@ def train(
     earlier = [path for path in (output / RESULTS, output / "last_checkpoint") if path.exists()]
     if earlier and not (options.resume or overwrite):
         raise UsageError(
-            f"{output} holds a run already ({earlier[0].name}) and was kept; "
-            "pass --resume, --overwrite or another OUTPUT_DIR"
+            f"{output} contains a run ({earlier[0].name}) and was kept; pass --resume, --overwrite or another OUTPUT_DIR"
         )
     if overwrite and not options.eval_only and not options.resume:  # detectron2 would append to some of them
         for pattern in (RESULTS, "last_checkpoint", "model_*.pth", "metrics.json", "events.out.*", "log.txt*"):
@@ -279,10 +251,8 @@ def train_checked(cfg: CfgNode, options: Options, machines: Machines) -> None:
 def _run(cfg: CfgNode, options: Options) -> None:
     """Train and evaluate, or only evaluate, in each process that detectron2 launches."""
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="moco_plugin")
-    for message in ("torch.meshgrid", "torch.jit.script", "NumPy array is not writable"):  # detectron2's to mend
-        warnings.filterwarnings("ignore", message=f".*{message}.*")
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
-        require_dataset(name)  # registers what is named by its file, in this process too
+        require_dataset(name)  # in this process, too, it registers data sets that are named by their files
     with _progress_alone(cfg.OUTPUT_DIR) if options.brief else nullcontext():
         default_setup(cfg, options)
         if options.eval_only:
@@ -297,7 +267,7 @@ def _run(cfg: CfgNode, options: Options) -> None:
 
 @contextmanager
 def _progress_alone(output: str) -> Iterator[None]:
-    """Let the terminal show progress and warnings alone; ``log.txt`` and ``stdout.txt`` in a folder get everything."""
+    """Show only progress and warnings in the terminal; ``log.txt`` and ``stdout.txt`` in a folder get everything."""
 
     def is_shown(record: logging.LogRecord) -> bool:
         progress = record.name.startswith("moco_plugin") or record.name == "detectron2.utils.events"

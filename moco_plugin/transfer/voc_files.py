@@ -10,14 +10,14 @@ VOID = 255  # label of pixels that count for nothing
 
 
 def write_palette_png(path: Path, array: np.ndarray, palette: Sequence[int]) -> None:
-    """Write numbers (uint8, H x W) as a picture whose colours ``palette`` gives, three to a number."""
+    """Write class numbers (uint8, H x W) as an image with a palette of three values per number."""
     picture = Image.fromarray(array).convert("P")
     picture.putpalette(list(palette))
     picture.save(path)
 
 
 def voc_palette() -> list[int]:
-    """Return VOC's 256 colours, three numbers each: the bits of a class number spread over red, green, blue."""
+    """Return VOC's 256 colours, three values each: the bits of a class number spread over red, green and blue."""
     colours = []
     for index in range(256):
         for channel in range(3):

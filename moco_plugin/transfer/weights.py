@@ -1,9 +1,9 @@
 """Loading of weights into a detector, with a count of the backbone tensors that were filled."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from moco_plugin.errors import UserError, reason
 from moco_plugin.files import fetching
 from moco_plugin.transfer.components.timm_backbone import BUILDERS, network_arguments
 from moco_plugin.transfer.config import as_overrides
-from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
 from moco_plugin.weight_files.load import load_file
 
 logger = logging.getLogger(__name__)
@@ -33,13 +32,13 @@ ADVICE = "convert the file with tools/convert_to_d2.py"
 
 @dataclass(frozen=True)
 class Coverage:
-    """The part of a detector's backbone that a weight file filled."""
+    """The part of a detector that a weight file filled."""
 
     source: str
-    tensors: tuple[str, ...]  # names of all backbone tensors in the detector
+    tensors: tuple[str, ...]  # names of the backbone's tensors
     missing: tuple[str, ...]  # those that the file did not fill: absent there, or of another shape
-    unfilled: frozenset[str]  # names of all tensors in the detector, heads included, that it did not fill
-    metadata: Mapping[str, Any]  # what a converter of ours wrote into the file; empty for others
+    unfilled: frozenset[str]  # the same of all tensors, heads included
+    metadata: Mapping[str, Any]  # written by our converters; empty in other files
 
     def __str__(self) -> str:
         if not self.source:
@@ -65,37 +64,15 @@ def backbone_tensors(model: nn.Module) -> list[str]:
         for name in model.state_dict()
         if name.startswith(tuple(prefixes))
         and not name.endswith(".num_batches_tracked")
-        and not re.match(r"roi_heads\.res5\.norm\.", name)
+        and not name.startswith("roi_heads.res5.norm.")
     ]
-
-
-class _CountingCheckpointer(DetectionCheckpointer):
-    """detectron2's loading and name matching of safely read content; records unfilled tensors."""
-
-    content: dict[str, Any]
-    missing_keys: frozenset[str] = frozenset()
-
-    def _load_file(self, filename: str) -> dict[str, Any]:
-        content = self.content  # detectron2 would unpickle the file again, without checks
-        if not filename.endswith(".pkl"):
-            return content if "model" in content else {"model": content}
-        if "model" in content and "__author__" in content:
-            return content
-        blobs = content.get("blobs", content)  # Detectron's model zoo
-        model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
-        return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
-
-    def _load_model(self, checkpoint: Any) -> Any:
-        incompatible = super()._load_model(checkpoint)
-        self.missing_keys = frozenset(incompatible.missing_keys)
-        return incompatible
 
 
 def read_file(path: str) -> dict[str, Any]:
     """Read a weight file without running any code in it.
 
     Raises:
-        UserError: The file is missing, broken or holds more than tensors, arrays and builtins.
+        UserError: The file is missing or broken, or contains more than tensors, arrays and builtins.
     """
     if is_released(path):
         raise UserError(
@@ -104,30 +81,29 @@ def read_file(path: str) -> dict[str, Any]:
         )
     if not Path(path).is_file():
         raise UserError(f"weight file {path} does not exist; check MODEL.WEIGHTS")
-    return load_zoo_pickle(path) if path.endswith(".pkl") else load_file(path).content
+    return load_file(path).content
 
 
 def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
     """Compare the settings that our converters wrote into a weight file with the config.
 
-    Colour order, pixel statistics, the position of the stride and a timm network's name and arguments (a ViT's number of
-    heads, for one) change what the weights compute, but no shape; of a ResNet of fewer blocks each tensor is in the file
-    of a deeper one. Nothing else would show such a mistake.
+    Colour order, pixel statistics, the position of the stride and a timm network's arguments (such as a ViT's number of
+    heads) change the features, but no shape. A file of a deeper ResNet fills each tensor of a shallower one.
 
     Args:
         cfg: A detectron2 config.
-        metadata: The file's ``moco_plugin``; what it lacks is not compared.
+        metadata: The file's ``moco_plugin``; missing entries are not compared.
 
     Raises:
-        UserError: They contradict each other; names the keys, the first one's values and the way out.
+        UserError: They contradict each other.
     """
     settings, own = dict(metadata.get("settings") or {}), cfg.MODEL.BACKBONE.NAME
     builder = settings.pop("MODEL.BACKBONE.NAME", "build_resnet_backbone")
     if settings and (own in BUILDERS) != (builder in BUILDERS):
         way = "choose one of them" if own not in BUILDERS else "convert with tools/convert.py --to detectron2-timm"
         raise UserError(
-            f"MODEL.BACKBONE.NAME is {own}, and the weight file holds {metadata.get('architecture')} for {builder} and its "
-            f"like; {way}"
+            f"MODEL.BACKBONE.NAME is {own}, and the weight file contains {metadata.get('architecture')} for {builder} and "
+            f"its like; {way}"
         )
     if "MODEL.RESNETS.DEPTH" in settings:
         settings = {"MODEL.RESNETS.NUM_BLOCKS": [], "MODEL.RESNETS.NORM": "BN", **settings}
@@ -135,7 +111,7 @@ def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
     compared = {key: value for key, value in settings.items() if known or not key.startswith("MODEL.RESNETS.")}
     if builder in ANY_WIDTH.values() and own in ANY_WIDTH:
         compared = {"MODEL.BACKBONE.NAME": ANY_WIDTH[own], **compared}
-    wrong = {key: value for key, value in compared.items() if not _fits(key, value, _value(cfg, key), cfg)}
+    wrong = {key: value for key, value in compared.items() if not _fits(cfg, key, value)}
     if wrong:
         key, value = next(iter(wrong.items()))
         if key == "MODEL.TIMM.ARGS":
@@ -147,12 +123,11 @@ def check_input(cfg: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def _value(cfg: Any, key: str) -> Any:
-    for part in key.split("."):
-        cfg = cfg.get(part, [])
-    return cfg
+    return reduce(lambda node, part: node.get(part, []), key.split("."), cfg)
 
 
-def _fits(key: str, in_file: Any, in_config: Any, cfg: Any) -> bool:
+def _fits(cfg: Any, key: str, in_file: Any) -> bool:
+    in_config = _value(cfg, key)
     if key == "MODEL.TIMM.NAME":  # timm's tags, behind a dot, name pre-trained weights
         return str(in_file).partition(".")[0] == str(in_config).partition(".")[0]
     if key == "MODEL.TIMM.ARGS":
@@ -164,7 +139,7 @@ def _fits(key: str, in_file: Any, in_config: Any, cfg: Any) -> bool:
 
 
 def _arguments(pairs: Sequence[Any]) -> dict[str, Any]:
-    """Return the arguments of timm.create_model that change the weights or what they compute."""
+    """Return the arguments of timm.create_model that change the weights or the features."""
     idle = ("dynamic_img_size", "strict_img_size", "num_classes")
     named = dict(zip(pairs[::2], pairs[1::2], strict=True))
     return {name: value for name, value in named.items() if "drop" not in name and name not in idle}
@@ -185,7 +160,7 @@ def load_weights(model: nn.Module, path: str, allow_partial: bool = False, cfg: 
         model: A detector with a ``backbone``.
         path: File or address as in ``MODEL.WEIGHTS``; empty keeps the random initialisation.
         allow_partial: Accept weights that fill only a part of the backbone.
-        cfg: The detector's config, compared with what the file says of its weights.
+        cfg: The detector's config, compared with the settings in the file.
 
     Raises:
         UserError: The file is missing or unsafe, contradicts the config, or leaves the backbone random in part.
@@ -220,41 +195,43 @@ def fill(
     Raises:
         UserError: The content contradicts the config, or leaves the backbone random in part.
     """
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
-    tensors = tuple(backbone_tensors(model))
-    if content is None:
-        coverage = Coverage("", tensors, tensors, frozenset(model.state_dict()), {})
-        logger.info(str(coverage))
-        return coverage
-    metadata = content.get("moco_plugin")
-    metadata = metadata if isinstance(metadata, dict) else {}
-    try:
-        if cfg is not None:
-            check_input(cfg, metadata)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again") from error
-    checkpointer = _CountingCheckpointer(model)
-    checkpointer.content = content
-    lists = logging.getLogger("fvcore.common.checkpoint")  # of the heads' tensors; the coverage below counts them
-    level = lists.level
-    lists.setLevel(logging.ERROR)
-    try:
-        checkpointer.load(path, checkpointables=[])
-    except (ValueError, AttributeError, TypeError, KeyError, RuntimeError, AssertionError) as error:
-        raise UserError(f"{path} is not in a layout of detectron2's ({error}); {ADVICE}") from error
-    finally:
-        lists.setLevel(level)
-    missing = tuple(name for name in tensors if name in checkpointer.missing_keys)
-    coverage = Coverage(path, tensors, missing, checkpointer.missing_keys, metadata)
+    checkpointer = DetectionCheckpointer(model)
+    model = checkpointer.model  # without DistributedDataParallel
+    tensors, unfilled = tuple(backbone_tensors(model)), frozenset(model.state_dict())
+    metadata: Any = {}
+    if content is not None:
+        metadata = content.get("moco_plugin")
+        metadata = metadata if isinstance(metadata, dict) else {}
+        try:
+            if cfg is not None:
+                check_input(cfg, metadata)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{path}: its entry moco_plugin is invalid ({error}); convert the weights again") from error
+        try:
+            unfilled = frozenset(checkpointer._load_model(_in_detectron2s_layout(path, content)).missing_keys)
+        except (ValueError, AttributeError, TypeError, KeyError, RuntimeError, AssertionError) as error:
+            raise UserError(f"{path} is not in a layout of detectron2's ({error}); {ADVICE}") from error
+    missing = tuple(name for name in tensors if name in unfilled)
+    coverage = Coverage("" if content is None else path, tensors, missing, unfilled, metadata)
     logger.info(str(coverage))
-    if coverage.missing and not allow_partial:
-        first = ", ".join(coverage.missing[:3]) + (", ..." if len(coverage.missing) > 3 else "")
+    if missing and content is not None and not allow_partial:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise UserError(
             f"{coverage}; not filled and so random: {first}; {ADVICE}, choose the config that fits it, "
             "or pass train_net's --allow-partial"
         )
     return coverage
+
+
+def _in_detectron2s_layout(path: str, content: dict[str, Any]) -> dict[str, Any]:
+    """Return content as detectron2's own reader does, which would run code in the file."""
+    if not path.endswith(".pkl"):
+        return dict(content) if "model" in content else {"model": content}
+    if "model" in content and "__author__" in content:
+        return dict(content)
+    blobs = content.get("blobs", content)  # Detectron's model zoo
+    model = {name: blob for name, blob in blobs.items() if not name.endswith("_momentum")}
+    return {"model": model, "__author__": "Caffe2", "matching_heuristics": True}
 
 
 class CheckWeights(HookBase):

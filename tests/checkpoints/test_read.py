@@ -232,9 +232,9 @@ def test_detectron2_files_of_another_kind_are_refused(tmp_path: Path) -> None:
     ours = read_checkpoint(tmp_path / "ours.pkl")
     assert (ours.method, ours.epoch, ours.notes) == ("moco_v2", 7, [])
     assert sorted(ours.head) == ["fc.0.weight", "fc.2.weight"]
-    from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
+    from moco_plugin.weight_files.load import load_file
 
-    arrays = load_zoo_pickle(tmp_path / "ours.pkl")["model"]
+    arrays = load_file(tmp_path / "ours.pkl").content["model"]
     msra = {**arrays, "pixel_mean": torch.tensor([103.53, 116.28, 123.675]).numpy(), "pixel_std": torch.ones(3).numpy()}
     save_zoo_pickle(tmp_path / "zoo.pkl", msra, {})
     with pytest.raises(UserError, match="trained from MSRA's ResNet"):

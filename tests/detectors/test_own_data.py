@@ -21,6 +21,7 @@ from moco_plugin.data.decode import decode as decode_image
 from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.detectors.recipe import choose_recipe
 from moco_plugin.errors import UsageError, UserError
+from moco_plugin.transfer.components.coco import read_coco
 from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
 from moco_plugin.transfer.components.mask_head import PartialMaskHead
 from moco_plugin.transfer.mapper import Mapper
@@ -306,7 +307,7 @@ def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None
     data = ["--train-json", file, "--train-images", photos, "--out", out]
     shown = tool("transfer", *data, *SHORT, *small, *sizes).stdout
     assert "boxes and masks and 3 keypoints" in shown and "keypoint AP50" in shown
-    metadata = keypoint_metadata(json.loads((out / "data" / "train.json").read_text()))
+    metadata = keypoint_metadata(read_coco(out / "data" / "train.json"))
     assert metadata["keypoint_flip_map"] == [("left_ear", "right_ear")]
     assert [rule[:2] for rule in metadata["keypoint_connection_rules"]] == [("left_ear", "tail"), ("right_ear", "tail")]
     found = tmp_path / "found.json"

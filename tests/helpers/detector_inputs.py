@@ -3,8 +3,12 @@
 from typing import Any
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone import ResNet
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints, PolygonMasks
+
+from moco_plugin.transfer.components.resnet import build_any_width_resnet_backbone
 
 # few proposals
 FEW = """
@@ -12,6 +16,14 @@ FEW = """
     MODEL.RPN.POST_NMS_TOPK_TEST 4 MODEL.RPN.PRE_NMS_TOPK_TRAIN 20 MODEL.RPN.PRE_NMS_TOPK_TEST 20
     MODEL.RETINANET.TOPK_CANDIDATES_TEST 20 TEST.DETECTIONS_PER_IMAGE 2
 """.split()
+
+
+def make_resnet(**options: Any) -> ResNet:
+    """A random ResNet with batch norm, from keys of ``MODEL.RESNETS``."""
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.update({"NORM": "BN", "OUT_FEATURES": ["res2", "res3", "res4", "res5"], **options})
+    return build_any_width_resnet_backbone(cfg, ShapeSpec(channels=3))
 
 
 def batch(cfg: CfgNode, *sizes: tuple[int, int]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch import nn
 from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.metadata import IMAGENET_VIEW
 from moco_plugin.checkpoints.to_torchvision import torchvision_name
-from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
+from moco_plugin.weight_files.load import load_file
 from tests.helpers import foreign, foreign_lightly, foreign_methods
 from tests.helpers.foreign import SAMPLES
 from tests.helpers.networks import seen
@@ -147,7 +147,7 @@ def content_of(path: Path) -> tuple[Any, dict[str, Any]]:
         del model.metadata_props[:]
         return model.SerializeToString(deterministic=True), json.loads(held.value)
     if path.suffix == ".pkl":
-        zoo = load_zoo_pickle(path)
+        zoo = load_file(path).content
         arrays = [
             (name, array.dtype.str, array.shape, array.flags.c_contiguous, array.tobytes())
             for name, array in zoo.pop("model").items()

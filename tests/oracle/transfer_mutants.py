@@ -71,8 +71,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # each process tests an equal number of images, and one is dropped
     (
         TRAINER,
-        "        return build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))",
-        "        loader = build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))\n"
+        "        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))",
+        "        loader = build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))\n"
         "        share = loader.sampler._size // comm.get_world_size()\n"
         "        loader.sampler._local_indices = loader.sampler._local_indices[:share]\n"
         "        return loader",
@@ -81,8 +81,8 @@ MUTANTS: list[tuple[str, str, str, str]] = [
     # every process tests all images
     (
         TRAINER,
-        "        return build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))",
-        "        loader = build_detection_test_loader(cfg, dataset_name, mapper=_mapper(cfg, is_train=False))\n"
+        "        return build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))",
+        "        loader = build_detection_test_loader(cfg, dataset_name, mapper=Mapper(cfg, is_train=False))\n"
         "        loader.sampler._local_indices = range(loader.sampler._size)\n"
         "        return loader",
         f"{BATCHES}::test_train_net_on_voc",

@@ -1,35 +1,25 @@
-"""Our ResNet builder against detectron2's own, and against timm's networks."""
-
-import re
+"""Our ResNet builder against detectron2's own."""
 
 import numpy as np
 import pytest
-import timm
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
 
 from moco_plugin.errors import UserError
-from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet, resnet_for_weights
-
-
-def config(name: str, **options: object) -> CfgNode:
-    cfg = get_cfg()
-    cfg.MODEL.BACKBONE.NAME = name
-    cfg.MODEL.BACKBONE.FREEZE_AT = 0
-    cfg.MODEL.RESNETS.NORM = "BN"
-    cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
-    for key, value in options.items():
-        cfg.MODEL.RESNETS[key] = value
-    return cfg
+from moco_plugin.transfer.components.resnet import resnet_for_weights
+from tests.helpers.detector_inputs import make_resnet
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_same_names_shapes_and_features_as_detectron2(depth: int) -> None:
     options = {"DEPTH": depth, "RES2_OUT_CHANNELS": 64 if depth == 18 else 256}
-    ours = build_backbone(config("build_any_width_resnet_backbone", **options)).eval()
-    theirs = build_backbone(config("build_resnet_backbone", **options)).eval()
+    ours = make_resnet(**options).eval()
+    cfg = get_cfg()
+    cfg.MODEL.BACKBONE.FREEZE_AT = 0
+    cfg.MODEL.RESNETS.update({"NORM": "BN", "OUT_FEATURES": ["res2", "res3", "res4", "res5"], **options})
+    theirs = build_backbone(cfg).eval()
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     assert {name: tensor.shape for name, tensor in ours.state_dict().items()} == shapes
     ours.load_state_dict(theirs.state_dict())
@@ -41,69 +31,24 @@ def test_same_names_shapes_and_features_as_detectron2(depth: int) -> None:
 
 
 def test_any_width_and_number_of_blocks() -> None:
-    cfg = config("build_any_width_resnet_backbone", DEPTH=18, RES2_OUT_CHANNELS=16, NUM_BLOCKS=[1, 2, 3, 1])
-    network = build_backbone(cfg)
+    network = make_resnet(DEPTH=18, RES2_OUT_CHANNELS=16, NUM_BLOCKS=[1, 2, 3, 1])
     assert [len(stage) for stage in network.stages] == [1, 2, 3, 1]
     assert network.output_shape()["res5"] == ShapeSpec(channels=128, stride=32)
     assert network.stem.conv1.weight.shape == (64, 3, 7, 7)
 
-    dilated = config("build_any_width_resnet_backbone", DEPTH=50, RES2_OUT_CHANNELS=32, RES5_DILATION=2)
-    assert build_backbone(dilated).output_shape()["res5"] == ShapeSpec(channels=256, stride=16)
-
-
-def detectron2_name(name: str) -> str:
-    """From timm's names, by the correspondence that detectron2's docs give for torchvision."""
-    name = re.sub(r"^layer(\d)", lambda m: f"res{int(m[1]) + 1}", name)
-    name = re.sub(r"^(conv1|bn1)", r"stem.\1", name)
-    name = name.replace("downsample.0", "shortcut").replace("downsample.1", "shortcut.norm")
-    return re.sub(r"bn(\d)", r"conv\1.norm", name)
-
-
-ARCHITECTURES = {
-    "resnet18": {},
-    "resnet34": {},
-    "resnet50": {},
-    "resnet101": {},
-    "resnext50_32x4d": {},
-    "wide_resnet50_2": {},
-    "resnet18 quarter": {"channels": (16, 32, 64, 128)},
-    "resnet50 eighth": {"channels": (8, 16, 32, 64)},
-}
-
-
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_features_of_timm(name: str) -> None:
-    torch.manual_seed(0)
-    source = timm.create_model(name.split()[0], num_classes=0, zero_init_last=False, **ARCHITECTURES[name])
-    for module in source.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # so that a norm left out or mixed up would show
-            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
-            torch.nn.init.uniform_(module.running_var, 0.8, 1.2)
-    arrays = {
-        detectron2_name(key): value.numpy()
-        for key, value in source.state_dict().items()
-        if not key.endswith("num_batches_tracked")
-    }
-    arrays["stem.fc.weight"] = np.zeros((128, 4), np.float32)  # a head is passed over
-    target = resnet_for_weights(arrays)
-    assert not target.training
-    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
-    with torch.no_grad():
-        expected = source.double().eval().forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
-        found = target.double()(images)
-    for stage, features in zip(("res2", "res3", "res4", "res5"), expected, strict=True):
-        assert (found[stage] - features).abs().max() < 1e-4 < features.abs().max()
+    dilated = make_resnet(DEPTH=50, RES2_OUT_CHANNELS=32, RES5_DILATION=2)
+    assert dilated.output_shape()["res5"] == ShapeSpec(channels=256, stride=16)
 
 
 def test_weights_that_make_no_resnet_are_refused() -> None:
-    network = make_resnet(ResNetShape((1, 1, 1, 1), 8, stem=8))
+    network = make_resnet(DEPTH=18, NUM_BLOCKS=[1, 1, 1, 1], RES2_OUT_CHANNELS=8, STEM_OUT_CHANNELS=8)
     arrays = {name: tensor.numpy() for name, tensor in network.state_dict().items()}
     resnet_for_weights(arrays)
-    with pytest.raises(UserError, match=r"stem\.conv1\.norm\.weight"):
-        resnet_for_weights({k: v for k, v in arrays.items() if k != "stem.conv1.norm.weight"})
-    with pytest.raises(UserError, match=r"'res4\.0\.conv2\.weight' is missing"):
-        resnet_for_weights({k: v for k, v in arrays.items() if not k.startswith("res4")})
-    with pytest.raises(UserError, match=r"(?i)unexpected"):
-        resnet_for_weights({**arrays, "res2.0.conv9.weight": arrays["res2.0.conv1.weight"]})
-    with pytest.raises(UserError, match="filters are 3 x 3"):
-        resnet_for_weights({**arrays, "stem.conv1.weight": np.zeros((8, 3, 3, 3), np.float32)})
+    for wrong, message in (
+        ({k: v for k, v in arrays.items() if k != "stem.conv1.norm.weight"}, r"stem\.conv1\.norm\.weight"),
+        ({k: v for k, v in arrays.items() if not k.startswith("res4")}, r"'res4\.0\.conv2\.weight' is missing"),
+        ({**arrays, "res2.0.conv9.weight": arrays["res2.0.conv1.weight"]}, "(?i)unexpected"),
+        ({**arrays, "stem.conv1.weight": np.zeros((8, 3, 3, 3), np.float32)}, "filters are 3 x 3"),
+    ):
+        with pytest.raises(UserError, match=message):
+            resnet_for_weights(wrong)

@@ -25,7 +25,7 @@ def add_densepose_config(cfg: CfgNode) -> None:
 def test_densepose_without_its_project(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "densepose", None)
     for initialisation in INITIALISATIONS:
-        with pytest.raises(UserError, match=r"wants detectron2's DensePose project.* run `pip install .*DensePose`"):
+        with pytest.raises(UserError, match=r"needs detectron2's DensePose project.* run `pip install .*DensePose`"):
             load_detector_config(f"{DENSEPOSE}_{initialisation}", [])
 
 

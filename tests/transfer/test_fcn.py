@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from fvcore.nn.precise_bn import update_bn_stats
 from PIL import Image
 
-from moco_plugin.data.decode import decode_labels
-from moco_plugin.errors import UsageError, UserError
+from moco_plugin.errors import UsageError
+from moco_plugin.transfer.augmentation import GREY
 from moco_plugin.transfer.components.fcn import FCNHead
 from moco_plugin.transfer.config import load_detector_config
-from moco_plugin.transfer.semantic_mapper import GREY, SemanticMapper, training_steps
+from moco_plugin.transfer.mapper import Mapper
 
 IGNORE = 255
+VOC = "voc/pascal_voc_2012_fcn_R_50_30k_random"
 NARROW = [
     *"""MODEL.DEVICE cpu MODEL.RESNETS.NORM BN MODEL.SEM_SEG_HEAD.NORM BN
         MODEL.RESNETS.STEM_OUT_CHANNELS 8 MODEL.RESNETS.RES2_OUT_CHANNELS 16
@@ -54,7 +54,7 @@ def test_scores_lie_where_their_features_are_centred() -> None:
 def test_features_are_centred_on_every_sixteenth_pixel() -> None:
     """What a feature depends on has its centre of mass there, as ``upsample`` takes it, not half a stride further."""
     torch.manual_seed(0)
-    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW]))
+    model = build_model(load_detector_config(VOC, [*NARROW, *SHALLOW]))
     image = torch.rand(1, 3, 257, 257, requires_grad=True)
     features = model.eval().backbone(image)["res5"]
     assert features.shape[-2:] == (17, 17)
@@ -91,7 +91,7 @@ def test_wrong_feature_maps_are_refused() -> None:
 
 
 def test_scores_are_as_large_as_the_image() -> None:
-    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", NARROW)).eval()
+    model = build_model(load_detector_config(VOC, NARROW)).eval()
     images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8) for size in ((75, 50), (64, 97))]
     with torch.no_grad():
         results = model([{"image": image, "height": image.shape[1], "width": image.shape[2]} for image in images])
@@ -120,9 +120,7 @@ def entry(tmp_path: Path) -> dict[str, object]:
 
 
 def test_training_scales_crops_pads_and_flips(entry: dict[str, object]) -> None:
-    mapper = SemanticMapper(
-        is_train=True, augmentations=training_steps((0.5, 2.0), (50, 50), IGNORE), image_format="RGB"
-    )
+    mapper = Mapper(load_detector_config(VOC, ["INPUT.CROP.SIZE", "(50, 50)"]), is_train=True)
     np.random.seed(0)
     heights, flips, crops = [], 0, set()
     for _ in range(200):
@@ -147,9 +145,7 @@ def test_training_scales_crops_pads_and_flips(entry: dict[str, object]) -> None:
 
 
 def test_scale_is_uniform_over_its_range(entry: dict[str, object]) -> None:
-    mapper = SemanticMapper(
-        is_train=True, augmentations=training_steps((0.5, 2.0), (100, 150), IGNORE), image_format="RGB"
-    )
+    mapper = Mapper(load_detector_config(VOC, ["INPUT.CROP.SIZE", "(100, 150)"]), is_train=True)
     np.random.seed(0)
     scales = [float((~(mapper(entry)["image"] == GREY).all(0)).any(1).sum()) / 40 for _ in range(300)]
     quartiles = np.quantile(scales, [0, 0.25, 0.5, 0.75, 1])
@@ -157,20 +153,11 @@ def test_scale_is_uniform_over_its_range(entry: dict[str, object]) -> None:
 
 
 def test_inference_takes_the_image_as_it_is(entry: dict[str, object]) -> None:
-    cfg = load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_supervised", [])
-    result = SemanticMapper(cfg, is_train=False)(entry)
+    cfg = load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_supervised")
+    result = Mapper(cfg, is_train=False)(entry)
     assert "sem_seg" not in result and result["image"].shape == (3, 40, 60)
     assert result["image"][:, 0, 0].tolist() == [40, 30, 20]  # BGR, as the supervised weights want
     assert (result["height"], result["width"]) == (40, 60)
-
-
-def test_labels_are_indices_never_colours(entry: dict[str, object], tmp_path: Path) -> None:
-    assert sorted(np.unique(decode_labels(entry["sem_seg_file_name"]))) == [3, 7, IGNORE]
-    Image.fromarray(np.array([[0, 18, IGNORE]], np.uint8)).save(tmp_path / "grey.png")
-    assert decode_labels(tmp_path / "grey.png").tolist() == [[0, 18, IGNORE]]
-    Image.new("RGB", (2, 2)).save(tmp_path / "colours.png")
-    with pytest.raises(UserError, match="is an array of 2 x 2 x 3 uint8; expected H x W integers"):
-        decode_labels(tmp_path / "colours.png")
 
 
 @pytest.mark.parametrize(
@@ -182,44 +169,7 @@ def test_labels_are_indices_never_colours(entry: dict[str, object], tmp_path: Pa
         (["INPUT.CROP.TYPE", "relative"], "'relative'"),
     ],
 )
-def test_settings_that_cannot_be_right(overrides: list[str], message: str) -> None:
+def test_invalid_settings(overrides: list[str], message: str) -> None:
     cfg = load_detector_config("cityscapes/cityscapes_fcn_R_50_90k_moco", overrides)
     with pytest.raises(UsageError, match=message):
-        SemanticMapper(cfg, is_train=True)
-
-
-def test_it_learns_where_things_are() -> None:
-    """Bright rectangles on dark noise: what it finds overlaps, and not better when it is moved."""
-    wider = """MODEL.RESNETS.STEM_OUT_CHANNELS 16 MODEL.RESNETS.RES2_OUT_CHANNELS 32
-        MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.SEM_SEG_HEAD.CONVS_DIM 16 MODEL.SEM_SEG_HEAD.NUM_CLASSES
-        2""".split()
-    torch.manual_seed(0)
-    model = build_model(load_detector_config("voc/pascal_voc_2012_fcn_R_50_30k_random", [*NARROW, *SHALLOW, *wider]))
-
-    def scenes(number: int, size: int = 129) -> list[dict[str, object]]:
-        entries: list[dict[str, object]] = []
-        for _ in range(number):
-            top, left = torch.randint(0, size - 64, (2,)).tolist()
-            height, width = torch.randint(40, 64, (2,)).tolist()
-            labels = torch.zeros(size, size, dtype=torch.int64)
-            labels[top : top + height, left : left + width] = 1
-            image = (torch.randint(0, 60, (3, size, size)) + 150 * labels).to(torch.uint8)
-            entries.append({"image": image, "sem_seg": labels, "height": size, "width": size})
-        return entries
-
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-    for _ in range(60):
-        optimizer.zero_grad()
-        model.train()(scenes(4))["loss_sem_seg"].backward()
-        optimizer.step()
-    update_bn_stats(model, [scenes(4) for _ in range(20)], num_iters=20)
-    with torch.no_grad():
-        tests = scenes(16)
-        found = torch.stack([result["sem_seg"].argmax(0) for result in model.eval()(tests)])
-    labels = torch.stack([entry["sem_seg"] for entry in tests])
-
-    def overlap(shift: int) -> float:
-        moved = torch.roll(found, (shift, shift), (1, 2))
-        return float((moved & labels).sum() / (moved | labels).sum())
-
-    assert overlap(0) > 0.65 and overlap(0) > max(overlap(-4), overlap(4))
+        Mapper(cfg, is_train=True)

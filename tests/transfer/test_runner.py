@@ -19,8 +19,6 @@ import torch
 from moco_plugin.errors import UsageError
 from moco_plugin.files import sha256
 from moco_plugin.runs.run_folder import locked
-from moco_plugin.schema import find_config
-from moco_plugin.tools.train_net import main as train_net
 from moco_plugin.tools.transfer import main
 from moco_plugin.transfer import launch
 from moco_plugin.transfer.config import load_detector_config, wants_densepose
@@ -29,7 +27,6 @@ from moco_plugin.transfer.runner import check_batch
 from moco_plugin.transfer.tasks import TASKS
 from tests.helpers.checkpoints import official
 from tests.helpers.processes import Tool
-from tests.transfer.conftest import catalog_of
 
 # a quarter of a ResNet-18 in the VOC C4 detector, on small images
 NETWORK = (
@@ -41,7 +38,6 @@ TINY = f"""
     INPUT.MIN_SIZE_TEST 64
 """.split()
 TWO_IMAGES = "--gpus 1 --images-per-batch 2".split()
-NAMES = ("AP50", "AP", "AP75")
 Run = Callable[..., str]
 
 
@@ -95,12 +91,12 @@ def test_means_and_spread_are_those_of_the_trials(finished: tuple[Path, str], we
     result = read(out / "results.json")
     trials = [read(out / f"trial_{n}" / "results.json")["voc_2007_test"]["bbox"] for n in (1, 2)]
     means = []
-    for name in NAMES:
+    for name in ("AP50", "AP", "AP75"):
         values = [trial[name] for trial in trials]
         assert [trial["metrics"][f"bbox/{name}"] for trial in result["trials"]] == values
-        assert result["mean"][f"bbox/{name}"] == pytest.approx(sum(values) / 2)
-        assert result["std"][f"bbox/{name}"] == pytest.approx(statistics.stdev(values))
-        means.append(f"{sum(values) / 2:.1f} ± {statistics.stdev(values):.1f}")
+        mean, std = result["mean"][f"bbox/{name}"], result["std"][f"bbox/{name}"]
+        assert (mean, std) == pytest.approx((sum(values) / 2, statistics.stdev(values)))
+        means.append(f"{mean:.1f} ± {std:.1f}")
     lines = shown.splitlines()  # the row stands under the paper's for the same weights
     (index,) = [i for i, line in enumerate(lines) if re.match("MoCo v2 IN-1M, 200 epochs +paper", line)]
     assert lines[index].split()[-3:] == ["82.4", "57.0", "63.6"]
@@ -136,13 +132,9 @@ def test_a_failed_trial_ends_the_run(killed: Path, run: Run) -> None:
     assert [trial["trial"] for trial in read(killed / "results.json")["trials"]] == [1]
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [("SOLVER.MOMENTUM 0.8", "SOLVER.MOMENTUM was 0.9, now 0.8"), ("SOLVER.BASE_LR 0.1", "SOLVER.BASE_LR was 0.0025")],
-)
-def test_trials_of_other_settings_are_kept(finished: tuple[Path, str], run: Run, change: str, message: str) -> None:
+def test_trials_of_other_settings_are_kept(finished: tuple[Path, str], run: Run) -> None:
     before = sha256(finished[0] / "trial_1" / "model_final.pth")
-    assert message in run(finished[0], 2, *change.split(), code=2)
+    assert "SOLVER.BASE_LR was 0.0025, now 0.1" in run(finished[0], 2, "SOLVER.BASE_LR", "0.1", code=2)
     assert sha256(finished[0] / "trial_1" / "model_final.pth") == before
 
 
@@ -160,11 +152,8 @@ def test_overwrite_starts_over(tiny_catalog: Path, tmp_path: Path) -> None:
 
 
 def test_tasks_are_what_their_configs_say() -> None:
-    names = set()
     for task in TASKS.values():
         for init, name in task.configs.items():
-            path = find_config(name, "detectron2")
-            names.add(path)
             if "densepose" not in name:
                 cfg = load_detector_config(name, [])
                 assert tuple(dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))) == task.datasets
@@ -172,13 +161,6 @@ def test_tasks_are_what_their_configs_say() -> None:
             assert ("_moco" in name) == (init == "moco")
         for row in task.published:
             assert len(row.values) == len(task.metrics) and row.init in task.configs
-    shipped = {
-        path
-        for folder in ("voc", "coco", "lvis", "cityscapes", "demo")
-        for path in find_config("Base-RCNN-C4-BN", "detectron2").parent.glob(f"{folder}/*.yaml")
-        if not path.name.startswith("Base")
-    }
-    assert names == shipped
 
 
 @pytest.mark.parametrize(
@@ -203,10 +185,7 @@ def test_tasks_are_what_their_configs_say() -> None:
         ("RANDOM MODEL.ROI_HEADS.NUM_CLASSES 80", "has 20 classes"),
         ("--task coco_retinanet_1x --init random MODEL.RETINANET.NUM_CLASSES 20", "has 80 classes"),
         ("--task voc_semantic --init random MODEL.SEM_SEG_HEAD.NUM_CLASSES 20", "has 21 classes"),
-        (
-            "--task voc_c4 --weights FILE",
-            "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 16",
-        ),  # a ResNet-18 for ResNet-50
+        ("--task voc_c4 --weights FILE", "MODEL.RESNETS.DEPTH 18 MODEL.RESNETS.RES2_OUT_CHANNELS 16"),  # not 50
         (f"--task voc_c4 --weights FILE {NETWORK} INPUT.FORMAT BGR", "INPUT.FORMAT is BGR"),
         (f"--task voc_c4 --init supervised --weights FILE {NETWORK}", "INPUT.FORMAT is BGR"),
     ],
@@ -221,43 +200,21 @@ def test_mistakes_end_in_one_sentence(
     assert not [*tmp_path.glob("out/trial_*"), *tmp_path.glob("out/results.json")]
 
 
-def test_train_net_counts_classes_too(tiny_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--config-file", "coco/coco_keypoint_R_50_FPN_2x_random", "OUTPUT_DIR", str(tmp_path / "run")]
-    assert train_net([*arguments, "MODEL.ROI_HEADS.NUM_CLASSES", "80"]) == 1
-    assert "keypoints_coco_2017_train has 1 classes; pass MODEL.ROI_HEADS.NUM_CLASSES 1" in capsys.readouterr().err
-
-
-def test_absent_data_sets_are_named(
-    tiny_datasets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    half = tmp_path / "datasets"
-    half.mkdir()
-    (half / "VOC2007").symlink_to(tiny_datasets / "VOC2007")
-    catalog = catalog_of(half, monkeypatch)
-    next(catalog)
-    try:
-        assert main(["--task", "voc_c4", "--init", "random", "--out", str(tmp_path / "o")]) == 1
-    finally:
-        list(catalog)
-    line = capsys.readouterr().err
-    assert "'voc_2012_trainval'" in line and str(half / "VOC2012" / "ImageSets" / "Main" / "trainval.txt") in line
-
-
-def test_folder_of_something_else_is_kept(
-    tiny_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_folder_of_another_run_is_kept(tiny_catalog: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--task", "voc_c4", "--init", "random", "--out", str(tmp_path), *TWO_IMAGES, *TINY]
     (tmp_path / "results.json").write_text('{"top1": 1}')
-    assert main(["--task", "voc_c4", "--init", "random", "--out", str(tmp_path)]) == 2
+    assert main(arguments) == 2
     assert "not of a transfer run" in capsys.readouterr().err
     assert (tmp_path / "results.json").read_text() == '{"top1": 1}'
+    with locked(tmp_path):
+        assert main(arguments) == 2
+    assert f"is in use by process {os.getpid()} on" in capsys.readouterr().err
+    assert not list(tmp_path.glob("trial_*"))
 
 
 def test_processes_start_without_a_main_module_that_prepares_detectron2() -> None:
     """As from a notebook; detectron2's worker then asks for the GPUs, which are not there."""
-    code = """
-from moco_plugin.transfer.launch import Machines, launch
-launch(print, Machines(gpus=2))
-"""
+    code = "from moco_plugin.transfer.launch import Machines, launch; launch(print, Machines(gpus=2))"
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert "AssertionError: cuda is not available" in result.stderr
@@ -272,7 +229,7 @@ def test_batch_and_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--machine-rank is 2"):
         check_batch(cfg, Machines(8, 2, 2, "tcp://host:1"))
     arguments = "--num-gpus 8 --num-machines 2 --machine-rank 1 --dist-url tcp://host:1"
-    assert " ".join(Machines(8, 2, 1, "tcp://host:1").arguments()) == arguments
+    assert Machines(8, 2, 1, "tcp://host:1").arguments() == arguments and Machines(2).arguments() == "--num-gpus 2"
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
@@ -288,13 +245,3 @@ def test_a_signal_ends_the_trial_too(name: str, tiny_datasets: Path, tmp_path: P
         _, errors = process.communicate(timeout=60)  # until the trial has closed its end, too
     assert process.returncode == 128 + getattr(signal, name), errors
     assert f"stopped by {name}; the same command resumes the trial from its last checkpoint" in errors
-
-
-def test_second_runner_in_a_folder_is_refused(
-    tiny_catalog: Path, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--task", "voc_c4", "--weights", str(weights), "--out", str(tmp_path / "voc"), *TWO_IMAGES, *TINY]
-    with locked(tmp_path / "voc"):
-        assert main(arguments) == 2
-    assert f"is in use by process {os.getpid()} on" in capsys.readouterr().err
-    assert not list((tmp_path / "voc").glob("trial_*"))

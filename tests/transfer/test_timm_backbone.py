@@ -13,7 +13,7 @@ from detectron2.utils.events import EventStorage
 from timm.layers import FrozenBatchNormAct2d
 from torch import nn
 
-from moco_plugin.errors import UsageError, UserError
+from moco_plugin.errors import UsageError
 from moco_plugin.schema import find_config
 from moco_plugin.transfer.components.timm_backbone import SimplePyramid, TimmBackbone
 from moco_plugin.transfer.config import fit_device, load_detector_config
@@ -23,6 +23,7 @@ from tests.helpers.detector_inputs import batch
 
 RESNET = {"channels": [8, 16, 24, 32]}
 SHALLOW = {"layers": [1, 1, 1, 1], "channels": [16, 32, 64, 128]}
+FPN = {"builder": "build_timm_fpn_backbone"}
 VIT = {"depth": 2, "embed_dim": 24, "num_heads": 3}
 NETWORKS: dict[str, dict] = {
     "resnet18": {},
@@ -98,7 +99,7 @@ def test_maps_gradients_and_coverage(name: str, tmp_path: Path) -> None:
     first = next(p for p in backbone.parameters() if p.ndim == 4)
     assert first.grad.abs().max() > 0
 
-    # a file under timm's names fills all, on its own and below a pyramid; a file that lacks one tensor does not
+    # a file under timm's names fills all, on its own and below a pyramid
     arrays = {f"model.{key}": torch.randn(tensor.shape).numpy() for key, tensor in own_state.items()}
     save_zoo_pickle(tmp_path / "timm.pkl", arrays, {})
     pyramid = build(name, NETWORKS[name], builder="build_timm_fpn_backbone")
@@ -110,12 +111,6 @@ def test_maps_gradients_and_coverage(name: str, tmp_path: Path) -> None:
         for key, tensor in detector.state_dict().items():
             if key.removeprefix(prefix) in own_names:
                 assert torch.equal(tensor, torch.from_numpy(arrays[key.removeprefix(prefix)]))
-    lost = sorted(own_names)[0]
-    del arrays[lost]
-    save_zoo_pickle(tmp_path / "partial.pkl", arrays, {})
-    message = rf"{len(own_names) - 1} of {len(own_names)} backbone tensors .*random: backbone\.bottom_up\.{lost}"
-    with pytest.raises(UserError, match=message):
-        load_weights(Detector(pyramid), str(tmp_path / "partial.pkl"))
 
 
 def test_names_of_maps_and_unused_layers() -> None:
@@ -159,27 +154,22 @@ def test_norms() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "freeze_at", "frozen"),
+    ("name", "freeze_at", "frozen", "norms"),
     [
-        ("resnet18", 0, set()),
-        ("resnet18", 2, {"conv1", "bn1", "layer1"}),
-        ("convnext_atto", 1, {"stem"}),
-        ("vit_tiny_patch16_224", 2, {"cls_token", "pos_embed", "patch_embed", "blocks.0"}),
+        ("resnet18", 0, set(), 0),
+        ("resnet18", 2, {"conv1", "bn1", "layer1"}, 5),  # bn1, and two in each of two blocks
+        ("convnext_atto", 1, {"stem"}, 0),
+        ("vit_tiny_patch16_224", 2, {"cls_token", "pos_embed", "patch_embed", "blocks.0"}, 0),
+        ("efficientnet_b0", 1, {"conv_stem", "bn1"}, 1),  # with its activation
     ],
 )
-def test_freezing(name: str, freeze_at: int, frozen: set[str]) -> None:
+def test_freezing(name: str, freeze_at: int, frozen: set[str], norms: int) -> None:
     backbone = build(name, NETWORKS[name], FREEZE_AT=freeze_at, NORM="SyncBN")
     for key, parameter in backbone.model.named_parameters():
         assert parameter.requires_grad == (not any(key.startswith(part) for part in frozen)), key
     frozen_norms = [m for m in backbone.modules() if type(m).__name__.startswith("FrozenBatchNorm")]
-    assert len(frozen_norms) == (5 if frozen and name == "resnet18" else 0)  # bn1, and two in each of two blocks
-    if freeze_at == 1:
-        assert any(p.requires_grad for p in backbone.parameters())
-
-
-def test_frozen_norm_with_activation_keeps_it() -> None:
-    backbone = build("efficientnet_b0", FREEZE_AT=1)
-    assert isinstance(backbone.model.bn1, FrozenBatchNormAct2d) and isinstance(backbone.model.bn1.act, nn.SiLU)
+    assert len(frozen_norms) == norms
+    assert all(isinstance(norm.act, nn.SiLU) for norm in frozen_norms if isinstance(norm, FrozenBatchNormAct2d))
 
 
 def test_simple_pyramid_has_vitdets_layers() -> None:
@@ -200,23 +190,23 @@ def test_simple_pyramid_has_vitdets_layers() -> None:
     assert [m.out_channels for m in pyramid.p2 if isinstance(m, nn.ConvTranspose2d)] == [12, 6]
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_224"])
-def test_retinanet_levels(name: str) -> None:
-    cfg = config(name, RESNET if name == "resnet18" else VIT, "build_retinanet_timm_fpn_backbone")
-    cfg.MODEL.FPN.IN_FEATURES = ["res3", "res4", "res5"]
+@pytest.mark.parametrize(
+    ("name", "builder", "features", "sides"),
+    [
+        ("resnet18", "retinanet_timm", (3, 4, 5), {"p3": 16, "p4": 8, "p5": 4, "p6": 2, "p7": 1}),
+        ("vit_tiny_patch16_224", "retinanet_timm", (3, 4, 5), {"p3": 16, "p4": 8, "p5": 4, "p6": 2, "p7": 1}),
+        ("resnet18", "timm", (2, 3, 4), {"p2": 32, "p3": 16, "p4": 8, "p5": 4}),
+    ],
+)
+def test_levels_of_a_pyramid(name: str, builder: str, features: tuple[int, ...], sides: dict[str, int]) -> None:
+    cfg = config(name, RESNET if name == "resnet18" else VIT, f"build_{builder}_fpn_backbone")
+    cfg.MODEL.FPN.IN_FEATURES = [f"res{index}" for index in features]
     network = build_backbone(cfg)
     levels = network(torch.randn(1, 3, 128, 128))
-    assert {name: level.shape[-1] for name, level in levels.items()} == {"p3": 16, "p4": 8, "p5": 4, "p6": 2, "p7": 1}
-    assert {level.shape[1] for level in levels.values()} == {16}
+    assert {name: level.shape[-1] for name, level in levels.items()} == sides
+    assert list(network.output_shape()) == list(sides) and {level.shape[1] for level in levels.values()} == {16}
     sum(level.sum() for level in levels.values()).backward()
     assert [n for n, p in network.named_parameters() if p.grad is None] == []
-
-
-def test_pyramid_of_fewer_levels() -> None:
-    cfg = config("resnet18", RESNET, "build_timm_fpn_backbone")
-    cfg.MODEL.FPN.IN_FEATURES = ["res2", "res3", "res4"]
-    network = build_backbone(cfg)
-    assert list(network.output_shape()) == list(network(torch.zeros(1, 3, 64, 64))) == ["p2", "p3", "p4", "p5"]
 
 
 @pytest.mark.parametrize(
@@ -229,21 +219,18 @@ def test_pyramid_of_fewer_levels() -> None:
         ("resnet18", {}, {"OUT_FEATURES": ["p2"]}, r"ResNet has no map 'p2'.*it has res1, res2, res3, res4, res5"),
         ("eva02_tiny_patch14_224", {"depth": 2}, {}, r"maps of stride 14, and detectron2 takes only powers of two"),
         ("efficientformerv2_s0", {}, {}, r"timm's efficientformerv2_s0 does not take images of any size \("),
+        (
+            "resnet18",
+            {**RESNET, "output_stride": 16},
+            FPN,
+            r"FPN\.IN_FEATURES .*res5.* of timm's resnet18: Strides 16 16",
+        ),
     ],
 )
 def test_mistakes(name: str, arguments: dict, options: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message) as error:
         build(name, arguments, **options)
     assert "\n" not in str(error.value)
-
-
-def test_maps_that_fpn_does_not_take() -> None:
-    cfg = config("resnet18", {**RESNET, "output_stride": 16}, "build_timm_fpn_backbone")
-    with pytest.raises(UsageError, match=r"MODEL\.FPN\.IN_FEATURES .*res5.* of timm's resnet18: Strides 16 16 are not"):
-        build_backbone(cfg)
-
-
-def test_network_without_maps() -> None:
     with pytest.raises(UsageError, match="timm's Linear gives no feature maps"):
         TimmBackbone(nn.Linear(1, 1))
 
@@ -272,18 +259,16 @@ def test_an_iteration_of_training(name: str) -> None:
     torch.manual_seed(0)
     model = build_model(cfg)
     inputs = batch(cfg, (70, 100), (90, 64))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    before = {key: value.clone() for key, value in model.backbone.bottom_up.state_dict().items()}
+    before = model.backbone.bottom_up.state_dict()
+    before = {key: value.clone() for key, value in before.items() if key.endswith("running_mean")}
     with EventStorage():
         losses = model(inputs)
     assert all(loss.isfinite() for loss in losses.values()) and ("loss_mask" in losses) == cfg.MODEL.MASK_ON
     sum(losses.values()).backward()
-    optimizer.step()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    assert next(p for p in model.backbone.bottom_up.parameters() if p.ndim == 4).grad.any()
     after = model.backbone.bottom_up.state_dict()
-    changed = {key for key, value in after.items() if not torch.equal(value, before[key])}
-    assert next(n for n, p in model.backbone.bottom_up.named_parameters() if p.ndim == 4) in changed
-    assert {key for key in after if key.endswith("running_mean")} <= changed  # batch norm is trained
+    assert not any(torch.equal(after[key], value) for key, value in before.items())  # batch norm is trained
     with torch.no_grad():
         assert len(model.eval()(inputs)) == 2
 

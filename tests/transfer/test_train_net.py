@@ -20,11 +20,13 @@ from moco_plugin.sources.idx import load_idx_images
 from moco_plugin.tools.train_net import main
 from moco_plugin.transfer import initial_weights
 from moco_plugin.transfer.components.datasets import register_scenes
-from moco_plugin.transfer.components.resnet import ResNetShape, make_resnet
-from moco_plugin.transfer.to_detectron2 import load_zoo_pickle, save_zoo_pickle
+from moco_plugin.transfer.components.resnet import settings_of_weights
+from moco_plugin.transfer.to_detectron2 import save_zoo_pickle
 from moco_plugin.transfer.weights import CheckWeights, backbone_tensors
+from moco_plugin.weight_files.load import load_file
 from tests.conftest import TEST, TRAIN
 from tests.helpers.checkpoints import checkpoint, official
+from tests.helpers.detector_inputs import make_resnet
 from tests.helpers.processes import Tool
 
 TINY = """SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) SOLVER.WARMUP_ITERS 1 SOLVER.IMS_PER_BATCH 2
@@ -40,16 +42,8 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("datasets")
     train, train_labels, names = load_idx_images(f"{TRAIN}[0:50]")
     test, test_labels, _ = load_idx_images(f"{TEST}[0:50]")
-    make_scenes(
-        root / "scenes",
-        (train, train_labels),
-        (test, test_labels),
-        names,
-        num_train=6,
-        num_test=3,
-        size=96,
-        progress=False,
-    )
+    looks = (train, train_labels), (test, test_labels)
+    make_scenes(root / "scenes", *looks, names, num_train=6, num_test=3, size=96, progress=False)
     register_scenes(root / "scenes", "toy")
     return root
 
@@ -94,25 +88,17 @@ def test_seed_decides_the_run(datasets: Path, tmp_path: Path) -> None:
 
 
 def test_c4_with_extra_norm_on_voc_format(datasets: Path, tmp_path: Path) -> None:
-    backbone = make_resnet(ResNetShape((1, 1, 1, 1), 32, bottleneck=8, stem=16))
+    narrow = {"STEM_OUT_CHANNELS": 16, "RES2_OUT_CHANNELS": 32, "WIDTH_PER_GROUP": 8}
+    backbone = make_resnet(NUM_BLOCKS=[1, 1, 1, 1], **narrow)
     arrays = {k: v.numpy() for k, v in backbone.state_dict().items() if not k.endswith("num_batches_tracked")}
     save_zoo_pickle(tmp_path / "tiny.pkl", arrays, {})
-    code = main(
-        [
-            "--config-file",
-            "voc/pascal_voc_R_50_C4_24k_moco",
-            *TINY,
-            *"DATASETS.TRAIN ('toy_voc_train',) DATASETS.TEST ('toy_voc_test',) MODEL.WEIGHTS".split(),
-            str(tmp_path / "tiny.pkl"),
-            "OUTPUT_DIR",
-            str(tmp_path / "run"),
-            *"""MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.STEM_OUT_CHANNELS 16
+    network = """DATASETS.TRAIN ('toy_voc_train',) DATASETS.TEST ('toy_voc_test',)
+        MODEL.BACKBONE.NAME build_any_width_resnet_backbone MODEL.RESNETS.STEM_OUT_CHANNELS 16
         MODEL.RESNETS.RES2_OUT_CHANNELS 32 MODEL.RESNETS.WIDTH_PER_GROUP 8 MODEL.RESNETS.NUM_BLOCKS
         [1,1,1,1] MODEL.ROI_HEADS.NUM_CLASSES 10 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
-        MODEL.ANCHOR_GENERATOR.SIZES [[32]] MODEL.RPN.POST_NMS_TOPK_TEST 20""".split(),
-        ]
-    )
-    assert code == 0
+        MODEL.ANCHOR_GENERATOR.SIZES [[32]] MODEL.RPN.POST_NMS_TOPK_TEST 20""".split()
+    paths = ["MODEL.WEIGHTS", str(tmp_path / "tiny.pkl"), "OUTPUT_DIR", str(tmp_path / "run")]
+    assert main(["--config-file", "voc/pascal_voc_R_50_C4_24k_moco", *TINY, *network, *paths]) == 0
     # stem, 3 blocks and 1 block in the heads, 3 convolutions each, and 4 shortcuts: 17, each with a norm
     assert "weights: 85 of 85 backbone tensors" in (tmp_path / "run" / "log.txt").read_text()
     results = json.loads((tmp_path / "run" / "results.json").read_text())
@@ -132,13 +118,13 @@ def test_released_checkpoint_by_name_is_converted(
     overrides = [*TINY, *TOY, "DATASETS.TEST", "()", "MODEL.WEIGHTS", "moco_v2_200ep", "OUTPUT_DIR", str(out)]
     assert main(["--config-file", f"{FPN}_moco", *overrides]) == 0
     assert f"105 of 105 backbone tensors filled from {out}/weights.pkl" in (out / "log.txt").read_text()
-    assert load_zoo_pickle(out / "weights.pkl")["moco_plugin"]["source_sha256"] == sha256(fetched)
+    assert load_file(out / "weights.pkl").metadata["source_sha256"] == sha256(fetched)
 
 
-def own_trainer(out: Path, *overrides: str, config: str = FPN) -> DefaultTrainer:
+def own_trainer(out: Path, *overrides: str) -> DefaultTrainer:
     """detectron2's, as a script of its own makes it."""
     cfg = get_cfg()
-    cfg.merge_from_file(str(find_config(config, "detectron2")))
+    cfg.merge_from_file(str(find_config(FPN, "detectron2")))
     cfg.merge_from_list([*TINY, *TOY, *"MODEL.DEVICE cpu SOLVER.STEPS () TEST.PRECISE_BN.ENABLED False".split()])
     cfg.merge_from_list(["OUTPUT_DIR", str(out), *overrides])
     trainer = DefaultTrainer(cfg)
@@ -172,7 +158,7 @@ def test_what_is_printed_opens_the_file(
     overrides = shlex.split(printed.removeprefix("opens with: "))
     named = [] if "MODEL.BACKBONE.NAME" in overrides else ["MODEL.BACKBONE.NAME", builder.strip()]
     trainer = own_trainer(tmp_path / "run", *overrides, *named)
-    weights = load_zoo_pickle(tmp_path / "weights.pkl")["model"]
+    weights = load_file(tmp_path / "weights.pkl").content["model"]
     state = {name.removeprefix("backbone.bottom_up."): value for name, value in trainer.model.state_dict().items()}
     backbone = [name for name in backbone_tensors(trainer.model) if "fc" not in name]
     assert len(backbone) > 50
@@ -184,11 +170,10 @@ def test_what_is_printed_opens_the_file(
 
 
 def test_weights_of_another_network_are_refused_in_detectron2s_own_trainer(datasets: Path, tmp_path: Path) -> None:
-    network = make_resnet(ResNetShape((2, 2, 2, 2), 64))
-    arrays = {name: value.numpy() for name, value in network.state_dict().items()}
+    arrays = {name: value.numpy() for name, value in make_resnet(DEPTH=18, RES2_OUT_CHANNELS=64).state_dict().items()}
     for metadata, message in (
         ({}, "weights: 5 of 105 backbone tensors filled"),
-        ({"settings": ResNetShape((2, 2, 2, 2), 64).settings()}, "pass MODEL.RESNETS.RES2_OUT_CHANNELS 64$"),
+        ({"settings": settings_of_weights(arrays)}, "pass MODEL.RESNETS.RES2_OUT_CHANNELS 64$"),
     ):
         save_zoo_pickle(tmp_path / "w.pkl", arrays, metadata)
         trainer = own_trainer(tmp_path / "run", "MODEL.WEIGHTS", str(tmp_path / "w.pkl"))
@@ -209,6 +194,7 @@ def test_weights_of_another_network_are_refused_in_detectron2s_own_trainer(datas
         (["DATASETS.TRAIN", "('voc_2007_trainval',)"], "DETECTRON2_DATASETS"),
         (["DATASETS.TRAIN", "('scenes_train',)"], "tools/make_scenes.py"),
         (["--num-gpus", "64"], "--num-gpus"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "80"], "toy_train has 10 classes; pass MODEL.ROI_HEADS.NUM_CLASSES 10"),
         (["MODEL.WEIGHTS", "/no/such/file.pkl"], "does not exist"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The files of data sets: what is missing, and where to get it."""
+"""The files of data sets: the missing ones, and where to get them."""
 
 import os
 from pathlib import Path
@@ -11,11 +11,11 @@ from moco_plugin.transfer.components.voc_semantic import AUGMENTED, TRAIN_AUG
 
 FILES: dict[str, Any] = REPORTED["data_sets"]
 PACKAGES: dict[str, list[str]] = FILES["packages"]
-"""What reading or evaluating a data set of a kind takes."""
+"""Packages for reading and evaluating data sets, by kind."""
 
 
 def datasets_root() -> Path:
-    """Return the folder that detectron2 looks for data sets in: $DETECTRON2_DATASETS, or ``datasets``."""
+    """Return detectron2's folder of data sets: $DETECTRON2_DATASETS, or ``datasets``."""
     return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
 
 
@@ -26,11 +26,7 @@ def source(name: str) -> str:
 
 
 def missing_files(name: str) -> list[str]:
-    """Return the lists, annotation files and folders of a data set that are missing or empty.
-
-    Args:
-        name: A registered data set, or one of DensePose's.
-    """
+    """Return the missing or empty lists, annotation files and folders of a registered data set or one of DensePose's."""
     if name in FILES["densepose"] and name not in DatasetCatalog.list():
         needed = [datasets_root() / part for part in FILES["densepose"][name]]
     else:
@@ -39,7 +35,7 @@ def missing_files(name: str) -> list[str]:
 
 
 def _needed(metadata: Any) -> list[Path]:
-    """Return the files and folders that a data set needs; none for kinds that are not known here."""
+    """Return the files and folders that a data set needs; none for unknown kinds."""
     kind = getattr(metadata, "evaluator_type", "")
     if kind in ("coco", "lvis") and hasattr(metadata, "json_file"):  # else a user's own, not in COCO's format
         return [Path(metadata.json_file), Path(metadata.image_root)]

@@ -2,19 +2,21 @@
 
 import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.data.datasets import load_coco_json, load_voc_instances, register_coco_instances
+from detectron2.data.datasets import load_voc_instances, register_coco_instances
 
 from moco_plugin.errors import UsageError, UserError, did_you_mean
 from moco_plugin.files import read_json
+from moco_plugin.transfer.components.coco import CocoFile, read_coco
 from moco_plugin.transfer.components.dataset_files import PACKAGES, datasets_root, missing_files, source
 from moco_plugin.transfer.components.voc_semantic import register_voc_semantic
 
-FILE_PREFIX = "coco:"  # a data set of this name is the COCO file whose path follows
-SEMANTIC_PREFIX = "semantic:"  # the same for a list of images and label images, see detectors/semantic.py
+FILE_PREFIX = "coco:"  # before the path of a COCO file
+SEMANTIC_PREFIX = "semantic:"  # before the path of a list of images and label images, see detectors/semantic.py
 PARTS = ("images", "annotations", "categories")  # of a COCO file
 _SIDES = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
@@ -28,82 +30,59 @@ def register_scenes(root: Path | None = None, name: str = "scenes") -> None:
     """
     root = root or datasets_root() / "scenes"
     for split in ("train", "test"):
-        json_file, images = str(root / "annotations" / f"instances_{split}.json"), str(root / "JPEGImages")
+        json_file = root / "annotations" / f"instances_{split}.json"
         coco, voc = f"{name}_{split}", f"{name}_voc_{split}"
-        DatasetCatalog.register(coco, lambda j=json_file, i=images, n=coco: _load_coco(j, i, n))
-        MetadataCatalog.get(coco).set(json_file=json_file, image_root=images, evaluator_type="coco")
-        DatasetCatalog.register(voc, lambda r=root, s=split, n=voc: _load_voc(r, s, n))
+        register_coco_instances(coco, {}, str(json_file), str(root / "JPEGImages"))
+        DatasetCatalog.register(voc, partial(_load_voc, root, split, json_file, voc))
         # 2012: average precision as the whole area under the curve
         MetadataCatalog.get(voc).set(dirname=str(root), split=split, year=2012, evaluator_type="pascal_voc")
 
 
-def _load_coco(json_file: str, image_root: str, name: str) -> list[dict]:
+def _load_voc(root: Path, split: str, json_file: Path, name: str) -> list[dict]:
     require_dataset(name)
-    return list(load_coco_json(json_file, image_root, name))
-
-
-def _load_voc(root: Path, split: str, name: str) -> list[dict]:
-    require_dataset(name)
-    path = root / "annotations" / f"instances_{split}.json"
-    try:
-        class_names = [str(category["name"]) for category in read_json(path)["categories"]]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not a COCO file; expected a list of categories with names") from error
+    class_names = read_coco(json_file).class_names()
     MetadataCatalog.get(name).thing_classes = class_names  # known once the data set is, as with COCO files
     return list(load_voc_instances(str(root), split, class_names))
-
-
-def is_coco(content: Any) -> bool:
-    """Return whether the content of a JSON file has the parts of a COCO file, all of them lists of dicts."""
-    return isinstance(content, dict) and all(
-        isinstance(content.get(part), list) and all(isinstance(row, dict) for row in content[part]) for part in PARTS
-    )
 
 
 def _register_file(name: str) -> None:
     """Register a data set whose name contains its file."""
     path = Path(name.partition(":")[2])
-    content = read_json(path) if path.is_file() else {}
     if name.startswith(FILE_PREFIX):
-        register_coco_instances(name, _coco_metadata(content) if is_coco(content) else {}, str(path), "")
+        content = read_coco(path)
+        # detectron2 sets these two when it loads the file
+        ids = sorted(category.id for category in content.categories)
+        indices = {key: index for index, key in enumerate(ids)}
+        metadata = {"thing_classes": content.class_names(), "thing_dataset_id_to_contiguous_id": indices}
+        register_coco_instances(name, metadata | keypoint_metadata(content), str(path), "")
     elif name.startswith(SEMANTIC_PREFIX):
-        entries = content["images"]
+        labelled = read_json(path)
+        entries = labelled["images"]
         DatasetCatalog.register(name, lambda: [dict(entry) for entry in entries])
         MetadataCatalog.get(name).set(
-            stuff_classes=content["classes"],
-            ignore_label=content["ignore_label"],
+            stuff_classes=labelled["classes"],
+            ignore_label=labelled["ignore_label"],
             evaluator_type="sem_seg",
             image_root=str(Path(entries[0]["file_name"]).parent),
             sem_seg_root=str(Path(entries[0]["sem_seg_file_name"]).parent),
         )
 
 
-def _coco_metadata(content: dict[str, Any]) -> dict[str, Any]:
-    """Return what detectron2 sets when it loads a COCO file, which need not be loaded for it, and that of keypoints."""
-    categories = [row for row in content["categories"] if isinstance(row.get("id"), int)]
-    names = {row["id"]: row.get("name") for row in sorted(categories, key=lambda row: int(row["id"]))}
-    indices = {key: index for index, key in enumerate(names)}
-    classes = {"thing_classes": list(names.values()), "thing_dataset_id_to_contiguous_id": indices}
-    return classes | keypoint_metadata(content)
-
-
-def keypoint_metadata(content: dict[str, Any]) -> dict[str, Any]:
+def keypoint_metadata(content: CocoFile) -> dict[str, Any]:
     """Return detectron2's metadata for the keypoints of a COCO file's first class that has some; empty if none.
 
-    Keypoints whose names differ in left and right change places in flipped images.
+    Keypoints with names that differ in left and right are swapped in flipped images.
     """
-    category = next((row for row in content["categories"] if row.get("keypoints")), None)
+    category = next((category for category in content.categories if category.keypoints), None)
     if category is None:
         return {}
-    names = [str(name) for name in category["keypoints"]]
+    names = category.keypoints
     flips = [
         (name, other)
         for name in names
         if (other := _other_side(name)) in names and names.index(name) < names.index(other)
     ]
-    edges = [
-        pair for pair in category.get("skeleton") or () if len(pair) == 2 and all(0 < n <= len(names) for n in pair)
-    ]
+    edges = [pair for pair in category.skeleton if all(0 < number <= len(names) for number in pair)]
     rules = [(names[one - 1], names[two - 1], (0, 160, 255)) for one, two in edges]  # COCO counts from 1
     return {"keypoint_names": names, "keypoint_flip_map": flips, "keypoint_connection_rules": rules}
 
@@ -113,7 +92,7 @@ def _other_side(name: str) -> str:
 
 
 def require_dataset(name: str) -> None:
-    """Check that a data set is registered, that its folders and lists exist, and that what reads it is installed.
+    """Check that a data set is registered, its folders and lists exist, and the packages that it needs are installed.
 
     A data set that is named by its file is registered first.
 
@@ -135,7 +114,7 @@ def require_dataset(name: str) -> None:
         how = f"get it from {source(name)}" if source(name) else "get it as detectron2 describes"
         raise UserError(
             f"data set {name!r} is missing: {' and '.join(missing)}; {how}, or set "
-            f"DETECTRON2_DATASETS (now {datasets_root()}) to the folder that holds the data sets"
+            f"DETECTRON2_DATASETS (now {datasets_root()}) to the folder of the data sets"
         )
 
 

@@ -14,13 +14,13 @@ from moco_plugin.transfer.components.resnet import build_any_width_resnet_backbo
 class DilatedC5(Backbone):
     """A backbone whose last stage is followed by a 3 x 3 convolution with a norm.
 
-    What is pre-trained is called ``bottom_up``, as below detectron2's FPN, so that weights find it and are counted.
+    The pre-trained part is named ``bottom_up``, as in detectron2's FPN, so that weights are matched by name.
 
     Args:
         bottom_up: A backbone that returns ``in_feature``.
         in_feature: The stage to take, N x C x H x W.
         out_channels: Channels of the result; the paper has 512.
-        norm: Kind of norm, as in detectron2's ``get_norm``.
+        norm: As in detectron2's ``get_norm``.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ def build_resnet_dilated_c5_backbone(cfg: Any, input_shape: ShapeSpec) -> Dilate
     """
     if cfg.MODEL.RESNETS.RES5_DILATION != 2 or "res5" not in cfg.MODEL.RESNETS.OUT_FEATURES:
         raise UsageError(
-            "build_resnet_dilated_c5_backbone wants MODEL.RESNETS.RES5_DILATION 2 and OUT_FEATURES ['res5'], got "
+            "build_resnet_dilated_c5_backbone needs MODEL.RESNETS.RES5_DILATION 2 and OUT_FEATURES ['res5'], got "
             f"{cfg.MODEL.RESNETS.RES5_DILATION} and {list(cfg.MODEL.RESNETS.OUT_FEATURES)}"
         )
     return DilatedC5(build_any_width_resnet_backbone(cfg, input_shape), norm=cfg.MODEL.RESNETS.NORM)

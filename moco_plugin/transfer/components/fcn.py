@@ -16,20 +16,20 @@ from moco_plugin.errors import UsageError
 class FCNHead(nn.Module):
     """Dilated 3 x 3 convolutions with norm and ReLU, then a 1 x 1 classifier (MoCo v1, appendix).
 
-    The paper has two of 256 channels and dilation 6, on a res5 of stride 16; it leaves open how scores become
-    as large as the image. Here they are interpolated bilinearly, each feature at the pixel that it is centred on
-    (every 16th, from the first), which the crops of 513 and 769 = 16 k + 1 pixels fit exactly; the up to 15 pixels
-    beyond the last feature repeat the last ones.
+    The paper has two convolutions of 256 channels and dilation 6 on a res5 of stride 16, and does not say how scores are
+    scaled to the image. Here they are interpolated bilinearly between the pixels at which features are centred (every
+    16th, from the first), which fits crops of 513 and 769 = 16 k + 1 pixels exactly; the up to 15 pixels beyond the last
+    feature repeat the last ones.
 
     Args:
         input_shape: Channels and stride of the one feature map that is used.
-        num_classes: Classes, background included where the data set has one.
-        channels: Channels of the convolutions.
-        num_convs: How many there are.
-        dilation: Their dilation.
-        norm: Kind of norm, as in detectron2's ``get_norm``.
-        ignore_value: The label of pixels without loss.
-        loss_weight: What the loss is multiplied with.
+        num_classes: Classes, including background where the data set has it.
+        channels: Channels of each convolution.
+        num_convs: Number of convolutions.
+        dilation: Dilation of each convolution.
+        norm: As in detectron2's ``get_norm``.
+        ignore_value: Label of pixels without loss.
+        loss_weight: Factor of the loss.
     """
 
     @configurable
@@ -90,7 +90,7 @@ class FCNHead(nn.Module):
         """Return losses in training, scores else, as SemanticSegmentor expects.
 
         Args:
-            features: Holds the feature map, N x C x h x w.
+            features: Contains the feature map, N x C x h x w.
             targets: Labels, N x H x W with H between 16 h - 15 and 16 h; needed in training.
 
         Returns:
@@ -99,10 +99,10 @@ class FCNHead(nn.Module):
         scores = self.upsample(self.predictor(self.convs(features[self.in_feature])).float())
         if not self.training:
             return scores, {}
-        assert targets is not None, "training wants targets"
+        assert targets is not None, "training needs targets"
         height, width = targets.shape[-2:]
         loss = F.cross_entropy(scores[..., :height, :width], targets, ignore_index=self.ignore_value, reduction="sum")
-        # a mean that is 0, not NaN, where a batch happens to hold no labelled pixel
+        # the mean of a batch without labelled pixels is 0, not NaN
         counted = (targets != self.ignore_value).sum().clamp(min=1)
         return None, {"loss_sem_seg": self.loss_weight * loss / counted}
 

@@ -1,4 +1,4 @@
-"""The mask head for data of which some objects have no mask."""
+"""The mask head for data in which some objects have no mask."""
 
 from typing import Any
 
@@ -10,15 +10,13 @@ from detectron2.structures import Instances
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class PartialMaskHead(MaskRCNNConvUpsampleHead):
-    """detectron2's mask head, whose loss leaves out objects that have no mask (``gt_has_mask``)."""
+    """detectron2's mask head; its loss leaves out objects without a mask (``gt_has_mask``)."""
 
     def forward(self, x: torch.Tensor, instances: list[Instances]) -> Any:
         """Return the loss in training, else the instances with masks."""
         if self.training and any(image.has("gt_has_mask") for image in instances):
             known = [
-                image.gt_has_mask
-                if image.has("gt_has_mask")
-                else torch.ones(len(image), dtype=torch.bool, device=x.device)
+                image.get_fields().get("gt_has_mask", torch.ones(len(image), dtype=torch.bool, device=x.device))
                 for image in instances
             ]
             instances = [image[mask] for image, mask in zip(instances, known, strict=True)]

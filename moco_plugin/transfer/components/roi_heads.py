@@ -8,17 +8,16 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 from torch import nn
 
 from moco_plugin.errors import UsageError
-from moco_plugin.transfer.components.resnet import resnet_shape
+from moco_plugin.transfer.components.resnet import make_stage
 
 
 @ROI_HEADS_REGISTRY.register()
 class Res5ROIHeadsExtraNorm(Res5ROIHeads):
     """detectron2's res5 head with a norm of kind ``MODEL.RESNETS.NORM`` on its output (MoCo v1, section 4.2).
 
-    detectron2's own head supports only bottlenecks; this one builds res5 from ``MODEL.RESNETS`` as the
-    backbone is built: of bottlenecks or of the two-layer blocks of ResNet-18 and 34, of any width and number.
-
-    The last layer is called ``norm``, as in the authors' models, so that checkpoints can be exchanged.
+    detectron2's own head supports only bottlenecks; this one builds res5 from ``MODEL.RESNETS`` like the backbone, with
+    the blocks of ResNet-18 and 34 too. Its last layer is named ``norm``, as in the authors' models, so that checkpoints
+    can be exchanged.
     """
 
     @classmethod
@@ -28,7 +27,6 @@ class Res5ROIHeadsExtraNorm(Res5ROIHeads):
                 "Res5ROIHeadsExtraNorm has no deformable convolutions; set "
                 "MODEL.RESNETS.DEFORM_ON_PER_STAGE to False for res5"
             )
-        shape = resnet_shape(cfg)
-        channels = shape.channels * 8
-        layers = OrderedDict((str(index), block) for index, block in enumerate(shape.make_stage(3)))
-        return nn.Sequential(OrderedDict(layers, norm=get_norm(shape.norm, channels))), channels
+        channels = cfg.MODEL.RESNETS.RES2_OUT_CHANNELS * 8
+        layers = OrderedDict((str(index), block) for index, block in enumerate(make_stage(cfg, 3)))
+        return nn.Sequential(OrderedDict(layers, norm=get_norm(cfg.MODEL.RESNETS.NORM, channels))), channels

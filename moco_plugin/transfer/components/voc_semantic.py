@@ -1,7 +1,7 @@
 """VOC 2012 semantic segmentation: train, val, and train_aug with SBD's labels (Hariharan et al. 2011)."""
 
 import os
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +18,18 @@ AUGMENTED = "SegmentationClassAug"  # the usual name of a folder of label images
 TRAIN_AUG = "train_aug"
 
 
-def register_voc_semantic(root: Path, prefix: str = "voc_2012_sem_seg") -> None:
-    """Register ``{prefix}_train``, ``{prefix}_val`` and ``{prefix}_train_aug``.
+def register_voc_semantic(root: Path) -> None:
+    """Register ``voc_2012_sem_seg_train``, ``_val`` and ``_train_aug``.
 
     Args:
-        root: Folder that holds ``VOC2012`` and, for train_aug, ``benchmark_RELEASE`` as SBD's archive unpacks.
-        prefix: First part of the registered names.
+        root: Folder of ``VOC2012`` and, for train_aug, of ``benchmark_RELEASE`` from SBD's archive.
     """
     palette = voc_palette()
     classes = ["background", *CLASS_NAMES]
     voc, sbd = root / "VOC2012", root / "benchmark_RELEASE" / "dataset"
     for split in ("train", "val", TRAIN_AUG):
-        name = f"{prefix}_{split}"
-        DatasetCatalog.register(name, lambda s=split: load_voc_semantic(voc, s, sbd))
+        name = f"voc_2012_sem_seg_{split}"
+        DatasetCatalog.register(name, partial(load_voc_semantic, voc, split, sbd))
         MetadataCatalog.get(name).set(
             dirname=str(voc),
             split=split,
@@ -50,11 +49,8 @@ def read_ids(path: Path) -> list[str]:
 def semantic_ids(voc: Path, split: str, sbd: Path) -> list[str]:
     """Return the names of a split's images, sorted.
 
-    ``train_aug`` is what VOC's train or SBD's train and val hold, without VOC's val: 10582 images. Without SBD's
-    lists, SBD's images are those that have a file in ``SegmentationClassAug``.
-
-    Raises:
-        MissingFile: A list is missing.
+    ``train_aug`` is the union of VOC's train and SBD's train and val, without VOC's val: 10582 images. Without SBD's
+    lists, SBD's images are those with a file in ``SegmentationClassAug``.
     """
     lists = voc / "ImageSets" / "Segmentation"
     if split != TRAIN_AUG:
@@ -66,17 +62,11 @@ def semantic_ids(voc: Path, split: str, sbd: Path) -> list[str]:
     return sorted({*read_ids(lists / "train.txt"), *more} - {*read_ids(lists / "val.txt")})
 
 
-def label_file(voc: Path, split: str, name: str, own: Iterable[str]) -> Path:
-    """Return where an image's labels are: VOC's own for its train and val, else those of SBD."""
-    folder = "SegmentationClass" if split != TRAIN_AUG or name in own else AUGMENTED
-    return voc / folder / f"{name}.png"
-
-
 def load_voc_semantic(voc: Path, split: str, sbd: Path) -> list[dict]:
     """Return a split's entries in detectron2's format, with ``sem_seg_file_name``.
 
-    Label images hold class numbers, 0 for background and 255 for what is ignored. Where SBD's are only there in
-    Matlab's format, they are converted to ``SegmentationClassAug`` first, once.
+    Label images contain class numbers, 0 for background and 255 for ignored pixels. SBD's files in Matlab's format are
+    converted to ``SegmentationClassAug`` once.
 
     Args:
         voc: The folder ``VOC2012``.
@@ -87,10 +77,9 @@ def load_voc_semantic(voc: Path, split: str, sbd: Path) -> list[dict]:
         UserError: SBD's labels cannot be converted.
     """
     names = semantic_ids(voc, split, sbd)
-    own = set(read_ids(voc / "ImageSets" / "Segmentation" / "train.txt"))
-    labels = [label_file(voc, split, name, own) for name in names]
-    if split == TRAIN_AUG:
-        _convert_sbd(sbd, [path for path in labels if path.parent.name == AUGMENTED and not path.exists()])
+    own = set(read_ids(voc / "ImageSets" / "Segmentation" / "train.txt")) if split == TRAIN_AUG else set(names)
+    labels = [voc / ("SegmentationClass" if name in own else AUGMENTED) / f"{name}.png" for name in names]
+    _convert_sbd(sbd, [path for path in labels if path.parent.name == AUGMENTED and not path.exists()])
     return [
         {"file_name": str(voc / "JPEGImages" / f"{name}.jpg"), "image_id": name, "sem_seg_file_name": str(path)}
         for name, path in zip(names, labels, strict=True)
@@ -101,13 +90,8 @@ def _convert_sbd(sbd: Path, labels: list[Path]) -> None:
     """Write label images (PNG with VOC's palette) from SBD's ``cls/*.mat``."""
     if not labels:
         return
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise UserError(
-            f"SBD's labels in {sbd / 'cls'} are in Matlab's format, and scipy, which reads it, is not installed; "
-            f"run `pip install scipy`, or put PNG files of them in {labels[0].parent}"
-        ) from error
+    from scipy.io import loadmat
+
     folder = labels[0].parent
     if not os.access(folder if folder.exists() else folder.parent, os.W_OK):
         raise UserError(
