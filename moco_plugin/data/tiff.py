@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, TiffImagePlugin, TiffTags
 
-from moco_plugin.data.pixels import SIDEWAYS, CannotDecode, Pixels, check_pixels, upright
+from moco_plugin.data.pixels import CannotDecode, Pixels, check_pixels, upright
 from moco_plugin.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -78,13 +78,6 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     turn = page.tags.valueof(ORIENTATION)
     missing = None if missing is None else upright(missing, turn)
     return Pixels(upright(values, turn), opacity, colours != 1 or count - opacity == 1, usual, missing)
-
-
-def tiff_size(data: bytes, name: str) -> tuple[int, int]:
-    """Return width and height of a TIFF file's image, upright."""
-    page = _image(_open(data), name).keyframe
-    size = page.imagewidth, page.imagelength
-    return size[::-1] if page.tags.valueof(ORIENTATION) in SIDEWAYS else size
 
 
 def _open(data: bytes) -> "TiffFile":

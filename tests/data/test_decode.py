@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 
 from moco_plugin.data import decode as module
-from moco_plugin.data.decode import CannotDecode, decode, decode_array, decode_labels, image_size
+from moco_plugin.data.decode import CannotDecode, decode, decode_array, decode_labels
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.listing import image_files
 from moco_plugin.errors import UserError
@@ -180,7 +180,6 @@ def test_orientation_of_deep_images(tmp_path: Path) -> None:
     exif[0x0112] = 6
     Image.fromarray(RAMP.astype(np.uint16) * 257).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(decode_array(tmp_path / "a.png", "a", channels=1), np.rot90(RAMP, -1))
-    assert image_size(tmp_path / "a.png") == decode_array(tmp_path / "a.png", "a").shape[1::-1] == (3, 205)
 
 
 def test_many_scans_are_refused() -> None:
@@ -199,7 +198,7 @@ def test_check_finds_images_that_are_cut_off(tmp_path: Path) -> None:
             np.save(path, PHOTO)
         else:
             Image.fromarray(PHOTO).save(path)
-        assert image_size(path) == decode_array(path, name).shape[1::-1] == (640, 427)
+        assert decode_array(path, name).shape == (427, 640, 3)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
         with pytest.raises(CannotDecode):
             decode_array(path, name)
