@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from moco_plugin.data.pixels import (
-    MAX_PIXELS,
     MOST_PIXELS,
     NUMPY,
     RAISES,
@@ -30,16 +29,7 @@ from moco_plugin.data.tiff import ORIENTATION, TIFF, tiff_pixels
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_file, shown
 
-__all__ = [
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "CannotDecode",
-    "decode",
-    "decode_array",
-    "decode_labels",
-    "decode_pixels",
-    "stored_as",
-]
+__all__ = ["SUFFIXES", "CannotDecode", "decode", "decode_array", "decode_labels", "decode_pixels", "stored_as"]
 
 _FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or are decoded wrongly (FITS)
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
@@ -58,23 +48,14 @@ _JPEG_DIVISORS = {
 _PNG_END = b"IEND\xaeB`\x82"
 _NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
-_MODES = {
-    "1": "L",
-    "La": "LA",
-    "PA": "RGBA",
-    "RGBa": "RGBA",
-}  # Pillow's modes and what they are converted to; others to RGB
+_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # what Pillow's modes are converted to; others to RGB
 
 with contextlib.suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()  # HEIC, where its plug-in is installed
 Image.init()
 PILLOW_FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
-SUFFIXES = tuple(
-    sorted(
-        {suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"}}
-        | {".npy"}
-    )
-)
+_suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"}}
+SUFFIXES = tuple(sorted(_suffixes | {".npy"}))
 
 
 def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | None = None) -> Image.Image:
@@ -90,8 +71,8 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
 
     Raises:
         CannotDecode: The file is broken, of no known format, or has too many pixels.
-        UserError: The file is missing or cannot be read, its values are outside of the range, it has other than
-            three channels, or it is a file of several images (TIFF).
+        UserError: The file cannot be read, has values outside of the range or other than three channels, or contains
+            several images (TIFF).
     """
     content = source if isinstance(source, Path) else source.read()
     return Image.fromarray(decode_array(content, name, value_range)).convert("RGB")

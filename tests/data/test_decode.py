@@ -101,14 +101,14 @@ def test_missing_large_and_broken_are_told_apart(tmp_path: Path, monkeypatch: py
     Image.new("RGB", (100, 100)).save(path)
     with pytest.raises(UserError, match=r"none.png cannot be read"):
         decode(tmp_path / "none.png", "none.png")
-    monkeypatch.setenv(module.MAX_PIXELS, "1000")
+    monkeypatch.setenv("MOCO_MAX_PIXELS", "1000")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     images = ImageSet(str(tmp_path))
     assert images.try_load(0) == (
         None,
         f"{path} (100 x 100 pixels, more than 1,000; MOCO_MAX_PIXELS=N in the environment raises the limit)",
     )
-    monkeypatch.setenv(module.MAX_PIXELS, "10000")
+    monkeypatch.setenv("MOCO_MAX_PIXELS", "10000")
     assert images.load(0) is not None
 
     def broken(*args: object, **kwargs: object) -> None:
@@ -146,7 +146,7 @@ def test_jpeg_arrays_of_other_sizes_and_broken_files(tmp_path: Path, monkeypatch
             decode_array(broken, "a")
     with pytest.raises(UserError, match=r"none.jpg cannot be read \(No such file"):
         decode_array(tmp_path / "none.jpg", "none.jpg")
-    monkeypatch.setenv(module.MAX_PIXELS, "1000")
+    monkeypatch.setenv("MOCO_MAX_PIXELS", "1000")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
     with pytest.raises(CannotDecode, match="640 x 427 pixels, more than 1,000"):
         decode_array(path, "a")
