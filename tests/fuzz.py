@@ -284,7 +284,7 @@ def _read(path: Path) -> int:
         lambda: decode.decode_array(path, "x"),
         lambda: decode.decode_array(path, "x", (0, 255), channels=1),
         lambda: decode.decode_pixels(path.read_bytes(), "x") if path.is_file() else None,
-        *(lambda read=read: read(path) for read in (decode.decode_labels, decode.image_size, decode.stored_as)),
+        *(lambda read=read: read(path) for read in (decode.decode_labels, decode.stored_as)),
     ]
     code = 0
     for read in readers:

@@ -42,25 +42,25 @@ def first_whole(load: Callable[[int], tuple[T | None, str]], candidates: Iterabl
 
     Args:
         load: Returns the image of an index, or None and its name.
-        candidates: Indices of images.
+        candidates: Indices of images, one at least.
 
     Raises:
-        UserError: None of the candidates can be.
+        UserError: No image can be decoded.
     """
-    corrupt, count = "", 0
+    corrupt = ""
     for index in candidates:
         image, name = load(index)
         if image is not None:
             return image, index, corrupt
-        corrupt, count = corrupt or name, count + 1
-    raise UserError(f"none of the {count} images can be decoded, {corrupt} among them")
+        corrupt = corrupt or name
+    raise UserError(f"none of the images can be decoded, {corrupt} among them")
 
 
 class TrainImages(Dataset[tuple[Any, Any, str]]):
     """Images for pre-training: (views, their plans, "" or the name of a corrupt image); see ``Views``.
 
-    Asked for by position (see EpochOrder), which also seeds the views. A corrupt image is replaced by the next
-    one, so batches keep their size.
+    The index is a position of EpochOrder, which also seeds the views. A corrupt image is replaced by the next one,
+    so batches keep their size.
 
     Args:
         images: The set.
@@ -109,33 +109,30 @@ def check_labels(train: ImageSet, test: ImageSet, several: bool = False) -> Imag
     """Return the test set with the training set's classes.
 
     Args:
-        train: Its classes count.
-        test: Has these, or some of them.
+        train: The training set.
+        test: A set of the same classes, or of some of them.
         several: Whether images have several labels, or one.
 
     Raises:
         UsageError: A set has no such labels, or the test set has other classes.
     """
     for images in (train, test):
-        if images.labels is not None and (images.labels.ndim > 1) != several:
-            given, expected = ("one label", "several") if several else ("several labels", "one")
-            raise UsageError(
-                f"{images.spec} has {given} per image, expected {expected}"
-                + ("" if several else "; evaluate multilabel takes such lists")
-            )
         if images.labels is None:
             raise UsageError(
                 f"{images.spec} has no labels; expected a folder of one subfolder per class, a list of "
                 "paths and labels, shards with .cls members, or a labels idx file"
             )
-    if train.classes and test.classes and train.classes != test.classes and set(test.classes) <= set(train.classes):
-        if len(test.classes) < len(train.classes):
-            counts = f"{len(test.classes)} of the {len(train.classes)} classes"
-            print(f"{test.spec} has {counts} of {train.spec}", file=sys.stderr)
+        if (images.labels.ndim > 1) != several:
+            found = "one label" if several else "several labels"
+            expected = "several" if several else "one; evaluate multilabel takes such lists"
+            raise UsageError(f"{images.spec} has {found} per image, expected {expected}")
+    if train.classes == test.classes:
+        return test
+    own, other = set(train.classes or ()), set(test.classes or ())
+    if train.classes and other and other <= own:
+        if len(other) < len(own):
+            print(f"{test.spec} has {len(other)} of the {len(own)} classes of {train.spec}", file=sys.stderr)
         return test.with_classes(train.classes)
-    if train.classes != test.classes:
-        own, other = set(train.classes or ()), set(test.classes or ())
-        rows = ((train, own - other), (test, other - own))
-        only = [f"only {images.spec} has {', '.join(sorted(names)[:5])}" for images, names in rows if names]
-        raise UsageError(f"the classes of {train.spec} and {test.spec} differ: {'; '.join(only)}")
-    return test
+    rows = ((train, own - other), (test, other - own))
+    only = [f"only {images.spec} has {', '.join(sorted(names)[:5])}" for images, names in rows if names]
+    raise UsageError(f"the classes of {train.spec} and {test.spec} differ: {'; '.join(only)}")

@@ -14,39 +14,26 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from moco_plugin.data.pixels import (
-    MAX_PIXELS,
     MOST_PIXELS,
     NUMPY,
     RAISES,
-    SIDEWAYS,
     CannotDecode,
     Pixels,
     check_pixels,
     most_pixels,
     numpy_pixels,
-    numpy_size,
     read_numpy,
     upright,
 )
-from moco_plugin.data.tiff import ORIENTATION, TIFF, tiff_pixels, tiff_size
+from moco_plugin.data.tiff import ORIENTATION, TIFF, tiff_pixels
 from moco_plugin.errors import UserError
-from moco_plugin.files import open_file, read_file, shown
+from moco_plugin.files import read_file, shown
 
-__all__ = [
-    "MAX_PIXELS",
-    "SUFFIXES",
-    "CannotDecode",
-    "decode",
-    "decode_array",
-    "decode_labels",
-    "decode_pixels",
-    "image_size",
-    "stored_as",
-]
+__all__ = ["SUFFIXES", "CannotDecode", "decode", "decode_array", "decode_labels", "decode_pixels", "stored_as"]
 
 _FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or are decoded wrongly (FITS)
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
-    *("DDS", "QOI", "SGI", "SUN", "TGA"),
+    *("DDS", "QOI", "SUN", "TGA"),
 )
 MOST_SCANS = 100  # of a JPEG file; encoders write about 10
 MOST_SCANNED = 1 << 30  # scans times pixels, if a file has more than 32 scans
@@ -61,23 +48,14 @@ _JPEG_DIVISORS = {
 _PNG_END = b"IEND\xaeB`\x82"
 _NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
-_MODES = {
-    "1": "L",
-    "La": "LA",
-    "PA": "RGBA",
-    "RGBa": "RGBA",
-}  # Pillow's modes and what they are converted to; others to RGB
+_MODES = {"1": "L", "La": "LA", "PA": "RGBA", "RGBa": "RGBA"}  # what Pillow's modes are converted to; others to RGB
 
 with contextlib.suppress(ImportError):
     importlib.import_module("pillow_heif").register_heif_opener()  # HEIC, where its plug-in is installed
 Image.init()
 PILLOW_FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)
-SUFFIXES = tuple(
-    sorted(
-        {suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"}}
-        | {".npy"}
-    )
-)
+_suffixes = {suffix for suffix, name in Image.registered_extensions().items() if name in {*PILLOW_FORMATS, "MPO"}}
+SUFFIXES = tuple(sorted(_suffixes | {".npy"}))
 
 
 def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | None = None) -> Image.Image:
@@ -93,8 +71,8 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
 
     Raises:
         CannotDecode: The file is broken, of no known format, or has too many pixels.
-        UserError: The file is missing or cannot be read, its values are outside of the range, it has other than
-            three channels, or it is a file of several images (TIFF).
+        UserError: The file cannot be read, has values outside of the range or other than three channels, or contains
+            several images (TIFF).
     """
     content = source if isinstance(source, Path) else source.read()
     return Image.fromarray(decode_array(content, name, value_range)).convert("RGB")
@@ -196,25 +174,6 @@ def stored_as(path: Path) -> tuple[str, int]:
             raise
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Return width and height of an image file from its header, with the EXIF orientation applied.
-
-    Raises:
-        CannotDecode: The file is broken, of no known format, or has too many pixels.
-        UserError: The file is missing or cannot be read.
-    """
-    with open_file(path, "an image") as file, _decoding():
-        head = file.read(8)
-        if head.startswith((NUMPY, *TIFF)):
-            data = read_file(path, what="an image")
-            size = numpy_size(data) if head.startswith(NUMPY) else tiff_size(data, str(path))
-            check_pixels(*size)
-            return size
-        file.seek(0)
-        with _opened(file) as image:
-            return image.size[::-1] if image.getexif().get(ORIENTATION) in SIDEWAYS else image.size
-
-
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
     """Convert errors of decoders to CannotDecode."""
@@ -226,12 +185,11 @@ def _decoding() -> Iterator[None]:
         raise CannotDecode("") from error
 
 
-def _opened(data: bytes | IO[bytes]) -> Image.Image:
+def _opened(data: bytes) -> Image.Image:
     """Open an image with Pillow, which reads the header only, and check its size."""
-    file = io.BytesIO(data) if isinstance(data, bytes) else data
     most_pixels()
     try:
-        image = Image.open(file, formats=PILLOW_FORMATS)
+        image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
     except Image.DecompressionBombError as error:
         raise CannotDecode(f"too many pixels; {RAISES}") from error
     check_pixels(*image.size)
@@ -323,17 +281,11 @@ def _deep(image: Image.Image, data: bytes, name: str) -> Pixels | None:
     if image.format == "PPM" and (header := _NETPBM.match(data)) and int(header[4]) > 255:
         if header[1] in b"23":
             raise UserError(f"{name} is a plain-text PGM or PPM file; save it as a binary one")
-        size = (image.height, image.width, 1 if header[1] == b"5" else 3)
-        values = np.frombuffer(data, ">u2", int(np.prod(size)), header.end()).reshape(size)
-        return Pixels(values.astype(np.uint16), usual=(0.0, float(header[4])))
-    if image.format == "SGI" and data[3] == 2:
-        raise UserError(f"{name} is an SGI image of 16 bits; save it as PNG or TIFF")
+        return _by_opencv(data, header[1] == b"5", (0.0, float(header[4])))
     if not image.mode.startswith(("I", "F")):
         return None
-    values, usual = np.array(image)[..., None], None
-    if image.format == "TIFF":
-        usual = (0.0, 4095.0)  # tiff_pixels leaves 12-bit images to Pillow
-    return Pixels(values, usual=usual)
+    # of TIFF files, tiff_pixels leaves those of 12 bits to Pillow
+    return Pixels(np.array(image)[..., None], usual=(0.0, 4095.0) if image.format == "TIFF" else None)
 
 
 def _by_opencv(data: bytes, grey: bool, usual: tuple[float, float] | None = None) -> Pixels:

@@ -1,6 +1,5 @@
 """Image files of a folder, and lists of image files."""
 
-import contextlib
 import csv
 import functools
 import os
@@ -32,6 +31,7 @@ CONTAINERS = {  # what people keep images in that is not read
     ".tfrecord": "a TFRecord file",
     ".rec": "a RecordIO file",
 }
+EXPECTED_SUFFIXES = "expected files such as .jpg, .png or .tif"
 UNPACK = "unpack its images into a folder, or into tar shards (moco-make-shards)"
 SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "test", "testing"}
 KAGGLE_SOLUTION = "LOC_val_solution.csv"  # of ImageNet's validation set at Kaggle: ImageId,"n01440764 x y x y ..."
@@ -63,16 +63,10 @@ def image_files(folder: Path) -> list[Path]:
             others[path.suffix.lower() or "no suffix"] += 1
     if not files:
         packed = next((kind for suffix, kind in CONTAINERS.items() if suffix in others), "")
-        advice = (
-            f"it contains {packed}, which is not read: {UNPACK}"
-            if packed
-            else "expected files such as .jpg, .png or .tif"
-        )
+        advice = f"it contains {packed}, which is not read: {UNPACK}" if packed else EXPECTED_SUFFIXES
         raise UserError(f"{folder} contains no image at any depth; {advice}")
     if others and os.environ.get("RANK", "0") == "0":
-        kinds = ", ".join(
-            f"{count} {suffix}" for suffix, count in sorted(others.items(), key=lambda item: (-item[1], item[0]))[:5]
-        )
+        kinds = ", ".join(f"{count} {suffix}" for suffix, count in Counter(dict(sorted(others.items()))).most_common(5))
         print(f"{folder}: {len(files)} images; left out {others.total()} other files ({kinds})", file=sys.stderr)
     return sorted(files)
 
@@ -237,9 +231,7 @@ def _lookup() -> Exists:
 
     @functools.cache
     def names(folder: Path) -> set[str]:
-        with contextlib.suppress(OSError):
-            return set(os.listdir(folder))
-        return set()
+        return set(os.listdir(folder)) if os.path.isdir(folder) and os.access(folder, os.R_OK) else set()
 
     return lambda path: path.name in names(path.parent)
 

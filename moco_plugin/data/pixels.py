@@ -19,15 +19,6 @@ NUMPY = b"\x93NUMPY"
 IN_CHANS = "backbone_args.in_chans"
 _ROWS = 256  # rows that are scaled at once
 SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
-_TURNS = {  # by EXIF's orientation
-    2: lambda image: image[:, ::-1],
-    3: lambda image: image[::-1, ::-1],
-    4: lambda image: image[::-1],
-    5: lambda image: image.swapaxes(0, 1),
-    6: lambda image: image.swapaxes(0, 1)[:, ::-1],
-    7: lambda image: image.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda image: image.swapaxes(0, 1)[::-1],
-}
 
 
 class CannotDecode(Exception):
@@ -64,8 +55,10 @@ def most_pixels() -> int | None:
 
 def upright(image: np.ndarray, orientation: object) -> np.ndarray:
     """Return an image, H x W or H x W x C, with an EXIF orientation (1 to 8) applied."""
-    turn = _TURNS.get(orientation) if isinstance(orientation, int) else None
-    return turn(image) if turn else image
+    if orientation in SIDEWAYS:
+        image = image.swapaxes(0, 1)
+    image = image[::-1] if orientation in (3, 4, 7, 8) else image
+    return image[:, ::-1] if orientation in (2, 3, 6, 7) else image
 
 
 @dataclass
@@ -107,33 +100,55 @@ class Pixels:
         if self.alpha and values.shape[2] != channels:
             values = values[..., :-1]
         count = values.shape[2]
-        repeat, to_grey = (channels, count) == (3, 1) and self.grey, (channels, count) == (1, 3) and self.grey
-        if count != channels and not repeat and not to_grey:
+        if count != channels and not (self.grey and {count, channels} == {1, 3}):
             refuse_channels(values, name, channels)
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * 255
+        elif values.dtype != np.uint8 and self.missing is None:
+            values = self._scaled(values, name, value_range)
         elif values.dtype != np.uint8:
-            missing = None if self.missing is None else self.missing[..., : values.shape[2]]
-            if missing is not None:
-                present = values[~missing]
-                values = np.where(missing, present.min() if present.size else values.dtype.type(0), values)
-            values = to_8_bits(values, name, value_range, self.usual or usual_range(values))
-            if missing is not None:
-                values[np.broadcast_to(missing, values.shape)] = 0
-        if to_grey and values.shape[2] == 3:
+            missing = self.missing[..., :count]
+            present = values[~missing]
+            values = np.where(missing, present.min() if present.size else values.dtype.type(0), values)
+            values = self._scaled(values, name, value_range)
+            values[np.broadcast_to(missing, values.shape)] = 0
+        if (values.shape[2], channels) == (3, 1):
             return np.array(Image.fromarray(np.ascontiguousarray(values)).convert("L"))
-        if repeat and values.shape[2] == 1:
+        if (values.shape[2], channels) == (1, 3):
             return np.repeat(values, 3, axis=2)
         return np.ascontiguousarray(values[..., 0] if channels == 1 else values)
+
+    def _scaled(self, values: np.ndarray, name: str, value_range: Sequence[float] | None) -> np.ndarray:
+        """Scale values to uint8; without a range, floats from 0 to 1 and integers from 0 to 65535 unless ``usual``."""
+        usual = self.usual or (0.0, 1.0 if values.dtype.kind == "f" else 65535.0)
+        low, high = float(values.min()), float(values.max())
+        first, last = np.asarray(value_range or usual, np.float64).reshape(-1, 2).T
+        finite = np.isfinite(low) and np.isfinite(high)
+        if not finite or (value_range is None and not usual[0] <= low <= high <= usual[1]):
+            raise UserError(
+                f"{name} has values from {low:g} to {high:g} ({values.dtype}); expected {first[0]:g} to {last[0]:g}, "
+                "so give the range, such as data.value_range=[0,4095]"
+            )
+        image_8 = np.empty(np.broadcast_shapes(values.shape, first.shape), np.uint8)
+        for start in range(0, len(values), _ROWS):  # in float64, in blocks to save memory
+            part = slice(start, start + _ROWS)
+            scaled = (values[part].astype(np.float64) - first) * (255 / (last - first))
+            image_8[part] = np.rint(scaled.clip(0, 255))
+        return image_8
 
 
 def read_numpy(data: bytes) -> np.ndarray:
     """Read an array without trusting the size in its header; refuse pickled objects."""
-    shape, fortran, dtype, start = _numpy_header(data)
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(file)
+    if dtype.kind not in "buif" or (dtype.kind in "iu" and dtype.itemsize > 4):
+        raise CannotDecode(f"an array of {dtype}; expected floats, or integers of at most 32 bits")
     count = math.prod(shape)
-    if count * dtype.itemsize > len(data) - start:
+    if count * dtype.itemsize > len(data) - file.tell():
         raise CannotDecode("it is shorter than its header says")
-    return np.frombuffer(data, dtype, count, start).reshape(shape, order="F" if fortran else "C")
+    return np.frombuffer(data, dtype, count, file.tell()).reshape(shape, order="F" if fortran else "C")
 
 
 def numpy_pixels(data: bytes, name: str, channels: int) -> Pixels:
@@ -142,26 +157,6 @@ def numpy_pixels(data: bytes, name: str, channels: int) -> Pixels:
     values = values[..., None] if values.ndim == 2 else values
     check_pixels(values.shape[1], values.shape[0], values.shape[2], values.itemsize)
     return Pixels(values, grey=False)
-
-
-def numpy_size(data: bytes) -> tuple[int, int]:
-    """Return width and height of an array from its header; the smallest of three dimensions is the channels."""
-    shape = _numpy_header(data)[0]
-    if len(shape) == 3:
-        shape = shape[1:] if shape[0] < min(shape[1:]) else shape[:2]
-    if len(shape) != 2:
-        raise CannotDecode(f"an array of {len(shape)} dimensions; expected 2 or 3")
-    return shape[1], shape[0]
-
-
-def _numpy_header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(file)
-    if dtype.kind not in "buif" or (dtype.kind in "iu" and dtype.itemsize > 4):
-        raise CannotDecode(f"an array of {dtype}; expected floats, or integers of at most 32 bits")
-    return shape, fortran, dtype, file.tell()
 
 
 def with_channels(values: np.ndarray, name: str, channels: int) -> np.ndarray:
@@ -185,38 +180,3 @@ def refuse_channels(values: np.ndarray, name: str, channels: int) -> None:
     found = min(values.shape[0], values.shape[2]) if values.ndim == 3 else 0
     advice = f"; set {IN_CHANS}={found}" if 0 < found <= MOST_CHANNELS else ""
     raise UserError(f"{name} is an image of {shape}; expected {channels} channel{'s'[: channels > 1]}{advice}")
-
-
-def usual_range(values: np.ndarray) -> tuple[float, float]:
-    """Return the values of an array that become black and white: 0 to 1 of floats, 0 to 65535 of integers."""
-    return (0.0, 1.0) if values.dtype.kind == "f" else (0.0, 65535.0)
-
-
-def to_8_bits(
-    values: np.ndarray, name: str, value_range: Sequence[float] | None, usual: tuple[float, float]
-) -> np.ndarray:
-    """Scale to uint8.
-
-    Args:
-        values: H x W x C.
-        name: What messages call the image.
-        value_range: The values that become 0 and 255; values outside are clipped. Two numbers, or two per channel.
-        usual: The default range.
-
-    Raises:
-        UserError: Values are not finite, or outside the usual range where no range is given.
-    """
-    low, high = float(values.min()), float(values.max())
-    first, last = np.asarray(usual if value_range is None else value_range, np.float64).reshape(-1, 2).T
-    finite = np.isfinite(low) and np.isfinite(high)
-    if not finite or (value_range is None and not usual[0] <= low <= high <= usual[1]):
-        raise UserError(
-            f"{name} has values from {low:g} to {high:g} ({values.dtype}); expected {first[0]:g} to {last[0]:g}, "
-            "so give the range, such as data.value_range=[0,4095]"
-        )
-    image_8 = np.empty(np.broadcast_shapes(values.shape, first.shape), np.uint8)
-    for start in range(0, len(values), _ROWS):  # in float64, in blocks to save memory
-        part = slice(start, start + _ROWS)
-        scaled = (values[part].astype(np.float64) - first) * (255 / (last - first))
-        image_8[part] = np.rint(scaled.clip(0, 255))
-    return image_8

@@ -1,7 +1,7 @@
 """Where the images of a set come from: folders and lists here, other kinds by entry points.
 
-An entry point of the group ``moco_plugin.sources`` names a function that takes the text of a source, without slice or
-shares, and returns a ``Source``, or None for what is not its kind. Another package can add one.
+An entry point of the group ``moco_plugin.sources`` names a function that takes the name of a source, without slice or
+shares, and returns a ``Source``, or None for other kinds. Another package can add one.
 """
 
 from collections.abc import Sequence
@@ -115,10 +115,8 @@ class JoinedSource:
         """The image files, or empty if some images are not files."""
         if not all(isinstance(source, FileSource) for source in self.sources):
             return []
-        return [self.sources[source].paths[index] for source, index in self._pairs()]  # type: ignore[attr-defined]
-
-    def _pairs(self) -> list[tuple[int, int]]:
-        return list(zip(self._source.tolist(), self._index.tolist(), strict=True))
+        pairs = zip(self._source.tolist(), self._index.tolist(), strict=True)
+        return [self.sources[source].paths[index] for source, index in pairs]  # type: ignore[attr-defined]
 
     def __len__(self) -> int:
         return len(self._index)
@@ -135,7 +133,7 @@ class JoinedSource:
 
 
 def open_source(text: str) -> Source:
-    """Open what the name of an image set says, and keep the part that it selects.
+    """Open the source that an image set names, and keep the part that it selects.
 
     ``[a, b]`` names several sources, each of which may be a part.
 

@@ -1,22 +1,23 @@
 """Reading of TIFF files as written by GDAL, ImageJ and microscopes."""
 
 import io
+import itertools
 import logging
 import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin, TiffTags
 
-from moco_plugin.data.pixels import SIDEWAYS, CannotDecode, Pixels, check_pixels, upright
+from moco_plugin.data.pixels import CannotDecode, Pixels, check_pixels, upright
 from moco_plugin.errors import UserError, reason
 
 if TYPE_CHECKING:
     from tifffile import TiffFile, TiffPage, TiffPageSeries
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
-MOST_PAGES = 4096
-ORIENTATION, NODATA, SUBFILES = 274, 42113, 330
+MOST_PAGES, MOST_SUBFILES = 4096, 32
+ORIENTATION, NODATA = 274, 42113
 MOST_BANDS = 16  # of an array that tifffile wrote as pages of rows
 _KEPT = {"imagej", "shaped", "stk"}  # formats that tifffile reads whole; others open further files or drop pages
 _BYTEWISE = (5, 8, 32946, 32773, 34925, 50000)  # LZW, deflate (two codes), PackBits, LZMA, zstd: codecs of plain bytes
@@ -41,84 +42,66 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     file = _open(data)
     series = _image(file, name)
     page = series.keyframe
-    names, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
-    sizes = dict(zip(names, shape, strict=True))
-    rows = [axis for axis, count in sizes.items() if axis not in "YXS" and count > 1]
-    if series.kind == "shaped" and len(rows) == 1 and sizes["X"] <= MOST_BANDS < min(sizes["Y"], sizes[rows[0]]):
-        # tifffile writes H x W x C without a colour model as one page per row
-        renamed = {rows[0]: "Y", "Y": "X", "X": rows[0]}
-        names = "".join(renamed.get(axis, axis) for axis in names)
-        sizes = dict(zip(names, shape, strict=True))
-    height, width = sizes.pop("Y", 0), sizes.pop("X", 0)
-    others = {axis: count for axis, count in sizes.items() if count > 1}
-    count = int(np.prod(list(others.values()), dtype=object)) if others else 1
+    axes, shape = _axes(series), series.get_shape(squeeze=False)
+    height, width = shape[axes.index("Y")], shape[axes.index("X")]
+    others = [(axis, size) for axis, size in zip(axes, shape, strict=True) if axis not in "YX" and size > 1]
+    count = int(np.prod([size for _, size in others], dtype=object))
     check_pixels(width, height, count, max(1, page.bitspersample // 8))
     _check_whole(data, series, page)
-    colours, bits = int(page.photometric), page.bitspersample
-    samples, extra = page.samplesperpixel, [int(kind) for kind in page.extrasamples]
-    opacity = bool(extra) and extra[-1] in (1, 2)
-    pages = sum(count for axis, count in others.items() if axis != "S")
-    plain = page.sampleformat == 1 and pages == 0 and (samples == 3 or colours != 2 or opacity)
-    if plain and (colours, samples) in _PILLOWS and (bits <= 8 or (bits, colours) == (12, 1)):
+    colours, bits, samples = int(page.photometric), page.bitspersample, page.samplesperpixel
+    opacity = len(page.extrasamples) > 0 and int(page.extrasamples[-1]) in (1, 2)
+    pillows = (colours, samples) in _PILLOWS and (samples < 4 or colours != 2 or opacity)
+    pages = any(axis != "S" for axis, _ in others)
+    if pillows and not pages and page.sampleformat == 1 and (bits <= 8 or (bits, colours) == (12, 1)):
         return None
-    kinds = f"{_describe(others)}{width} x {height} pixels, {bits} bits, {_WORDS.get(colours, colours)}"
-    what = f"{name} is a TIFF file of {kinds}"
-    if len(others) > 1 or not height or not width:
+    sizes = "".join(f"{size} {_AXES.get(axis, 'pages')} x " for axis, size in others)
+    what = f"{name} is a TIFF file of {sizes}{width} x {height} pixels, {bits} bits, {_WORDS.get(colours, colours)}"
+    if len(others) > 1:
         raise UserError(f"{what}; expected one image; write each image to a separate file")
     kind = None if page.dtype is None else page.dtype.kind
     if colours not in (0, 1, 2) or kind not in ("u", "i", "f") or (colours == 0 and kind != "u"):
         raise UserError(f"{what}, which is not supported; convert it to grey, RGB or bands of 8 or 16 bits")
-    values = _values(file, data, series, page, what)
-    axes = [axis for axis in names if axis in "YX" or axis in others]
-    values = values.reshape([sizes.get(axis, height if axis == "Y" else width) for axis in axes])
+    if page.compression in _BYTEWISE:
+        _unpack(file, data, series, page)
+    try:
+        values = np.asarray(series.asarray()).reshape(shape)
+    except (ValueError, ImportError) as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise UserError(f"{what}, compressed in a way that needs imagecodecs ({reason(error)}); install it") from error
     values = np.moveaxis(values, [axes.index("Y"), axes.index("X")], [0, 1]).reshape(height, width, -1)
     if colours == 0:
         values = np.iinfo(values.dtype).max - values
     usual, missing = None, None if values.dtype == np.uint8 else _without_data(values, page)
     if values.dtype.kind in "iu" and values.dtype.itemsize == 4 and values.max() >= 1 << 16:
         usual = 0.0, float(np.iinfo(values.dtype).max)
-    tag = page.tags.get(ORIENTATION)
-    turn = tag and tag.value
+    turn = page.tags.valueof(ORIENTATION)
     missing = None if missing is None else upright(missing, turn)
     return Pixels(upright(values, turn), opacity, colours != 1 or count - opacity == 1, usual, missing)
 
 
-def tiff_size(data: bytes, name: str) -> tuple[int, int]:
-    """Return width and height of a TIFF file's image, as stored."""
-    page = _image(_open(data), name).keyframe
-    turned = (tag := page.tags.get(ORIENTATION)) is not None and tag.value in SIDEWAYS
-    return (page.imagelength, page.imagewidth) if turned else (page.imagewidth, page.imagelength)
-
-
 def _open(data: bytes) -> "TiffFile":
-    """Open a file after its chain of pages was checked; open no other files that its metadata name."""
+    """Open a file, but no other files that its metadata name.
+
+    Raises:
+        CannotDecode: Its chain of pages is circular, broken or longer than ``MOST_PAGES``.
+    """
     import tifffile  # slow to import, and rarely needed
 
-    _check_directories(data)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs many lines about broken files
     others: Any = {f"is_{flag}": False for flag in tifffile.TIFF.FILE_FLAGS - _KEPT}
-    return tifffile.TiffFile(io.BytesIO(data), **others)
-
-
-def _check_directories(data: bytes) -> None:
-    """Raise CannotDecode if the chain of pages is circular, broken or longer than ``MOST_PAGES``."""
-    order, big = "<>"[data[:1] == b"M"], data[2:4].strip(b"\0") == b"+"
-    count_format, entry, offset_format = ("Q", 20, "Q") if big else ("H", 12, "I")
-    seen: set[int] = set()
-    (offset,) = struct.unpack_from(order + offset_format, data, 8 if big else 4)
-    while offset:
-        if offset in seen or len(seen) >= MOST_PAGES:
-            raise CannotDecode(f"more than {MOST_PAGES} pages" if offset not in seen else "its pages form a cycle")
-        seen.add(offset)
-        (count,) = struct.unpack_from(order + count_format, data, offset)
-        start = offset + struct.calcsize(count_format)
-        if count > 1000 or start + count * entry > len(data):
-            raise CannotDecode("it is cut off or damaged")
-        for place in range(start, start + count * entry, entry):
-            code, _, values = struct.unpack_from(order + "HH" + offset_format, data, place)
-            if code == SUBFILES and values > 32:
-                raise CannotDecode(f"a page of {values} smaller ones")
-        (offset,) = struct.unpack_from(order + offset_format, data, start + count * entry)
+    file = tifffile.TiffFile(io.BytesIO(data), **others)
+    try:
+        file.pages[MOST_PAGES]
+    except IndexError:
+        end, size = file.pages.next_page_offset, file.tiff.offsetsize
+        if data[end : end + size] != bytes(size):
+            raise CannotDecode("it is cut off or damaged") from None
+    else:
+        raise CannotDecode(f"more than {MOST_PAGES} pages, or pages that form a cycle")
+    if any(len(page.subifds or ()) > MOST_SUBFILES for page in file.pages):
+        raise CannotDecode(f"a page of more than {MOST_SUBFILES} smaller ones")
+    return file
 
 
 def _image(file: "TiffFile", name: str) -> "TiffPageSeries":
@@ -134,43 +117,32 @@ def _image(file: "TiffFile", name: str) -> "TiffPageSeries":
     return whole[0]
 
 
-def _describe(others: dict[str, int]) -> str:
-    return "".join(f"{count} {_AXES.get(axis, 'pages')} x " for axis, count in others.items())
+def _axes(series: "TiffPageSeries") -> str:
+    """Return a letter for each axis: Y, X, S (samples) and others for pages."""
+    axes, shape = series.get_axes(squeeze=False), series.get_shape(squeeze=False)
+    large = [axis for axis, size in zip(axes, shape, strict=True) if size > MOST_BANDS]
+    if (
+        series.kind == "shaped"
+        and len(large) == 2
+        and large[1] == "Y"
+        and large[0] != "S"
+        and axes.count(large[0]) == 1
+    ):
+        # tifffile writes H x W x C without a colour model as one page per row
+        return axes.translate(str.maketrans(f"{large[0]}YX", f"YX{large[0]}"))
+    return axes
 
 
 def _check_whole(data: bytes, series: "TiffPageSeries", page: "TiffPage") -> None:
     """Raise CannotDecode if parts of the image are missing in the file, which tifffile would leave black."""
-    for part in series.pages:
-        if part is None:
-            continue
+    size = -(-page.size * page.bitspersample // 8) if page.compression == 1 and page.photometric != 6 else 0
+    for part in filter(None, series.pages):
         counts = part.databytecounts
-        if any(offset + count > len(data) for offset, count in zip(part.dataoffsets, counts, strict=False)):
-            raise CannotDecode("it is cut off")
-        if (
-            page.compression == 1
-            and page.photometric != 6
-            and all(counts)
-            and sum(counts) * 8 < page.size * page.bitspersample
-        ):
+        ends = (offset + count for offset, count in zip(part.dataoffsets, counts, strict=False))
+        if max(ends, default=0) > len(data) or (all(counts) and sum(counts) < size):
             raise CannotDecode("it is cut off")
     if len(series.pages) == 1 and series.dataoffset is not None and series.dataoffset + series.nbytes > len(data):
         raise CannotDecode("it is cut off")
-
-
-def _values(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "TiffPage", what: str) -> np.ndarray:
-    """Return the values of an image as tifffile arranges them."""
-    if page.compression in _BYTEWISE:
-        if page.fillorder != 1:
-            raise UserError(f"{what}, with its bits in reverse order, which is not supported; save it again")
-        _unpack(file, data, series, page)
-    try:
-        return np.asarray(series.asarray())
-    except (ValueError, ImportError) as error:
-        if "imagecodecs" in str(error):
-            raise UserError(
-                f"{what}, compressed in a way that needs imagecodecs ({reason(error)}); install it"
-            ) from error
-        raise
 
 
 def _unpack(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "TiffPage") -> None:
@@ -182,63 +154,46 @@ def _unpack(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "Tiff
     width = page.tilewidth if page.is_tiled else page.imagewidth
     rows = page.tilelength * page.tiledepth if page.is_tiled else min(page.rowsperstrip, page.imagelength)
     row = -(-width * values * page.bitspersample // 8)
-    strips = -(-page.imagelength // rows)
+    strips = len(page.dataoffsets) if page.is_tiled else -(-page.imagelength // rows)  # of a plane
     last = rows if page.is_tiled else page.imagelength - rows * (strips - 1)
-    end = len(data)
+    step = max(1, _BLOCK // (rows * row))
     stream: Any = file.filehandle
-    parts: list[Any] = [part for part in series.pages if part is not None]
-    for part in parts:
+    end = len(data)
+    for part in filter(None, series.pages):
         segments = list(zip(part.dataoffsets, part.databytecounts, strict=True))
-        heights = [
-            last if not page.is_tiled and index % strips == strips - 1 else rows for index in range(len(segments))
-        ]
         offsets, counts = [0] * len(segments), [0] * len(segments)
-        batch: list[int] = []
-        for index, (_, count) in enumerate(segments):
-            batch += [index] if count else []  # GDAL omits empty tiles
-            full = len(batch) * rows * row >= _BLOCK or (batch and heights[index] != rows) or index + 1 == len(segments)
-            if not batch or not full:
+        for _, group in itertools.groupby(range(len(segments)), lambda i: (i // strips, i % strips // step)):
+            chosen = [i for i in group if segments[i][1]]  # GDAL omits empty tiles
+            heights = [last if i % strips == strips - 1 else rows for i in chosen]
+            packed = [data[offset : offset + count] for offset, count in (segments[i] for i in chosen)]
+            if not packed:
                 continue
-            packed = [data[slice(segments[i][0], sum(segments[i]))] for i in batch]
-            total = sum(heights[i] for i in batch)
-            content = _unpack_rows(packed, page.compression, row, rows, total)
+            content = _unpack_rows(packed, page, row, rows, sum(heights))
             if page.predictor == 3:
                 content = _undo_float_predictor(content, values, page.bitspersample // 8, file.byteorder)
             stream.seek(end)
-            stream.write(content.tobytes())
-            for i in batch:
-                offsets[i], counts[i] = end, heights[i] * row
+            stream.write(content.data)
+            for i, height in zip(chosen, heights, strict=True):
+                offsets[i], counts[i] = end, height * row
                 end += counts[i]
-            batch = []
         part.dataoffsets, part.databytecounts = tuple(offsets), tuple(counts)
-    for part in parts:
-        part.keyframe.compression = 1
+    for part in filter(None, series.pages):
+        part.keyframe.compression, part.keyframe.fillorder = 1, 1
         part.keyframe.predictor = 1 if page.predictor == 3 else page.predictor
 
 
-def _unpack_rows(packed: list[bytes], compression: int, row: int, rows: int, height: int) -> np.ndarray:
+def _unpack_rows(packed: list[bytes], page: "TiffPage", row: int, rows: int, height: int) -> np.ndarray:
     """Decompress rows of bytes, H x ``row``, which libtiff reads as strips of an 8-bit grey image."""
-    count = len(packed)
-    tags = 9
-    data_start = 8 + 2 + 12 * tags + 4 + 8 * count
-    offsets = np.cumsum([data_start, *(len(part) for part in packed)])[:-1]
-    place = 8 + 2 + 12 * tags + 4
-    directory = [
-        (256, row),
-        (257, height),
-        (258, 8),
-        (259, compression),
-        (262, 1),
-        (273, int(offsets[0]) if count == 1 else place),
-        (277, 1),
-        (278, rows),
-        (279, len(packed[0]) if count == 1 else place + 4 * count),
-    ]
-    content = struct.pack("<2sHIH", b"II", 42, 8, tags)
-    for code, value in directory:
-        content += struct.pack("<HHII", code, 4, count if code in (273, 279) else 1, value)
-    content += struct.pack(f"<I{2 * count}I", 0, *offsets.tolist(), *(len(part) for part in packed))
-    with Image.open(io.BytesIO(content + b"".join(packed)), formats=["TIFF"]) as image:
+    directory = TiffImagePlugin.ImageFileDirectory_v2()
+    sizes = list(map(len, packed))
+    offsets = np.cumsum([0, *sizes[:-1]]).tolist()  # from the end of the directory
+    tags = {256: row, 257: height, 258: 8, 259: int(page.compression), 262: 1, 266: int(page.fillorder), 277: 1}
+    tags |= {278: rows, 273: tuple(offsets), 279: tuple(sizes)}
+    for code, value in tags.items():
+        directory.tagtype[code] = TiffTags.LONG
+        directory[code] = value
+    content = struct.pack("<2sHI", b"II", 42, 8) + directory.tobytes(8) + b"".join(packed)
+    with Image.open(io.BytesIO(content), formats=["TIFF"]) as image:
         return np.asarray(image)
 
 
@@ -251,10 +206,9 @@ def _undo_float_predictor(rows: np.ndarray, values: int, itemsize: int, order: s
 
 def _without_data(values: np.ndarray, page: "TiffPage") -> np.ndarray | None:
     """Return a mask of pixels with GDAL's nodata value; None if there are none."""
-    tag = page.tags.get(NODATA)
     try:
-        nodata = np.nan if tag is None else float(str(tag.value).strip("\0 "))
-    except ValueError:
+        nodata = float(page.tags.valueof(NODATA, "").strip("\0 "))
+    except (AttributeError, ValueError):
         return None
     missing = np.isnan(values) if np.isnan(nodata) else values == nodata
-    return missing if tag is not None and missing.any() else None
+    return missing if missing.any() else None
