@@ -1,23 +1,23 @@
-"""How long trainings of a detector will take, from a few steps and test images that are timed first."""
+"""Estimate of the duration of trainings, from a few steps and test images."""
 
-import contextlib
 import time
 import warnings
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
-from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventStorage
 
+from moco_plugin.errors import duration
 from moco_plugin.transfer.components.datasets import require_dataset
 from moco_plugin.transfer.config import fit_device
 from moco_plugin.transfer.launch import Machines
 from moco_plugin.transfer.runner import CONTEXT
 from moco_plugin.transfer.trainer import Trainer
 
-TIMED = 3  # steps and test images, after one of each that is not
+TIMED = 3  # steps and test images, after a first one that is not timed
 
 
 def describe_duration(cfg: CfgNode, machines: Machines, trainings: int, images: int) -> str:
@@ -26,39 +26,26 @@ def describe_duration(cfg: CfgNode, machines: Machines, trainings: int, images: 
     The steps are timed in a process of their own, on one device with its share of the batch and random weights.
 
     Args:
-        cfg: Of a training.
+        cfg: Config of a training.
         machines: Where it will run.
-        trainings: How many follow, one after another.
-        images: That each is tested on.
+        trainings: Number of trainings, which run one after another.
+        images: Number of test images of each.
     """
-    receiver, sender = CONTEXT.Pipe(duplex=False)
-    process = CONTEXT.Process(target=_time, args=(cfg, machines.processes, sender))
-    process.start()
-    sender.close()
     try:
-        step, image = receiver.recv()
-    except EOFError:  # it failed; the training will say why
+        with ProcessPoolExecutor(1, CONTEXT) as pool:
+            step, image = pool.submit(_times, cfg, machines.processes).result()
+    except Exception:  # the training will say why
         return f"{trainings} trainings follow, and how long they take could not be measured"
-    finally:
-        process.join()
     steps = cfg.SOLVER.MAX_ITER
-    whole = trainings * (steps * step + images * image)
-    units = (("hours", 3600), ("minutes", 60), ("seconds", 1))
-    unit, length = next((unit for unit in units if whole >= 2 * unit[1]), units[-1])
     return (
-        f"{trainings} trainings of {steps} steps follow, about {whole / length:.0f} {unit} in all ({step:.2g} s a step, "
-        f"{image:.2g} s a test image); the eta shown is that of one"
+        f"{trainings} trainings of {steps} steps follow, about {duration(trainings * (steps * step + images * image))} in "
+        f"all ({step:.2g} s a step, {image:.2g} s a test image); the eta shown is that of one"
     )
 
 
-def _time(cfg: CfgNode, processes: int, sender: Connection) -> None:
-    """Send the seconds of a step and of a test image; nothing if the training fails, which it will do with a message."""
-    warnings.simplefilter("ignore")
-    with contextlib.suppress(Exception):
-        sender.send(_times(cfg, processes))
-
-
 def _times(cfg: CfgNode, processes: int) -> tuple[float, float]:
+    """Return the seconds of a step and of a test image."""
+    warnings.simplefilter("ignore")
     cfg.SOLVER.IMS_PER_BATCH //= processes
     fit_device(cfg)
     for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):

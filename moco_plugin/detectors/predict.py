@@ -209,7 +209,7 @@ def _image_numbers(file: Path, images: Sequence[Path]) -> dict[Path, int | str]:
     finder = ImageFinder(data.roots, images)
     found = {
         path.resolve(): key
-        for record, key in zip(data.records(), data.numbers, strict=True)
+        for record, key in zip(data.records, data.image_ids, strict=True)
         if (path := finder.find(record))
     }
     if lost := [path.name for path in images if path.resolve() not in found]:

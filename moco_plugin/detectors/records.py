@@ -1,18 +1,13 @@
-"""What the readers of detection data make of files: images with their objects, of one form for all tools."""
+"""Images and their objects: the common form of the annotations of all tools."""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 MOST_NAMES = 3  # names in a message
-_SPLITS = {
-    "train": ("train", "training", "trainval"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLITS = {"train": "train training trainval", "val": "val valid validation", "test": "test testing"}
+SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words.split()}
 
 
 @dataclass(slots=True)
@@ -92,66 +87,60 @@ class Category:
     skeleton: list[list[int]] = field(default_factory=list)
 
 
-class Faults:
-    """What is left out: how often, by reason, and the first of each."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-
-    def add(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
-        self.first.setdefault(reason, where)
-
-    def take(self, other: "Faults") -> None:
-        self.counts += other.counts
-        self.first = other.first | self.first
-
-    def text(self) -> str:
-        return "; ".join(f"{count} {reason} (first {self.first[reason]})" for reason, count in self.counts.items())
-
-
 @dataclass
 class Annotations:
     """Detection data as read.
 
     Attributes:
         source: The file or folder.
-        form: What it was read as.
-        categories: The classes.
-        splits: The images of "train", "val" and "test" where the data name them; else of "".
-        roots: Folders that hold the images.
-        notes: Sentences on what was assumed.
-        faults: Objects that could not be read.
-        numbers: Of the images in a COCO file.
+        form: The detected format.
+        roots: Folders of the images.
+        categories: The classes; empty for those of the objects.
+        splits: The images of "train", "val" and "test" if the data define splits; else of "".
+        notes: Sentences on assumptions.
+        faults: Places of the objects that were left out, by reason.
+        image_ids: Ids of the images in a COCO file.
     """
 
     source: Path
     form: str
-    categories: list[Category]
-    splits: dict[str, list[Record]]
     roots: list[Path]
+    categories: list[Category] = field(default_factory=list)
+    splits: dict[str, list[Record]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
-    numbers: list[int | str] = field(default_factory=list)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    image_ids: list[int | str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """Name of the file or folder, also of "."."""
         return self.source.resolve().name
 
+    @property
     def records(self) -> list[Record]:
+        """The images of all splits."""
         return [record for records in self.splits.values() for record in records]
 
+    def add(self, record: Record, item: Object | str, where: str) -> None:
+        """Add an object to its image; a text is the reason for which it is left out."""
+        if isinstance(item, str):
+            self.leave_out(item, where)
+        else:
+            item.where = where
+            record.objects.append(item)
 
-def numbered(names: Sequence[str]) -> list[Category]:
-    """Return the classes of names, numbered from 1."""
+    def leave_out(self, reason: str, where: str) -> None:
+        """Count an object that is left out."""
+        self.faults.setdefault(reason, []).append(where)
+
+    def left_out(self) -> str:
+        """Return how many objects were left out for each reason, and the first of each."""
+        return "; ".join(f"{len(places)} {reason} (first {places[0]})" for reason, places in self.faults.items())
+
+
+def numbered(names: Iterable[str]) -> list[Category]:
+    """Return classes, numbered from 1."""
     return [Category(name, key) for key, name in enumerate(names, start=1)]
-
-
-def named(records: Sequence[Record]) -> list[Category]:
-    """Return the classes of images' objects, sorted by name."""
-    return numbered(sorted({item.category for record in records for item in record.objects}))
 
 
 def split_of(text: str) -> str:
