@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from moco_plugin.demo.polygons import mask_polygons, pixel_centres
 from moco_plugin.demo.tiny_scenes import TinyScene, band_rows
 from moco_plugin.transfer.voc_files import VOID
 
@@ -55,8 +55,9 @@ def _objects(scene: TinyScene, things: Sequence[str], group: bool) -> list[dict[
     ]
     for obj in scene.objects:
         name = things[obj.label % len(things)] + ("group" if group and obj is scene.objects[-1] else "")
-        outline = pixel_centres(mask_polygons(obj.mask)[0])  # one polygon is one object here
-        objects.append({"label": name, "polygon": outline.tolist()})
+        outlines, _ = cv2.findContours(obj.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        # one polygon is one object, through the outermost pixels
+        objects.append({"label": name, "polygon": max(outlines, key=cv2.contourArea)[:, 0].tolist()})
     bonnet = _rectangle(width // 4, height - height // 16, 3 * width // 4, height - 1)
     return [*objects, {"label": EGO_VEHICLE[0], "polygon": bonnet}]
 

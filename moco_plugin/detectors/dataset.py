@@ -213,7 +213,7 @@ def _rows(
     bad, count = sum(map(len, data.faults.values())), sum(len(record.objects) for record in data.records)
     if bad > max(3, MOST_FAULTS * max(count, bad)):
         raise UserError(
-            f"{data.source}: {data.left_out()}; at most {MOST_FAULTS:.0%} of the objects may be: correct them"
+            f"{data.source}: {data.left_out()}; at most {MOST_FAULTS:.0%} may be invalid, so correct the data"
         )
     if bad:
         notes.append(f"left out: {data.left_out()}")

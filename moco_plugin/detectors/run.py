@@ -24,14 +24,14 @@ Weights = str | Checkpoint | None
 
 @dataclass(frozen=True)
 class Starts:
-    """What detectors start from.
+    """Initial weights of detectors.
 
     Attributes:
         weights: A MoCo checkpoint; None for random weights.
         init: "moco", "random" or "supervised"; None for "moco" with weights, else "random".
         compare: Train from random weights, ``supervised``, ``weights`` and ``continued``, on one schedule.
-        supervised: ImageNet weights in a file; None fetches timm's, where that is possible.
-        continued: A MoCo checkpoint whose pre-training started from supervised weights.
+        supervised: ImageNet weights in a file; None fetches timm's if possible.
+        continued: A MoCo checkpoint that was pre-trained from supervised weights.
     """
 
     weights: str | Path | None = None
@@ -41,7 +41,7 @@ class Starts:
     continued: str | Path | None = None
 
     def read(self) -> Checkpoint | None:
-        """Return the checkpoint; None for weights of detectron2's, and others that only the trials read."""
+        """Return the checkpoint; None for weights of detectron2 and others that only the trials read."""
         if self.weights is None or str(self.weights).endswith(".pkl") or not Path(self.weights).is_file():
             return None
         try:
@@ -89,17 +89,17 @@ def train_on_own_data(
 
     Args:
         sources: Where the data are.
-        starts: What is started from.
+        starts: The initial weights.
         model: "fpn" (also for None), "c4", "retinanet" or "timm:NAME"; "fcn" for semantic segmentation.
         out: Folder for everything.
-        trials: Of each initialisation.
+        trials: Number of trials of each initialisation.
         machines: The processes; None for all GPUs, or the CPU.
         overrides: ``KEY VALUE`` pairs for detectron2's config.
-        overwrite: Throw away earlier trials.
+        overwrite: Delete earlier trials.
         check: Read and check the data, print the recipe, and train nothing.
 
     Returns:
-        The recipe, and what each ``results.json`` holds.
+        The recipe, and the content of each ``results.json``.
 
     Raises:
         UsageError: Invalid arguments.
@@ -116,12 +116,11 @@ def train_on_own_data(
         return recipe, []
     chosen = starts.by_name(checkpoint, out)
     folders = {name: out / name if starts.compare else out for name in chosen}
-    left = sum(trials - _finished(folder) for folder in folders.values()) if not overwrite else trials * len(chosen)
+    left = sum(trials - (0 if overwrite else _finished(folder)) for folder in folders.values())
     if left > 1 and not machines.machine_rank:
         init = next(iter(chosen.values()))[0]
-        cfg = load_detector_config(
-            recipe.task.config(init), [part for pair in recipe.settings.items() for part in pair]
-        )
+        settings = [part for pair in recipe.settings.items() for part in pair]
+        cfg = load_detector_config(recipe.task.config(init), settings)
         merge(cfg, overrides)
         print(describe_duration(cfg, machines, left, data.test_images), flush=True)
     results = []
@@ -149,7 +148,7 @@ def _finished(folder: Path) -> int:
 
 
 def _fetch_supervised(weights: str | Checkpoint, out: Path) -> Path | None:
-    """Return timm's ImageNet weights for the network of a checkpoint, or None, and print why."""
+    """Return timm's ImageNet weights for the network of a checkpoint, or None and print the reason."""
     from safetensors.torch import save_file
 
     from moco_plugin.backbones import create_backbone

@@ -285,7 +285,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     assert (tmp_path / "pictures/bild ä 3.png").is_file()
     assert {row["category_id"] for row in json.loads(found.read_text())} <= {3, 17}
     refused = tool("transfer", *data, "--weights", weights, "--model", "c4", "--out", tmp_path / "c4", code=2).stderr
-    assert "holds a resnet18, which --model c4 cannot be built on; choose --model fpn" in refused
+    assert "contains a resnet18, which does not fit --model c4; choose --model fpn" in refused
 
 
 SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) TEST.PRECISE_BN.ENABLED False DATALOADER.NUM_WORKERS 1".split()

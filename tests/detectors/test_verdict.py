@@ -150,7 +150,7 @@ def test_weights_are_copies_of_images(tmp_path: Path) -> None:
 def test_trials_without_detections_or_predictions(tmp_path: Path) -> None:
     test, _ = box_file(tmp_path)
     (tmp_path / "inference").mkdir()
-    with pytest.raises(UserError, match=r"coco_instances_results.json is missing, without which test images"):
+    with pytest.raises(UserError, match=r"coco_instances_results.json is missing, so test images"):
         read_score("bbox", test, tmp_path)
     (tmp_path / "inference" / "coco_instances_results.json").write_text("[]")
     assert read_score("bbox", test, tmp_path)(np.ones((2, 6))).tolist() == [0, 0]
