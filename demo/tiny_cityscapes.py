@@ -13,7 +13,7 @@ from moco_plugin.demo.tiny_scenes import TinyScene, band_rows
 from moco_plugin.transfer.voc_files import VOID
 
 BANDS = ("sky", "building", "road")  # the ground of every scene, top to bottom
-# what the papers' evaluation leaves out: Cityscapes' name and id of the recording car itself, and of anything else
+# what the evaluation ignores: Cityscapes' name and id of the recording car, and the id of anything else
 EGO_VEHICLE, UNLABELED = ("ego vehicle", 1), 0
 
 
@@ -28,7 +28,7 @@ def write_cityscapes(
         root: The folder ``cityscapes``.
         split: ``train`` or ``val``.
         city: First part of the file names.
-        scenes: The images, twice as wide as high, on a ground of :data:`BANDS`.
+        scenes: The images, twice as wide as high, with :data:`BANDS` as background.
         categories: Cityscapes' 19 classes with ``id``, ``trainId``, ``name``, ``color`` and ``isthing``.
     """
     images, labels = (root / kind / split / city for kind in ("leftImg8bit", "gtFine"))

@@ -42,15 +42,15 @@ def write_coco(
 ) -> None:
     """Write the images of a split, ``instances_{split}.json`` and ``person_keypoints_{split}.json``.
 
-    Classes are assigned round-robin, but the first look of objects is always a person, so that there are enough
-    of these. The last object of the first image is marked as a crowd, by its run lengths.
+    Classes are assigned round-robin, except that the first look of objects is always a person. The last object of the
+    first image is a crowd with run lengths.
 
     Args:
         root: The folder ``coco``.
         split: ``train2017`` or ``val2017``.
         scenes: The images.
         categories: Id and name of COCO's classes.
-        num_looks: Number of looks that objects have.
+        num_looks: Number of looks of objects.
     """
     (root / split).mkdir(parents=True)
     ids = list(categories)

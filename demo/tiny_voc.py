@@ -23,7 +23,7 @@ def write_voc(
 
     Args:
         root: The folder ``VOC2007`` or ``VOC2012``.
-        segmented: Splits whose images have boxes and segmentations; ``trainval`` is added.
+        segmented: Splits of images with boxes and segmentations; ``trainval`` is added.
         names: The classes, without background.
         boxes_only: Further images of these splits, without segmentation, as most of VOC 2012's are.
     """
@@ -49,32 +49,19 @@ def write_sbd(root: Path, splits: Mapping[str, Split], names: Sequence[str]) -> 
         for name, scene in zip(images, scenes, strict=True):
             Image.fromarray(scene.image).save(root / "img" / f"{name}.jpg", quality=95)
             classes, instances = label_maps(scene.shape, scene.objects, len(names))
-            outlines = [_boundary(classes == number) for number in range(1, len(names) + 1)]
-            present = np.unique(classes[classes > 0])[:, None]
-            _write_mat(
-                root / "cls" / f"{name}.mat",
-                "GTcls",
-                {"Boundaries": outlines, "CategoriesPresent": present, "Segmentation": classes},
-            )
-            outlines = [_boundary(instances == number) for number in range(1, len(scene.objects) + 1)]
-            categories = np.array([[obj.label % len(names) + 1] for obj in scene.objects], np.uint8)
-            _write_mat(
-                root / "inst" / f"{name}.mat",
-                "GTinst",
-                {"Segmentation": instances, "Boundaries": outlines, "Categories": categories},
-            )
+            present = {"CategoriesPresent": np.unique(classes[classes > 0])[:, None]}
+            kinds = {"Categories": np.array([[obj.label % len(names) + 1] for obj in scene.objects], np.uint8)}
+            _write_mat(root / "cls" / f"{name}.mat", "GTcls", classes, len(names), present)
+            _write_mat(root / "inst" / f"{name}.mat", "GTinst", instances, len(scene.objects), kinds)
         _write_list(root / f"{split}.txt", images)
 
 
-def _boundary(mask: np.ndarray) -> np.ndarray:
-    return (edges(mask) & mask).astype(np.uint8)
-
-
-def _write_mat(path: Path, name: str, fields: Mapping[str, Any]) -> None:
-    content = dict(fields)
-    content["Boundaries"] = np.empty((len(fields["Boundaries"]), 1), object)
-    for number, outline in enumerate(fields["Boundaries"]):
-        content["Boundaries"][number, 0] = csc_matrix(outline.astype(float))
+def _write_mat(path: Path, name: str, labels: np.ndarray, count: int, more: Mapping[str, Any]) -> None:
+    """Write labels (H x W) from 1 to ``count``, and the boundary of each."""
+    content = {"Segmentation": labels, "Boundaries": np.empty((count, 1), object), **more}
+    for index in range(count):
+        mask = labels == index + 1
+        content["Boundaries"][index, 0] = csc_matrix((edges(mask) & mask).astype(float))
     file = io.BytesIO()
     savemat(file, {name: content})
     header = b"MATLAB 5.0 MAT-file".ljust(116)  # scipy's names the time: the same scenes would differ in bytes

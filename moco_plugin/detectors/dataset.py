@@ -58,21 +58,21 @@ class Sources:
 
 @dataclass(frozen=True)
 class OwnData:
-    """A training and a test set, as COCO files or as lists of images and label images.
+    """A training and a test set: COCO files, or lists of images and label images.
 
     Attributes:
-        train: The file to train on.
-        test: The file to test on.
+        train: The training file.
+        test: The test file.
         images: Number of training images.
         test_images: Number of test images.
         classes: Names, in the order of the model's outputs.
         masks: Whether objects have masks.
         notes: Sentences on what was assumed or left out.
         keypoints: Number of keypoints of an object; 0 if they are not trained.
-        prefix: Of the data sets' names: what kind of file they are.
-        most_objects: Of an image.
-        unmasked: Training objects without a mask, where others have one.
-        value_range: As of ``Sources``.
+        prefix: Prefix of the data sets' names, which states the kind of file.
+        most_objects: Largest number of objects in an image.
+        unmasked: Number of training objects without a mask if others have one.
+        value_range: As in ``Sources``.
     """
 
     train: Path

@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 
 from moco_plugin.detectors.coco import read_coco
-from moco_plugin.detectors.find import files_below
+from moco_plugin.detectors.images import files_below
 from moco_plugin.detectors.json_forms import read_labelme, read_via
 from moco_plugin.detectors.records import Annotations, few, numbered, split_of
 from moco_plugin.detectors.tables import is_table, read_table

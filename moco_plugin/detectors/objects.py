@@ -127,7 +127,7 @@ def _mask(counts: Sequence[int], height: int, width: int, by_rows: bool) -> np.n
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Return the lengths of runs of 0 and 1 in turn of a mask (bool), by rows."""
+    """Return the lengths of the alternating runs of 0 and 1 of a mask (bool), by rows."""
     flat = np.concatenate([[False], mask.ravel()])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     lengths: list[int] = np.diff(ends, prepend=0, append=mask.size).tolist()

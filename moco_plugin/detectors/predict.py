@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.colormap import colormap
@@ -23,16 +23,25 @@ from tqdm import tqdm
 from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.data.images import ImageSet
 from moco_plugin.detectors.coco import read_coco
-from moco_plugin.detectors.find import ImageFinder
+from moco_plugin.detectors.images import ImageFinder
 from moco_plugin.detectors.records import few
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.files import atomic_path, check_output, full_disk_is_an_error, read_text, sha256, write_json
+from moco_plugin.files import (
+    atomic_folder,
+    atomic_path,
+    check_output,
+    full_disk_is_an_error,
+    read_text,
+    sha256,
+    write_json,
+)
 from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, parse_detector_config
 from moco_plugin.transfer.weights import fill, read_file
 from moco_plugin.typed import decode_or_none
 
 KINDS = ("thing", "stuff")
+EXAMPLES = 4  # test images that are drawn
 USUAL_FONT = "DejaVu Sans"  # matplotlib's
 JOURNAL = ".unfinished.jsonl"
 MIN_SIDE = 640  # pixels; smaller images are drawn enlarged
@@ -328,3 +337,27 @@ def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> n
         np.random.set_state(state)
     picture: np.ndarray = drawn.get_image()
     return picture
+
+
+def draw_examples(trial: Path, out: Path, threshold: float) -> None:
+    """Draw predictions (``{name}.png``) and ground truth (``{name}_truth.png``) of the first test images.
+
+    Args:
+        trial: Folder of a finished trial, with ``config.yaml`` and ``model_final.pth``.
+        out: Folder to write, whole or not at all.
+        threshold: Smallest score of drawn objects.
+
+    Raises:
+        UserError: The trial's files are missing.
+    """
+    cfg = load_detector_config(str(trial / "config.yaml"))
+    entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:EXAMPLES]
+    metadata = class_metadata(cfg)
+    with atomic_folder(out) as temporary:
+        images = [entry["file_name"] for entry in entries]
+        predict(cfg, str(trial / "model_final.pth"), images, temporary, threshold=threshold, progress=False)
+        for entry in entries:
+            path = Path(entry["file_name"])
+            image = np.asarray(decode(path, str(path), list(cfg.INPUT.VALUE_RANGE) or None))
+            truth = open_visualizer(image, metadata).draw_dataset_dict(entry).get_image()
+            Image.fromarray(truth).save(temporary / f"{Path(entry['file_name']).stem}_truth.png")

@@ -12,13 +12,13 @@ SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words.sp
 
 @dataclass(slots=True)
 class Runs:
-    """A mask as lengths of runs of 0 and 1 in turn.
+    """A mask as lengths of alternating runs of 0 and 1.
 
     Attributes:
-        counts: The lengths; a text is COCO's compressed form.
+        counts: The lengths, or COCO's compressed text.
         by_rows: The runs follow rows; COCO's follow columns.
-        frame: Left, top, width and height in pixels of what they cover; None for the whole image.
-        size: Height and width of the image, where the file states them.
+        frame: Left, top, width and height in pixels of the covered area; None for the whole image.
+        size: Height and width of the image, or None.
         open: Pixels after the last run are 0.
     """
 
@@ -31,17 +31,17 @@ class Runs:
 
 @dataclass(slots=True)
 class Object:
-    """An object, in pixels of the image, or in shares of its sides where the record says so.
+    """An object, in pixels of the image, or in shares of its sides if the record says so.
 
     Attributes:
         category: Name of its class.
-        box: Left, top, width, height; None where only masks are given.
+        box: Left, top, width, height; None for the extent of the mask.
         polygons: x, y, x, y, ... of each part of its mask.
         runs: The mask as run lengths.
         keypoints: x, y and visibility (0, 1 or 2) of each.
-        crowd: Not trained on: a region of many, or a difficult object.
-        area: Of the mask in pixels, where the file states it.
-        where: What messages call it.
+        crowd: A group of objects or a difficult object, which is not trained on.
+        area: Area of the mask in pixels, or None.
+        where: Its name in messages.
     """
 
     category: str
@@ -59,11 +59,11 @@ class Record:
     """An image and its objects.
 
     Attributes:
-        name: Its path as the file has it.
+        name: Its path in the file.
         objects: Its objects.
-        width: In pixels, where the file states it.
+        width: In pixels; None or 0 if unknown.
         height: In pixels.
-        folder: Where the image is looked for first.
+        folder: Folder where the image is searched first.
         relative: Coordinates are shares of the image's sides.
         others: Further names of the image.
     """
@@ -79,7 +79,7 @@ class Record:
 
 @dataclass(slots=True)
 class Category:
-    """A class, its number in files of COCO's form, and the names of its keypoints and what joins them (from 1)."""
+    """A class, its id in COCO files, the names of its keypoints, and the pairs of them that are joined (from 1)."""
 
     name: str
     key: int
@@ -144,12 +144,12 @@ def numbered(names: Iterable[str]) -> list[Category]:
 
 
 def split_of(text: str) -> str:
-    """Return the split that a name of a file or folder contains, such as ``instances_val2017``; else an empty text."""
+    """Return the split in the name of a file or folder, such as ``instances_val2017``; else an empty text."""
     return next((SPLIT_OF[word] for word in reversed(re.split(r"[^a-z]+", text.lower())) if word in SPLIT_OF), "")
 
 
 def by_folder(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return the files of each split by the names of their folders; all as of "" if one is in none, or no two occur."""
+    """Return the files of each split by the names of their folders; all in "" if a file has none or there is one split."""
     splits: dict[str, list[Path]] = {}
     for path in files:
         parts = map(str.lower, path.relative_to(root).parts[:-1])

@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -100,8 +100,21 @@ def read_labels_of(test: Path, predictions: Path) -> Score:
         test: The list of images and label images that ``prepare_semantic`` wrote.
         predictions: The output of detectron2's evaluator.
     """
-    content = read_json(test)
-    confusions = np.stack(list(_confusions(content, read_json(predictions))))
+    from pycocotools import mask
+
+    content, by_image = read_json(test), defaultdict[str, list[dict[str, Any]]](list)
+    for one in read_json(predictions):
+        by_image[one["file_name"]].append(one)
+    classes, matrices = len(content["classes"]), []
+    for row in content["images"]:
+        truth = decode_labels(row["sem_seg_file_name"]).astype(np.int64)
+        predicted = np.zeros(truth.shape, np.int64)
+        for one in by_image[row["file_name"]]:
+            predicted[mask.decode(one["segmentation"]) > 0] = one["category_id"]
+        valid = truth != VOID
+        counts = np.bincount(classes * truth[valid] + predicted[valid], minlength=classes**2)
+        matrices.append(counts.reshape(classes, classes).astype(np.float64))
+    confusions = np.stack(matrices)  # of each image: true by predicted class, in pixels
 
     def score(weights: np.ndarray) -> np.ndarray:
         confusion = np.tensordot(weights, confusions, axes=1)  # B x truth x predicted
@@ -111,21 +124,3 @@ def read_labels_of(test: Path, predictions: Path) -> Score:
         return np.asarray(100 * iou.sum(axis=1) / np.maximum((union > 0).sum(axis=1), 1))
 
     return score
-
-
-def _confusions(content: dict[str, Any], predictions: list[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """Yield the confusion matrix of each image: true by predicted class, in pixels."""
-    from pycocotools import mask
-
-    classes = len(content["classes"])
-    by_image: dict[str, list[dict[str, Any]]] = {}
-    for one in predictions:
-        by_image.setdefault(one["file_name"], []).append(one)
-    for row in content["images"]:
-        truth = decode_labels(row["sem_seg_file_name"]).astype(np.int64)
-        predicted = np.zeros(truth.shape, np.int64)
-        for one in by_image.get(row["file_name"], ()):
-            predicted[mask.decode(one["segmentation"]) > 0] = one["category_id"]
-        valid = truth != VOID
-        counts = np.bincount(classes * truth[valid] + predicted[valid], minlength=classes**2)
-        yield counts.reshape(classes, classes).astype(np.float64)

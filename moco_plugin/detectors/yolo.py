@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import yaml
 
 from moco_plugin.data.decode import SUFFIXES
-from moco_plugin.detectors.find import ImageFinder, files_below, is_file
+from moco_plugin.detectors.images import ImageFinder, files_below, is_file
 from moco_plugin.detectors.records import SPLIT_OF, Annotations, Category, Object, Record, by_folder, few
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_text
@@ -63,7 +63,7 @@ def read_yolo(source: Path, images: Path | None) -> Annotations:
         images: Folder of the images, if they are elsewhere.
 
     Raises:
-        UserError: A file that is named does not exist, labels are of no known kind, or names are contradictory.
+        UserError: A named file does not exist, labels have no known form, or names are contradictory.
     """
     file, root = (describes_yolo(source), source) if source.is_dir() else (source, source.parent)
     data = Annotations(source, "a YOLO set", [root])
@@ -262,7 +262,7 @@ def _has_confidence(values: list[float], shape: tuple[int, ...]) -> bool:
 
 
 def _names(root: Path, folders: Iterable[Path]) -> dict[int, str]:
-    """Return the names of classes by number, from a file in a set's folder, or beside its labels."""
+    """Return the names of classes by number, from a file in a set's folder or beside its labels."""
     found: dict[Path, dict[int, str]] = {}
     for folder in dict.fromkeys((root, root / "labels", *sorted(folders))):
         for path in (*(folder / name for name in NAME_FILES), *sorted(folder.glob("*.names"))):

@@ -1,13 +1,12 @@
 """Fixtures for the tests of detectors on own data; without detectron2 none of them is collected."""
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.detectors.own_coco import Change, coco
+from tests.detectors.own_coco import Change, Prepared, coco
 from tests.detectors.samples import photo
 from tests.transfer.conftest import one_thread, tiny_catalog, tiny_datasets  # noqa: F401
 
@@ -25,7 +24,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def prepared(tmp_path: Path, photos: Path) -> Callable[..., Any]:
+def prepared(tmp_path: Path, photos: Path) -> Prepared:
     """Writes a COCO file ``train.json`` of the photos, prepares it, and returns what ``prepare`` returns."""
     from moco_plugin.detectors.dataset import Sources, prepare
 

@@ -7,6 +7,8 @@ from typing import Any
 
 Content = dict[str, Any]
 Change = Callable[[Content], Any]
+Prepared = Callable[..., Any]
+"""Prepares a changed COCO file of photos, with options of ``Sources``; returns ``OwnData``."""
 
 
 def coco(path: Path, photos: Path, change: Change = lambda content: None) -> Path:

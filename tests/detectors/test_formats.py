@@ -44,6 +44,9 @@ class Read:
         )
 
 
+Check, Refused = Callable[..., Read], Callable[..., str]
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -51,7 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def check(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Read]:
+def check(here: Path, capfd: pytest.CaptureFixture[str]) -> Check:
     def run(*arguments: object) -> Read:
         code = main([*map(str, arguments), "--check", "--out", "out"])
         shown = capfd.readouterr()
@@ -62,7 +65,7 @@ def check(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Read]:
 
 
 @pytest.fixture
-def refused(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(here: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
     def run(*arguments: object) -> str:
         assert main([*map(str, arguments), "--check", "--out", "out"]) in (1, 2)
         (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -73,7 +76,7 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_what_tools_write_is_read(name: str, here: Path, check: Callable[..., Read]) -> None:
+def test_what_tools_write_is_read(name: str, here: Path, check: Check) -> None:
     sample = SAMPLES[name]
     read = check(*sample.write(here))
     assert read.has_the_usual_objects() and set(read.classes) - {"_background_"} == set(NAMES)
@@ -101,9 +104,7 @@ NAMED = "train: images/train\nval: images/val\n"
         ("names: [yes, 007]", (0, 1), {"yes", "007"}),
     ],
 )
-def test_yolo_names_go_by_number(
-    text: str, kinds: tuple[int, ...], names: set[str], here: Path, check: Callable[..., Read]
-) -> None:
+def test_yolo_names_go_by_number(text: str, kinds: tuple[int, ...], names: set[str], here: Path, check: Check) -> None:
     yolo(here)
     for path in here.rglob("*.txt"):
         put(path, "".join(f"{kind} {samples.RELATIVE}\n" for kind in kinds))
@@ -111,7 +112,7 @@ def test_yolo_names_go_by_number(
     assert {row["class"] for row in check("--train-folder", ".").objects[1]} == names
 
 
-def test_names_are_those_of_the_set_alone(here: Path, check: Callable[..., Read]) -> None:
+def test_names_are_those_of_the_set_alone(here: Path, check: Check) -> None:
     yolo(here / "set", images="images", labels="labels")
     put(here / "other.yaml", "train: other\nnames: [lion, tiger]\n")
     put(here / "classes.txt", "lion\ntiger\n")
@@ -122,7 +123,7 @@ def test_names_are_those_of_the_set_alone(here: Path, check: Callable[..., Read]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
-def test_encodings(encoding: str, here: Path, check: Callable[..., Read]) -> None:
+def test_encodings(encoding: str, here: Path, check: Check) -> None:
     photos(here / "voc")
     for number in ALL:
         put(here / "voc" / f"{number:03}.xml", voc(number).replace("hot dog", "Bär"), encoding)
@@ -142,21 +143,14 @@ def test_encodings(encoding: str, here: Path, check: Callable[..., Read]) -> Non
     assert check("--train-folder", "coco/boxes.csv").classes == ["Bär cat", "Bär hot dog"]
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "images\\{:03}.jpg",
-        "C:\\Users\\me\\images\\{:03}.JPG",
-        "/data/upload/3/{:03}.jpg",
-        "/data/local-files/?d=images/{:03}.jpg",
-        "http://localhost:8080/data/upload/3/0a1b2c3d-{:03}.jpg",
-        "{:03}",
-        "{:03}.JPEG",
-        "images/images/{:03}.jpg",
-        "./images/{:03}.png",
-    ],
-)
-def test_images_are_found_by_name(pattern: str, here: Path, check: Callable[..., Read]) -> None:
+PATTERNS = r"""
+    images\{:03}.jpg C:\Users\me\images\{:03}.JPG /data/upload/3/{:03}.jpg /data/local-files/?d=images/{:03}.jpg
+    http://localhost:8080/data/upload/3/0a1b2c3d-{:03}.jpg {:03} {:03}.JPEG images/images/{:03}.jpg ./images/{:03}.png
+"""
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.split())
+def test_images_are_found_by_name(pattern: str, here: Path, check: Check) -> None:
     photos(here / "set" / "images")
     put(here / "set" / "train.json", coco(pattern=pattern))
     read = check("--train-json", "set/train.json", "--train-images", "set/images")
@@ -164,7 +158,7 @@ def test_images_are_found_by_name(pattern: str, here: Path, check: Callable[...,
     assert "10 images are not where train.json says, and were found by name: " in read.shown
 
 
-def test_names_of_two_images_are_nobodys(here: Path, refused: Callable[..., str], check: Callable[..., Read]) -> None:
+def test_names_of_two_images_are_nobodys(here: Path, refused: Refused, check: Check) -> None:
     photos(here / "a")
     photos(here / "b")
     put(here / "train.json", coco(pattern="c\\{:03}.jpg"))
@@ -177,7 +171,7 @@ def test_names_of_two_images_are_nobodys(here: Path, refused: Callable[..., str]
     assert "/b/001.jpg" in Path("out/data/train.json").read_text() + Path("out/data/test.json").read_text()
 
 
-def test_voc_files_of_renamed_images(here: Path, check: Callable[..., Read]) -> None:
+def test_voc_files_of_renamed_images(here: Path, check: Check) -> None:
     photos(here)
     for number in ALL:
         name = {1: "001", 2: "002.JPG", 3: "IMG_77.jpg", 4: "C:\\me\\004.jpg"}.get(number, f"{number:03}.jpg")
@@ -201,7 +195,7 @@ def test_keypoints_without_a_description(
     assert sentence in "".join(capfd.readouterr())
 
 
-def test_voc_lists_of_trainval_and_test(here: Path, check: Callable[..., Read]) -> None:
+def test_voc_lists_of_trainval_and_test(here: Path, check: Check) -> None:
     samples.cvat_voc(here)
     lists = here / "ImageSets" / "Main"
     put(lists / "trainval.txt", lines("{:03}", [*TRAIN, *VAL]))
@@ -210,12 +204,12 @@ def test_voc_lists_of_trainval_and_test(here: Path, check: Callable[..., Read]) 
     assert (read.train, read.test) == ([*TRAIN, *VAL], list(samples.TEST))
 
 
-def test_a_test_set_of_a_set_with_splits_is_its_test_split(here: Path, check: Callable[..., Read]) -> None:
+def test_a_test_set_of_a_set_with_splits_is_its_test_split(here: Path, check: Check) -> None:
     samples.ultralytics(here)
     assert check("--train-folder", "data.yaml", "--test-folder", "data.yaml").test == list(samples.TEST)
 
 
-def test_cvat_shapes(here: Path, check: Callable[..., Read]) -> None:
+def test_cvat_shapes(here: Path, check: Check) -> None:
     samples.cvat_xml(here)
     turned = '<box label="cat" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90.0"/>'
     others = (
@@ -229,7 +223,7 @@ def test_cvat_shapes(here: Path, check: Callable[..., Read]) -> None:
     assert "left out: 1 shapes of the kind 'points', which have no area" in read.shown
 
 
-def test_labelme_groups_and_shapes(here: Path, check: Callable[..., Read]) -> None:
+def test_labelme_groups_and_shapes(here: Path, check: Check) -> None:
     samples_by_others.labelme(here)
     content = json.loads((here / "006.json").read_text())
     part = {"label": "cat", "points": [[40, 8], [50, 8], [50, 18]], "group_id": 1, "shape_type": "polygon"}
@@ -255,9 +249,7 @@ def test_labelme_groups_and_shapes(here: Path, check: Callable[..., Read]) -> No
         ("a.json", {"a": 1}, "a.json is not a COCO file, nor of another tool"),
     ],
 )
-def test_other_forms_are_refused(
-    name: str, content: object, sentence: str, here: Path, refused: Callable[..., str]
-) -> None:
+def test_other_forms_are_refused(name: str, content: object, sentence: str, here: Path, refused: Refused) -> None:
     put(here / name, content)
     assert sentence in refused("--train-folder", name.partition("/")[0])
 

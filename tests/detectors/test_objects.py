@@ -1,15 +1,13 @@
 """Invalid objects and COCO files, missing values, and numbers as text."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moco_plugin.detectors.dataset import OwnData
 from moco_plugin.errors import UserError
-from tests.detectors.own_coco import Change, Content
+from tests.detectors.own_coco import Change, Content, Prepared
 
 
 def first(**change: Any) -> Change:
@@ -40,9 +38,7 @@ RLE = {"size": [48, 64]}
         (first(keypoints="10 10 2"), "objects with values that are not numbers"),
     ],
 )
-def test_one_odd_object_is_left_out_and_many_are_refused(
-    prepared: Callable[..., OwnData], change: Change, reason: str
-) -> None:
+def test_one_odd_object_is_left_out_and_many_are_refused(prepared: Prepared, change: Change, reason: str) -> None:
     data = prepared(change)
     (note,) = [note for note in data.notes if note.startswith("left out: 1 ")]
     assert reason in note and data.images + data.test_images == 10
@@ -73,7 +69,7 @@ def test_one_odd_object_is_left_out_and_many_are_refused(
         lambda c: c["categories"][0].update(keypoints=None, supercategory=None),
     ],
 )
-def test_null_is_absent_and_numbers_may_be_text(prepared: Callable[..., OwnData], change: Change) -> None:
+def test_null_is_absent_and_numbers_may_be_text(prepared: Prepared, change: Change) -> None:
     data = prepared(change)
     rows = [row for file in (data.train, data.test) for row in json.loads(file.read_text())["annotations"]]
     assert len(rows) == 11 and not any("left out" in note for note in data.notes) and data.masks
@@ -95,9 +91,7 @@ def test_null_is_absent_and_numbers_may_be_text(prepared: Callable[..., OwnData]
         (lambda c: c.update(annotations={"a": 1}), "the annotations of .*Expected `array`, got `object`"),
     ],
 )
-def test_invalid_data_are_refused(
-    tmp_path: Path, prepared: Callable[..., OwnData], change: Change, message: str
-) -> None:
+def test_invalid_data_are_refused(tmp_path: Path, prepared: Prepared, change: Change, message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepared(change)
     assert not (tmp_path / "data").exists()

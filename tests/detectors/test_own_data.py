@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +18,18 @@ from PIL import Image
 from pycocotools.mask import decode, frPyObjects
 
 from moco_plugin.data.decode import decode as decode_image
-from moco_plugin.detectors.dataset import OwnData
 from moco_plugin.detectors.recipe import choose_recipe
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.datasets import keypoint_metadata, require_dataset
 from moco_plugin.transfer.components.mask_head import PartialMaskHead
 from moco_plugin.transfer.mapper import Mapper
 from moco_plugin.transfer.trainer import build_evaluator
-from tests.detectors.own_coco import Content, coco
+from tests.detectors.own_coco import Content, Prepared, coco
 from tests.detectors.samples import photo
 from tests.helpers.processes import Tool
 
 
-def test_coco_files_are_split_and_registered_by_their_path(photos: Path, prepared: Callable[..., OwnData]) -> None:
+def test_coco_files_are_split_and_registered_by_their_path(photos: Path, prepared: Prepared) -> None:
     data = prepared()
     assert data.classes == ("cat", "hot dog") and data.masks and (data.images, data.test_images) == (8, 2)
     assert data.notes == (
@@ -48,7 +46,7 @@ def test_coco_files_are_split_and_registered_by_their_path(photos: Path, prepare
     assert first == again != other
 
 
-def test_invalid_objects_are_left_out_and_counted(prepared: Callable[..., OwnData]) -> None:
+def test_invalid_objects_are_left_out_and_counted(prepared: Prepared) -> None:
     def spoil(content: Content) -> None:
         content["images"].append({"id": 1, "file_name": "gone.jpg", "width": 9, "height": 9})
         first = content["annotations"][0]
@@ -74,7 +72,7 @@ def test_invalid_objects_are_left_out_and_counted(prepared: Callable[..., OwnDat
     assert [50, 40, 14, 8] in boxes and len(boxes) == 42
 
 
-def test_broken_images_are_left_out_up_to_a_share(photos: Path, prepared: Callable[..., OwnData]) -> None:
+def test_broken_images_are_left_out_up_to_a_share(photos: Path, prepared: Prepared) -> None:
     for number, path in enumerate(sorted(photos.iterdir())):
         path.write_bytes(path.read_bytes()[:400])
         if number == 1:
@@ -85,7 +83,7 @@ def test_broken_images_are_left_out_up_to_a_share(photos: Path, prepared: Callab
         prepared()
 
 
-def test_the_training_set_is_no_test_set(tmp_path: Path, photos: Path, prepared: Callable[..., OwnData]) -> None:
+def test_the_training_set_is_no_test_set(tmp_path: Path, photos: Path, prepared: Prepared) -> None:
     file, copy = coco(tmp_path / "test.json", photos), Path(shutil.copytree(photos, tmp_path / "copy"))
     for images in (photos, copy):
         with pytest.raises(UserError, match=r"10 of the 10 test images are training images \(bild ä 0.jpg, "):
@@ -97,7 +95,7 @@ def test_the_training_set_is_no_test_set(tmp_path: Path, photos: Path, prepared:
     assert "2 images are in both sets, and not trained on: bild ä 0.jpg, bild ä 1.jpg" in data.notes
 
 
-def test_each_class_has_its_share_in_the_held_out_images(prepared: Callable[..., OwnData]) -> None:
+def test_each_class_has_its_share_in_the_held_out_images(prepared: Prepared) -> None:
     def rare(content: Content) -> None:
         content["categories"] += [{"id": 20, "name": "owl"}, {"id": 21, "name": "yak"}]
         for number, kind in ((4, 20), (7, 20), (9, 21)):
@@ -114,9 +112,7 @@ def test_each_class_has_its_share_in_the_held_out_images(prepared: Callable[...,
 
 
 @pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
-def test_annotations_of_images_that_exif_turns(
-    photos: Path, orientation: int, prepared: Callable[..., OwnData]
-) -> None:
+def test_annotations_of_images_that_exif_turns(photos: Path, orientation: int, prepared: Prepared) -> None:
     """Tools that do not turn an image state its stored size; their annotations are then turned with the image."""
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -141,9 +137,7 @@ def test_annotations_of_images_that_exif_turns(
             assert mask.shape == seen.shape and mask.sum() == 48 * 5
 
 
-def test_test_files_have_the_classes_of_the_training_file(
-    tmp_path: Path, photos: Path, prepared: Callable[..., OwnData]
-) -> None:
+def test_test_files_have_the_classes_of_the_training_file(tmp_path: Path, photos: Path, prepared: Prepared) -> None:
     def renumber(content: Content) -> None:
         for row in content["categories"]:
             row["id"] += 1
@@ -160,7 +154,7 @@ def test_test_files_have_the_classes_of_the_training_file(
         prepared(test=other, test_images=others)
 
 
-def test_all_run_lengths_of_crowds_are_objects(prepared: Callable[..., OwnData]) -> None:
+def test_all_run_lengths_of_crowds_are_objects(prepared: Prepared) -> None:
     def brush(content: Content) -> None:
         for row in content["annotations"]:
             row["iscrowd"] = int(isinstance(row["segmentation"], dict))
@@ -170,7 +164,7 @@ def test_all_run_lengths_of_crowds_are_objects(prepared: Callable[..., OwnData])
     assert not any(row["iscrowd"] for row in json.loads(data.train.read_text())["annotations"])
 
 
-def test_the_limit_of_detections_follows_from_the_data(prepared: Callable[..., OwnData]) -> None:
+def test_the_limit_of_detections_follows_from_the_data(prepared: Prepared) -> None:
     def crowded(content: Content) -> None:
         content["annotations"] += [{**content["annotations"][1], "id": 1000 + n} for n in range(199)]
 
@@ -188,7 +182,7 @@ NOT_WRITABLE = pytest.mark.filterwarnings("ignore:The given NumPy array is not w
 
 
 @NOT_WRITABLE
-def test_training_test_and_predictions_see_one_picture(photos: Path, prepared: Callable[..., OwnData]) -> None:
+def test_training_test_and_predictions_see_one_picture(photos: Path, prepared: Prepared) -> None:
     """Of 16 bits, with a range, in detectron2's training and test loaders as in the predictions."""
     for number, path in enumerate(sorted(photos.iterdir())):
         path.unlink()
@@ -209,7 +203,7 @@ def test_training_test_and_predictions_see_one_picture(photos: Path, prepared: C
 
 
 @NOT_WRITABLE
-def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(prepared: Callable[..., OwnData]) -> None:
+def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(prepared: Prepared) -> None:
     def some(content: Content) -> None:
         for row in content["annotations"][::2]:
             row["segmentation"] = []
@@ -238,7 +232,7 @@ def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(prepared: Calla
         assert head(features, [image])["loss_mask"] == 0
 
 
-def test_recipe_follows_the_data(prepared: Callable[..., OwnData]) -> None:
+def test_recipe_follows_the_data(prepared: Prepared) -> None:
     data = prepared()
     recipe = choose_recipe("fpn", data, None, 1)
     assert recipe.settings["MODEL.ROI_HEADS.NUM_CLASSES"] == 2 and recipe.settings["MODEL.MASK_ON"] is True
@@ -291,7 +285,7 @@ def with_keypoints(content: Content) -> None:
         row["keypoints"], row["skeleton"] = ["left_ear", "right_ear", "tail"], [[1, 3], [2, 3]]
 
 
-def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool, prepared: Callable[..., OwnData]) -> None:
+def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool, prepared: Prepared) -> None:
     file = coco(tmp_path / "train.json", photos, with_keypoints)
     out = tmp_path / "out"
     small = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
