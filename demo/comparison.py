@@ -13,11 +13,11 @@ class Comparison:
 
     Attributes:
         name: What is measured.
-        baseline_name: What MoCo is compared with.
+        baseline_name: Name of the baseline.
         baseline: The values without MoCo, one per seed.
-        moco: The values with MoCo, as many.
-        unit: What is written after a value in a sentence, such as "%".
-        pixels: The value of raw pixels, where they can be measured.
+        moco: The values with MoCo, one per seed.
+        unit: Unit in sentences, such as "%".
+        pixels: The value of raw pixels, or None.
     """
 
     name: str
@@ -57,14 +57,11 @@ class Comparison:
 
     def summary(self) -> dict[str, object]:
         """Return mean, sample standard deviation (None for one seed) and values of both, for JSON."""
-        return {
-            "gain": self.gain,
-            "pixels": self.pixels,
-            **{
-                name: {"mean": statistics.fmean(values), "std": spread(values), "seeds": list(values)}
-                for name, values in (("baseline", self.baseline), ("moco", self.moco))
-            },
+        values = {
+            name: {"mean": statistics.fmean(part), "std": spread(part), "seeds": list(part)}
+            for name, part in (("baseline", self.baseline), ("moco", self.moco))
         }
+        return {"gain": self.gain, "pixels": self.pixels, **values}
 
 
 def headline(comparisons: Sequence[Comparison], shown: Sequence[Comparison]) -> str:
@@ -76,17 +73,11 @@ def headline(comparisons: Sequence[Comparison], shown: Sequence[Comparison]) -> 
 
 def comparison_table(comparisons: Sequence[Comparison], caption: str = "") -> Table:
     """Return a table of one comparison per row: pixels, both means with their spreads, and the gain."""
-    rows = [
-        (
-            c.name,
-            "" if c.pixels is None else f"{c.pixels:.1f}",
-            mean_and_spread(c.baseline),
-            mean_and_spread(c.moco),
-            f"{c.gain:+.1f}",
-            str(len(c.moco)),
-        )
-        for c in comparisons
-    ]
+    rows = []
+    for c in comparisons:
+        pixels = "" if c.pixels is None else f"{c.pixels:.1f}"
+        means = mean_and_spread(c.baseline), mean_and_spread(c.moco)
+        rows.append((c.name, pixels, *means, f"{c.gain:+.1f}", str(len(c.moco))))
     return Table(("measure, 0 to 100", "raw pixels", "without MoCo", "with MoCo", "gain", "seeds"), rows, caption)
 
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST: Debian's package if it is installed, else a download."""
+"""Fashion-MNIST from Debian's package or a download."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pictures of Fashion-MNIST's objects at random places and sizes, as detectors meet them; raw pixels know little there."""
+"""Pictures of Fashion-MNIST's objects at random places and sizes, on which raw pixels are weak features."""
 
 import struct
 from pathlib import Path
@@ -17,8 +17,8 @@ def place_objects(images: np.ndarray, seed: int, side: int = SIDE) -> np.ndarray
 
     Args:
         images: uint8, N x H x W, on black, at most ``side / SCALES[1]`` pixels wide and high.
-        seed: Of the places and sizes; a picture depends on it and on its index only.
-        side: Of the pictures in pixels.
+        seed: Seed of the places and sizes; a picture depends only on it and its index.
+        side: Side of the pictures in pixels.
 
     Returns:
         uint8, N x ``side`` x ``side``.

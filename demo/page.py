@@ -10,10 +10,10 @@ from moco_plugin.demo.comparison import Comparison, comparison_table, headline, 
 from moco_plugin.demo.results import DETECTORS, DemoResults, read_results, run_folder
 from moco_plugin.errors import UserError
 from moco_plugin.evaluation.neighbours import Neighbours
-from moco_plugin.files import read_json, write_json
+from moco_plugin.files import check_file, read_json, write_json
 from moco_plugin.pages.curves import line_chart, read_curve
 from moco_plugin.pages.neighbours_picture import caption, neighbour_rows
-from moco_plugin.pages.page import Page
+from moco_plugin.pages.page import Page, Picture
 from moco_plugin.pages.pairs import view_pairs
 from moco_plugin.pages.transfer_page import add_predictions
 from moco_plugin.pretraining.config import PretrainConfig, load_config
@@ -26,7 +26,7 @@ def write_demo_report(folder: Path, output: Path, quick: bool = False) -> str:
     """Write the page of a demo run, with a ``results.json`` next to it.
 
     Args:
-        folder: What ``tools/demo.py`` fills: ``pretrain``, ``knn_*.json``, ``neighbours.json`` and ``transfer``.
+        folder: Output of ``tools/demo.py``: ``pretrain``, ``knn_*.json``, ``neighbours.json`` and ``transfer``.
         output: The HTML file.
         quick: The run is of toy size, and page and text say that its numbers mean nothing.
 
@@ -37,7 +37,8 @@ def write_demo_report(folder: Path, output: Path, quick: bool = False) -> str:
         UserError: A file of the run is missing or broken.
     """
     results = read_results(folder)
-    config = _read_config(folder)
+    check_file(folder / "pretrain" / "config.yaml", "the config of the pre-training stage")
+    config = load_config(folder / "pretrain" / "config.yaml")
     all_results = [*results.features, *results.transfer]
     sentence = TOY if quick else headline([*results.features, *_box_ap(results)], _main(results))
     page = Page("Momentum contrast, from pixels to detections", sentence)
@@ -48,21 +49,11 @@ def write_demo_report(folder: Path, output: Path, quick: bool = False) -> str:
     _add_detections(page, folder)
     _add_making(page, folder, config)
     page.save(output)
-    summary: dict[str, Any] = {"headline": sentence, "quick": quick, "seeds": results.seeds}
-    summary["results"] = {
-        comparison.name: {"compared_with": comparison.baseline_name, **comparison.summary()}
-        for comparison in all_results
-    }
+    measured = {one.name: {"compared_with": one.baseline_name, **one.summary()} for one in all_results}
+    summary = {"headline": sentence, "quick": quick, "seeds": results.seeds, "results": measured}
     write_json(output.with_name("results.json"), summary)
     tables = (comparison_table(all_results), seed_table(results.transfer, _seed_names(results)))
     return "\n\n".join((sentence, *(table.text() for table in tables)))
-
-
-def _read_config(folder: Path) -> PretrainConfig:
-    path = folder / "pretrain" / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"{path} is missing; run the pre-training stage")
-    return load_config(path)
 
 
 def _seed_names(results: DemoResults) -> list[str]:
@@ -110,33 +101,22 @@ def _add_results(page: Page, results: DemoResults) -> None:
 
 
 def _add_curves(page: Page, folder: Path, config: PretrainConfig) -> None:
-    log = folder / "pretrain" / "metrics.csv"
     page.section("Pre-training")
+
+    def chart(column: str, title: str, what: str, unit: str = "", **options: Any) -> Picture:
+        steps, values = read_curve(folder / "pretrain" / "metrics.csv", column)
+        text = f"Line chart: the {what} goes from {values[0]:.2f}{unit} to {values[-1]:.2f}{unit} by step {steps[-1]}"
+        if column == "knn_top1":
+            options["reference"] = (values[0], "untrained")
+        return line_chart({"": (steps, values)}, title, text, **options)
+
     queue = config.method_args.get("queue_size")
     chance = (math.log(1 + queue), f"guessing: ln({queue:,} + 1)") if queue else None
-    loss, knn, spread = (read_curve(log, column) for column in ("loss", "knn_top1", "feature_std"))
+    sphere = (1, "whole sphere")
     charts = [
-        line_chart(
-            {"": loss},
-            "contrastive loss",
-            f"Line chart: the loss goes from {loss[1][0]:.2f} to {loss[1][-1]:.2f} in {loss[0][-1] + 1} steps",
-            noisy=True,
-            reference=chance,
-        ),
-        line_chart(
-            {"": knn},
-            "kNN accuracy in %",
-            f"Line chart: the kNN accuracy goes from {knn[1][0]:.1f}% to {knn[1][-1]:.1f}% in {knn[0][-1]} steps",
-            reference=(knn[1][0], "untrained"),
-        ),
-        line_chart(
-            {"": spread},
-            "feature spread",
-            f"Line chart: the feature spread goes from {spread[1][0]:.2f} to {spread[1][-1]:.2f}",
-            noisy=True,
-            limits=(0, 1.1),
-            reference=(1, "whole sphere"),
-        ),
+        chart("loss", "contrastive loss", "loss", noisy=True, reference=chance),
+        chart("knn_top1", "kNN accuracy in %", "kNN accuracy", "%"),
+        chart("feature_std", "feature spread", "feature spread", noisy=True, limits=(0, 1.1), reference=sphere),
     ]
     page.add(
         "charts",
@@ -153,7 +133,7 @@ def _add_views(page: Page, config: PretrainConfig) -> None:
     page.add(
         "text",
         "No labels: two random views of one image should have similar features, and views of different "
-        "images should not. Each card holds an unlabelled image and two views, drawn as in training.",
+        "images should not. Each card shows an unlabelled image and two views, drawn as in training.",
     )
     page.add(
         "cards",

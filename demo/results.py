@@ -35,15 +35,14 @@ def read_results(folder: Path) -> DemoResults:
     transfer: list[Comparison] = []
     seeds: list[int] = []
     for detector, shown in DETECTORS.items():
-        random_trials, moco_trials = (_trials(run_folder(folder, detector, i)) for i in ("random", "moco"))
-        seeds = sorted(random_trials.keys() & moco_trials.keys())
+        trials = [_trials(run_folder(folder, detector, init)) for init in ("random", "moco")]
+        seeds = sorted(trials[0].keys() & trials[1].keys())
         if not seeds:
             raise UserError(f"{folder / 'transfer' / detector} has no trial of both; run the detection stage")
         for path, name in MEASURES:
-            if all(path in trials[seed] for trials in (random_trials, moco_trials) for seed in seeds):
-                before, after = (
-                    [_number(trials[seed][path]) for seed in seeds] for trials in (random_trials, moco_trials)
-                )
+            if all(path in part[seed] for part in trials for seed in seeds):
+                # detectron2 has no number if nothing was detected
+                before, after = ([float(part[seed][path] or 0) for seed in seeds] for part in trials)
                 transfer.append(Comparison(f"{shown} {name}", "random init", before, after))
     return DemoResults(_features(folder), transfer, seeds)
 
@@ -55,10 +54,8 @@ def run_folder(folder: Path, detector: str, init: str) -> Path:
 
 def _features(folder: Path) -> list[Comparison]:
     """Return the accuracies at each k, and of the linear classifier."""
-    files = [
-        folder / f"{name}.json" for name in ("knn_moco", "knn_random", "linear_moco", "linear_random", "linear_pixels")
-    ]
-    found = [read_json(file) for file in files]
+    names = "knn_moco knn_random linear_moco linear_random linear_pixels".split()
+    found = [read_json(folder / f"{name}.json") for name in names]
     comparisons = []
     try:
         moco, random, *linear = found
@@ -68,9 +65,8 @@ def _features(folder: Path) -> list[Comparison]:
         after, before, pixels = (float(one["top1"]) for one in linear)
         comparisons.append(Comparison("linear accuracy", "untrained", [before], [after], "%", pixels))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        names = ", ".join(map(str, files))
         raise UserError(
-            f"{names} lack a top1 or pixels; expected the output of tools/evaluate.py of this version"
+            f"{folder}/{{{','.join(names)}}}.json lack a top1 or pixels; expected the output of tools/evaluate.py"
         ) from error
     return comparisons
 
@@ -85,7 +81,3 @@ def _trials(folder: Path) -> dict[int, dict[str, float | None]]:
     if not all({"bbox/AP", "bbox/AP50"} <= metrics.keys() for metrics in trials.values()):
         raise UserError(f"{path} has no AP and AP50 of bbox; expected the output of a COCO evaluation")
     return trials
-
-
-def _number(value: float | None) -> float:
-    return 0.0 if value is None else float(value)  # detectron2 has no number where nothing was detected

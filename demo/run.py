@@ -1,4 +1,4 @@
-"""The stages of the demo: the whole path on real images, tool by tool, as a user would type it."""
+"""The stages of the demo, run by the tools as a user would type them."""
 
 import importlib
 import multiprocessing
@@ -17,24 +17,11 @@ from moco_plugin.files import atomic_path, read_json
 
 CONTEXT: Any = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
 PRELOADED = ["moco_plugin.pretraining.run"]  # by the process that the tools are forked from; else each would import it
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 KS = ("1", "5", "20", "200")  # nearest neighbours
 DETECTORS = ("c4", "fpn")  # tasks scenes_c4 and scenes_fpn of tools/transfer.py
-QUICK_PRETRAIN = [
-    "data.batch_size=64",
-    "schedule.epochs=1",
-    "method_args.queue_size=512",
-    "trainer.log_every_n_steps=4",
-]
-QUICK_DETECTOR = [
-    "SOLVER.MAX_ITER",
-    "5",
-    "SOLVER.STEPS",
-    "(4,)",
-    "SOLVER.WARMUP_ITERS",
-    "2",
-    "TEST.PRECISE_BN.NUM_ITER",
-    "2",
-]
+QUICK_PRETRAIN = "data.batch_size=64 schedule.epochs=1 method_args.queue_size=512 trainer.log_every_n_steps=4".split()
+QUICK_DETECTOR = "SOLVER.MAX_ITER 5 SOLVER.STEPS (4,) SOLVER.WARMUP_ITERS 2 TEST.PRECISE_BN.NUM_ITER 2".split()
 
 
 @dataclass(frozen=True)
@@ -42,10 +29,10 @@ class Command:
     """A console command of the demo.
 
     Attributes:
-        name: The tool's.
-        arguments: Its command line.
+        name: Name of the tool.
+        arguments: Its arguments.
         makes: Its output.
-        trials: How many have to be finished for that, of a transfer.
+        trials: Number of trials in the output of a transfer.
     """
 
     name: str
@@ -55,7 +42,7 @@ class Command:
 
     @property
     def shown(self) -> str:
-        """The command line."""
+        """Name of the console command."""
         return f"moco-{self.name.replace('_', '-')}"
 
     @property
@@ -64,11 +51,6 @@ class Command:
         if not self.makes.exists():
             return False
         return not self.trials or len(read_json(self.makes).get("trials", ())) >= self.trials
-
-
-def _cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _enter(command: Command, environment: dict[str, str]) -> None:
@@ -84,13 +66,13 @@ def _enter(command: Command, environment: dict[str, str]) -> None:
 
 
 class Demo:
-    """Runs the stages in one folder; a stage whose output exists is not run again.
+    """Runs the stages in one folder, except stages whose output exists.
 
     Args:
-        folder: Where everything goes.
-        quick: Every stage at a size that shows that it works, and nothing more.
+        folder: Folder for everything.
+        quick: Run every stage at toy size.
         images: Folder with Fashion-MNIST's four files; None finds or fetches them.
-        seed: Of the pre-training.
+        seed: Seed of the pre-training.
     """
 
     def __init__(self, folder: Path, quick: bool = False, images: Path | None = None, seed: int = 0) -> None:
@@ -102,14 +84,14 @@ class Demo:
         self.commands: list[str] = []
 
     def tools(self, *commands: Command, processes: int = 1) -> None:
-        """Run console commands in parallel, each with its share of the cores; finished ones are skipped.
+        """Run console commands in parallel, each with its share of the cores; skip those that are done.
 
         Args:
             *commands: The commands.
-            processes: That each starts.
+            processes: Number of processes of each.
         """
         count = len(commands) * processes
-        threads = {"OMP_NUM_THREADS": str(max(1, _cores() // count))} if count > 1 else {}
+        threads = {"OMP_NUM_THREADS": str(max(1, CORES // count))} if count > 1 else {}
         started = []
         for command in commands:
             datasets = {"DETECTRON2_DATASETS": str(self.folder / "data")} if command.name == "transfer" else {}
@@ -137,7 +119,7 @@ class Demo:
                 raise UserError(f"the demo stopped where {command.shown} failed; its message is above")
 
     def run(self, trials: int) -> Path:
-        """Run all stages, each detector ``trials`` times from each initialisation; returns the report's path."""
+        """Run all stages, each detector ``trials`` times from each initialisation; return the report's path."""
         start = time.monotonic()
         folder = self.folder
         mnist = self.images or get_fashion_mnist(folder / "data")
@@ -147,21 +129,18 @@ class Demo:
         objects, scenes = folder / "data" / "fashion-objects", folder / "data" / "scenes"
         train, test = (str(objects / f"{part}-images-idx3-ubyte") for part in ("train", "t10k"))
         sources = ["--train", originals[0] + unlabelled, "--test", originals[1] + queries]
+        labelled = ["--train", originals[0] + in_scenes, "--test", originals[1]]
         numbers = ["--num-train", "16", "--num-test", "8"] if self.quick else []
         self.tools(
             Command("make_scenes", ["--objects", str(objects), *sources], objects),
-            Command(
-                "make_scenes",
-                [str(scenes), "--train", originals[0] + in_scenes, "--test", originals[1], *numbers],
-                scenes,
-            ),
+            Command("make_scenes", [str(scenes), *labelled, *numbers], scenes),
         )
 
         pretrained, weights = folder / "pretrain", folder / "moco.pkl"
         checkpoint = pretrained / "checkpoints" / "last.ckpt"
         sets = {"data.root": train + unlabelled, "knn.train": train + bank, "knn.test": test + queries}
         settings = {**sets, "seed": self.seed, "out": pretrained}
-        processes = 1 if self.quick else min(2, _cores())
+        processes = 1 if self.quick else min(2, CORES)
         if processes > 1:  # two of one thread do more than one of two, and the same
             settings |= {"trainer.devices": processes, "trainer.strategy": "ddp"}
         typed = [f"{key}={value}" for key, value in settings.items()] + QUICK_PRETRAIN * self.quick
@@ -179,22 +158,20 @@ class Demo:
             "neighbours": ["retrieve", *common, "--k", "1", "8"],
         }
         outputs = {name: folder / f"{name}.json" for name in evaluations}
-        self.tools(
-            *(
-                Command("evaluate", [*given, "--out", str(outputs[name])], outputs[name])
-                for name, given in evaluations.items()
-            ),
-            Command("convert_to_d2", [str(checkpoint), str(weights)], weights),
-        )
+        commands = [
+            Command("evaluate", [*given, "--out", str(outputs[name])], outputs[name])
+            for name, given in evaluations.items()
+        ]
+        self.tools(*commands, Command("convert_to_d2", [str(checkpoint), str(weights)], weights))
         # the two starts of a detector side by side: two processes of one thread do more than one of two
         for detector in DETECTORS:
-            starts = {"random": [], "moco": ["--weights", str(weights)]}
-            self.tools(
-                *(
-                    self._transfer(detector, init, trials, *given, *(QUICK_DETECTOR if self.quick else []))
-                    for init, given in starts.items()
-                )
-            )
+            commands = []
+            for init, given in {"random": [], "moco": ["--weights", str(weights)]}.items():
+                out = folder / "transfer" / detector / init
+                typed = ["--task", f"scenes_{detector}", "--init", init, "--trials", str(trials), "--out", str(out)]
+                arguments = [*typed, *given, *QUICK_DETECTOR * self.quick]
+                commands.append(Command("transfer", arguments, out / "results.json", trials))
+            self.tools(*commands)
         with atomic_path(folder / "commands.txt") as temporary:
             temporary.write_text("\n".join(self.commands) + "\n")
 
@@ -204,8 +181,3 @@ class Demo:
         print(write_demo_report(folder, report, self.quick))
         print(f"{(time.monotonic() - start) / 60:.1f} minutes; the report, with pictures: {report.resolve()}")
         return report
-
-    def _transfer(self, detector: str, init: str, trials: int, *more: str) -> Command:
-        output = self.folder / "transfer" / detector / init
-        arguments = ["--task", f"scenes_{detector}", "--init", init, "--trials", str(trials), "--out", str(output)]
-        return Command("transfer", [*arguments, *more], output / "results.json", trials)

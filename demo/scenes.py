@@ -2,20 +2,20 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from moco_plugin.demo.voc_files import write_voc_annotation
+from moco_plugin.demo.voc_files import write_voc_image
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import atomic_folder, check_output
-from moco_plugin.transfer.voc_files import write_palette_png
 
-FOREGROUND = 20  # grey level of 255 above which a pixel belongs to the object; Fashion-MNIST's ground is 0
+FOREGROUND = 20  # grey level of 255 above which a pixel belongs to the object; Fashion-MNIST's background is 0
 MIN_VISIBLE = 0.75  # share of an object that later objects leave visible
 MIN_OBJECTS, MAX_OBJECTS = 3, 6
 MIN_SCALE, MAX_SCALE = 0.9, 2.2  # of the object images: 25 to 62 pixels for 28
@@ -23,7 +23,7 @@ MIN_SCALE, MAX_SCALE = 0.9, 2.2  # of the object images: 25 to 62 pixels for 28
 
 @dataclass
 class SceneObject:
-    """One object of a scene: its class index from 0 and its visible pixels (bool, size x size)."""
+    """An object of a scene: its class index from 0 and its visible pixels (bool, size x size)."""
 
     label: int
     mask: np.ndarray
@@ -53,16 +53,16 @@ def compose_scene(
 
     Args:
         images: N object images, uint8: grey on black (H x W), which are tinted, or photos with opacity
-            (H x W x 4, RGBA), which are brought to the size that grey images of 28 pixels have.
+            (H x W x 4, RGBA), which are resized to the size of grey images of 28 pixels.
         labels: Class index of each, N.
         size: Side of the scene in pixels.
-        random: Decides everything that is not given.
-        order: Numbers of the images to put down one after another; by default three to six random ones.
-        canvas: The ground (float64, H x W x 3, 0 to 255), changed in place; by default a texture, size x size.
+        random: Generator of all other choices.
+        order: Indices of the images, the farthest first; by default three to six random ones.
+        canvas: The background (float64, H x W x 3, 0 to 255), changed in place; by default a texture, size x size.
 
     Returns:
-        The scene (uint8, RGB, as large as the ground) and its objects, farthest first. An object for which
-        no place is found is left out.
+        The scene (uint8, RGB, as large as the background) and its objects, farthest first. An object without a free
+        place is left out.
     """
     canvas = background(size, random) if canvas is None else canvas
     rows, columns = canvas.shape[:2]
@@ -112,8 +112,7 @@ def _resized(image: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
         resized = resize(image)  # Pillow weights the colours by opacity
         return resized[..., :3], resized[..., 3] / 255
     mask = image > FOREGROUND
-
-    # A hole is ground with object on all four sides of it.
+    # A hole is background with object on all four sides of it.
     after = [np.maximum.accumulate(mask, axis) for axis in (0, 1)]
     before = [np.flip(np.maximum.accumulate(np.flip(mask, axis), axis), axis) for axis in (0, 1)]
     opaque = after[0] & before[0] & after[1] & before[1]
@@ -146,16 +145,15 @@ def make_scenes(
 ) -> Path:
     """Write a detection data set of composed scenes, whole or not at all.
 
-    The folder is in VOC layout (``JPEGImages``, ``Annotations``, ``ImageSets``, ``SegmentationObject`` and
-    ``SegmentationClass``) and has COCO files too (``annotations/instances_{train,test}.json``, masks as
-    uncompressed run lengths). The same arguments give the same bytes, and a scene depends on the seed and on
-    its number only, so that a larger set begins with the smaller one.
+    The folder has VOC's layout (``JPEGImages``, ``Annotations`` and ``ImageSets``) and COCO files
+    (``annotations/instances_{train,test}.json``, masks as uncompressed run lengths). The same arguments give the same
+    bytes, and a scene depends only on the seed and its index, so a larger set begins with the smaller one.
 
     Args:
         output: Folder to make; detectron2 looks for it as ``$DETECTRON2_DATASETS/scenes``.
         train: Object images as for ``compose_scene`` and their labels (N, or None for a single class).
-        test: The same for the test scenes; give other images than for training.
-        class_names: One name a label; by default ``class_0`` and so on, or ``object``.
+        test: Object images of the test scenes, other ones than for training.
+        class_names: One name per label; by default ``class_0`` and so on, or ``object``.
         num_train: Number of training scenes.
         num_test: Number of test scenes, from 0.
         size: Side of the scenes in pixels; at least that of the object images.
@@ -167,10 +165,11 @@ def make_scenes(
         ``output``.
 
     Raises:
-        UsageError: A number that cannot be right, or ``output`` exists.
-        UserError: Images and labels that do not fit together.
+        UsageError: A number is out of range, or ``output`` exists.
+        UserError: Images and labels do not fit together.
     """
-    output = _check_free(Path(output), overwrite)
+    output = Path(output)
+    check_replaceable(output, overwrite, "annotations/instances_train.json", "scenes")
     if num_train < 1 or num_test < 0 or seed < 0:
         raise UsageError(
             f"expected at least one training scene and a seed from 0, got {num_train}, {num_test} and {seed}"
@@ -187,22 +186,31 @@ def make_scenes(
     if len(class_names) < num_classes:
         raise UserError(f"labels go up to {num_classes - 1}, but there are {len(class_names)} class names")
     names = [safe_class_name(name) for name in class_names]
-
     with atomic_folder(output) as temporary:
+        for folder in ("JPEGImages", "Annotations", "annotations", "ImageSets/Main"):
+            (temporary / folder).mkdir(parents=True, exist_ok=True)
         for number, (split, (images, labels, count)) in enumerate(splits.items()):
-            writer = _Writer(temporary, split, names)
+            coco = CocoRows()
             for index in tqdm(range(count), desc=f"{split} scenes", unit="scene", disable=not progress):
                 random = np.random.default_rng([seed, number, index])
-                writer.add(f"{split}_{index:06d}", *compose_scene(images, labels, size, random))
-            writer.close()
+                image, objects = compose_scene(images, labels, size, random)
+                name = f"{split}_{index:06d}"
+                write_voc_image(temporary, name, image, objects, names, segmented=False)
+                image_id = coco.add_image(f"{name}.jpg", image)
+                for obj in objects:
+                    coco.add_object(image_id, obj.label + 1, obj)
+            listed = "".join(f"{Path(row['file_name']).stem}\n" for row in coco.images)
+            (temporary / "ImageSets" / "Main" / f"{split}.txt").write_text(listed)
+            categories = [{"id": key, "name": name} for key, name in enumerate(names, start=1)]
+            coco.write(temporary / "annotations" / f"instances_{split}.json", categories)
     return output
 
 
-def _check_free(output: Path, overwrite: bool) -> Path:
+def check_replaceable(output: Path, overwrite: bool, file: str, what: str) -> None:
+    """Raise UsageError if a folder exists that may not be replaced, or does not contain a file that marks its kind."""
     check_output(output, overwrite)
-    if output.exists() and not (output / "annotations" / "instances_train.json").exists():
-        raise UsageError(f"{output} exists and holds no scenes, so it was kept; choose another output")
-    return output
+    if output.exists() and not (output / file).exists():
+        raise UsageError(f"{output} exists and contains no {what}, so it was kept; choose another output")
 
 
 def _with_labels(
@@ -219,66 +227,37 @@ def _with_labels(
     return images, labels
 
 
-class _Writer:
-    """Writes the scenes of one split below ``root``."""
+class CocoRows:
+    """The images and annotations of a COCO file."""
 
-    def __init__(self, root: Path, split: str, names: Sequence[str]) -> None:
-        self.root, self.split, self.names = root, split, names
-        self.coco: dict[str, list] = {
-            "images": [],
-            "annotations": [],
-            "categories": [{"id": number, "name": name} for number, name in enumerate(names, start=1)],
-        }
-        for folder in (
-            *("JPEGImages", "Annotations", "annotations", "ImageSets/Main", "ImageSets/Segmentation"),
-            *("SegmentationObject", "SegmentationClass"),
-        ):
-            (root / folder).mkdir(parents=True, exist_ok=True)
+    def __init__(self) -> None:
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
 
-    def add(self, name: str, image: np.ndarray, objects: Sequence[SceneObject]) -> None:
+    def add_image(self, file_name: str, image: np.ndarray, **more: Any) -> int:
+        """Add an image (H x W x 3) and return its id."""
         height, width = image.shape[:2]
-        Image.fromarray(image).save(self.root / "JPEGImages" / f"{name}.jpg", quality=95)
-        image_id = len(self.coco["images"]) + 1
-        entry = {"id": image_id, "file_name": f"{name}.jpg", "height": height, "width": width}
-        self.coco["images"].append(entry)
-        for obj in objects:
-            left, top, right, bottom = obj.box
-            self.coco["annotations"].append(
-                {
-                    "id": len(self.coco["annotations"]) + 1,
-                    "image_id": image_id,
-                    "category_id": obj.label + 1,
-                    "bbox": [left, top, right - left, bottom - top],
-                    "area": int(obj.mask.sum()),
-                    "iscrowd": 0,
-                    "segmentation": run_lengths(obj.mask),
-                }
-            )
-        self._write_voc(name, (height, width), objects)
+        row = {"id": len(self.images) + 1, "file_name": file_name, "height": height, "width": width}
+        self.images.append(row | more)
+        return len(self.images)
 
-    def _write_voc(self, name: str, shape: tuple[int, int], objects: Sequence[SceneObject]) -> None:
-        instances, classes = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
-        for number, obj in enumerate(objects, start=1):
-            instances[obj.mask], classes[obj.mask] = number, obj.label + 1
-        boxes = [(self.names[obj.label], obj.box) for obj in objects]
-        write_voc_annotation(self.root / "Annotations" / f"{name}.xml", "scenes", shape, boxes)
-        for folder, array in (("SegmentationObject", instances), ("SegmentationClass", classes)):
-            write_palette_png(self.root / folder / f"{name}.png", array, _PALETTE)
+    def add_object(self, image_id: int, category: int, item: SceneObject, **more: Any) -> dict[str, Any]:
+        """Add an object, whose mask is stored as run lengths unless ``more`` gives a segmentation; return its row."""
+        left, top, right, bottom = item.box
+        row = {"id": len(self.annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0}
+        row |= {"bbox": [left, top, right - left, bottom - top], "area": int(item.mask.sum())}
+        self.annotations.append({**row, "segmentation": run_lengths(item.mask), **more})
+        return self.annotations[-1]
 
-    def close(self) -> None:
-        names = "".join(f"{Path(image['file_name']).stem}\n" for image in self.coco["images"])
-        for folder in ("Main", "Segmentation"):
-            (self.root / "ImageSets" / folder / f"{self.split}.txt").write_text(names)
-        (self.root / "annotations" / f"instances_{self.split}.json").write_text(json.dumps(self.coco) + "\n")
+    def write(self, path: Path, categories: Sequence[Mapping[str, Any]], **more: Any) -> None:
+        """Write the file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {**more, "images": self.images, "annotations": self.annotations, "categories": categories}
+        path.write_text(json.dumps(content) + "\n")
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, list[int]]:
-    """Encode a bool mask (H x W) as COCO's uncompressed RLE: run lengths column by column, ground first."""
-    flat = mask.ravel(order="F")
-    edges = np.flatnonzero(flat[1:] != flat[:-1]) + 1
-    counts = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
-    return {"size": list(mask.shape), "counts": [0, *counts] if flat[0] else counts}
-
-
-# Colours for people to look at; what counts are the numbers. 37, 91 and 53 spread neighbours apart.
-_PALETTE = [0, 0, 0] + [channel for i in range(1, 256) for channel in (i * 37 % 256, i * 91 % 256, i * 53 % 256)]
+    """Encode a bool mask (H x W) as COCO's uncompressed RLE: run lengths column by column, starting with background."""
+    flat = np.concatenate([[False], mask.ravel(order="F")])
+    ends = np.flatnonzero(flat[1:] != flat[:-1])
+    return {"size": list(mask.shape), "counts": np.diff(ends, prepend=0, append=mask.size).tolist()}

@@ -5,15 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image, ImageDraw
 
-from moco_plugin.demo.polygons import mask_polygons, pixel_centres
 from moco_plugin.demo.tiny_scenes import TinyScene, band_rows
 from moco_plugin.transfer.voc_files import VOID
 
 BANDS = ("sky", "building", "road")  # the ground of every scene, top to bottom
-# what the papers' evaluation leaves out: Cityscapes' name and id of the recording car itself, and of anything else
+# what the evaluation ignores: Cityscapes' name and id of the recording car, and the id of anything else
 EGO_VEHICLE, UNLABELED = ("ego vehicle", 1), 0
 
 
@@ -28,7 +28,7 @@ def write_cityscapes(
         root: The folder ``cityscapes``.
         split: ``train`` or ``val``.
         city: First part of the file names.
-        scenes: The images, twice as wide as high, on a ground of :data:`BANDS`.
+        scenes: The images, twice as wide as high, with :data:`BANDS` as background.
         categories: Cityscapes' 19 classes with ``id``, ``trainId``, ``name``, ``color`` and ``isthing``.
     """
     images, labels = (root / kind / split / city for kind in ("leftImg8bit", "gtFine"))
@@ -55,8 +55,9 @@ def _objects(scene: TinyScene, things: Sequence[str], group: bool) -> list[dict[
     ]
     for obj in scene.objects:
         name = things[obj.label % len(things)] + ("group" if group and obj is scene.objects[-1] else "")
-        outline = pixel_centres(mask_polygons(obj.mask)[0])  # one polygon is one object here
-        objects.append({"label": name, "polygon": outline.tolist()})
+        outlines, _ = cv2.findContours(obj.mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+        # one polygon is one object, through the outermost pixels
+        objects.append({"label": name, "polygon": max(outlines, key=cv2.contourArea)[:, 0].tolist()})
     bonnet = _rectangle(width // 4, height - height // 16, 3 * width // 4, height - 1)
     return [*objects, {"label": EGO_VEHICLE[0], "polygon": bonnet}]
 

@@ -1,18 +1,18 @@
 """Scenes in the layouts of COCO 2017, with keypoints of people, and of LVIS v0.5."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
-from moco_plugin.demo.polygons import mask_polygons, signed_area
-from moco_plugin.demo.scenes import SceneObject, run_lengths
+from moco_plugin.demo.scenes import CocoRows, SceneObject
 from moco_plugin.demo.tiny_scenes import TinyScene
 
 PERSON = 1  # COCO's category id
+LICENSES = [{"id": 1, "name": "unknown", "url": ""}]
 # where COCO's 17 keypoints of a standing person are, as parts of the width and height of the box
 KEYPOINTS = {
     "nose": (0.5, 0.08),
@@ -42,48 +42,36 @@ def write_coco(
 ) -> None:
     """Write the images of a split, ``instances_{split}.json`` and ``person_keypoints_{split}.json``.
 
-    Classes are assigned round-robin, but the first look of objects is always a person, so that there are enough
-    of these. The last object of the first image is marked as a crowd, by its run lengths.
+    Classes are assigned round-robin, except that the first look of objects is always a person. The last object of the
+    first image is a crowd with run lengths.
 
     Args:
         root: The folder ``coco``.
         split: ``train2017`` or ``val2017``.
         scenes: The images.
         categories: Id and name of COCO's classes.
-        num_looks: Number of looks that objects have.
+        num_looks: Number of looks of objects.
     """
     (root / split).mkdir(parents=True)
-    (root / "annotations").mkdir(exist_ok=True)
     ids = list(categories)
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    people: list[dict[str, Any]] = []
-    for number, scene in enumerate(scenes):
-        images.append(_image(split, number, scene))
-        Image.fromarray(scene.image).save(root / split / images[-1]["file_name"], quality=95)
+    rows, people = CocoRows(), CocoRows()
+    for index, scene in enumerate(scenes):
+        image_id = _add_image(rows, split, scene)
+        Image.fromarray(scene.image).save(root / split / rows.images[-1]["file_name"], quality=95)
         for obj in scene.objects:
-            crowd = number == 0 and obj is scene.objects[-1]
+            crowd = index == 0 and obj is scene.objects[-1]
             category = PERSON if obj.label % num_looks == 0 else ids[obj.label % len(ids)]
-            annotation = _annotation(len(annotations) + 1, images[-1]["id"], category, obj)
-            annotation["iscrowd"] = int(crowd)
-            if crowd:
-                annotation["segmentation"] = run_lengths(obj.mask)
-            annotations.append(annotation)
+            row = rows.add_object(image_id, category, obj, **({"iscrowd": 1} if crowd else polygons(obj)))
             if category == PERSON:
                 points = [0] * 3 * len(KEYPOINTS) if crowd else keypoints(obj)
                 visible = sum(value > 0 for value in points[2::3])
-                people.append({**annotation, "keypoints": points, "num_keypoints": visible})
-    common = {
-        "info": {"description": "composed scenes in the format of COCO 2017", "year": 2017},
-        "licenses": [{"id": 1, "name": "unknown", "url": ""}],
-        "images": images,
-    }
-    classes: list[dict[str, Any]] = [
-        {"supercategory": "object", "id": number, "name": name} for number, name in categories.items()
-    ]
+                people.annotations.append({**row, "keypoints": points, "num_keypoints": visible})
+    people.images = rows.images
+    classes = [{"supercategory": "object", "id": key, "name": name} for key, name in categories.items()]
     person = {**classes[ids.index(PERSON)], "keypoints": list(KEYPOINTS), "skeleton": SKELETON}
-    for kind, listed, known in (("instances", annotations, classes), ("person_keypoints", people, [person])):
-        _write(root / "annotations" / f"{kind}_{split}.json", {**common, "annotations": listed, "categories": known})
+    for kind, part, known in (("instances", rows, classes), ("person_keypoints", people, [person])):
+        about = {"description": "composed scenes in the format of COCO 2017", "year": 2017}
+        part.write(root / "annotations" / f"{kind}_{split}.json", known, info=about, licenses=LICENSES)
 
 
 def write_lvis(path: Path, split: str, scenes: Sequence[TinyScene], categories: Sequence[Mapping[str, Any]]) -> None:
@@ -96,59 +84,56 @@ def write_lvis(path: Path, split: str, scenes: Sequence[TinyScene], categories: 
         categories: LVIS's classes with ``id``, ``name``, ``synset``, ``synonyms``, ``def`` and ``frequency``.
     """
     ids = [category["id"] for category in categories]
-    images: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    used: dict[int, list[int]] = {number: [] for number in ids}
-    for number, scene in enumerate(scenes):
-        image = _image(split, number, scene)
+    rows, used = CocoRows(), {key: list[int]() for key in ids}
+    for scene in scenes:
         here = [ids[obj.label % len(ids)] for obj in scene.objects]
         # the next class is known not to be in the image; of its last one not all may be marked
-        image["neg_category_ids"] = [ids[(scene.objects[-1].label + 1) % len(ids)]]
-        image["not_exhaustive_category_ids"] = [here[-1]]
-        images.append(image)
+        absent = [ids[(scene.objects[-1].label + 1) % len(ids)]]
+        more = {"neg_category_ids": absent, "not_exhaustive_category_ids": here[-1:]}
+        image_id = _add_image(rows, split, scene, **more)
         for category, obj in zip(here, scene.objects, strict=True):
-            annotations.append(_annotation(len(annotations) + 1, image["id"], category, obj))
-            used[category].append(image["id"])
-    content = {
-        "info": {"description": "composed scenes in the format of LVIS v0.5", "version": "0.5"},
-        "licenses": [{"id": 1, "name": "unknown", "url": ""}],
-        "images": images,
-        "annotations": annotations,
-        "categories": [
-            {**category, "image_count": len(set(used[category["id"]])), "instance_count": len(used[category["id"]])}
-            for category in categories
-        ],
-    }
-    path.parent.mkdir(exist_ok=True)
-    _write(path, content)
+            rows.add_object(image_id, category, obj, **polygons(obj))
+            used[category].append(image_id)
+    classes = [
+        {**category, "image_count": len(set(used[category["id"]])), "instance_count": len(used[category["id"]])}
+        for category in categories
+    ]
+    about = {"description": "composed scenes in the format of LVIS v0.5", "version": "0.5"}
+    rows.write(path, classes, info=about, licenses=LICENSES)
 
 
-def _image(split: str, number: int, scene: TinyScene) -> dict[str, Any]:
-    height, width = scene.shape
-    name = f"{number + 1:012d}.jpg"
-    return {
-        "license": 1,
-        "file_name": name,
-        "coco_url": f"http://images.cocodataset.org/{split}/{name}",  # LVIS derives the folder from it
-        "height": height,
-        "width": width,
-        "date_captured": "2013-11-14 16:28:13",
-        "flickr_url": "",
-        "id": number + 1,
-    }
+def _add_image(rows: CocoRows, split: str, scene: TinyScene, **more: Any) -> int:
+    name = f"{len(rows.images) + 1:012d}.jpg"
+    url = f"http://images.cocodataset.org/{split}/{name}"  # LVIS derives the folder from it
+    about = {"license": 1, "coco_url": url, "date_captured": "2013-11-14 16:28:13", "flickr_url": ""}
+    return rows.add_image(name, scene.image, **about, **more)
 
 
-def _annotation(number: int, image_id: int, category: int, obj: SceneObject) -> dict[str, Any]:
-    left, top, right, bottom = obj.box
-    polygons = mask_polygons(obj.mask)
-    return {
-        "segmentation": [polygon.astype(float).ravel().tolist() for polygon in polygons],
-        "area": sum(map(signed_area, polygons)),
-        "image_id": image_id,
-        "bbox": [left, top, right - left, bottom - top],
-        "category_id": category,
-        "id": number,
-    }
+def polygons(obj: SceneObject) -> dict[str, Any]:
+    """Return the segmentation and the area of an object's mask without its holes; see ``mask_polygons``."""
+    parts = mask_polygons(obj.mask)
+    flat = [part.astype(float).ravel().tolist() for part in parts]
+    return {"segmentation": flat, "area": sum(map(cv2.contourArea, parts))}
+
+
+def mask_polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """Trace the outlines of a mask along the edges of its pixels; holes are filled.
+
+    COCO's rasterisation of the polygons is the mask without its holes.
+
+    Args:
+        mask: bool, H x W.
+
+    Returns:
+        One polygon per connected part, the largest first: corners (int32, M x 2) as x and y from 0 to W and H.
+    """
+    count, parts = cv2.connectedComponents(np.kron(mask, np.ones((2, 2), np.uint8)), connectivity=4)
+    found = []
+    for part in range(1, count):
+        alone = (parts == part).astype(np.uint8)  # each pixel is 2 x 2: its edges are between their centres
+        outline = (cv2.findContours(alone, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0][0][:, 0] + 1) // 2
+        found.append(outline[(outline != np.roll(outline, 1, axis=0)).any(axis=1)])
+    return sorted(found, key=cv2.contourArea, reverse=True)
 
 
 def keypoints(obj: SceneObject) -> list[int]:
@@ -163,11 +148,3 @@ def keypoints(obj: SceneObject) -> list[int]:
         x, y = int(left + across * (right - left)), int(top + down * (bottom - top))
         points += [x, y, 1 + int(obj.mask[y, x])]
     return points
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, default=_number) + "\n")
-
-
-def _number(value: Any) -> int | float:
-    return value.item() if isinstance(value, np.generic) else float(value)

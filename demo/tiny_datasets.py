@@ -9,13 +9,13 @@ from detectron2.data.datasets.lvis_v0_5_categories import LVIS_CATEGORIES
 from detectron2.data.datasets.pascal_voc import CLASS_NAMES
 from tqdm import tqdm
 
-from moco_plugin.demo.scenes import MAX_SCALE
+from moco_plugin.demo.scenes import MAX_SCALE, check_replaceable
 from moco_plugin.demo.tiny_cityscapes import BANDS, write_cityscapes
 from moco_plugin.demo.tiny_coco import write_coco, write_lvis
 from moco_plugin.demo.tiny_scenes import Looks, TinyScene, compose_split
 from moco_plugin.demo.tiny_voc import write_sbd, write_voc
 from moco_plugin.errors import UsageError
-from moco_plugin.files import atomic_folder, check_output, write_json
+from moco_plugin.files import atomic_folder, write_json
 
 COCO_CLASSES = {category["id"]: category["name"] for category in COCO_CATEGORIES if category["isthing"]}
 MARKER = "tiny_datasets.json"
@@ -37,10 +37,9 @@ def make_tiny_datasets(
 ) -> Path:
     """Write a folder for ``DETECTRON2_DATASETS``, whole or not at all.
 
-    It holds ``VOC2007``, ``VOC2012``, ``benchmark_RELEASE`` (SBD), ``coco``, ``lvis`` (whose images are
-    COCO's) and ``cityscapes``, in the layouts in which these are published. What is in a scene is composed of
-    real images of objects; the classes are the real data sets', assigned round-robin. The same arguments give
-    the same bytes.
+    It contains ``VOC2007``, ``VOC2012``, ``benchmark_RELEASE`` (SBD), ``coco``, ``lvis`` (with COCO's images) and
+    ``cityscapes`` in their published layouts. Scenes are composed of real images of objects; the classes are those of
+    the real data sets, assigned round-robin. The same arguments give the same bytes.
 
     Args:
         output: Folder to make.
@@ -57,9 +56,10 @@ def make_tiny_datasets(
         ``output``.
 
     Raises:
-        UsageError: A number that cannot be right, or ``output`` exists.
+        UsageError: A number is out of range, or ``output`` exists.
     """
-    output = _check_free(Path(output), overwrite)
+    output = Path(output)
+    check_replaceable(output, overwrite, MARKER, "tiny data sets")
     if num_train < MIN_TRAIN or num_test < MIN_TEST or seed < 0:
         raise UsageError(
             f"expected {MIN_TRAIN} training and {MIN_TEST} test images or more and a seed from 0, "
@@ -92,13 +92,6 @@ def make_tiny_datasets(
             write_cityscapes(root / "cityscapes", split, city, scenes, CITYSCAPES_CATEGORIES)
         options = {"num_train": num_train, "num_test": num_test, "size": size, "seed": seed}
         write_json(root / MARKER, {"made_by": "tools/make_tiny_datasets.py", **options})
-    return output
-
-
-def _check_free(output: Path, overwrite: bool) -> Path:
-    check_output(output, overwrite)
-    if output.exists() and not (output / MARKER).exists():
-        raise UsageError(f"{output} exists and holds no tiny data sets, so it was kept; choose another output")
     return output
 
 

@@ -1,4 +1,4 @@
-"""The scenes of the tiny data sets, in which the number of an object gives its class."""
+"""Scenes of the tiny data sets, with objects that are numbered in each split."""
 
 import itertools
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ Objects = tuple[list[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Looks:
-    """Images of objects (see ``compose_scene``), grouped by what they look like.
+    """Images of objects (see ``compose_scene``), grouped by their look.
 
-    There are 1, 2, 5 or 10 groups, because the class counts of VOC (20), COCO (80) and LVIS (1230) divide by
-    these: counted round-robin, every class of a data set then always has the same look.
+    The number of groups is 1, 2, 5 or 10, which divide the numbers of classes of VOC (20), COCO (80) and LVIS (1230): with
+    classes assigned round-robin, each class has one look.
     """
 
     groups: tuple[tuple[np.ndarray, ...], ...]
@@ -32,7 +32,7 @@ class Looks:
 
 @dataclass
 class TinyScene:
-    """A scene: its picture (uint8, H x W x 3) and its objects, whose labels are numbers from 0 in their split."""
+    """A scene: its picture (uint8, H x W x 3) and its objects, whose labels count the objects of the split from 0."""
 
     image: np.ndarray
     objects: list[SceneObject]
@@ -55,13 +55,13 @@ def group_looks(images: Sequence[np.ndarray] | np.ndarray, labels: np.ndarray | 
 
 
 def read_photos(folder: str | Path) -> tuple[Objects, Objects, list[str]]:
-    """Read photos of objects with transparent surroundings, PNG files in a folder for each kind of object.
+    """Read photos of objects with a transparent background, PNG files in a folder for each kind of object.
 
     Returns:
         The objects for training (RGBA, H x W x 4, and the index of the kind of each), others for testing, and the kinds.
 
     Raises:
-        UserError: There are fewer than two such photos of a kind.
+        UserError: No kind has two such photos.
     """
     files = ImageSet(str(folder))
     labels = np.zeros(len(files), np.int64) if files.labels is None else files.labels
@@ -85,7 +85,7 @@ def read_photos(folder: str | Path) -> tuple[Objects, Objects, list[str]]:
 
 
 def read_photo(path: Path) -> np.ndarray | None:
-    """Return a photo cut to what is opaque in it (RGBA, H x W x 4), or None if all or nothing is opaque."""
+    """Return a photo cropped to its opaque part (RGBA, H x W x 4), or None if all or nothing is opaque."""
     try:
         with Image.open(path) as image:
             photo = image.convert("RGBA")
@@ -104,21 +104,21 @@ def compose_split(
 ) -> list[TinyScene]:
     """Compose the scenes of one split.
 
-    Object number n of the split has the look of group n modulo their number, so that classes assigned round-robin
-    all occur: 20 of them in seven scenes.
+    Object n of the split has the look of group n modulo the number of groups, so classes assigned round-robin all occur:
+    20 of them in seven scenes.
 
     Args:
         looks: The objects to choose from.
         count: Number of scenes.
         size: Height in pixels; also the width, unless there are bands.
-        seed: The numbers that all random choices follow from.
-        canvas_bands: Colours (0 to 255) of horizontal bands, top to bottom, as ground of scenes that are twice
+        seed: Seed of all random choices.
+        canvas_bands: Colours (0 to 255) of horizontal bands, top to bottom, as background of scenes that are twice
             as wide as high.
     """
     scenes = []
     number = 0
     for index in range(count):
-        for attempt in itertools.count():  # until there was a place for every object
+        for attempt in itertools.count():  # until there is a place for every object
             random = np.random.default_rng([*seed, index, attempt])
             numbers = range(number, number + int(random.integers(MIN_OBJECTS, MAX_OBJECTS + 1)))
             chosen = [looks.groups[n % len(looks.groups)] for n in numbers]

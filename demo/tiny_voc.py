@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from moco_plugin.demo.tiny_scenes import TinyScene
-from moco_plugin.demo.voc_files import write_voc_annotation
-from moco_plugin.errors import UserError
-from moco_plugin.transfer.voc_files import VOID, voc_palette, write_palette_png
+from moco_plugin.demo.voc_files import FOLDERS, edges, label_maps, write_voc_image
 
 Split = tuple[Sequence[str], Sequence[TinyScene]]  # names of the images, and the images
 
@@ -23,25 +23,16 @@ def write_voc(
 
     Args:
         root: The folder ``VOC2007`` or ``VOC2012``.
-        segmented: Splits whose images have boxes and segmentations; ``trainval`` is added.
+        segmented: Splits of images with boxes and segmentations; ``trainval`` is added.
         names: The classes, without background.
         boxes_only: Further images of these splits, without segmentation, as most of VOC 2012's are.
     """
-    for folder in ("JPEGImages", "Annotations", "SegmentationClass", "SegmentationObject"):
+    for folder in FOLDERS:
         (root / folder).mkdir(parents=True)
-    palette = voc_palette()
     for splits in (segmented, boxes_only or {}):
         for images, scenes in splits.values():
             for name, scene in zip(images, scenes, strict=True):
-                Image.fromarray(scene.image).save(root / "JPEGImages" / f"{name}.jpg", quality=95)
-                boxes = [(names[obj.label % len(names)], obj.box) for obj in scene.objects]
-                write_voc_annotation(root / "Annotations" / f"{name}.xml", root.name, scene.shape, boxes)
-    for images, scenes in segmented.values():
-        for name, scene in zip(images, scenes, strict=True):
-            classes, instances = label_maps(scene, len(names))
-            void = _edges(instances)
-            for folder, array in (("SegmentationClass", classes), ("SegmentationObject", instances)):
-                write_palette_png(root / folder / f"{name}.png", np.where(void, VOID, array).astype(np.uint8), palette)
+                write_voc_image(root, name, scene.image, scene.objects, names, segmented=splits is segmented)
     for folder, further in (("Main", boxes_only or {}), ("Segmentation", {})):
         lists = {split: [*images, *further.get(split, ((), ()))[0]] for split, (images, _) in segmented.items()}
         lists["trainval"] = sorted([*lists["train"], *lists["val"]])
@@ -50,69 +41,27 @@ def write_voc(
             _write_list(root / "ImageSets" / folder / f"{split}.txt", listed)
 
 
-def label_maps(scene: TinyScene, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return class numbers from 1 and object numbers from 1 (uint8, H x W), 0 where no object is."""
-    classes, instances = np.zeros(scene.shape, np.uint8), np.zeros(scene.shape, np.uint8)
-    for number, obj in enumerate(scene.objects, start=1):
-        classes[obj.mask], instances[obj.mask] = obj.label % num_classes + 1, number
-    return classes, instances
-
-
-def _edges(numbers: np.ndarray) -> np.ndarray:
-    """Return where the next pixel to the right, or below, has another number, on both sides (bool, H x W)."""
-    edges = np.zeros(numbers.shape, bool)
-    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differ = numbers[here] != numbers[there]
-        edges[here] |= differ
-        edges[there] |= differ
-    return edges
-
-
 def write_sbd(root: Path, splits: Mapping[str, Split], names: Sequence[str]) -> None:
-    """Write ``img``, ``cls``, ``inst`` and the lists of ``benchmark_RELEASE/dataset`` (Hariharan et al. 2011).
-
-    Raises:
-        UserError: scipy, which writes Matlab's format, is not installed.
-    """
+    """Write ``img``, ``cls``, ``inst`` and the lists of ``benchmark_RELEASE/dataset`` (Hariharan et al. 2011)."""
     for folder in ("img", "cls", "inst"):
         (root / folder).mkdir(parents=True)
     for split, (images, scenes) in splits.items():
         for name, scene in zip(images, scenes, strict=True):
             Image.fromarray(scene.image).save(root / "img" / f"{name}.jpg", quality=95)
-            classes, instances = label_maps(scene, len(names))
-            outlines = [_boundary(classes == number) for number in range(1, len(names) + 1)]
-            present = np.unique(classes[classes > 0])[:, None]
-            _write_mat(
-                root / "cls" / f"{name}.mat",
-                "GTcls",
-                {"Boundaries": outlines, "CategoriesPresent": present, "Segmentation": classes},
-            )
-            outlines = [_boundary(instances == number) for number in range(1, len(scene.objects) + 1)]
-            categories = np.array([[obj.label % len(names) + 1] for obj in scene.objects], np.uint8)
-            _write_mat(
-                root / "inst" / f"{name}.mat",
-                "GTinst",
-                {"Segmentation": instances, "Boundaries": outlines, "Categories": categories},
-            )
+            classes, instances = label_maps(scene.shape, scene.objects, len(names))
+            present = {"CategoriesPresent": np.unique(classes[classes > 0])[:, None]}
+            kinds = {"Categories": np.array([[obj.label % len(names) + 1] for obj in scene.objects], np.uint8)}
+            _write_mat(root / "cls" / f"{name}.mat", "GTcls", classes, len(names), present)
+            _write_mat(root / "inst" / f"{name}.mat", "GTinst", instances, len(scene.objects), kinds)
         _write_list(root / f"{split}.txt", images)
 
 
-def _boundary(mask: np.ndarray) -> np.ndarray:
-    """Return the pixels of a mask that are not connected to the rest (uint8, H x W)."""
-    boundary: np.ndarray = _edges(mask) & mask
-    return boundary.astype(np.uint8)
-
-
-def _write_mat(path: Path, name: str, fields: Mapping[str, Any]) -> None:
-    try:
-        from scipy.io import savemat
-        from scipy.sparse import csc_matrix
-    except ImportError as error:
-        raise UserError("SBD's files need scipy; install it with pip install scipy") from error
-    content = dict(fields)
-    content["Boundaries"] = np.empty((len(fields["Boundaries"]), 1), object)
-    for number, outline in enumerate(fields["Boundaries"]):
-        content["Boundaries"][number, 0] = csc_matrix(outline.astype(float))
+def _write_mat(path: Path, name: str, labels: np.ndarray, count: int, more: Mapping[str, Any]) -> None:
+    """Write labels (H x W) from 1 to ``count``, and the boundary of each."""
+    content = {"Segmentation": labels, "Boundaries": np.empty((count, 1), object), **more}
+    for index in range(count):
+        mask = labels == index + 1
+        content["Boundaries"][index, 0] = csc_matrix((edges(mask) & mask).astype(float))
     file = io.BytesIO()
     savemat(file, {name: content})
     header = b"MATLAB 5.0 MAT-file".ljust(116)  # scipy's names the time: the same scenes would differ in bytes

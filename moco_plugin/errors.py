@@ -44,6 +44,14 @@ def reason(error: BaseException) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def duration(seconds: float) -> str:
+    """Return seconds as text, in the unit that suits them."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
 def command(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
     """Turn ``main(argv)`` into an entry point: a user's mistake ends in one sentence, not a traceback."""
 

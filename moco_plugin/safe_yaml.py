@@ -16,12 +16,13 @@ MAX_DEPTH = 50
 MAX_DIGITS = 400
 
 
-def parse_yaml(text: str | bytes, name: str) -> Any:
+def parse_yaml(text: str | bytes, name: str, kind: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
     """Return the content of a YAML text.
 
     Args:
         text: The text.
         name: Where it comes from, for messages.
+        kind: The loader.
 
     Raises:
         UsageError: It is not valid YAML, contains tags other than YAML's own, or exceeds the limits.
@@ -29,7 +30,7 @@ def parse_yaml(text: str | bytes, name: str) -> Any:
     if len(text) > MAX_BYTES:
         raise UsageError(f"{name} has more than {MAX_BYTES} bytes; expected a config")
     try:
-        loader = yaml.SafeLoader(text)
+        loader = kind(text)
         try:
             node = loader.get_single_node()
             if node is None:

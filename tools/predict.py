@@ -32,13 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     )
     parser.add_argument("--json", metavar="FILE", help="also write the detections, in COCO's form")
     parser.add_argument("--coco", metavar="FILE", help="a COCO file of the images; --json uses its image ids")
-    parser.add_argument(
-        "--value-range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values of black and white in images of more than 8 bits (default: as in training)",
-    )
+    deep = "values of black and white in images of more than 8 bits (default: as in training)"
+    parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=deep)
     parser.add_argument("--weights", required=True, metavar="FILE", help="such as runs/voc/model_final.pth")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the pictures go")
     parser.add_argument(

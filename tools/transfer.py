@@ -64,13 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     own.add_argument("--supervised", metavar="FILE", help="ImageNet weights to compare with (default: timm's, fetched)")
     own.add_argument("--continued", metavar="W", help="MoCo pre-training that started from supervised weights")
     own.add_argument("--seed", type=int, default=0, help="chooses the held-out images (default: %(default)s)")
-    own.add_argument(
-        "--value-range",
-        type=float,
-        nargs=2,
-        metavar=("LOW", "HIGH"),
-        help="values of black and white in images of more than 8 bits (default: by bit depth)",
-    )
+    deep = "values of black and white in images of more than 8 bits (default: by bit depth)"
+    own.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help=deep)
     own.add_argument("--check", action="store_true", help="check the data, print a summary, and exit")
     parser.add_argument(
         "--weights",
@@ -105,9 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     args = parser.parse_args(argv)
     for path in (args.weights, args.supervised, args.continued):
         check_checkpoint(path or "")
-    for path in (args.train, args.train_labels, args.train_images, args.test, args.test_labels, args.test_images):
-        if path is not None and not Path(path).expanduser().exists():
-            raise UsageError(f"{path} does not exist; check the path")
 
     from moco_plugin.pages.transfer_table import list_tasks, transfer_table
     from moco_plugin.transfer.tasks import find_task
@@ -126,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     task.config(init)
 
     moco_plugin.transfer.register()
-    from moco_plugin.detectors.examples import draw_examples
+    from moco_plugin.detectors.predict import draw_examples
     from moco_plugin.transfer.runner import run_trials
 
     out = args.out or Path("runs/transfer") / task.name / init

@@ -54,7 +54,7 @@ def image_files(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: found {what}, {EXPECTED_IMAGES}; check the path")
     files: list[Path] = []
     others: Counter[str] = Counter()
-    for path in _walk(folder):
+    for path in walk(folder):
         if not path.is_file():
             others["special file" if path.exists() else "broken link"] += 1
         elif path.name.lower().endswith(SUFFIXES):
@@ -109,7 +109,7 @@ def _kaggle_labels(solution: Path, files: list[Path]) -> list[str]:
     return [labels.get(path.stem, "") for path in files]
 
 
-def _walk(folder: Path) -> Iterator[Path]:
+def walk(folder: Path) -> Iterator[Path]:
     """Yield the files below a folder; linked folders come last, so that each has its own name."""
     seen: set[tuple[int, int]] = set()
     waiting, linked = [folder], list[Path]()

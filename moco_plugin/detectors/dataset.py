@@ -1,4 +1,4 @@
-"""Own detection data made ready for detectron2: checked, split, and written as COCO files."""
+"""Preparation of own detection data for detectron2: checks, splits, and COCO files."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ MOST_CLASSES = 10_000
 
 @dataclass(frozen=True)
 class Sources:
-    """Where own data are.
+    """Paths of own data.
 
     Attributes:
-        train: Data of any form that ``read_detection_data`` reads. A folder of label images for semantic segmentation; see
-            ``prepare_semantic``.
-        train_images: Folder of the images, where they are not beside the annotations.
-        test: Data to test on; None takes the validation or test split that the training data name, else holds out
-            ``TEST_SHARE`` of the training images.
+        train: Data that ``read_detection_data`` reads; for semantic segmentation, a folder of label images (see
+            ``prepare_semantic``).
+        train_images: Folder of the images, if they are not beside the annotations.
+        test: Data to test on; None for the validation or test split of the training data, or else a share of
+            ``TEST_SHARE`` that is held out.
         test_images: Folder of its images.
         semantic: The data are label images.
         seed: Chooses the held-out images.
@@ -58,21 +58,21 @@ class Sources:
 
 @dataclass(frozen=True)
 class OwnData:
-    """A training and a test set, as COCO files or as lists of images and label images.
+    """A training and a test set: COCO files, or lists of images and label images.
 
     Attributes:
-        train: The file to train on.
-        test: The file to test on.
+        train: The training file.
+        test: The test file.
         images: Number of training images.
         test_images: Number of test images.
         classes: Names, in the order of the model's outputs.
         masks: Whether objects have masks.
         notes: Sentences on what was assumed or left out.
         keypoints: Number of keypoints of an object; 0 if they are not trained.
-        prefix: Of the data sets' names: what kind of file they are.
-        most_objects: Of an image.
-        unmasked: Training objects without a mask, where others have one.
-        value_range: As of ``Sources``.
+        prefix: Prefix of the data sets' names, which states the kind of file.
+        most_objects: Largest number of objects in an image.
+        unmasked: Number of training objects without a mask if others have one.
+        value_range: As in ``Sources``.
     """
 
     train: Path
@@ -104,26 +104,27 @@ def prepare(out: Path, sources: Sources) -> OwnData:
     data = _read(sources.train, sources.train_images, notes)
     points = _keypoints(data, notes)
     ids = {kind.name: kind.key for kind in data.categories}
-    parts = _rows(data, ids, points, sources.value_range, notes)
-    train = parts["train"] if "train" in parts else [row for part in parts.values() for row in part]
+    splits = _rows(data, ids, points, sources.value_range, notes)
+    train = splits["train"] if "train" in splits else [row for part in splits.values() for row in part]
+    name = next((name for name in ("val", "test") if splits.get(name)), "") if "train" in splits else ""
     if sources.test is not None:
         test = _read_test(sources, ids, points, notes)
-        notes += [f"{len(parts[name])} images of {name} are not used" for name in ("val", "test") if parts.get(name)]
-    elif "train" in data.splits and (name := next((name for name in ("val", "test") if parts.get(name)), None)):
-        test = parts[name]
-        other = f"; {len(parts['test'])} of its test split are not used" if name == "val" and parts.get("test") else ""
+        notes += [f"{len(splits[name])} images of {name} are not used" for name in ("val", "test") if splits.get(name)]
+    elif name:
+        test = splits[name]
+        other = (
+            f"; {len(splits['test'])} of its test split are not used" if name == "val" and splits.get("test") else ""
+        )
         notes.append(f"test set: the {len(test)} images that {data.name} names as {name}{other}")
     else:
         train, test = hold_out(train, sources.seed, notes)
     train = without_tested(train, test, notes)
     if not any(image["classes"] for image in train):
-        left_out = f" (left out: {data.faults.text()})" if data.faults.counts else ""
+        left_out = f" (left out: {data.left_out()})" if data.faults else ""
         raise UserError(f"{sources.train} has no object to train on{left_out}; expected annotations with boxes")
     count_classes({kind.key: kind.name for kind in data.categories}, train, test, "object", notes)
     if empty := sum(not image["classes"] for image in train):
-        notes.append(
-            f"{empty} of {len(train)} training images have no object, and are left out of training as detectron2 does"
-        )
+        notes.append(f"{empty} of {len(train)} training images have no object and are left out, as in detectron2")
     objects = [[row for image in part for row in image["objects"] if not row["iscrowd"]] for part in (train, test)]
     masks = any("segmentation" in row for row in objects[0])
     unmasked = [sum("segmentation" not in row for row in part) if masks else 0 for part in objects]
@@ -132,22 +133,19 @@ def prepare(out: Path, sources: Sources) -> OwnData:
             f"{sum(unmasked)} of {sum(map(len, objects))} objects have no mask: they are trained as boxes, "
             "and their boxes stand for their masks in the test"
         )
+    for row in objects[1] if masks else ():
+        row.setdefault("segmentation", box_polygon(row["bbox"]))
     keypoints = points if any("keypoints" in row for row in objects[0]) else 0
     for row in (*objects[0], *objects[1]) if keypoints else ():
         if "keypoints" not in row:
             row |= {"keypoints": [0] * 3 * points, "num_keypoints": 0}
-    for row in objects[1] if masks else ():
-        row.setdefault("segmentation", box_polygon(row["bbox"]))
     kinds = [
         {"id": kind.key, "name": kind.name}
         | ({"keypoints": kind.keypoints, "skeleton": kind.skeleton} if keypoints else {})
         for kind in data.categories
     ]
-    files = (out / "train.json").resolve(), (out / "test.json").resolve()
-    for file, part in zip(files, (train, test), strict=True):
-        write_json(file, _coco(part, kinds))
     return OwnData(
-        *files,
+        *[_write(out / f"{name}.json", part, kinds) for name, part in (("train", train), ("test", test))],
         images=len(train),
         test_images=len(test),
         classes=tuple(ids),
@@ -174,8 +172,8 @@ def _read(source: Path, images: Path | None, notes: list[str]) -> Annotations:
 
 
 def _keypoints(data: Annotations, notes: list[str]) -> int:
-    """Return how many keypoints objects have; 0, and a sentence that says why, if they cannot be trained."""
-    objects = [item for record in data.records() for item in record.objects]
+    """Return how many keypoints objects have; 0 and a note with the reason if they cannot be trained."""
+    objects = [item for record in data.records for item in record.objects]
     used = {item.category for item in objects if item.keypoints}
     if not used:
         return 0
@@ -196,7 +194,7 @@ def _rows(
     """Return the images of each split as rows of a COCO file, each with its ``objects``, ``classes`` and ``digest``.
 
     Raises:
-        UserError: Many images or objects cannot be used.
+        UserError: Too many images or objects are invalid.
     """
     rows: dict[str, list[Row]] = {}
     for split, images in open_images(data, value_range, notes).items():
@@ -204,46 +202,36 @@ def _rows(
         for image, record in images:
             kept = []
             for item in record.objects:
-                row = coco_row(item, image.size, image.raw, image.orientation, record.relative, points)
+                row = coco_row(item, image, record.relative, points)
                 if isinstance(row, str):
-                    data.faults.add(row, item.where or image.path.name)
+                    data.leave_out(row, item.where or image.path.name)
                 else:
                     kept.append(row | {"category_id": ids[item.category]})
             about = {"file_name": str(image.path.resolve()), "width": image.size[0], "height": image.size[1]}
             classes = {row["category_id"] for row in kept if not row["iscrowd"]}
             rows[split].append({**about, "objects": kept, "classes": classes, "digest": image.digest})
-    _check_faults(data, notes)
-    return rows
-
-
-def _check_faults(data: Annotations, notes: list[str]) -> None:
-    """Add the objects that are left out to the notes.
-
-    Raises:
-        UserError: They are many.
-    """
-    bad, count = data.faults.counts.total(), sum(len(record.objects) for record in data.records())
+    bad, count = sum(map(len, data.faults.values())), sum(len(record.objects) for record in data.records)
     if bad > max(3, MOST_FAULTS * max(count, bad)):
         raise UserError(
-            f"{data.source}: {data.faults.text()}; {MOST_FAULTS:.0%} of the objects may be, so correct the data"
+            f"{data.source}: {data.left_out()}; at most {MOST_FAULTS:.0%} may be invalid, so correct the data"
         )
     if bad:
-        notes.append(f"left out: {data.faults.text()}")
+        notes.append(f"left out: {data.left_out()}")
+    return rows
 
 
 def _read_test(sources: Sources, ids: dict[str, int], points: int, notes: list[str]) -> list[Row]:
     """Return the test set: of data with splits the test or validation split; classes are matched by name.
 
     Raises:
-        UserError: Its objects have other classes, or it is the training set.
+        UserError: Its objects have other classes.
     """
     assert sources.test is not None
     data = _read(sources.test, sources.test_images, notes)
     if name := next((name for name in ("test", "val") if data.splits.get(name)), None):
         data.splits = {name: data.splits[name]}
         notes.append(f"test set: the images that {data.name} names as {name}")
-    used = {item.category for record in data.records() for item in record.objects}
-    if unknown := sorted(used - ids.keys()):
+    if unknown := sorted({item.category for record in data.records for item in record.objects} - ids.keys()):
         raise UserError(
             f"{sources.test} has {len(unknown)} classes that {sources.train} does not have: {few(unknown)}; "
             "expected those of the training set"
@@ -251,12 +239,13 @@ def _read_test(sources: Sources, ids: dict[str, int], points: int, notes: list[s
     return [row for part in _rows(data, ids, points, sources.value_range, notes).values() for row in part]
 
 
-def _coco(images: list[Row], categories: list[Row]) -> Row:
+def _write(path: Path, images: list[Row], categories: list[Row]) -> Path:
+    """Write a COCO file and return its path."""
     rows, objects = [], list[Row]()
-    for number, image in enumerate(images, start=1):
-        rows.append({"id": number} | {key: image[key] for key in ("file_name", "width", "height")})
+    for image_id, image in enumerate(images, start=1):
+        rows.append({"id": image_id} | {key: image[key] for key in ("file_name", "width", "height")})
         objects += [
-            {"id": index, "image_id": number} | row
-            for index, row in enumerate(image["objects"], start=len(objects) + 1)
+            {"id": key, "image_id": image_id} | row for key, row in enumerate(image["objects"], len(objects) + 1)
         ]
-    return {"images": rows, "annotations": objects, "categories": categories}
+    write_json(path, {"images": rows, "annotations": objects, "categories": categories})
+    return path.resolve()

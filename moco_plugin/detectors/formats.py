@@ -1,4 +1,4 @@
-"""Detection data recognised by what is in a file or folder, and read by the reader of its form."""
+"""Detection data read by the reader of its format, which is detected from the contents of the file or folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import msgspec
 
 from moco_plugin.detectors.coco import read_coco
-from moco_plugin.detectors.find import files_below
+from moco_plugin.detectors.images import files_below
 from moco_plugin.detectors.json_forms import read_labelme, read_via
-from moco_plugin.detectors.records import Annotations, few, split_of
+from moco_plugin.detectors.records import Annotations, few, numbered, split_of
 from moco_plugin.detectors.tables import is_table, read_table
 from moco_plugin.detectors.voc import read_cvat, read_voc, root_tag
 from moco_plugin.detectors.yolo import describes_yolo, read_yolo
@@ -20,63 +20,56 @@ EXPECTED = (
     "expected a COCO file, a YOLO set (its YAML file, or images and label .txt files), Pascal VOC's or CVAT's XML, JSON of "
     "Labelme or VIA, or a CSV file with columns such as filename, class, xmin, ymin, xmax, ymax"
 )
-ADVICE = {
-    ".zip": "unpack it",
-    ".tfrecord": "export the set as COCO",
-    ".parquet": "export the set as COCO",
-    ".ndjson": "export it as COCO",
-}
-
-
+ADVICE = {".zip": "unpack it", **dict.fromkeys((".tfrecord", ".parquet", ".ndjson"), "export the set as COCO")}
 OTHERS = {
-    "createml": "CreateML's JSON, which is not read; export the set as Pascal VOC, YOLO or COCO",
-    "label studio": "Label Studio's own JSON, which is not read; export the project as COCO, YOLO or Pascal VOC",
+    "createml": "CreateML's JSON, which is not supported; export the set as Pascal VOC, YOLO or COCO",
+    "label studio": "Label Studio's own JSON, which is not supported; export the project as COCO, YOLO or Pascal VOC",
 }
 
 
 def read_detection_data(source: Path, images: Path | None = None) -> Annotations:
-    """Read detection data of any form; docs/detection.md lists them by tool.
+    """Read detection data of any format; docs/detection.md lists them by tool.
 
     Args:
         source: A file or a folder.
-        images: Folder of the images; None for where the form has them.
+        images: Folder of the images; None for where the format has them.
 
     Raises:
-        UserError: It is of no known form, or a file in it is invalid.
+        UserError: The format is unknown, or a file is invalid.
     """
-    if source.is_dir():
-        return _read_folder(source, images)
-    suffix = source.suffix.lower()
+    data = _read_folder(source, images) if source.is_dir() else _read_file(source, images)
+    if not data.categories:
+        data.categories = numbered(sorted({item.category for record in data.records for item in record.objects}))
+    return data
+
+
+def _read_file(path: Path, images: Path | None) -> Annotations:
+    suffix = path.suffix.lower()
     if suffix == ".json":
-        return _read_json(source, images)
+        return _read_json(path, images)
     if suffix in (".yaml", ".yml", ".data", ".txt"):
-        return read_yolo(source, images)
+        return read_yolo(path, images)
     if suffix == ".csv":
-        return read_table(source, images)
+        return read_table(path, images)
     if suffix == ".xml":
-        is_cvat = root_tag(source) == "annotations"
-        return read_cvat(source, images) if is_cvat else read_voc(source.parent, [source], images)
-    raise UserError(f"{source} is not detection data; {ADVICE.get(suffix, EXPECTED)}")
+        return read_cvat(path, images) if root_tag(path) == "annotations" else read_voc(path.parent, [path], images)
+    raise UserError(f"{path} is not detection data; {ADVICE.get(suffix, EXPECTED)}")
 
 
 def _json_form(path: Path) -> tuple[str, dict[str, msgspec.Raw] | list[msgspec.Raw]]:
     """Return the form of a JSON file ("" for none), and its parts."""
     parts = read_json_parts(path)
-    if isinstance(parts, dict):
-        if all(part in parts for part in PARTS):
-            return "coco", parts
-        if "shapes" in parts:
-            return "labelme", parts
-        first = _keys(next(iter(parts.values()), msgspec.Raw(b"null")))
-        return "via" if "_via_img_metadata" in parts or {"filename", "regions"} <= first else "", parts
-    first = _keys(parts[0] if parts else msgspec.Raw(b"null"))
-    if {"image", "annotations"} <= first:
-        return "createml", parts
-    return "label studio" if {"id", "data"} <= first or {"id", "image", "label"} <= first else "", parts
-
-
-def _keys(part: msgspec.Raw) -> set[str]:
-    return set(decode_or_none(part, dict[str, msgspec.Raw]) or ())
+    first = next(iter(parts.values() if isinstance(parts, dict) else parts), msgspec.Raw(b"null"))
+    keys = set(decode_or_none(first, dict[str, msgspec.Raw]) or ())
+    if not isinstance(parts, dict):
+        if {"image", "annotations"} <= keys:
+            return "createml", parts
+        return "label studio" if {"id", "data"} <= keys or {"id", "image", "label"} <= keys else "", parts
+    if all(part in parts for part in PARTS):
+        return "coco", parts
+    if "shapes" in parts:
+        return "labelme", parts
+    return "via" if "_via_img_metadata" in parts or {"filename", "regions"} <= keys else "", parts
 
 
 def _read_json(path: Path, images: Path | None) -> Annotations:
@@ -98,20 +91,17 @@ def _read_folder(root: Path, images: Path | None) -> Annotations:
     if xml := files_below(root, (".xml",)):
         if len(xml) == 1 and root_tag(xml[0]) == "annotations":
             return read_cvat(xml[0], images)
-        if (data := read_voc(root, xml, images)).records():
+        if (data := read_voc(root, xml, images)).records:
             return data
     forms: dict[str, list[Path]] = {}
     for path in files_below(root, (".json",)):
-        form, _ = _json_form(path)
-        forms.setdefault(form, []).append(path)
-    if coco := forms.get("coco"):
-        instances = [path for path in coco if path.name.startswith("instances")]
-        return _join(root, [read_coco(path, images) for path in instances or coco])
-    if "labelme" in forms:
+        forms.setdefault(_json_form(path)[0], []).append(path)
+    if "labelme" in forms and "coco" not in forms:
         return read_labelme(root, forms["labelme"], images)
-    for form in ("via", *OTHERS):
-        if form in forms:
-            return _join(root, [_read_json(path, images) for path in forms[form]])
+    for form in ("coco", "via", *OTHERS):
+        if files := forms.get(form):
+            instances = [path for path in files if form == "coco" and path.name.startswith("instances")]
+            return _join(root, [_read_json(path, images) for path in instances or files])
     if tables := [path for path in files_below(root, (".csv",)) if is_table(path)]:
         return _join(root, [read_table(path, images) for path in tables])
     if files_below(root, (".txt",)):
@@ -120,26 +110,26 @@ def _read_folder(root: Path, images: Path | None) -> Annotations:
 
 
 def _join(root: Path, parts: Sequence[Annotations]) -> Annotations:
-    """Return the data of a folder's files: of one, or of one for each split, by its name or its folder's.
+    """Return the data of a folder's files: one file, or one for each split by its name or its folder's.
 
     Raises:
-        UserError: They are several, and not one for each split.
+        UserError: There are several files, and not one for each split.
     """
-    splits = {split_of(part.source.stem) or split_of(part.source.parent.name): part for part in parts}
     if len(parts) == 1:
         return parts[0]
+    splits = {split_of(part.source.stem) or split_of(part.source.parent.name): part for part in parts}
     if len(splits) < len(parts) or "train" not in splits or "" in splits:
         files = [part.source.relative_to(root) for part in parts]
-        raise UserError(f"{root} holds several files of annotations, {few(files)}; give one of them as --train-json")
-    whole = splits.pop("train")
-    whole.source, whole.splits = root, {"train": whole.splits[""]}
-    for split, part in splits.items():
-        whole.splits[split] = part.splits[""]
+        raise UserError(f"{root} contains several files of annotations, {few(files)}; give one of them as --train-json")
+    whole = Annotations(root, parts[0].form, [], splits={split: part.records for split, part in splits.items()})
+    for part in (splits.pop("train"), *splits.values()):
         names = {row.name for row in whole.categories}
-        for row in part.categories:
-            if row.name not in names:
-                row.key = max((other.key for other in whole.categories), default=0) + 1
-                whole.categories.append(row)
+        first = max((row.key for row in whole.categories), default=0) + 1
+        new = [row for row in part.categories if row.name not in names]
+        for key, row in enumerate(new if names else (), start=first):
+            row.key = key
+        whole.categories += new
         whole.roots, whole.notes = [*whole.roots, *part.roots], [*whole.notes, *part.notes]
-        whole.faults.take(part.faults)
+        for reason, places in part.faults.items():
+            whole.faults.setdefault(reason, []).extend(places)
     return whole

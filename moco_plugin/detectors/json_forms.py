@@ -4,7 +4,7 @@ import base64
 import binascii
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import msgspec
 
 from moco_plugin.data.decode import CannotDecode, decode_array
 from moco_plugin.detectors.objects import run_lengths
-from moco_plugin.detectors.records import Annotations, Faults, Object, Record, Runs, few, named
+from moco_plugin.detectors.records import Annotations, Object, Record, Runs, few
 from moco_plugin.detectors.voc import ellipse
 from moco_plugin.errors import UserError
 from moco_plugin.typed import decode, decode_or_none, read_json_parts
@@ -41,34 +41,28 @@ class _Labelme(msgspec.Struct):
 
 def read_labelme(root: Path, files: Sequence[Path], images: Path | None) -> Annotations:
     """Read Labelme's files, one for each image. Polygons of one label and one group are parts of one object."""
-    faults, records = Faults(), list[Record]()
+    data = Annotations(root, "Labelme's JSON", [images or root], splits={"": []})
     for path in files:
-        parts = read_json_parts(path)
-        if not isinstance(parts, dict) or "shapes" not in parts:
-            continue
-        content = decode(msgspec.json.encode(parts), _Labelme, str(path))
-        name, sides = content.imagePath or path.stem, (content.imageWidth, content.imageHeight)
-        record = Record(name, [], *sides, path.parent, others=(path.stem,))
+        content = decode(msgspec.json.encode(read_json_parts(path)), _Labelme, str(path))
+        sides = (content.imageWidth, content.imageHeight)
+        record = Record(content.imagePath or path.stem, [], *sides, path.parent, others=(path.stem,))
         groups: dict[tuple[str, int | str], Object] = {}
-        for number, part in enumerate(content.shapes, start=1):
-            where = f"shape {number} of {path.name}"
+        for index, part in enumerate(content.shapes, start=1):
+            where = f"shape {index} of {path.name}"
             shape = decode_or_none(part, _Shape)
             item = "shapes without a label or points" if shape is None else _labelme_object(shape, where)
-            if shape is None or isinstance(item, str):
-                faults.add(str(item), where)
-            elif shape.group_id is None or not item.polygons:
-                record.objects.append(item)
-            elif (group := groups.setdefault((item.category, shape.group_id), item)) is not item:
-                group.polygons += item.polygons
-            else:
-                record.objects.append(item)
-        records.append(record)
-    roots = [images] if images is not None else [root]
-    return Annotations(root, "Labelme's JSON", named(records), {"": records}, roots, [], faults)
+            if shape is not None and isinstance(item, Object) and item.polygons and shape.group_id is not None:
+                group = groups.setdefault((item.category, shape.group_id), item)
+                if group is not item:
+                    group.polygons += item.polygons
+                    continue
+            data.add(record, item, where)
+        data.splits[""].append(record)
+    return data
 
 
 def _labelme_object(shape: _Shape, where: str) -> Object | str:
-    item, points = Object(str(shape.label).strip(), where=where), shape.points
+    item, points = Object(str(shape.label).strip()), shape.points
     if shape.shape_type == "rectangle" and len(points) == 2:
         (x, y), (right, bottom) = points
         item.box = [min(x, right), min(y, bottom), abs(right - x), abs(bottom - y)]
@@ -79,7 +73,7 @@ def _labelme_object(shape: _Shape, where: str) -> Object | str:
             mask = decode_array(base64.b64decode(shape.mask), where, channels=1) > 0
         except (CannotDecode, UserError, binascii.Error):
             return "masks that cannot be decoded"
-        left, top = (round(number) if math.isfinite(number) and abs(number) < 1e6 else -1 for number in points[0])
+        left, top = (round(number) if abs(number) < 1e6 else -1 for number in points[0])
         item.runs = Runs(run_lengths(mask), by_rows=True, frame=(left, top, mask.shape[1], mask.shape[0]))
     elif shape.shape_type in ("polygon", "rectangle", "rotation", "oriented_rectangle", None):
         item.polygons = [[*chain.from_iterable(points)]]
@@ -104,9 +98,7 @@ class _ViaShape(msgspec.Struct):
     all_points_y: list[float] = []
 
 
-class ViaRegion(msgspec.Struct):
-    """A region of VIA's."""
-
+class _ViaRegion(msgspec.Struct):
     shape_attributes: _ViaShape
     region_attributes: dict[str, str | int | float | bool | dict[str, bool | str] | None] = {}
 
@@ -121,21 +113,20 @@ def read_via(path: Path, parts: Parts, images: Path | None) -> Annotations:
     if "_via_img_metadata" in parts:
         parts = decode(parts["_via_img_metadata"], Parts, str(path))
     found = [decode(part, _ViaImage, f"{path}, {key[:60]!r}") for key, part in parts.items()]
-    regions = [
-        (image.filename, row)
-        for image in found
-        for row in (image.regions if isinstance(image.regions, list) else image.regions.values())
-    ]
-    return via_annotations(path, [image.filename for image in found], regions, images)
+    return via_annotations(
+        path,
+        [(one.filename, one.regions if isinstance(one.regions, list) else one.regions.values()) for one in found],
+        images,
+    )
 
 
 def via_annotations(
-    path: Path, files: Sequence[str], regions: Sequence[tuple[str, msgspec.Raw | bytes]], images: Path | None
+    path: Path, found: Sequence[tuple[str, Iterable[msgspec.Raw | bytes]]], images: Path | None
 ) -> Annotations:
-    """Return the annotations of VIA's regions, each with the name of its image."""
-    faults, notes = Faults(), list[str]()
-    records = {name: Record(name) for name in files}
-    rows = [(name, decode_or_none(part, ViaRegion)) for name, part in regions]
+    """Return the annotations of image names, each with VIA's regions."""
+    data = Annotations(path, "VIA's annotations", [images or path.parent])
+    records = {name: Record(name) for name, _ in found}
+    rows = [(name, decode_or_none(part, _ViaRegion)) for name, regions in found for part in regions]
     keys = Counter(key for _, row in rows if row for key in row.region_attributes)
     key = next((key for known in CLASS_KEYS for key in keys if key.lower() == known), None)
     if key is None and len(keys) > 1:
@@ -144,25 +135,22 @@ def via_annotations(
             "the class"
         )
     key = key or next(iter(keys), None)
-    notes += [f"{path.name} names no class: all objects are of one, {ONE_CLASS!r}"] if key is None else []
-    for number, (name, row) in enumerate(rows, start=1):
-        where = f"region {number} of {path.name}"
-        item = "regions that are not VIA's" if row is None else _via_object(row, key, where)
-        if isinstance(item, str):
-            faults.add(item, where)
-        else:
-            records.setdefault(name, Record(name)).objects.append(item)
-    found = list(records.values())
-    return Annotations(path, "VIA's annotations", named(found), {"": found}, [images or path.parent], notes, faults)
+    if key is None:
+        data.notes.append(f"{path.name} names no class: all objects are of one, {ONE_CLASS!r}")
+    for index, (name, row) in enumerate(rows, start=1):
+        item = "regions that are not VIA's" if row is None else _via_object(row, key)
+        data.add(records[name], item, f"region {index} of {path.name}")
+    data.splits[""] = list(records.values())
+    return data
 
 
-def _via_object(row: ViaRegion, key: str | None, where: str) -> Object | str:
+def _via_object(row: _ViaRegion, key: str | None) -> Object | str:
     value = row.region_attributes.get(key) if key else ONE_CLASS
     if isinstance(value, dict):  # of checkboxes
         value = next((name for name, chosen in value.items() if chosen), None)
     if value is None or not str(value).strip():
         return "regions without a class"
-    shape, item = row.shape_attributes, Object(str(value).strip(), where=where)
+    shape, item = row.shape_attributes, Object(str(value).strip())
     if shape.name == "rect":
         item.box = [shape.x, shape.y, shape.width, shape.height]
     elif shape.name in ("circle", "ellipse"):

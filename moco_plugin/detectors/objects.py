@@ -1,4 +1,4 @@
-"""Objects checked against their images, and turned into rows of a COCO file."""
+"""Conversion of objects to rows of a COCO file, checked against their images."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from moco_plugin.data.pixels import upright
+from moco_plugin.detectors.images import Opened
 from moco_plugin.detectors.records import Object, Runs
 
 FAR = 1.0  # sides of the image by which a mask or a keypoint may be outside of it
@@ -17,19 +18,16 @@ SMALL = "boxes of less than a pixel, or outside of their image"
 Size = tuple[int, int]  # width, height
 
 
-def coco_row(
-    item: Object, size: Size, raw: Size, orientation: int, relative: bool, points: int
-) -> dict[str, Any] | str:
-    """Return an object as a row of a COCO file, without ids; or why it is left out.
+def coco_row(item: Object, image: Opened, relative: bool, points: int) -> dict[str, Any] | str:
+    """Return an object as a row of a COCO file, without ids, or the reason for which it is left out.
 
     Args:
         item: The object.
-        size: Width and height of the image, upright.
-        raw: Width and height that its coordinates are of: as stored, if the tool did not turn the image.
-        orientation: EXIF orientation by which coordinates are turned too; 1 for none.
+        image: Its image.
         relative: Coordinates are shares of the image's sides.
-        points: Number of keypoints of an object; other numbers are left out.
+        points: Number of keypoints of an object; keypoints of another number are left out.
     """
+    size, raw, orientation = image.size, image.raw, image.orientation
     scale = raw if relative else (1, 1)
     polygons = [np.reshape(part, (-1, 2)) * scale for part in item.polygons if len(part) >= 6 and len(part) % 2 == 0]
     polygons = [part for part in polygons if _near(part, raw)]
@@ -56,7 +54,7 @@ def coco_row(
         polygons = [_turned(part, raw, orientation) for part in polygons]
         corners = np.sort(_turned(corners, raw, orientation), axis=0)
         keypoints[:, :2] = _turned(keypoints[:, :2], raw, orientation)
-        runs = _turned_runs(runs, raw, orientation) if runs is not None else None
+        runs = runs and run_lengths(upright(_mask(runs, raw[1], raw[0], by_rows=False), orientation).T)
     corners = corners.clip(0, size)
     sides = corners[1] - corners[0]
     if sides.min() < 1:
@@ -74,19 +72,15 @@ def coco_row(
 
 
 def _near(points: np.ndarray, size: Size) -> bool:
-    """Return whether points (N x 2) are not far outside of an image; pycocotools does not survive those that are."""
+    """Return whether points (N x 2) are not far outside of an image; others crash pycocotools."""
     return bool((np.abs(points / size - 0.5) <= 0.5 + FAR).all())
 
 
 def _turned(points: np.ndarray, raw: Size, orientation: int) -> np.ndarray:
-    """Return points (N x 2) of an image as stored in the image that is upright by its EXIF orientation (5 to 8)."""
+    """Rotate points (N x 2) of a stored image by its EXIF orientation (5 to 8)."""
     (x, y), (width, height) = points.T, raw
     turns = {5: (y, x), 6: (height - y, x), 7: (height - y, width - x), 8: (y, width - x)}
     return np.stack(turns[orientation], axis=1)
-
-
-def _turned_runs(counts: list[int], raw: Size, orientation: int) -> list[int]:
-    return run_lengths(upright(_mask(counts, raw[1], raw[0], by_rows=False), orientation).T)
 
 
 # ------------------------------------------------------------------------------------------------------ run lengths
@@ -96,14 +90,14 @@ def _whole_runs(runs: Runs, size: Size) -> list[int] | None:
     left, top, across, down = runs.frame or (0, 0, width, height)
     if runs.size is not None and runs.size != (height, width):
         return None
-    if left < 0 or top < 0 or across < 1 or down < 1 or left + across > width or top + down > height:
+    if min(left, top) < 0 or min(across, down) < 1 or left + across > width or top + down > height:
         return None
     counts = decompress(runs.counts) if isinstance(runs.counts, str) else list(runs.counts)
-    if counts is None or not counts or min(counts) < 0 or (total := sum(counts)) > across * down:
+    if not counts or min(counts) < 0 or (rest := across * down - sum(counts)) < 0:
         return None
-    if total < across * down and not runs.open and runs.frame is None:
+    if rest and not runs.open and runs.frame is None:
         return None
-    counts += [across * down - total] * (total < across * down)
+    counts += [rest] * (rest > 0)
     if runs.frame is None and not runs.by_rows:
         return counts
     mask = np.zeros((height, width), bool)
@@ -112,21 +106,19 @@ def _whole_runs(runs: Runs, size: Size) -> list[int] | None:
 
 
 def decompress(text: str) -> list[int] | None:
-    """Return the run lengths of COCO's compressed form: numbers of 5 bits a character, less the one before last."""
-    codes = np.frombuffer(text.encode("ascii", errors="replace"), np.uint8).astype(np.int64) - 48
-    if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        return None
-    first = np.concatenate([[0], np.flatnonzero((codes & 32) == 0)[:-1] + 1])
-    position = np.arange(len(codes)) - np.repeat(first, np.diff(np.concatenate([first, [len(codes)]])))
-    if position.max() > 6:
-        return None
-    values = np.add.reduceat((codes & 31) << (5 * position), first)
-    last = np.concatenate([first[1:], [len(codes)]]) - 1
-    values -= np.where(codes[last] & 16, np.int64(1) << (5 * (position[last] + 1)), 0)  # two's complement
-    values[1::2] = np.cumsum(values[1::2])
-    values[2::2] = np.cumsum(values[2::2])
-    counts: list[int] = values.tolist()
-    return counts
+    """Return the run lengths of COCO's compressed form, 5 bits a character; pycocotools does not check their number."""
+    counts: list[int] = []
+    value = shift = 0
+    for code in text.encode(errors="replace"):
+        if not 48 <= code < 112 or shift > 30:
+            return None
+        value |= (code - 48 & 31) << shift
+        shift += 5
+        if not code - 48 & 32:  # the last character of a number
+            value -= (code - 48 & 16) << shift - 4  # its sign
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    return counts if not shift else None
 
 
 def _mask(counts: Sequence[int], height: int, width: int, by_rows: bool) -> np.ndarray:
@@ -135,7 +127,7 @@ def _mask(counts: Sequence[int], height: int, width: int, by_rows: bool) -> np.n
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-    """Return the lengths of runs of 0 and 1 in turn of a mask (bool), by rows."""
+    """Return the lengths of the alternating runs of 0 and 1 of a mask (bool), by rows."""
     flat = np.concatenate([[False], mask.ravel()])
     ends = np.flatnonzero(flat[1:] != flat[:-1])
     lengths: list[int] = np.diff(ends, prepend=0, append=mask.size).tolist()

@@ -1,4 +1,4 @@
-"""Pictures of predictions: boxes, masks, keypoints and semantic segmentation."""
+"""Drawing of predictions: boxes, masks, keypoints and semantic segmentation."""
 
 import functools
 import hashlib
@@ -12,26 +12,36 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import Metadata, MetadataCatalog
+from detectron2.data import DatasetCatalog, Metadata, MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from detectron2.evaluation.coco_evaluation import instances_to_coco_json
 from detectron2.utils.colormap import colormap
+from detectron2.utils.visualizer import ColorMode, Visualizer
 from PIL import Image
 from tqdm import tqdm
 
 from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.data.images import ImageSet
 from moco_plugin.detectors.coco import read_coco
-from moco_plugin.detectors.find import ImageFinder
+from moco_plugin.detectors.images import ImageFinder
 from moco_plugin.detectors.records import few
 from moco_plugin.errors import UsageError, UserError
-from moco_plugin.files import atomic_path, check_output, full_disk_is_an_error, read_text, sha256, write_json
+from moco_plugin.files import (
+    atomic_folder,
+    atomic_path,
+    check_output,
+    full_disk_is_an_error,
+    read_text,
+    sha256,
+    write_json,
+)
 from moco_plugin.transfer.components.datasets import metadata_of, require_dataset
 from moco_plugin.transfer.config import fit_device, load_detector_config, parse_detector_config
 from moco_plugin.transfer.weights import fill, read_file
 from moco_plugin.typed import decode_or_none
 
 KINDS = ("thing", "stuff")
+EXAMPLES = 4  # test images that are drawn
 USUAL_FONT = "DejaVu Sans"  # matplotlib's
 JOURNAL = ".unfinished.jsonl"
 MIN_SIDE = 640  # pixels; smaller images are drawn enlarged
@@ -52,19 +62,19 @@ def predict(
     value_range: Sequence[float] | None = None,
     coco: str | Path | None = None,
 ) -> list[Path]:
-    """Draw the predictions for images into PNG files, ``{name of the image}.png``, in folders as the images are.
+    """Draw the predictions for images into PNG files, ``{name of the image}.png``, with the images' subfolders.
 
-    The same call goes on where an interrupted one stopped: ``.unfinished.jsonl`` in ``out`` keeps the detections.
+    The same call resumes an interrupted one, whose detections are in ``.unfinished.jsonl`` in ``out``.
 
     Args:
-        config: The config that the weights were trained with; a path, or a name below ``configs/detectron2``, or as read.
-            None for the one that the model file holds.
-        weights: What training has written, such as ``model_final.pth``.
+        config: The config of the training: a path, a name below ``configs/detectron2``, or a ``CfgNode``; None for the
+            config in the model file.
+        weights: Output of a training, such as ``model_final.pth``.
         images: Image files, or folders of them.
         out: Folder for the pictures.
-        results: JSON file for the detections in COCO's form, or None. ``image_id`` is the image's number in ``coco``, or its
-            path below the folder that was given.
-        threshold: Smallest score (0 to 1) of what is drawn.
+        results: JSON file for the detections in COCO's format, or None. ``image_id`` is the image's id in ``coco``, or its
+            path below the given folder.
+        threshold: Smallest score (0 to 1) of drawn objects.
         overrides: ``KEY VALUE`` pairs for the config.
         overwrite: Replace existing pictures.
         progress: Show a progress bar.
@@ -72,17 +82,17 @@ def predict(
         coco: A COCO file that lists the images.
 
     Returns:
-        The pictures.
+        Paths of the pictures.
 
     Raises:
-        UsageError: An argument that cannot be right, or a picture that exists.
-        UserError: Weights that leave a part of the model random, or images that cannot be decoded; all others
-            have been drawn by then.
+        UsageError: An invalid argument, or a picture that exists.
+        UserError: Weights that leave a part of the model random, or images that cannot be decoded; all others are drawn
+            first.
     """
     if not 0 <= threshold <= 1:
         raise UsageError(f"--threshold is a score from 0 to 1, got {threshold}")
     pictures, names = _outputs(images, Path(out))
-    ids = _image_numbers(Path(coco), list(pictures)) if coco is not None else names
+    ids = _image_ids(Path(coco), list(pictures)) if coco is not None else names
     if results is not None:
         check_output(Path(results), overwrite)
     content = read_file(weights) if weights else None
@@ -99,7 +109,7 @@ def predict(
                 f"{weights} is of a pre-training run and detects nothing; train a detector from it by tools/transfer.py "
                 "--train-folder FOLDER --weights FILE, and give its model_final.pth"
             )
-        raise UsageError(f"{weights} does not hold its config; give the one that it was trained with as --config-file")
+        raise UsageError(f"{weights} does not contain its config; give the config of its training as --config-file")
     cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     fit_device(cfg)
@@ -130,7 +140,7 @@ def predict(
     if results is not None:
         found = [(ids[source], row) for source in pictures for row in journal.rows.get(names[source], ())]
         write_json(Path(results), [{**row, "image_id": number} for number, row in found])
-    journal.finish()
+    journal.path.unlink(missing_ok=True)
     if broken:
         raise UserError(
             f"{len(broken)} of {len(pictures)} images cannot be decoded, {broken[0]} first; the others were drawn"
@@ -139,31 +149,29 @@ def predict(
 
 
 class Journal:
-    """The detections of an unfinished call, one line for each image that is drawn, in the folder of the pictures.
+    """Detections of an unfinished call, one line for each drawn image, in the folder of the pictures.
 
     Args:
-        folder: Of the pictures.
-        asked: What was asked for; lines of other calls are thrown away.
+        folder: Folder of the pictures.
+        request: Identifies the call; lines of other calls are ignored.
 
     Attributes:
-        rows: The detections of the images that are drawn, by name.
-        resumed: Whether an earlier call was the same.
+        rows: The detections of the drawn images, by name.
+        resumed: Whether the call was started earlier.
     """
 
-    def __init__(self, folder: Path, asked: str) -> None:
-        self.path, self.asked = folder / JOURNAL, asked
-        self.rows: dict[str, list[dict[str, Any]]] = {}
+    def __init__(self, folder: Path, request: str) -> None:
+        self.path, self.request = folder / JOURNAL, request
         lines = read_text(self.path).splitlines(keepends=True) if self.path.is_file() else []
-        self.resumed = lines[:1] == [json.dumps(asked) + "\n"]
-        whole = [line.encode() for line in lines[1:] if line.endswith("\n")]
-        if self.resumed:
-            self.rows = dict(filter(None, (decode_or_none(line, tuple[str, list[dict[str, Any]]]) for line in whole)))
+        self.resumed = lines[:1] == [json.dumps(request) + "\n"]
+        kind = tuple[str, list[dict[str, Any]]]
+        whole = [line.encode() for line in lines[1:] if self.resumed and line.endswith("\n")]
+        self.rows = dict(row for line in whole if (row := decode_or_none(line, kind)))
 
     def start(self, pictures: Iterable[Path]) -> None:
-        """Write the file before the first picture, whole, and remove what a killed call left beside the pictures."""
+        """Write the file, and remove the temporary pictures of a killed call."""
         with atomic_path(self.path) as temporary:
-            rows = [json.dumps(row) + "\n" for row in (self.asked, *self.rows.items())]
-            temporary.write_text("".join(rows))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in (self.request, *self.rows.items())))
         names = {(picture.parent, picture.stem) for picture in pictures}
         for folder in {folder for folder, _ in names} if self.resumed else ():
             for left in folder.glob(".*.png"):
@@ -175,9 +183,6 @@ class Journal:
         self.rows[name] = rows
         with full_disk_is_an_error(self.path), self.path.open("a") as file:
             file.write(json.dumps([name, rows]) + "\n")
-
-    def finish(self) -> None:
-        self.path.unlink(missing_ok=True)
 
 
 def _outputs(images: Sequence[str | Path], out: Path) -> tuple[dict[Path, Path], dict[Path, str]]:
@@ -199,45 +204,38 @@ def _outputs(images: Sequence[str | Path], out: Path) -> tuple[dict[Path, Path],
     return pictures, names
 
 
-def _image_numbers(file: Path, images: Sequence[Path]) -> dict[Path, int | str]:
-    """Return the numbers that a COCO file has for images.
+def _image_ids(file: Path, images: Sequence[Path]) -> dict[Path, int | str]:
+    """Return the ids that a COCO file has for images.
 
     Raises:
         UsageError: It does not list one of them.
     """
     data = read_coco(file, None)
-    finder = ImageFinder(data.roots, images)
-    found = {
-        path.resolve(): key
-        for record, key in zip(data.records(), data.numbers, strict=True)
-        if (path := finder.find(record))
-    }
+    paths = map(ImageFinder(data.roots, images).find, data.records)
+    found = {path.resolve(): key for path, key in zip(paths, data.image_ids, strict=True) if path}
     if lost := [path.name for path in images if path.resolve() not in found]:
-        raise UsageError(
-            f"{file} does not list {len(lost)} of the {len(images)} images: {few(lost)}; give its images alone"
-        )
+        raise UsageError(f"{file} does not list {len(lost)} of the {len(images)} images: {few(lost)}; leave them out")
     return {path: found[path.resolve()] for path in images}
 
 
 def _load_whole(model: torch.nn.Module, weights: str, content: dict[str, Any] | None, cfg: CfgNode) -> None:
-    """Load the content of a weight file, and refuse a backbone without heads: random heads draw nonsense."""
+    """Load the content of a weight file, and refuse a file without the heads of the model."""
     unfilled = fill(model, weights, content, cfg=cfg).unfilled
-    random = [name for name, value in model.named_parameters() if name in unfilled and value.ndim > 1]
-    if random:
+    if random := [name for name, value in model.named_parameters() if name in unfilled and value.ndim > 1]:
         raise UserError(
             f"{weights or 'an empty --weights'} leaves {len(random)} of the model's tensors random, {random[0]} "
-            "first; give the weights that training with this config has written, such as model_final.pth"
+            "first; give the weights of a training with this config, such as model_final.pth"
         )
 
 
 def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Metadata:
     """Return the class metadata of a config's first test set, which need not be on disk.
 
+    Classes are numbered if their names are unknown or do not fit the model.
+
     Args:
         cfg: The config.
-        stored: ``thing_classes`` or ``stuff_classes`` that the model file holds, which go first.
-
-    Where the names are only known from files that are absent, or do not fit the model, classes are numbered.
+        stored: ``thing_classes`` or ``stuff_classes`` of the model file, which take precedence.
     """
     known: dict[str, Any] = dict(stored or {})
     if cfg.DATASETS.TEST and not known:
@@ -258,25 +256,13 @@ def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Met
         names = known[f"{kind}_classes"]
         if missing := choose_fonts(names):
             known[f"{kind}_classes"] = [f"#{index}" if missing & {*name} else name for index, name in enumerate(names)]
-            print(
-                f"no font of this machine has {few(sorted(missing))}: such classes are drawn as their numbers, #0 and so on"
-            )
+            print(f"no font of this machine has {few(sorted(missing))}: such classes are drawn as #0 and so on")
     known.pop("name", None)
     return Metadata().set(**known)
 
 
 def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:
-    """Return detectron2's Visualizer of an RGB image, enlarged if it is small, with legible class names.
-
-    Raises:
-        UserError: OpenCV, which detectron2 traces masks with, is not installed.
-    """
-    try:
-        from detectron2.utils.visualizer import ColorMode, Visualizer
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"drawing needs {error.name}, which is not installed; run `pip install opencv-python-headless`"
-        ) from error
+    """Return detectron2's Visualizer of an RGB image, enlarged if it is small, with legible class names."""
     side = max(image.shape[:2])
     visualizer = Visualizer(image, metadata, max(1.0, MIN_SIDE / side), ColorMode.SEGMENTATION)
     visualizer._jitter = lambda color: color  # one colour per class
@@ -287,7 +273,7 @@ def open_visualizer(image: np.ndarray, metadata: Metadata) -> Any:
 
 
 def choose_fonts(names: Sequence[str]) -> set[str]:
-    """Give matplotlib fonts that have the characters of names; return the characters that no font of this machine has."""
+    """Set matplotlib's fonts to some that have the characters of names; return the characters that no font has."""
     import matplotlib
 
     fonts, missing = _fonts_for(frozenset(letter for name in names for letter in name if not letter.isascii()))
@@ -301,9 +287,8 @@ def _fonts_for(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]
     from matplotlib.ft2font import FT2Font
 
     missing, chosen = {*map(ord, letters)}, {USUAL_FONT: None}
-    fonts = [
-        font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name
-    ]  # it has boxes for all
+    # "Last Resort" has boxes for all characters
+    fonts = [font for font in font_manager.fontManager.ttflist if "Last Resort" not in font.name]
     for font in sorted(fonts, key=lambda font: (font.name != USUAL_FONT, font.weight != 400, font.name)):
         if missing and missing & (has := {*FT2Font(font.fname).get_charmap()}):
             missing -= has
@@ -312,7 +297,7 @@ def _fonts_for(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]
 
 
 def _keep_inside(drawn: Any) -> None:
-    """Move names that would be cut off at the sides of a picture, and shrink those that are too long."""
+    """Move names that would be cut off at the sides of a picture, and shrink names that are too long."""
     width, height = drawn.canvas.get_width_height()
     renderer = drawn.canvas.get_renderer()
     for text in drawn.ax.texts:
@@ -331,15 +316,12 @@ def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> n
 
     Args:
         image: uint8, H x W x 3, RGB.
-        prediction: ``instances`` (with boxes, and masks and keypoints if there are any), or ``sem_seg``
-            (class scores, C x H x W), as detectron2's models give them.
+        prediction: Output of detectron2's models: ``instances`` (with boxes, and masks and keypoints if there are any), or
+            ``sem_seg`` (class scores, C x H x W).
         metadata: Names of the classes and, for keypoints, what to connect.
 
     Returns:
-        The picture, uint8, RGB, enlarged where the image is small.
-
-    Raises:
-        UserError: OpenCV is not installed.
+        The picture, uint8, RGB, enlarged if the image is small.
     """
     visualizer = open_visualizer(image, metadata)
     drawn = visualizer.output
@@ -355,3 +337,27 @@ def draw(image: np.ndarray, prediction: dict[str, Any], metadata: Metadata) -> n
         np.random.set_state(state)
     picture: np.ndarray = drawn.get_image()
     return picture
+
+
+def draw_examples(trial: Path, out: Path, threshold: float) -> None:
+    """Draw predictions (``{name}.png``) and ground truth (``{name}_truth.png``) of the first test images.
+
+    Args:
+        trial: Folder of a finished trial, with ``config.yaml`` and ``model_final.pth``.
+        out: Folder to write, whole or not at all.
+        threshold: Smallest score of drawn objects.
+
+    Raises:
+        UserError: The trial's files are missing.
+    """
+    cfg = load_detector_config(str(trial / "config.yaml"))
+    entries = DatasetCatalog.get(cfg.DATASETS.TEST[0])[:EXAMPLES]
+    metadata = class_metadata(cfg)
+    with atomic_folder(out) as temporary:
+        images = [entry["file_name"] for entry in entries]
+        predict(cfg, str(trial / "model_final.pth"), images, temporary, threshold=threshold, progress=False)
+        for entry in entries:
+            path = Path(entry["file_name"])
+            image = np.asarray(decode(path, str(path), list(cfg.INPUT.VALUE_RANGE) or None))
+            truth = open_visualizer(image, metadata).draw_dataset_dict(entry).get_image()
+            Image.fromarray(truth).save(temporary / f"{Path(entry['file_name']).stem}_truth.png")

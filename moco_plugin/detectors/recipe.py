@@ -1,4 +1,4 @@
-"""Training recipe for own detection data: the config, and its changes by a stated rule."""
+"""Training recipe for own data: a config of detectron2, and its changes."""
 
 import math
 from collections.abc import Sequence
@@ -33,14 +33,12 @@ CROP, CROP_ON_CPU = 513, 257  # pixels of the sides of FCN's crops
 USUAL_DETECTIONS = 100  # of an image, in detectron2 and in COCO's evaluation
 SPARE = 1.25  # detections for each object of the fullest image, where there are more
 DEPTHS = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
-
-
 METRIC_TITLES = {"bbox": "box", "segm": "mask", "keypoints": "keypoint"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A task on own data, the changes of its config by key, and sentences that say what was chosen."""
+    """A task on own data, the changes of its config by key, and sentences that describe them."""
 
     data: OwnData
     task: Task
@@ -51,14 +49,14 @@ class Recipe:
 def choose_recipe(
     model: str, data: OwnData, checkpoint: Checkpoint | None, gpus: int, overrides: Sequence[str] = ()
 ) -> Recipe:
-    """Return how to train a model on own data.
+    """Return the recipe of a model for own data.
 
     Args:
         model: "fpn", "c4", "retinanet" or "timm:NAME"; "fcn" for semantic segmentation.
         data: The data.
-        checkpoint: Its network is what the detector is built on; None for a ResNet-50.
-        gpus: Training processes of this machine; without a GPU one.
-        overrides: ``KEY VALUE`` pairs that are applied later; the sentences say what they change.
+        checkpoint: Its network is the detector's backbone; None for a ResNet-50.
+        gpus: Training processes of this machine; 1 without a GPU.
+        overrides: ``KEY VALUE`` pairs that are applied later; the sentences mention them.
 
     Raises:
         UsageError: Unknown model, or one that the weights do not fit.
@@ -74,56 +72,58 @@ def choose_recipe(
     batch = BATCH_ON_CPU if cpu else max(gpus, min(16, 4 * gpus))
     epochs, least = EPOCHS_OF_FCN if semantic else EPOCHS, LEAST_STEPS_ON_CPU if cpu else LEAST_STEPS
     steps = max(least, epochs * data.images // batch)
-    masks = data.masks and kind != "retinanet"
-    keypoints = data.keypoints if kind == "fpn" else 0
-    config = KEYPOINT_CONFIG if keypoints else config
-    lr = rate * batch / 16
     settings = own | {
         "DATASETS.TRAIN": data.names[:1],
         "DATASETS.TEST": data.names[1:],
         "SOLVER.IMS_PER_BATCH": batch,
-        "SOLVER.BASE_LR": round(lr, 6),
+        "SOLVER.BASE_LR": round(rate * batch / 16, 6),
         "SOLVER.MAX_ITER": steps,
         "SOLVER.STEPS": (round(steps * 2 / 3), round(steps * 8 / 9)),
         "SOLVER.WARMUP_ITERS": min(1000, steps // 10),
         "SOLVER.CHECKPOINT_PERIOD": max(100, steps // 10),
     }
-    shallow = "MODEL.RESNETS.RES2_OUT_CHANNELS" in own
-    settings |= _for_labels(data, steps, shallow, cpu) if semantic else _for_objects(kind, data, masks, keypoints, cpu)
     if cpu:
         settings |= {"DATALOADER.NUM_WORKERS": 1, "TEST.PRECISE_BN.NUM_ITER": 50}
-    groups = ["bbox", *["segm"] * masks, *["keypoints"] * bool(keypoints)]
-    metrics = tuple(
-        Metric(f"{METRIC_TITLES[group]} {name}", group, name) for group in groups for name in ("AP", "AP50", "AP75")
-    )
     if data.value_range:
         settings["INPUT.VALUE_RANGE"] = list(data.value_range)
-    found, notes = settings.get("TEST.DETECTIONS_PER_IMAGE"), list(data.notes)
-    if found:
-        notes.append(
-            f"up to {data.most_objects} objects in an image: up to {found} are looked for, and AP counts as many"
-        )
+    notes = list(data.notes)
     if semantic:
-        metrics = (Metric("mIoU", "sem_seg", "mIoU"), Metric("pixel accuracy", "sem_seg", "pACC"))
+        shallow = "MODEL.RESNETS.RES2_OUT_CHANNELS" in own
+        settings |= _for_labels(data, steps, shallow, cpu)
+        metrics = [Metric("mIoU", "sem_seg", "mIoU"), Metric("pixel accuracy", "sem_seg", "pACC")]
+        trained = "labels"
+        if shallow:
+            notes.append("res5 has stride 32: a ResNet-18 or 34 of detectron2's has no dilation")
+    else:
+        masks, keypoints = data.masks and kind != "retinanet", data.keypoints if kind == "fpn" else 0
+        config = KEYPOINT_CONFIG if keypoints else config
+        settings |= _for_objects(kind, data, masks, keypoints, cpu)
+        groups = ["bbox", *["segm"] * masks, *["keypoints"] * bool(keypoints)]
+        metrics = [
+            Metric(f"{METRIC_TITLES[group]} {name}", group, name) for group in groups for name in ("AP", "AP50", "AP75")
+        ]
+        trained = " and ".join(["boxes", *["masks"] * masks, *[f"{keypoints} keypoints"] * bool(keypoints)])
+        if found := settings.get("TEST.DETECTIONS_PER_IMAGE"):
+            notes.append(
+                f"up to {data.most_objects} objects in an image: up to {found} are looked for, and AP counts as many"
+            )
+        if data.keypoints and not keypoints:
+            notes.append("only --model fpn trains keypoints")
     configs = {init: config if kind == "timm" else f"{config}_{init}" for init in INITIALISATIONS}
-    task = Task(f"own_{kind}", f"own data, {model}", configs, data.names, metrics)
-    parts = ["boxes", *["masks"] * masks, *[f"{keypoints} keypoints"] * bool(keypoints)]
-    trained = "labels" if semantic else " and ".join(parts)
     sentences = (
         f"{data.images} training images, {len(data.classes)} classes: {', '.join(data.classes[:10])}"
         + (" ..." if len(data.classes) > 10 else ""),
         *notes,
-        *(["only --model fpn trains keypoints"] if data.keypoints and not keypoints else []),
-        *(["res5 has stride 32: a ResNet-18 or 34 of detectron2's has no dilation"] if semantic and shallow else []),
         _training(
             f"{model}: {trained}", settings, f"{epochs} epochs, and {least} steps at least", overrides, data.images
         ),
     )
+    task = Task(f"own_{kind}", f"own data, {model}", configs, data.names, tuple(metrics))
     return Recipe(data, task, settings, sentences)
 
 
 def _training(what: str, settings: dict[str, Any], length: str, overrides: Sequence[str], images: int) -> str:
-    """Say what is trained, with the settings that are used."""
+    """Describe the training with its final settings."""
     typed = dict(zip(overrides[::2], overrides[1::2], strict=False))
     batch, rate, steps = (f"{(settings | typed)[f'SOLVER.{k}']}" for k in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER"))
     sentence = f"{what}, batch {batch}, learning rate {rate}, {steps} steps"
@@ -148,11 +148,9 @@ def _for_labels(data: OwnData, steps: int, shallow: bool, cpu: bool) -> dict[str
 
 def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: bool) -> dict[str, Any]:
     """Return the settings for detection."""
-    chosen: dict[str, Any] = {
-        "MODEL.RETINANET.NUM_CLASSES" if kind == "retinanet" else "MODEL.ROI_HEADS.NUM_CLASSES": len(data.classes),
-        "MODEL.MASK_ON": masks,
-        "INPUT.MASK_FORMAT": "bitmask",  # reads polygons and run lengths
-    }
+    head = "RETINANET" if kind == "retinanet" else "ROI_HEADS"
+    chosen: dict[str, Any] = {f"MODEL.{head}.NUM_CLASSES": len(data.classes), "MODEL.MASK_ON": masks}
+    chosen["INPUT.MASK_FORMAT"] = "bitmask"  # reads polygons and run lengths
     if masks and data.unmasked:
         chosen["MODEL.ROI_MASK_HEAD.NAME"] = "PartialMaskHead"
     if data.most_objects > USUAL_DETECTIONS / SPARE:
@@ -162,9 +160,8 @@ def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: boo
         sigmas = [OKS_SIGMA] * keypoints
         chosen |= {"MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": keypoints, "TEST.KEYPOINT_OKS_SIGMAS": sigmas}
     if cpu:
-        for part in ("TRAIN", "TEST"):
-            chosen[f"INPUT.MAX_SIZE_{part}"] = 2 * SIDE_ON_CPU
         chosen |= {"INPUT.MIN_SIZE_TRAIN": (SIDE_ON_CPU,), "INPUT.MIN_SIZE_TEST": SIDE_ON_CPU}
+        chosen |= {"INPUT.MAX_SIZE_TRAIN": 2 * SIDE_ON_CPU, "INPUT.MAX_SIZE_TEST": 2 * SIDE_ON_CPU}
         chosen["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] = REGIONS_ON_CPU
     return chosen
 
@@ -178,7 +175,6 @@ def _resnet(kind: str, checkpoint: Checkpoint | None) -> dict[str, Any]:
     if depth is None or (kind == "c4" and depth < 50):
         fit = "--model fpn" if depth else f"--model timm:{architecture}"
         raise UsageError(
-            f"{checkpoint.path} holds a {architecture}, which --model {kind} cannot be built on; choose {fit}"
+            f"{checkpoint.path} contains a {architecture}, which does not fit --model {kind}; choose {fit}"
         )
-    small = {"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth < 50 else {}
-    return {"MODEL.RESNETS.DEPTH": depth, **small}
+    return {"MODEL.RESNETS.DEPTH": depth, **({"MODEL.RESNETS.RES2_OUT_CHANNELS": 64} if depth < 50 else {})}

@@ -1,29 +1,24 @@
-"""What the readers of detection data make of files: images with their objects, of one form for all tools."""
+"""Images and their objects: the common form of the annotations of all tools."""
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 MOST_NAMES = 3  # names in a message
-_SPLITS = {
-    "train": ("train", "training", "trainval"),
-    "val": ("val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
-SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words}
+_SPLITS = {"train": "train training trainval", "val": "val valid validation", "test": "test testing"}
+SPLIT_OF = {word: split for split, words in _SPLITS.items() for word in words.split()}
 
 
 @dataclass(slots=True)
 class Runs:
-    """A mask as lengths of runs of 0 and 1 in turn.
+    """A mask as lengths of alternating runs of 0 and 1.
 
     Attributes:
-        counts: The lengths; a text is COCO's compressed form.
+        counts: The lengths, or COCO's compressed text.
         by_rows: The runs follow rows; COCO's follow columns.
-        frame: Left, top, width and height in pixels of what they cover; None for the whole image.
-        size: Height and width of the image, where the file states them.
+        frame: Left, top, width and height in pixels of the covered area; None for the whole image.
+        size: Height and width of the image, or None.
         open: Pixels after the last run are 0.
     """
 
@@ -36,17 +31,17 @@ class Runs:
 
 @dataclass(slots=True)
 class Object:
-    """An object, in pixels of the image, or in shares of its sides where the record says so.
+    """An object, in pixels of the image, or in shares of its sides if the record says so.
 
     Attributes:
         category: Name of its class.
-        box: Left, top, width, height; None where only masks are given.
+        box: Left, top, width, height; None for the extent of the mask.
         polygons: x, y, x, y, ... of each part of its mask.
         runs: The mask as run lengths.
         keypoints: x, y and visibility (0, 1 or 2) of each.
-        crowd: Not trained on: a region of many, or a difficult object.
-        area: Of the mask in pixels, where the file states it.
-        where: What messages call it.
+        crowd: A group of objects or a difficult object, which is not trained on.
+        area: Area of the mask in pixels, or None.
+        where: Its name in messages.
     """
 
     category: str
@@ -64,11 +59,11 @@ class Record:
     """An image and its objects.
 
     Attributes:
-        name: Its path as the file has it.
+        name: Its path in the file.
         objects: Its objects.
-        width: In pixels, where the file states it.
+        width: In pixels; None or 0 if unknown.
         height: In pixels.
-        folder: Where the image is looked for first.
+        folder: Folder where the image is searched first.
         relative: Coordinates are shares of the image's sides.
         others: Further names of the image.
     """
@@ -84,31 +79,12 @@ class Record:
 
 @dataclass(slots=True)
 class Category:
-    """A class, its number in files of COCO's form, and the names of its keypoints and what joins them (from 1)."""
+    """A class, its id in COCO files, the names of its keypoints, and the pairs of them that are joined (from 1)."""
 
     name: str
     key: int
     keypoints: list[str] = field(default_factory=list)
     skeleton: list[list[int]] = field(default_factory=list)
-
-
-class Faults:
-    """What is left out: how often, by reason, and the first of each."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[str] = Counter()
-        self.first: dict[str, str] = {}
-
-    def add(self, reason: str, where: str) -> None:
-        self.counts[reason] += 1
-        self.first.setdefault(reason, where)
-
-    def take(self, other: "Faults") -> None:
-        self.counts += other.counts
-        self.first = other.first | self.first
-
-    def text(self) -> str:
-        return "; ".join(f"{count} {reason} (first {self.first[reason]})" for reason, count in self.counts.items())
 
 
 @dataclass
@@ -117,50 +93,63 @@ class Annotations:
 
     Attributes:
         source: The file or folder.
-        form: What it was read as.
-        categories: The classes.
-        splits: The images of "train", "val" and "test" where the data name them; else of "".
-        roots: Folders that hold the images.
-        notes: Sentences on what was assumed.
-        faults: Objects that could not be read.
-        numbers: Of the images in a COCO file.
+        form: The detected format.
+        roots: Folders of the images.
+        categories: The classes; empty for those of the objects.
+        splits: The images of "train", "val" and "test" if the data define splits; else of "".
+        notes: Sentences on assumptions.
+        faults: Places of the objects that were left out, by reason.
+        image_ids: Ids of the images in a COCO file.
     """
 
     source: Path
     form: str
-    categories: list[Category]
-    splits: dict[str, list[Record]]
     roots: list[Path]
+    categories: list[Category] = field(default_factory=list)
+    splits: dict[str, list[Record]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    faults: Faults = field(default_factory=Faults)
-    numbers: list[int | str] = field(default_factory=list)
+    faults: dict[str, list[str]] = field(default_factory=dict)
+    image_ids: list[int | str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
         """Name of the file or folder, also of "."."""
         return self.source.resolve().name
 
+    @property
     def records(self) -> list[Record]:
+        """The images of all splits."""
         return [record for records in self.splits.values() for record in records]
 
+    def add(self, record: Record, item: Object | str, where: str) -> None:
+        """Add an object to its image; a text is the reason for which it is left out."""
+        if isinstance(item, str):
+            self.leave_out(item, where)
+        else:
+            item.where = where
+            record.objects.append(item)
 
-def numbered(names: Sequence[str]) -> list[Category]:
-    """Return the classes of names, numbered from 1."""
+    def leave_out(self, reason: str, where: str) -> None:
+        """Count an object that is left out."""
+        self.faults.setdefault(reason, []).append(where)
+
+    def left_out(self) -> str:
+        """Return how many objects were left out for each reason, and the first of each."""
+        return "; ".join(f"{len(places)} {reason} (first {places[0]})" for reason, places in self.faults.items())
+
+
+def numbered(names: Iterable[str]) -> list[Category]:
+    """Return classes, numbered from 1."""
     return [Category(name, key) for key, name in enumerate(names, start=1)]
 
 
-def named(records: Sequence[Record]) -> list[Category]:
-    """Return the classes of images' objects, sorted by name."""
-    return numbered(sorted({item.category for record in records for item in record.objects}))
-
-
 def split_of(text: str) -> str:
-    """Return the split that a name of a file or folder contains, such as ``instances_val2017``; else an empty text."""
+    """Return the split in the name of a file or folder, such as ``instances_val2017``; else an empty text."""
     return next((SPLIT_OF[word] for word in reversed(re.split(r"[^a-z]+", text.lower())) if word in SPLIT_OF), "")
 
 
 def by_folder(root: Path, files: Sequence[Path]) -> dict[str, list[Path]]:
-    """Return the files of each split by the names of their folders; all as of "" if one is in none, or no two occur."""
+    """Return the files of each split by the names of their folders; all in "" if a file has none or there is one split."""
     splits: dict[str, list[Path]] = {}
     for path in files:
         parts = map(str.lower, path.relative_to(root).parts[:-1])

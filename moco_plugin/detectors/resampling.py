@@ -1,9 +1,8 @@
-"""The results of finished trials with other weights of the test images, from the predictions that they keep."""
+"""Results of finished trials with other weights of the test images, from their saved predictions."""
 
 import contextlib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,7 @@ from moco_plugin.errors import UserError
 from moco_plugin.files import read_json
 from moco_plugin.transfer.voc_files import VOID
 
-RECALLS = np.linspace(0, 1, 101)  # at which COCO takes the precision
-AT_ONCE = 1 << 22  # numbers of a block of weights, thresholds and detections
+RECALLS = np.linspace(0, 1, 101)  # recalls of COCO's precisions
 
 
 def read_score(group: str, test: Path, trial: Path) -> Score:
@@ -28,47 +26,13 @@ def read_score(group: str, test: Path, trial: Path) -> Score:
         trial: The trial's folder.
 
     Raises:
-        UserError: It keeps no predictions.
+        UserError: It has no predictions.
     """
     names = {"bbox": "coco_instances_results.json", "sem_seg": "sem_seg_predictions.json"}
     predictions = trial / "inference" / names[group]
     if not predictions.is_file():
-        raise UserError(
-            f"{predictions} is missing, without which test images cannot be resampled; --overwrite trains anew"
-        )
+        raise UserError(f"{predictions} is missing, so test images cannot be resampled; --overwrite trains again")
     return read_boxes(test, predictions) if group == "bbox" else read_labels_of(test, predictions)
-
-
-@dataclass
-class _Category:
-    """Detections of a category, the best score first.
-
-    Attributes:
-        found: Whether each is an object, T x D for T thresholds of IoU.
-        wrong: Whether it is none; neither, if it is to be ignored.
-        image: Index of its image, D.
-        objects: Number of objects in each image, M.
-    """
-
-    found: np.ndarray
-    wrong: np.ndarray
-    image: np.ndarray
-    objects: np.ndarray
-
-    def average_precision(self, weights: np.ndarray) -> np.ndarray:
-        """Return COCO's AP, B x T, with images weighted by B x M; NaN where there is no object."""
-        objects = weights @ self.objects
-        every = weights[:, None, self.image]
-        found, wrong = (np.cumsum(every * hit, axis=2) for hit in (self.found, self.wrong))
-        recall = found / np.maximum(objects, 1)[:, None, None]
-        precision = found / np.maximum(found + wrong, np.spacing(1))
-        precision = np.maximum.accumulate(precision[..., ::-1], axis=2)[..., ::-1]
-        padded = np.pad(precision, ((0, 0), (0, 0), (0, 1)))
-        result = np.empty(recall.shape[:2])
-        for place in np.ndindex(*result.shape):
-            result[place] = padded[place][np.searchsorted(recall[place], RECALLS)].mean()
-        result[objects == 0] = np.nan
-        return result
 
 
 def read_boxes(test: Path, predictions: Path) -> Score:
@@ -76,7 +40,7 @@ def read_boxes(test: Path, predictions: Path) -> Score:
 
     Args:
         test: The COCO file of the test set.
-        predictions: What detectron2's evaluator has written.
+        predictions: The output of detectron2's evaluator.
     """
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -93,45 +57,64 @@ def read_boxes(test: Path, predictions: Path) -> Score:
         evaluation.evaluate()
     images = len(parameters.imgIds)
     rows = [evaluation.evalImgs[start : start + images] for start in range(0, len(evaluation.evalImgs), images)]
-    categories = [_category(row, len(parameters.iouThrs)) for row in rows]
+    categories = [_average_precision(row) for row in rows if any(row)]
+    return lambda weights: 100 * np.nanmean(np.stack([score(weights) for score in categories]), axis=(0, 2))
+
+
+def _average_precision(row: list[dict[str, Any] | None]) -> Score:
+    """Return a category's AP as a function of the images' weights (B x M).
+
+    Args:
+        row: COCOeval's matches of each image, M.
+
+    Returns:
+        A function that returns B x T for T thresholds of IoU, from 0 to 1; NaN without an object.
+    """
+    known = [(index, one) for index, one in enumerate(row) if one is not None]
+    objects = np.array([0 if one is None else np.count_nonzero(np.asarray(one["gtIgnore"]) == 0) for one in row])
+    order = np.argsort(-np.concatenate([one["dtScores"] for _, one in known]), kind="stable")
+    image = np.concatenate([np.full(len(one["dtScores"]), index) for index, one in known])[order]
+    matched, ignored = (
+        np.concatenate([np.asarray(one[key]) > 0 for _, one in known], axis=1)[:, order]
+        for key in ("dtMatches", "dtIgnore")
+    )
 
     def score(weights: np.ndarray) -> np.ndarray:
-        by_category = []
-        for category in categories:
-            size = max(1, AT_ONCE // max(1, category.found.size))
-            blocks = [weights[start : start + size] for start in range(0, len(weights), size)]
-            by_category.append(np.concatenate([category.average_precision(block) for block in blocks]))
-        return np.asarray(100 * np.nanmean(np.stack(by_category), axis=(0, 2)))
+        result = np.full((len(weights), len(matched)), np.nan)
+        for index in np.flatnonzero(weights @ objects):
+            every = weights[index, image] * ~ignored
+            found, wrong = np.cumsum(every * matched, axis=1), np.cumsum(every * ~matched, axis=1)
+            precision = found / np.maximum(found + wrong, np.spacing(1))
+            precision = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            at = [np.searchsorted(recall, RECALLS) for recall in found / (weights[index] @ objects)]
+            result[index] = np.take_along_axis(np.pad(precision, ((0, 0), (0, 1))), np.array(at), axis=1).mean(axis=1)
+        return result
 
     return score
-
-
-def _category(row: list[dict[str, Any] | None], thresholds: int) -> _Category:
-    """Return the detections of a category in all images from what COCOeval says of each."""
-    known = [(index, one) for index, one in enumerate(row) if one is not None]
-    objects = np.zeros(len(row))
-    scores, image = [np.zeros(0)], [np.zeros(0, int)]
-    found, ignored = ([np.zeros((thresholds, 0), bool)] for _ in range(2))
-    for index, one in known:
-        objects[index] = np.count_nonzero(np.asarray(one["gtIgnore"]) == 0)
-        scores.append(np.array(one["dtScores"]))
-        image.append(np.full(len(one["dtScores"]), index))
-        found.append(np.asarray(one["dtMatches"]) > 0)
-        ignored.append(np.asarray(one["dtIgnore"]) > 0)
-    order = np.argsort(-np.concatenate(scores), kind="mergesort")
-    hit, left_out = (np.concatenate(parts, axis=1)[:, order] for parts in (found, ignored))
-    return _Category(hit & ~left_out, ~hit & ~left_out, np.concatenate(image)[order], objects)
 
 
 def read_labels_of(test: Path, predictions: Path) -> Score:
     """Return a trial's mIoU as a function of the images' weights.
 
     Args:
-        test: The list of images and label images that ``prepare_semantic`` has written.
-        predictions: What detectron2's evaluator has written.
+        test: The list of images and label images that ``prepare_semantic`` wrote.
+        predictions: The output of detectron2's evaluator.
     """
-    content = read_json(test)
-    confusions = np.stack(list(_confusions(content, read_json(predictions))))
+    from pycocotools import mask
+
+    content, by_image = read_json(test), defaultdict[str, list[dict[str, Any]]](list)
+    for one in read_json(predictions):
+        by_image[one["file_name"]].append(one)
+    classes, matrices = len(content["classes"]), []
+    for row in content["images"]:
+        truth = decode_labels(row["sem_seg_file_name"]).astype(np.int64)
+        predicted = np.zeros(truth.shape, np.int64)
+        for one in by_image[row["file_name"]]:
+            predicted[mask.decode(one["segmentation"]) > 0] = one["category_id"]
+        valid = truth != VOID
+        counts = np.bincount(classes * truth[valid] + predicted[valid], minlength=classes**2)
+        matrices.append(counts.reshape(classes, classes).astype(np.float64))
+    confusions = np.stack(matrices)  # of each image: true by predicted class, in pixels
 
     def score(weights: np.ndarray) -> np.ndarray:
         confusion = np.tensordot(weights, confusions, axes=1)  # B x truth x predicted
@@ -141,21 +124,3 @@ def read_labels_of(test: Path, predictions: Path) -> Score:
         return np.asarray(100 * iou.sum(axis=1) / np.maximum((union > 0).sum(axis=1), 1))
 
     return score
-
-
-def _confusions(content: dict[str, Any], predictions: list[dict[str, Any]]) -> Iterator[np.ndarray]:
-    """Yield the confusion matrix of each image: true by predicted class, in pixels."""
-    from pycocotools import mask
-
-    classes = len(content["classes"])
-    by_image: dict[str, list[dict[str, Any]]] = {}
-    for one in predictions:
-        by_image.setdefault(one["file_name"], []).append(one)
-    for row in content["images"]:
-        truth = decode_labels(row["sem_seg_file_name"]).astype(np.int64)
-        predicted = np.zeros(truth.shape, np.int64)
-        for one in by_image.get(row["file_name"], ()):
-            predicted[mask.decode(one["segmentation"]) > 0] = one["category_id"]
-        valid = truth != VOID
-        counts = np.bincount(classes * truth[valid] + predicted[valid], minlength=classes**2)
-        yield counts.reshape(classes, classes).astype(np.float64)

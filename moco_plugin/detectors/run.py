@@ -1,37 +1,46 @@
 """Training of a detector on own data from one or several initialisations."""
 
+import time
+import warnings
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils.events import EventStorage
+
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.detectors.dataset import Sources, prepare
-from moco_plugin.detectors.duration import describe_duration
-from moco_plugin.detectors.examples import draw_examples
+from moco_plugin.detectors.predict import draw_examples
 from moco_plugin.detectors.recipe import Recipe, choose_recipe
 from moco_plugin.detectors.semantic import prepare_semantic
-from moco_plugin.errors import UsageError, UserError
+from moco_plugin.errors import UsageError, UserError, duration
 from moco_plugin.files import read_json
-from moco_plugin.transfer.config import load_detector_config, merge
+from moco_plugin.transfer.components.datasets import require_dataset
+from moco_plugin.transfer.config import fit_device, load_detector_config, merge
 from moco_plugin.transfer.launch import Machines, default_gpus
-from moco_plugin.transfer.runner import run_trials
-from moco_plugin.transfer.trainer import RESULTS
+from moco_plugin.transfer.runner import CONTEXT, run_trials
+from moco_plugin.transfer.trainer import RESULTS, Trainer
 
 SUPERVISED = "supervised.safetensors"  # timm's ImageNet weights, as fetched
+TIMED = 3  # steps and test images, after a first one that is not timed
 Weights = str | Checkpoint | None
 
 
 @dataclass(frozen=True)
 class Starts:
-    """What detectors start from.
+    """Initial weights of detectors.
 
     Attributes:
         weights: A MoCo checkpoint; None for random weights.
         init: "moco", "random" or "supervised"; None for "moco" with weights, else "random".
         compare: Train from random weights, ``supervised``, ``weights`` and ``continued``, on one schedule.
-        supervised: ImageNet weights in a file; None fetches timm's, where that is possible.
-        continued: A MoCo checkpoint whose pre-training started from supervised weights.
+        supervised: ImageNet weights in a file; None fetches timm's if possible.
+        continued: A MoCo checkpoint that was pre-trained from supervised weights.
     """
 
     weights: str | Path | None = None
@@ -41,7 +50,7 @@ class Starts:
     continued: str | Path | None = None
 
     def read(self) -> Checkpoint | None:
-        """Return the checkpoint; None for weights of detectron2's, and others that only the trials read."""
+        """Return the checkpoint; None for weights of detectron2 and others that only the trials read."""
         if self.weights is None or str(self.weights).endswith(".pkl") or not Path(self.weights).is_file():
             return None
         try:
@@ -89,17 +98,17 @@ def train_on_own_data(
 
     Args:
         sources: Where the data are.
-        starts: What is started from.
+        starts: The initial weights.
         model: "fpn" (also for None), "c4", "retinanet" or "timm:NAME"; "fcn" for semantic segmentation.
         out: Folder for everything.
-        trials: Of each initialisation.
+        trials: Number of trials of each initialisation.
         machines: The processes; None for all GPUs, or the CPU.
         overrides: ``KEY VALUE`` pairs for detectron2's config.
-        overwrite: Throw away earlier trials.
+        overwrite: Delete earlier trials.
         check: Read and check the data, print the recipe, and train nothing.
 
     Returns:
-        The recipe, and what each ``results.json`` holds.
+        The recipe, and the content of each ``results.json``.
 
     Raises:
         UsageError: Invalid arguments.
@@ -116,12 +125,11 @@ def train_on_own_data(
         return recipe, []
     chosen = starts.by_name(checkpoint, out)
     folders = {name: out / name if starts.compare else out for name in chosen}
-    left = sum(trials - _finished(folder) for folder in folders.values()) if not overwrite else trials * len(chosen)
+    left = sum(trials - (0 if overwrite else _finished(folder)) for folder in folders.values())
     if left > 1 and not machines.machine_rank:
         init = next(iter(chosen.values()))[0]
-        cfg = load_detector_config(
-            recipe.task.config(init), [part for pair in recipe.settings.items() for part in pair]
-        )
+        settings = [part for pair in recipe.settings.items() for part in pair]
+        cfg = load_detector_config(recipe.task.config(init), settings)
         merge(cfg, overrides)
         print(describe_duration(cfg, machines, left, data.test_images), flush=True)
     results = []
@@ -149,7 +157,7 @@ def _finished(folder: Path) -> int:
 
 
 def _fetch_supervised(weights: str | Checkpoint, out: Path) -> Path | None:
-    """Return timm's ImageNet weights for the network of a checkpoint, or None, and print why."""
+    """Return timm's ImageNet weights for the network of a checkpoint, or None and print the reason."""
     from safetensors.torch import save_file
 
     from moco_plugin.backbones import create_backbone
@@ -165,3 +173,60 @@ def _fetch_supervised(weights: str | Checkpoint, out: Path) -> Path | None:
         return None
     save_file(network.state_dict(), file)
     return file
+
+
+def describe_duration(cfg: CfgNode, machines: Machines, trainings: int, images: int) -> str:
+    """Say how long trainings take in all.
+
+    The steps are timed in a process of their own, on one device with its share of the batch and random weights.
+
+    Args:
+        cfg: Config of a training.
+        machines: Where it will run.
+        trainings: Number of trainings, which run one after another.
+        images: Number of test images of each.
+    """
+    try:
+        with ProcessPoolExecutor(1, CONTEXT) as pool:
+            step, image = pool.submit(_times, cfg, machines.processes).result()
+    except Exception:  # the training will say why
+        return f"{trainings} trainings follow, and how long they take could not be measured"
+    steps = cfg.SOLVER.MAX_ITER
+    return (
+        f"{trainings} trainings of {steps} steps follow, about {duration(trainings * (steps * step + images * image))} in "
+        f"all ({step:.2g} s a step, {image:.2g} s a test image); the eta shown is that of one"
+    )
+
+
+def _times(cfg: CfgNode, processes: int) -> tuple[float, float]:
+    """Return the seconds of a step and of a test image."""
+    warnings.simplefilter("ignore")
+    cfg.SOLVER.IMS_PER_BATCH //= processes
+    fit_device(cfg)
+    for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        require_dataset(name)
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+
+    def train(batch: Any) -> None:
+        optimizer.zero_grad()
+        sum(model(batch).values()).backward()
+        optimizer.step()
+
+    with EventStorage():  # the model's losses log into it
+        step = _seconds(train, Trainer.build_train_loader(cfg))
+    model.eval()
+    with torch.no_grad():
+        return step, _seconds(model, Trainer.build_test_loader(cfg, cfg.DATASETS.TEST[0]))
+
+
+def _seconds(function: Any, batches: Any) -> float:
+    """Return the mean seconds of loading a batch and a call with it, without the first."""
+    start, count = time.perf_counter(), 0
+    for count, batch in enumerate(islice(batches, TIMED + 1)):
+        function(batch)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        if not count:
+            start = time.perf_counter()
+    return (time.perf_counter() - start) / max(1, count)

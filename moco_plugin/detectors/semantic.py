@@ -1,4 +1,4 @@
-"""Semantic segmentation on own data: folders of images and of label images, checked, split and written as a list."""
+"""Preparation of own images and label images for semantic segmentation."""
 
 import sys
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ from moco_plugin.files import write_json
 from moco_plugin.transfer.components.datasets import SEMANTIC_PREFIX
 from moco_plugin.transfer.voc_files import VOID
 
-ENTRY = ("file_name", "sem_seg_file_name", "width", "height")  # what is written of an image
+ENTRY = ("file_name", "sem_seg_file_name", "width", "height")  # keys of an image in the list
 
 
 def prepare_semantic(out: Path, sources: Sources) -> OwnData:
     """Check images and their label images, and write ``train.json`` and ``test.json`` into a folder.
 
-    A label image has its image's name, but for the suffix, and one number per pixel, grey (of 1, 8 or 16 bits) or with a
-    palette: the class, from 0, or 255 for pixels to ignore. Where all are 0 or 255, 255 is the one class. ``classes.txt``
-    or a YAML file with ``names``, in the folder of labels or above, names the classes.
+    A label image has the name of its image except for the suffix, and the class of each pixel as a grey value (1, 8 or 16
+    bits) or palette index: classes from 0, and 255 for ignored pixels. If all values are 0 or 255, 255 is the only class.
+    ``classes.txt`` or a YAML file with ``names``, in the folder of the labels or above, names the classes.
 
-    What detectron2 would not read as it is meant is written once more, as grey PNG files in ``labels``.
+    Label images that detectron2 would read differently are rewritten as grey PNG files in ``labels``.
 
     Raises:
         UserError: The data are invalid.
@@ -40,8 +40,7 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
     labels, notes = sources.train, list[str]()
     images = sources.train_images or labels
     names = class_names(labels, images)
-    rows = _pair(labels, images, names, sources.value_range, notes)
-    tested: list[Row] = []
+    rows, tested = _pair(labels, images, names, sources.value_range, notes), list[Row]()
     if sources.test is not None:
         tested = _pair(sources.test, sources.test_images or images, names, sources.value_range, notes)
     used, in_test = (set().union(*(row["classes"] for row in part)) for part in (rows, tested))
@@ -51,8 +50,8 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
         )
     binary = used == {0, VOID} and len(names) <= 2
     if binary:
-        names = ["background", *names][-2:] if names else ["background", "object"]
-        notes.append(f"the label images hold 0 and 255 alone: 0 is {names[0]}, and 255 the class {names[1]}")
+        names = ["background", *(names or ["object"])][-2:]
+        notes.append(f"the label images contain 0 and 255 alone: 0 is {names[0]}, and 255 the class {names[1]}")
     for row in (*rows, *tested):
         row["classes"] = {min(label, 1) if binary else label for label in row["classes"] if binary or label != VOID}
     used = {0, 1} if binary else used - {VOID}
@@ -67,32 +66,31 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
         raise UserError(f"all images of {images} are copies of one; expected 2 or more that differ")
     classes = names or [str(index) for index in range(max(used) + 1)]
     count_classes(dict(enumerate(classes)), train, test, "pixel", notes)
-    files = (out / "train.json").resolve(), (out / "test.json").resolve()
-    for file, part in zip(files, (train, test), strict=True):
-        _write_labels(part, out / "labels" / file.stem, binary)
-        entries = [{key: row[key] for key in ENTRY} for row in part]
-        write_json(file, {"classes": classes, "ignore_label": VOID, "images": entries})
+    files = [_write(out / f"{name}.json", part, classes, binary) for name, part in (("train", train), ("test", test))]
     about: dict[str, Any] = {"prefix": SEMANTIC_PREFIX, "value_range": sources.value_range}
     return OwnData(*files, len(train), len(test), tuple(classes), False, tuple(notes), **about)
 
 
-def _write_labels(rows: list[Row], folder: Path, binary: bool) -> None:
-    """Write label images anew that are of 1 or 16 bits, or turned, or all if 255 is a class, and put them into the rows."""
+def _write(path: Path, rows: list[Row], classes: list[str], binary: bool) -> Path:
+    """Write the list of a set, and again the label images that are not plain, or all of them if 255 is a class."""
     for index, row in enumerate(rows):
         if row["plain"] and not binary:
             continue
         labels = decode_labels(row["sem_seg_file_name"])
         grey = (labels == VOID if binary else labels).astype(np.uint8)
+        folder = (path.parent / "labels" / path.stem).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        path = (folder / f"{index}.png").resolve()
-        Image.fromarray(upright(grey, row["orientation"])).save(path)
-        row["sem_seg_file_name"] = str(path)
+        row["sem_seg_file_name"] = str(folder / f"{index}.png")
+        Image.fromarray(upright(grey, row["orientation"])).save(row["sem_seg_file_name"])
+    entries = [{key: row[key] for key in ENTRY} for row in rows]
+    write_json(path, {"classes": classes, "ignore_label": VOID, "images": entries})
+    return path.resolve()
 
 
 def _pair(
     labels: Path, images: Path, names: list[str], value_range: Sequence[float] | None, notes: list[str]
 ) -> list[Row]:
-    """Return entries of a data set, with the ``classes`` in each; what was left out is added to the notes."""
+    """Return the entries of a data set, each with the ``classes`` that occur in it; add what was left out to the notes."""
     by_name = {path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)}
     files, pairs, without = image_files(labels), dict[Path, Path](), list[str]()
     for path in files:
@@ -104,36 +102,27 @@ def _pair(
     if len(pairs) < 2:
         raise UserError(
             f"{labels} has {len(files)} label images, of which {len(pairs)} have an image in {images}; expected 2 or more "
-            "of the same names, but for the suffix"
+            "with the same names except for the suffix"
         )
     if without:
         notes.append(f"left out {len(without)} label images without an image: {few(without)}")
     if by_name:
         notes.append(f"left out {len(by_name)} images without a label image: {few(sorted(by_name))}")
-    records = [Record(image.relative_to(images).as_posix()) for image in pairs]
-    opened = open_images(Annotations(images, "label images", [], {"": records}, [images]), value_range, notes)[""]
+    data = Annotations(images, "label images", [images])
+    data.splits[""] = [Record(image.relative_to(images).as_posix()) for image in pairs]
     rows: list[Row] = []
-    for photo, _ in tqdm(opened, desc=f"labels of {labels.name}", file=sys.stderr):
+    for photo, _ in tqdm(open_images(data, value_range, notes)[""], desc=f"labels of {labels.name}", file=sys.stderr):
         path = pairs[photo.path]
-        classes, size = decode_labels(path), photo.size
-        plain = stored_as(path) in (("L", 1), ("P", 1))
-        orientation = stored_as(photo.path)[1]
-        height, width = classes.shape
-        as_stored = (
-            orientation in SIDEWAYS and (width, height) == size[::-1] != size
-        )  # drawn by a tool that ignores EXIF
-        if as_stored:
-            width, height = size
-        if (width, height) != size:
-            raise UserError(f"label image {path} has {width} x {height} pixels, and its image {size[0]} x {size[1]}")
-        found = {int(label) for label in np.unique(classes)}
-        here = found - {VOID}
-        if here and names and max(here) >= len(names):
-            raise UserError(f"label image {path} has the label {max(here)}, and there are {len(names)} names")
-        if here and max(here) > VOID:
-            raise UserError(f"label image {path} has the label {max(here)}; expected 0 to 254, and 255 to ignore")
-        paths = (str(photo.path.resolve()), str(path.resolve()))
-        state = {"orientation": orientation if as_stored else None, "plain": plain and not as_stored}
-        known = {"classes": found, "digest": photo.digest}
-        rows.append({**dict(zip(ENTRY, (*paths, width, height), strict=True)), **known, **state})
+        array, (width, height), orientation = decode_labels(path), photo.size, stored_as(photo.path)[1]
+        turned = orientation in SIDEWAYS and array.shape == (width, height) != (height, width)  # by a tool without EXIF
+        if array.shape != (height, width) and not turned:
+            found = f"{array.shape[1]} x {array.shape[0]} pixels, and its image {width} x {height}"
+            raise UserError(f"label image {path} has {found}")
+        classes = {int(label) for label in np.unique(array)}
+        most = max(classes - {VOID}, default=0)
+        if most >= (count := min(len(names) or VOID, VOID)):
+            raise UserError(f"label image {path} has the label {most}; expected 0 to {count - 1}, and {VOID} to ignore")
+        row = dict(zip(ENTRY, (str(photo.path.resolve()), str(path.resolve()), width, height), strict=True))
+        row |= {"orientation": orientation if turned else None, "classes": classes, "digest": photo.digest}
+        rows.append(row | {"plain": not turned and stored_as(path) in (("L", 1), ("P", 1))})
     return rows

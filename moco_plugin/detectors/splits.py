@@ -1,4 +1,4 @@
-"""Training and test images: a share of each class held out, none in both sets, and what each has of each class."""
+"""Division of images into training and test sets, and checks of their classes."""
 
 import random
 from collections import Counter
@@ -12,11 +12,11 @@ from moco_plugin.errors import UserError
 
 TEST_SHARE = 0.2  # of the images, where there is no test set
 Row = dict[str, Any]
-"""An image: its ``file_name``, the set of ``classes`` that it shows, and the ``digest`` that a copy of it shares."""
+"""An image: its ``file_name``, the set of its ``classes``, and its ``digest``, which copies share."""
 
 
 def without_tested(train: list[Row], test: list[Row], notes: list[str]) -> list[Row]:
-    """Return the training images that are no copies of test images.
+    """Return the training images that are not copies of test images.
 
     Raises:
         UserError: Half of the test images are training images.
@@ -34,7 +34,7 @@ def without_tested(train: list[Row], test: list[Row], notes: list[str]) -> list[
 
 
 def hold_out(images: list[Row], seed: int, notes: list[str]) -> tuple[list[Row], list[Row]]:
-    """Divide images so that the test set has its share of each class, the rare ones first; copies stay together."""
+    """Hold out a share of each class for the test set, rare classes first; copies stay together."""
     groups: dict[bytes, list[Row]] = {}
     for image in sorted(images, key=lambda image: str(image["file_name"])):
         groups.setdefault(image["digest"], []).append(image)
@@ -61,7 +61,7 @@ def hold_out(images: list[Row], seed: int, notes: list[str]) -> tuple[list[Row],
 
 
 def count_classes(names: Mapping[int, str], train: list[Row], test: list[Row], what: str, notes: list[str]) -> None:
-    """Add sentences on classes without objects (or pixels: ``what``), and on those that one of the sets lacks."""
+    """Add notes on classes without objects (or pixels: ``what``) in both or one of the sets."""
     trained, tested = (set(chain.from_iterable(image["classes"] for image in part)) for part in (train, test))
     for text, kinds in (
         (f"have no {what}", names.keys() - trained - tested),

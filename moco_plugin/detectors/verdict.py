@@ -1,4 +1,4 @@
-"""Whether one start of a detector beats another: paired over trials, with the test images resampled."""
+"""Comparison of two starts of a detector: paired over trials, with the test images resampled."""
 
 import math
 import statistics
@@ -9,7 +9,7 @@ import numpy as np
 
 CONFIDENCE = 0.95
 RESAMPLES = 200
-MOST_TRIALS = 30  # that are worth naming as the number that would decide
+MOST_TRIALS = 30  # that a verdict may advise
 
 Score = Callable[[np.ndarray], np.ndarray]
 """Maps weights of test images (B x M) to a trial's result with each row of them (B, in points)."""
@@ -17,13 +17,13 @@ Score = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the trials of two starts say.
+    """Comparison of the trials of two starts.
 
     Attributes:
-        difference: Mean over trials of the one less the other, in points.
+        difference: Mean difference over trials, in points.
         deviation: Sample standard deviation of the trials' differences; None for one trial.
-        image_error: Standard error of the difference from the choice of the test images.
-        trials: Number of pairs, which share seeds.
+        image_error: Standard error of the difference due to the choice of the test images.
+        trials: Number of pairs of trials with the same seed.
         images: Number of test images.
     """
 
@@ -55,7 +55,7 @@ class Verdict:
         return "pays" if self.difference > 0 else "harms"
 
     def sentence(self, values: str) -> str:
-        """Return the verdict with its interval, and what would decide where it is open.
+        """Return the verdict with its interval and, if it is open, what would decide it.
 
         Args:
             values: The two means, as ``box AP 21.0 against 11.0``.
@@ -78,29 +78,22 @@ class Verdict:
 
 
 def judge(ours: Sequence[float], other: Sequence[float], image_error: float, images: int) -> Verdict:
-    """Compare results in points, one of each trial, in pairs.
-
-    Args:
-        ours: The results of one start.
-        other: Those of the other, with the same seeds in the same order.
-        image_error: What ``image_error`` returns.
-        images: Number of test images.
-    """
+    """Compare the results of trials in points, in pairs of the same seed; see ``Verdict``."""
     differences = [a - b for a, b in zip(ours, other, strict=True)]
     deviation = statistics.stdev(differences) if len(differences) > 1 else None
     return Verdict(statistics.fmean(differences), deviation, image_error, len(differences), images)
 
 
 def image_error(ours: Sequence[Score], other: Sequence[Score], images: int, seed: int = 0) -> float:
-    """Return the standard error of the mean difference of two starts that the choice of the test images makes.
+    """Return the standard error of the mean difference of two starts due to the choice of the test images.
 
-    The bootstrap: the images are drawn with replacement, the same ones for all trials.
+    The bootstrap draws the images with replacement, the same ones for all trials.
 
     Args:
-        ours: How each trial of one start scores.
-        other: Likewise of the other.
+        ours: Scores of the trials of one start.
+        other: Scores of the trials of the other start.
         images: Number of test images.
-        seed: Of the draws.
+        seed: Seed of the draws.
     """
     shares = np.full(images, 1 / images)
     weights = np.random.default_rng(seed).multinomial(images, shares, RESAMPLES).astype(np.float64)

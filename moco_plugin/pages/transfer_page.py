@@ -115,7 +115,7 @@ def _read_log(path: Path) -> dict[int, float]:
 
 
 def add_predictions(page: Page, runs: Mapping[str, TransferRun], images: str, shown: int = MOST_IMAGES) -> bool:
-    """Add the pictures of ``detectors.examples``: the truth of each image, then the predictions of each run.
+    """Add the pictures of ``detectors.predict.draw_examples``: the truth of each image, then the predictions of each run.
 
     Args:
         page: Where to add them.

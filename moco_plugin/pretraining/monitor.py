@@ -14,7 +14,7 @@ from moco_plugin.data.datasets import CorruptImages, check_labels
 from moco_plugin.data.images import ImageSet
 from moco_plugin.data.loading import loader_processes
 from moco_plugin.data.normalize import View
-from moco_plugin.errors import UsageError
+from moco_plugin.errors import UsageError, duration
 from moco_plugin.evaluation.features import FeatureSet, extract_feature_set, own_share
 from moco_plugin.evaluation.knn import baseline, default_k, knn_accuracy
 from moco_plugin.evaluation.subject import pixel_view
@@ -57,19 +57,11 @@ class Throughput(pl.Callback):
                 step = (self.first[-1] - self.first[WARM_UP]) / (TIMED - 1 - WARM_UP)
                 steps = int(pl_module.total_steps) - trainer.global_step  # type: ignore[arg-type]
                 batches = steps * trainer.accumulate_grad_batches
-                print(f"\nabout {_duration(step * batches)} to go, {step:.2g} s per batch", flush=True)
+                print(f"\nabout {duration(step * batches)} to go, {step:.2g} s per batch", flush=True)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             rate = self.steps * self.batch_size / (time.perf_counter() - self.start)
             pl_module.log("images_per_second", rate)
             self.steps, self.start = 0, time.perf_counter()
-
-
-def _duration(seconds: float) -> str:
-    """Return seconds as text, in the unit that suits them."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.0f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 class GroupedTensorBoard(TensorBoardLogger):

@@ -56,20 +56,11 @@ def demo_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     pretrain = folder / "pretrain"
     pretrain.mkdir()
-    config = load_config(
-        "moco_v2",
-        [
-            "method=moco",
-            "backbone=resnet18",
-            "backbone_args.channels=[8,8,16,16]",
-            "data.image_size=32",
-            "method_args.queue_size=64",
-            "method_args.temperature=0.1",
-            "views.engine=device",
-            "data.crop_ratio=1.0",
-            f"data.root={folder}/data/train-images-idx3-ubyte",
-        ],
+    overrides = (
+        "method=moco backbone=resnet18 backbone_args.channels=[8,8,16,16] data.image_size=32 method_args.queue_size=64 "
+        f"method_args.temperature=0.1 views.engine=device data.root={folder}/data/train-images-idx3-ubyte"
     )
+    config = load_config("moco_v2", overrides.split())
     (pretrain / "config.yaml").write_text(yaml.safe_dump(config_dict(config)))
     rows = ["step,knn_top1,loss,feature_std,images_per_second", "0,60.0,,,"]
     rows += [f"{step},,{5 - step / 20},0.{step},300" for step in range(1, 30)] + ["30,70.0,,,"]

@@ -10,12 +10,9 @@ from moco_plugin.errors import UserError
 from tests.conftest import FASHION_MNIST
 
 
-def test_debians_copy_goes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_debians_copy_goes_first_and_a_download_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fashion_mnist, "DEBIAN", FASHION_MNIST)
     assert fashion_mnist.get_fashion_mnist(tmp_path) == FASHION_MNIST
-
-
-def test_a_download_is_found_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fashion_mnist, "DEBIAN", tmp_path / "absent")
     shutil.copytree(FASHION_MNIST, tmp_path / "FashionMNIST" / "raw")
     assert fashion_mnist.get_fashion_mnist(tmp_path) == tmp_path / "FashionMNIST" / "raw"

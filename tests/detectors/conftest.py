@@ -2,9 +2,11 @@
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.detectors.own_coco import Change, Prepared, coco
 from tests.detectors.samples import photo
 from tests.transfer.conftest import one_thread, tiny_catalog, tiny_datasets  # noqa: F401
 
@@ -19,3 +21,14 @@ def photos(tmp_path: Path) -> Path:
     for number in range(10):
         photo(folder / f"bild ä {number}.jpg", number)
     return folder
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, photos: Path) -> Prepared:
+    """Writes a COCO file ``train.json`` of the photos, prepares it, and returns what ``prepare`` returns."""
+    from moco_plugin.detectors.dataset import Sources, prepare
+
+    def run(change: Change = lambda content: None, **options: Any) -> Any:
+        return prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos, **options))
+
+    return run

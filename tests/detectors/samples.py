@@ -1,7 +1,7 @@
 """Small data sets as annotation tools write them: ten images, each with one object in the same place.
 
-Image n has an object of class ``NAMES[n % 2]`` at ``BOX``. Where a form has splits, images 1 to 6 are of training, 7
-and 8 of validation, 9 and 10 of the test; see ``SAMPLES``.
+Image n has an object of class ``NAMES[n % 2]`` at ``BOX``. If a form has splits, images 1 to 6 are for training, 7 and 8
+for validation, 9 and 10 for the test; see ``SAMPLES``.
 """
 
 import json
@@ -26,39 +26,45 @@ class Sample(NamedTuple):
     """A data set in a tool's form.
 
     Attributes:
-        tool: Whose.
         write: Writes it into a folder, and returns the arguments of tools/transfer.py, to be run there.
-        test: Numbers of the images that are tested on; None if a fifth is held out.
+        splits: It names its splits; else a fifth is held out.
         masks: Whether objects have masks.
-        keypoints: Of an object.
-        train: Numbers of the images that are trained on; None for all others.
+        keypoints: Number of keypoints of an object.
     """
 
-    tool: str
     write: Callable[[Path], list[str]]
-    test: Iterable[int] | None = None
+    splits: bool = False
     masks: bool = False
     keypoints: int = 0
-    train: Iterable[int] | None = None
 
 
 SAMPLES: dict[str, Sample] = {}
 
 
-def sample(tool: str, name: str, **about: Any) -> Callable[[Callable[[Path], list[str]]], Callable[[Path], list[str]]]:
-    """Register the writer of a data set."""
+def sample(name: str, *arguments: str, **about: Any) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+    """Register the writer of a data set; the arguments are those of tools/transfer.py."""
 
-    def register(write: Callable[[Path], list[str]]) -> Callable[[Path], list[str]]:
-        SAMPLES[f"{tool}: {name}"] = Sample(tool, write, **about)
+    def register(write: Callable[[Path], None]) -> Callable[[Path], None]:
+        def run(root: Path) -> list[str]:
+            write(root)
+            return list(arguments or ("--train-folder", "."))
+
+        SAMPLES[name] = Sample(run, **about)
         return write
 
     return register
 
 
-def put(path: Path, text: str, encoding: str = "utf-8") -> None:
-    """Write a text, and the folders above it."""
+def put(path: Path, content: Any, encoding: str = "utf-8") -> None:
+    """Write a text, or other content as JSON, and the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
     path.write_bytes(text.encode(encoding))
+
+
+def lines(pattern: str, numbers: Iterable[int] = ALL) -> str:
+    """Return a line for each image, with its number and class in the pattern."""
+    return "".join(pattern.format(n, NAMES[n % 2], n % 2) + "\n" for n in numbers)
 
 
 def photo(path: Path, number: int) -> None:
@@ -81,38 +87,17 @@ def coco(
     numbers: Iterable[int] = ALL, pattern: str = "{:03}.jpg", form: str = "polygon", **more: Any
 ) -> dict[str, Any]:
     """Return the content of a COCO file; ``form`` is "box", "polygon" or "runs"."""
-    objects = []
-    for number in numbers:
-        mask: Any = {"box": [], "polygon": [POLYGON], "runs": runs()}[form]
-        objects.append(
-            {
-                "id": number,
-                "image_id": number,
-                "category_id": 1 + number % 2,
-                "bbox": list(BOX),
-                "area": 320,
-                "iscrowd": 0,
-                "segmentation": mask,
-                **more,
-            }
-        )
+    counts = [8 * HEIGHT + 8, *[20, HEIGHT - 20] * 15, 20]  # by columns
+    runs = {"counts": [*counts, WIDTH * HEIGHT - sum(counts)], "size": [HEIGHT, WIDTH]}
+    mask = {"box": [], "polygon": [POLYGON], "runs": runs}[form]
+    row = {"bbox": list(BOX), "area": 320, "iscrowd": 0, "segmentation": mask} | more
     return {
         "info": {},
         "licenses": [],
         "images": [{"id": n, "file_name": pattern.format(n), "width": WIDTH, "height": HEIGHT} for n in numbers],
-        "annotations": objects,
+        "annotations": [{"id": n, "image_id": n, "category_id": 1 + n % 2, **row} for n in numbers],
         "categories": [{"id": n, "name": name, "supercategory": ""} for n, name in enumerate(NAMES, start=1)],
     }
-
-
-def runs() -> dict[str, Any]:
-    """Return the box as COCO's run lengths, by columns."""
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[8:28, 8:24] = 1
-    flat = mask.ravel(order="F")
-    places = np.flatnonzero(np.diff(np.concatenate([[0], flat, [0]])))
-    counts = np.diff(np.concatenate([[0], places, [flat.size]])).tolist()
-    return {"counts": counts, "size": [HEIGHT, WIDTH]}
 
 
 def voc(number: int, filename: str | None = None, folder: str = "images") -> str:
@@ -131,191 +116,170 @@ def yolo(root: Path, values: str = RELATIVE, images: str = "images/{split}", lab
     """Write images and label files, in folders of their splits."""
     for number in ALL:
         photos(root / images.format(split=split(number)), [number])
-        put(root / labels.format(split=split(number)) / f"{number:03}.txt", f"{number % 2} {values}\n")
+        put(root / labels.format(split=split(number)) / f"{number:03}.txt", lines(f"{{2}} {values}", [number]))
 
 
 # --------------------------------------------------------------------------------------------------- Ultralytics
 ULTRALYTICS = "path: .\ntrain: images/train\nval: images/val\ntest: images/test\nnames:\n  0: cat\n  1: hot dog\n"
 
 
-@sample("Ultralytics", "detect", test=VAL, train=TRAIN)
-def ultralytics(root: Path) -> list[str]:
-    yolo(root)
-    put(root / "data.yaml", ULTRALYTICS)
-    return ["--train-folder", "."]
+@sample("Ultralytics: detect", splits=True)
+def ultralytics(root: Path, values: str = RELATIVE, more: str = "") -> None:
+    yolo(root, values)
+    put(root / "data.yaml", ULTRALYTICS + more)
 
 
-@sample("Ultralytics", "the YAML itself, names as a list", test=VAL, train=TRAIN)
-def ultralytics_yaml(root: Path) -> list[str]:
+@sample("Ultralytics: the YAML itself, names as a list", "--train-folder", "my.yaml", splits=True)
+def ultralytics_yaml(root: Path) -> None:
     yolo(root / "datasets")
     put(root / "my.yaml", "path: datasets\ntrain: images/train\nval: images/val\nnc: 2\nnames: ['cat', 'hot dog']\n")
-    return ["--train-folder", "my.yaml"]
 
 
-@sample("Ultralytics", "lists of images", test=VAL, train=TRAIN)
-def ultralytics_lists(root: Path) -> list[str]:
+@sample("Ultralytics: lists of images", splits=True)
+def ultralytics_lists(root: Path) -> None:
     yolo(root, images="images", labels="labels")
     for name, numbers in (("train", TRAIN), ("val", VAL)):
-        put(root / f"{name}.txt", "".join(f"./images/{number:03}.jpg\n" for number in numbers))
+        put(root / f"{name}.txt", lines("./images/{:03}.jpg", numbers))
     put(root / "data.yaml", "train: train.txt\nval: val.txt\nnames: [cat, hot dog]\n")
-    return ["--train-folder", "."]
 
 
-@sample("Ultralytics", "segment", test=VAL, train=TRAIN, masks=True)
-def ultralytics_segment(root: Path) -> list[str]:
-    yolo(root, CORNERS)
-    put(root / "data.yaml", ULTRALYTICS)
-    return ["--train-folder", "."]
+@sample("Ultralytics: segment", splits=True, masks=True)
+def ultralytics_segment(root: Path) -> None:
+    ultralytics(root, CORNERS)
 
 
-@sample("Ultralytics", "pose", test=VAL, train=TRAIN, keypoints=3)
-def ultralytics_pose(root: Path) -> list[str]:
+@sample("Ultralytics: pose", splits=True, keypoints=3)
+def ultralytics_pose(root: Path) -> None:
     points = " ".join(f"{x / WIDTH:.6f} {y / HEIGHT:.6f} {v}" for x, y, v in np.reshape(POINTS, (3, 3)).tolist())
-    yolo(root, f"{RELATIVE} {points}")
-    put(root / "data.yaml", f"{ULTRALYTICS}kpt_shape: [3, 3]\nflip_idx: [1, 0, 2]\n")
-    return ["--train-folder", "."]
+    ultralytics(root, f"{RELATIVE} {points}", "kpt_shape: [3, 3]\nflip_idx: [1, 0, 2]\n")
 
 
-@sample("Ultralytics", "OBB", test=VAL, train=TRAIN, masks=True)
-def ultralytics_obb(root: Path) -> list[str]:
-    yolo(root, CORNERS)
-    put(root / "dota.yaml", ULTRALYTICS)
-    return ["--train-folder", "dota.yaml"]
+@sample("Ultralytics: OBB", "--train-folder", "data.yaml", splits=True, masks=True)
+def ultralytics_obb(root: Path) -> None:
+    ultralytics(root, CORNERS)
 
 
-@sample("Ultralytics", "predictions with confidence", test=VAL, train=TRAIN)
-def ultralytics_confidence(root: Path) -> list[str]:
-    yolo(root, f"{RELATIVE} 0.871")
-    put(root / "data.yaml", ULTRALYTICS)
-    return ["--train-folder", "."]
+@sample("Ultralytics: predictions with confidence", splits=True)
+def ultralytics_confidence(root: Path) -> None:
+    ultralytics(root, f"{RELATIVE} 0.871")
 
 
 # ------------------------------------------------------------------------------------------------------ Roboflow
-@sample("Roboflow", "YOLOv8", test=VAL, train=TRAIN)
-def roboflow_yolo(root: Path) -> list[str]:
+@sample("Roboflow: YOLOv8", splits=True)
+def roboflow_yolo(root: Path) -> None:
     yolo(root, images="{split}/images", labels="{split}/labels")
     (root / "val").rename(root / "valid")
     paths = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n"
     put(root / "data.yaml", f"{paths}\nnc: 2\nnames: ['cat', 'hot dog']\n\nroboflow:\n  workspace: me\n")
-    return ["--train-folder", "."]
 
 
-@sample("Roboflow", "COCO", test=VAL, train=TRAIN, masks=True)
-def roboflow_coco(root: Path) -> list[str]:
+@sample("Roboflow: COCO", splits=True, masks=True)
+def roboflow_coco(root: Path) -> None:
     for name, numbers in (("train", TRAIN), ("valid", VAL), ("test", TEST)):
         photos(root / name, numbers)
-        put(root / name / "_annotations.coco.json", json.dumps(coco(numbers)))
-    return ["--train-folder", "."]
+        put(root / name / "_annotations.coco.json", coco(numbers))
 
 
-@sample("Roboflow", "Pascal VOC", test=VAL, train=TRAIN)
-def roboflow_voc(root: Path) -> list[str]:
+@sample("Roboflow: Pascal VOC", splits=True)
+def roboflow_voc(root: Path) -> None:
     for name, numbers in (("train", TRAIN), ("valid", VAL), ("test", TEST)):
         photos(root / name, numbers)
         for number in numbers:
             put(root / name / f"{number:03}.xml", voc(number, folder=""))
-    return ["--train-folder", "."]
 
 
-@sample("Roboflow", "TensorFlow CSV", test=VAL, train=TRAIN)
-def roboflow_csv(root: Path) -> list[str]:
+@sample("Roboflow: TensorFlow CSV", splits=True)
+def roboflow_csv(root: Path) -> None:
     for name, numbers in (("train", TRAIN), ("valid", VAL)):
         photos(root / name, numbers)
-        rows = [f"{n:03}.jpg,{WIDTH},{HEIGHT},{NAMES[n % 2]},8,8,24,28\n" for n in numbers]
-        put(root / name / "_annotations.csv", f"filename,width,height,class,xmin,ymin,xmax,ymax\n{''.join(rows)}")
-    return ["--train-folder", "."]
+        rows = lines(f"{{:03}}.jpg,{WIDTH},{HEIGHT},{{}},8,8,24,28", numbers)
+        put(root / name / "_annotations.csv", f"filename,width,height,class,xmin,ymin,xmax,ymax\n{rows}")
 
 
-@sample("Roboflow", "YOLO Darknet", test=VAL, train=TRAIN)
-def roboflow_darknet(root: Path) -> list[str]:
+@sample("Roboflow: YOLO Darknet", splits=True)
+def roboflow_darknet(root: Path) -> None:
     yolo(root, images="{split}", labels="{split}")
     (root / "val").rename(root / "valid")
     for name in ("train", "valid"):
         put(root / name / "_darknet.labels", "cat\nhot dog\n")
-    return ["--train-folder", "."]
 
 
 # ---------------------------------------------------------------------------------------------------------- CVAT
-@sample("CVAT", "COCO 1.0", masks=True)
-def cvat_coco(root: Path) -> list[str]:
+OCCLUDED = {"occluded": False}
+
+
+@sample("CVAT: COCO 1.0", masks=True)
+def cvat_coco(root: Path) -> None:
     photos(root / "images" / "default")
-    content = coco(attributes={"occluded": False})
-    put(root / "annotations" / "instances_default.json", json.dumps(content))
-    return ["--train-folder", "."]
+    put(root / "annotations" / "instances_default.json", coco(attributes=OCCLUDED))
 
 
-@sample("CVAT", "COCO 1.0, brush masks", masks=True)
-def cvat_brush(root: Path) -> list[str]:
+BRUSH = ("--train-json", "annotations/instances_default.json", "--train-images", "images")
+POSES = ("--train-json", "annotations/person_keypoints_default.json", "--train-images", "images")
+
+
+@sample("CVAT: COCO 1.0, brush masks", *BRUSH, masks=True)
+def cvat_brush(root: Path) -> None:
     photos(root / "images")
-    content = coco(form="runs", iscrowd=1, attributes={"occluded": False})
-    put(root / "annotations" / "instances_default.json", json.dumps(content))
-    return ["--train-json", "annotations/instances_default.json", "--train-images", "images"]
+    put(root / "annotations" / "instances_default.json", coco(form="runs", iscrowd=1, attributes=OCCLUDED))
 
 
-@sample("CVAT", "COCO Keypoints 1.0", masks=False, keypoints=3)
-def cvat_keypoints(root: Path) -> list[str]:
+@sample("CVAT: COCO Keypoints 1.0", *POSES, keypoints=3)
+def cvat_keypoints(root: Path) -> None:
     photos(root / "images")
     content = coco(form="box", keypoints=POINTS, num_keypoints=3)
     for row in content["categories"]:
         row |= {"keypoints": ["left_ear", "right_ear", "tail"], "skeleton": [[1, 3], [2, 3]]}
-    put(root / "annotations" / "person_keypoints_default.json", json.dumps(content))
-    return ["--train-json", "annotations/person_keypoints_default.json", "--train-images", "images"]
+    put(root / "annotations" / "person_keypoints_default.json", content)
 
 
-@sample("CVAT", "PASCAL VOC 1.1", test=VAL, train=TRAIN)
-def cvat_voc(root: Path) -> list[str]:
+@sample("CVAT: PASCAL VOC 1.1", splits=True)
+def cvat_voc(root: Path) -> None:
     photos(root / "JPEGImages")
     for number in ALL:
         put(root / "Annotations" / f"{number:03}.xml", voc(number))
     for name, numbers in (("train", TRAIN), ("val", VAL)):
-        put(root / "ImageSets" / "Main" / f"{name}.txt", "".join(f"{number:03}\n" for number in numbers))
-        put(root / "ImageSets" / "Main" / f"cat_{name}.txt", "".join(f"{number:03} -1\n" for number in numbers))
+        put(root / "ImageSets" / "Main" / f"{name}.txt", lines("{:03}", numbers))
+        put(root / "ImageSets" / "Main" / f"cat_{name}.txt", lines("{:03} -1", numbers))
     put(root / "labelmap.txt", "# label:color_rgb:parts:actions\ncat:128,0,0::\nhot dog:0,128,0::\n")
-    return ["--train-folder", "."]
 
 
-@sample("CVAT", "YOLO 1.1", test=VAL, train=TRAIN)
-def cvat_yolo(root: Path) -> list[str]:
+@sample("CVAT: YOLO 1.1", splits=True)
+def cvat_yolo(root: Path) -> None:
     for name, numbers in (("train", TRAIN), ("valid", VAL)):
         folder = root / f"obj_{name}_data"
         photos(folder, numbers)
         for number in numbers:
-            put(folder / f"{number:03}.txt", f"{number % 2} {RELATIVE}\n")
-        put(root / f"{name}.txt", "".join(f"data/obj_{name}_data/{number:03}.jpg\n" for number in numbers))
+            put(folder / f"{number:03}.txt", lines(f"{{2}} {RELATIVE}", [number]))
+        put(root / f"{name}.txt", lines(f"data/obj_{name}_data/{{:03}}.jpg", numbers))
     put(root / "obj.names", "cat\nhot dog\n")
     files = "train = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\nbackup = backup/\n"
     put(root / "obj.data", f"classes = 2\n{files}")
-    return ["--train-folder", "."]
 
 
-@sample("CVAT", "Ultralytics YOLO 1.0", test=VAL, train=TRAIN)
-def cvat_ultralytics(root: Path) -> list[str]:
+@sample("CVAT: Ultralytics YOLO 1.0", splits=True)
+def cvat_ultralytics(root: Path) -> None:
     yolo(root)
     for name, numbers in (("train", TRAIN), ("val", VAL)):
-        put(root / f"{name}.txt", "".join(f"data/images/{name}/{number:03}.jpg\n" for number in numbers))
+        put(root / f"{name}.txt", lines(f"data/images/{name}/{{:03}}.jpg", numbers))
     put(root / "data.yaml", "names:\n  0: cat\n  1: hot dog\npath: .\ntrain: train.txt\nval: val.txt\n")
-    return ["--train-folder", "."]
 
 
-CVAT_SHAPES = {
-    0: '<box label="{label}" source="manual" occluded="0" xtl="8.00" ytl="8.00" xbr="24.00" ybr="28.00" z_order="0"></box>',
-    1: '<polygon label="{label}" source="manual" occluded="0" points="8.00,8.00;24.00,8.00;24.00,28.00;8.00,28.00"/>',
-    2: '<mask label="{label}" source="manual" occluded="0" rle="0, 320" left="8" top="8" width="16" height="20"/>',
-}
+CVAT_SHAPES = (
+    '<box label="{}" source="manual" occluded="0" xtl="8.00" ytl="8.00" xbr="24.00" ybr="28.00" z_order="0"></box>',
+    '<polygon label="{}" source="manual" occluded="0" points="8.00,8.00;24.00,8.00;24.00,28.00;8.00,28.00"/>',
+    '<mask label="{}" source="manual" occluded="0" rle="0, 320" left="8" top="8" width="16" height="20"/>',
+)
 
 
-@sample("CVAT", "CVAT for images 1.1", test=VAL, train=TRAIN, masks=True)
-def cvat_xml(root: Path) -> list[str]:
+@sample("CVAT: CVAT for images 1.1", splits=True, masks=True)
+def cvat_xml(root: Path) -> None:
     photos(root / "images")
     rows = ""
     for number in ALL:
         subset = {"train": "Train", "val": "Validation", "test": "Test"}[split(number)]
-        shape = CVAT_SHAPES[number % 3].format(label=NAMES[number % 2])
-        rows += (
-            f'<image id="{number}" name="{number:03}.jpg" subset="{subset}" task_id="1" width="{WIDTH}" '
-            f'height="{HEIGHT}">{shape}</image>\n'
-        )
+        about = f'id="{number}" name="{number:03}.jpg" subset="{subset}" width="{WIDTH}" height="{HEIGHT}"'
+        rows += f"<image {about}>{CVAT_SHAPES[number % 3].format(NAMES[number % 2])}</image>\n"
     labels = "".join(f"<label><name>{name}</name><type>any</type></label>" for name in NAMES)
     meta = f"<meta><task><id>1</id><labels>{labels}</labels></task></meta>"
     put(root / "annotations.xml", f'<?xml version="1.0"?><annotations><version>1.1</version>{meta}{rows}</annotations>')
-    return ["--train-folder", "."]

@@ -10,7 +10,7 @@ import pytest
 
 from moco_plugin.tools.transfer import main
 from tests.detectors import samples, samples_by_others
-from tests.detectors.samples import ALL, BOX, NAMES, SAMPLES, TEST, TRAIN, VAL, coco, photo, photos, put, voc, yolo
+from tests.detectors.samples import ALL, BOX, NAMES, SAMPLES, TRAIN, VAL, coco, lines, photo, photos, put, voc, yolo
 from tests.helpers import safety_cases
 
 Content = dict[str, Any]
@@ -44,6 +44,9 @@ class Read:
         )
 
 
+Check, Refused = Callable[..., Read], Callable[..., str]
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
@@ -51,7 +54,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def check(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Read]:
+def check(here: Path, capfd: pytest.CaptureFixture[str]) -> Check:
     def run(*arguments: object) -> Read:
         code = main([*map(str, arguments), "--check", "--out", "out"])
         shown = capfd.readouterr()
@@ -62,7 +65,7 @@ def check(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., Read]:
 
 
 @pytest.fixture
-def refused(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def refused(here: Path, capfd: pytest.CaptureFixture[str]) -> Refused:
     def run(*arguments: object) -> str:
         assert main([*map(str, arguments), "--check", "--out", "out"]) in (1, 2)
         (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -73,53 +76,43 @@ def refused(here: Path, capfd: pytest.CaptureFixture[str]) -> Callable[..., str]
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_what_tools_write_is_read(name: str, here: Path, check: Callable[..., Read]) -> None:
+def test_what_tools_write_is_read(name: str, here: Path, check: Check) -> None:
     sample = SAMPLES[name]
     read = check(*sample.write(here))
     assert read.has_the_usual_objects() and set(read.classes) - {"_background_"} == set(NAMES)
-    if sample.test is None:
-        assert sorted(read.train + read.test) == list(ALL) and len(read.test) == 2
+    if sample.splits:
+        assert (read.train, read.test) == (list(TRAIN), list(VAL))
     else:
-        assert (read.train, read.test) == (list(sample.train or ()), list(sample.test))
+        assert sorted(read.train + read.test) == list(ALL) and len(read.test) == 2
     rows = [row for part in read.objects.values() for row in part]
     assert any("segmentation" in row for row in rows) == sample.masks
-    assert all(len(row.get("keypoints", ())) == 3 * sample.keypoints for row in rows)
-    if sample.keypoints:
-        assert rows[0]["keypoints"] == pytest.approx(samples.POINTS, abs=1e-3)
-
-
-def test_the_page_names_every_form() -> None:
-    text = DOCS.read_text()
-    for name in SAMPLES:
-        tool, form = name.split(": ", 1)
-        assert any(tool in line and form in line for line in text.splitlines()), name
+    points = samples.POINTS if sample.keypoints else []
+    assert all(row.get("keypoints", []) == pytest.approx(points, abs=1e-3) for row in rows)
+    tool, form = name.split(": ", 1)
+    assert any(tool in line and form in line for line in DOCS.read_text().splitlines())
 
 
 NAMED = "train: images/train\nval: images/val\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "classes"),
+    ("text", "kinds", "names"),
     [
-        ("names: {1: cat, 2: hot dog}", {0: None, 1: "cat"}),
-        ("names: {'0': cat, '1': 'hot dog'}", {0: "cat", 1: "hot dog"}),
-        ("names:\n  7: bird\n  0: cat\n  1: hot dog", {0: "cat", 1: "hot dog"}),
-        ("names: [yes, 007]", {0: "yes", 1: "007"}),
+        ("names: {1: cat, 2: hot dog}", (1,), {"cat"}),
+        ("names: {'0': cat, '1': 'hot dog'}", (0, 1), {"cat", "hot dog"}),
+        ("names:\n  7: bird\n  0: cat\n  1: hot dog", (0, 1), {"cat", "hot dog"}),
+        ("names: [yes, 007]", (0, 1), {"yes", "007"}),
     ],
 )
-def test_yolo_names_go_by_number(text: str, classes: dict[int, str], here: Path, check: Callable[..., Read]) -> None:
+def test_yolo_names_go_by_number(text: str, kinds: tuple[int, ...], names: set[str], here: Path, check: Check) -> None:
     yolo(here)
-    for path in here.rglob("*.txt"):  # two objects in each image
-        put(path, f"0 {samples.RELATIVE}\n1 {samples.RELATIVE}\n")
+    for path in here.rglob("*.txt"):
+        put(path, "".join(f"{kind} {samples.RELATIVE}\n" for kind in kinds))
     put(here / "data.yaml", NAMED + text)
-    if None in classes.values():
-        for path in here.rglob("*.txt"):
-            put(path, f"1 {samples.RELATIVE}\n" * 2)
-    read = check("--train-folder", ".")
-    assert {row["class"] for row in read.objects[1]} == {name for name in classes.values() if name}
+    assert {row["class"] for row in check("--train-folder", ".").objects[1]} == names
 
 
-def test_names_are_those_of_the_set_alone(here: Path, check: Callable[..., Read]) -> None:
+def test_names_are_those_of_the_set_alone(here: Path, check: Check) -> None:
     yolo(here / "set", images="images", labels="labels")
     put(here / "other.yaml", "train: other\nnames: [lion, tiger]\n")
     put(here / "classes.txt", "lion\ntiger\n")
@@ -130,7 +123,7 @@ def test_names_are_those_of_the_set_alone(here: Path, check: Callable[..., Read]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
-def test_encodings(encoding: str, here: Path, check: Callable[..., Read]) -> None:
+def test_encodings(encoding: str, here: Path, check: Check) -> None:
     photos(here / "voc")
     for number in ALL:
         put(here / "voc" / f"{number:03}.xml", voc(number).replace("hot dog", "Bär"), encoding)
@@ -143,49 +136,42 @@ def test_encodings(encoding: str, here: Path, check: Callable[..., Read]) -> Non
     content = coco()
     content["categories"][0]["name"] = "Bär"
     photos(here / "coco")
-    put(here / "coco" / "train.json", json.dumps(content, ensure_ascii=False), encoding)
+    put(here / "coco" / "train.json", content, encoding)
     assert check("--train-json", "coco/train.json").classes == ["Bär", "hot dog"]
-    rows = "".join(f"{n:03}.jpg,{('Bär', 'cat')[n % 2]},8,8,24,28\n" for n in ALL)
+    rows = lines("{:03}.jpg,Bär {},8,8,24,28")
     put(here / "coco" / "boxes.csv", f"filename,class,xmin,ymin,xmax,ymax\n{rows}", encoding)
-    assert check("--train-folder", "coco/boxes.csv").classes == ["Bär", "cat"]
+    assert check("--train-folder", "coco/boxes.csv").classes == ["Bär cat", "Bär hot dog"]
 
 
-@pytest.mark.parametrize(
-    "pattern",
-    [
-        "images\\{:03}.jpg",
-        "C:\\Users\\me\\images\\{:03}.JPG",
-        "/data/upload/3/{:03}.jpg",
-        "/data/local-files/?d=images/{:03}.jpg",
-        "http://localhost:8080/data/upload/3/0a1b2c3d-{:03}.jpg",
-        "{:03}",
-        "{:03}.JPEG",
-        "images/images/{:03}.jpg",
-        "./images/{:03}.png",
-    ],
-)
-def test_images_are_found_by_name(pattern: str, here: Path, check: Callable[..., Read]) -> None:
+PATTERNS = r"""
+    images\{:03}.jpg C:\Users\me\images\{:03}.JPG /data/upload/3/{:03}.jpg /data/local-files/?d=images/{:03}.jpg
+    http://localhost:8080/data/upload/3/0a1b2c3d-{:03}.jpg {:03} {:03}.JPEG images/images/{:03}.jpg ./images/{:03}.png
+"""
+
+
+@pytest.mark.parametrize("pattern", PATTERNS.split())
+def test_images_are_found_by_name(pattern: str, here: Path, check: Check) -> None:
     photos(here / "set" / "images")
-    put(here / "set" / "train.json", json.dumps(coco(pattern=pattern)))
+    put(here / "set" / "train.json", coco(pattern=pattern))
     read = check("--train-json", "set/train.json", "--train-images", "set/images")
     assert read.has_the_usual_objects() and len(read.train) == 8
     assert "10 images are not where train.json says, and were found by name: " in read.shown
 
 
-def test_names_of_two_images_are_nobodys(here: Path, refused: Callable[..., str], check: Callable[..., Read]) -> None:
+def test_names_of_two_images_are_nobodys(here: Path, refused: Refused, check: Check) -> None:
     photos(here / "a")
     photos(here / "b")
-    put(here / "train.json", json.dumps(coco(pattern="c\\{:03}.jpg")))
+    put(here / "train.json", coco(pattern="c\\{:03}.jpg"))
     line = refused("--train-json", "train.json")
     assert r"lists 10 images, of which 10 are missing (c\001.jpg, looked for in ., and by its name below)" in line
-    put(here / "train.json", json.dumps(coco(pattern="D:\\b\\{:03}.jpg")))
+    put(here / "train.json", coco(pattern="D:\\b\\{:03}.jpg"))
     for number in ALL:
         photo(here / "b" / f"{number:03}.jpg", 100 + number)
     check("--train-json", "train.json")
     assert "/b/001.jpg" in Path("out/data/train.json").read_text() + Path("out/data/test.json").read_text()
 
 
-def test_voc_files_of_renamed_images(here: Path, check: Callable[..., Read]) -> None:
+def test_voc_files_of_renamed_images(here: Path, check: Check) -> None:
     photos(here)
     for number in ALL:
         name = {1: "001", 2: "002.JPG", 3: "IMG_77.jpg", 4: "C:\\me\\004.jpg"}.get(number, f"{number:03}.jpg")
@@ -209,21 +195,21 @@ def test_keypoints_without_a_description(
     assert sentence in "".join(capfd.readouterr())
 
 
-def test_voc_lists_of_trainval_and_test(here: Path, check: Callable[..., Read]) -> None:
+def test_voc_lists_of_trainval_and_test(here: Path, check: Check) -> None:
     samples.cvat_voc(here)
     lists = here / "ImageSets" / "Main"
-    put(lists / "trainval.txt", "".join(f"{number:03}\n" for number in [*TRAIN, *VAL]))
-    put(lists / "test.txt", "".join(f"{number:03}\n" for number in TEST))
+    put(lists / "trainval.txt", lines("{:03}", [*TRAIN, *VAL]))
+    put(lists / "test.txt", lines("{:03}", samples.TEST))
     read = check("--train-folder", ".")
-    assert (read.train, read.test) == ([*TRAIN, *VAL], list(TEST))
+    assert (read.train, read.test) == ([*TRAIN, *VAL], list(samples.TEST))
 
 
-def test_a_test_set_of_a_set_with_splits_is_its_test_split(here: Path, check: Callable[..., Read]) -> None:
+def test_a_test_set_of_a_set_with_splits_is_its_test_split(here: Path, check: Check) -> None:
     samples.ultralytics(here)
-    assert check("--train-folder", "data.yaml", "--test-folder", "data.yaml").test == list(TEST)
+    assert check("--train-folder", "data.yaml", "--test-folder", "data.yaml").test == list(samples.TEST)
 
 
-def test_cvat_shapes(here: Path, check: Callable[..., Read]) -> None:
+def test_cvat_shapes(here: Path, check: Check) -> None:
     samples.cvat_xml(here)
     turned = '<box label="cat" xtl="10" ytl="10" xbr="30" ybr="20" rotation="90.0"/>'
     others = (
@@ -237,7 +223,7 @@ def test_cvat_shapes(here: Path, check: Callable[..., Read]) -> None:
     assert "left out: 1 shapes of the kind 'points', which have no area" in read.shown
 
 
-def test_labelme_groups_and_shapes(here: Path, check: Callable[..., Read]) -> None:
+def test_labelme_groups_and_shapes(here: Path, check: Check) -> None:
     samples_by_others.labelme(here)
     content = json.loads((here / "006.json").read_text())
     part = {"label": "cat", "points": [[40, 8], [50, 8], [50, 18]], "group_id": 1, "shape_type": "polygon"}
@@ -251,21 +237,21 @@ def test_labelme_groups_and_shapes(here: Path, check: Callable[..., Read]) -> No
     assert round_one["bbox"] == pytest.approx([20, 10, 20, 20], abs=0.1)
 
 
-def test_forms_that_are_none(here: Path, refused: Callable[..., str]) -> None:
-    photos(here / "photos")
-    assert "photos is not detection data; expected a COCO file, a YOLO set" in refused("--train-folder", "photos")
-    put(here / "tracks.xml", "<annotations><track id='0' label='a'/></annotations>")
-    assert 'export the task as "CVAT for images"' in refused("--train-folder", "tracks.xml")
-    put(here / "set.zip", "PK")
-    assert "set.zip is not detection data; unpack it" in refused("--train-folder", "set.zip")
-    put(here / "a.csv", "filename,colour\n001.jpg,red\n")
-    assert "a.csv has the columns filename, colour; expected filename" in refused("--train-folder", "a.csv")
-    put(here / "tasks.json", '[{"id": 1, "annotations": [], "data": {"image": "/data/upload/3/001.jpg"}}]')
-    assert "export the project as COCO, YOLO or Pascal VOC" in refused("--train-json", "tasks.json")
-    put(here / "create.json", '[{"image": "001.jpg", "annotations": []}]')
-    assert "export the set as Pascal VOC, YOLO or COCO" in refused("--train-json", "create.json")
-    put(here / "a.json", '{"a": 1}')
-    assert "a.json is not a COCO file, nor of another tool" in refused("--train-json", "a.json")
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("photos/a.jpg", "", "photos is not detection data; expected a COCO file, a YOLO set"),
+        ("a.xml", "<annotations><track id='0' label='a'/></annotations>", 'export the task as "CVAT for images"'),
+        ("a.zip", "PK", "a.zip is not detection data; unpack it"),
+        ("a.csv", "filename,colour\n001.jpg,red\n", "a.csv has the columns filename, colour; expected filename"),
+        ("a.json", [{"id": 1, "data": {"image": "001.jpg"}}], "export the project as COCO, YOLO or Pascal VOC"),
+        ("a.json", [{"image": "001.jpg", "annotations": []}], "export the set as Pascal VOC, YOLO or COCO"),
+        ("a.json", {"a": 1}, "a.json is not a COCO file, nor of another tool"),
+    ],
+)
+def test_other_forms_are_refused(name: str, content: object, sentence: str, here: Path, refused: Refused) -> None:
+    put(here / name, content)
+    assert sentence in refused("--train-folder", name.partition("/")[0])
 
 
 @pytest.mark.parametrize("kind", safety_cases.ANNOTATIONS)

@@ -1,18 +1,16 @@
-"""Objects that are left out or refused, and what is absent or text in COCO files."""
+"""Invalid objects and COCO files, missing values, and numbers as text."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.errors import UserError
-from tests.detectors.own_coco import Content, coco
+from tests.detectors.own_coco import Change, Content, Prepared
 
 
-def first(**change: Any) -> Callable[[Content], Any]:
+def first(**change: Any) -> Change:
     return lambda content: content["annotations"][0].update(change)
 
 
@@ -40,10 +38,8 @@ RLE = {"size": [48, 64]}
         (first(keypoints="10 10 2"), "objects with values that are not numbers"),
     ],
 )
-def test_one_odd_object_is_left_out_and_many_are_refused(
-    tmp_path: Path, photos: Path, change: Callable[[Content], Any], reason: str
-) -> None:
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos))
+def test_one_odd_object_is_left_out_and_many_are_refused(prepared: Prepared, change: Change, reason: str) -> None:
+    data = prepared(change)
     (note,) = [note for note in data.notes if note.startswith("left out: 1 ")]
     assert reason in note and data.images + data.test_images == 10
 
@@ -52,11 +48,10 @@ def test_one_odd_object_is_left_out_and_many_are_refused(
         content["annotations"] += [{**content["annotations"][0], "id": number} for number in range(1000, 1004)]
         content["annotations"][1]["bbox"] = [70, 70, 5, 5]
 
-    file = coco(tmp_path / "many.json", photos, many)
     with pytest.raises(
-        UserError, match=rf"many.json: 5 {reason}.*; 1 boxes of less than a pixel.*; 10% of the objects"
+        UserError, match=rf"train.json: 5 {reason}.*; 1 boxes of less than a pixel.*; at most 10% may be"
     ):
-        prepare(tmp_path / "more", Sources(file, photos))
+        prepared(many)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +69,8 @@ def test_one_odd_object_is_left_out_and_many_are_refused(
         lambda c: c["categories"][0].update(keypoints=None, supercategory=None),
     ],
 )
-def test_null_is_absent_and_numbers_may_be_text(tmp_path: Path, photos: Path, change: Callable[[Content], Any]) -> None:
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos))
+def test_null_is_absent_and_numbers_may_be_text(prepared: Prepared, change: Change) -> None:
+    data = prepared(change)
     rows = [row for file in (data.train, data.test) for row in json.loads(file.read_text())["annotations"]]
     assert len(rows) == 11 and not any("left out" in note for note in data.notes) and data.masks
     assert sum(row["bbox"] == [8, 8, 16, 20] for row in rows) >= 10
@@ -90,19 +85,13 @@ def test_null_is_absent_and_numbers_may_be_text(tmp_path: Path, photos: Path, ch
         (lambda c: [i.update(width=10) for i in c["images"]], "bild ä 0.jpg has 64 x 48 pixels, not 10 x 48 as train"),
         (lambda c: c.update(images=c["images"][:1], annotations=c["annotations"][:1]), "lists 1 images"),
         (lambda c: c.update(annotations=[]), "has no object to train on"),
-        (
-            lambda c: [i.update(file_name="none.jpg") for i in c["images"]],
-            r"of which 10 are missing \(none.jpg, looked",
-        ),
-        (lambda c: [i.update(file_name="none.jpg") for i in c["images"][:6]], r"of which 6 are missing \(none.jpg"),
+        (lambda c: [i.update(file_name="no.jpg") for i in c["images"][:6]], r"of which 6 are missing \(no.jpg, looked"),
         (lambda c: c.pop("categories"), "is not a COCO file"),
         (lambda c: c["images"][0].pop("file_name"), "the images of .*missing required field `file_name`"),
         (lambda c: c.update(annotations={"a": 1}), "the annotations of .*Expected `array`, got `object`"),
     ],
 )
-def test_data_that_cannot_be_right(
-    tmp_path: Path, photos: Path, change: Callable[[Content], Any], message: str
-) -> None:
+def test_invalid_data_are_refused(tmp_path: Path, prepared: Prepared, change: Change, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, change), photos))
+        prepared(change)
     assert not (tmp_path / "data").exists()

@@ -18,7 +18,6 @@ from PIL import Image
 from pycocotools.mask import decode, frPyObjects
 
 from moco_plugin.data.decode import decode as decode_image
-from moco_plugin.detectors.dataset import Sources, prepare
 from moco_plugin.detectors.recipe import choose_recipe
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.transfer.components.coco import read_coco
@@ -26,13 +25,13 @@ from moco_plugin.transfer.components.datasets import keypoint_metadata, require_
 from moco_plugin.transfer.components.mask_head import PartialMaskHead
 from moco_plugin.transfer.mapper import Mapper
 from moco_plugin.transfer.trainer import build_evaluator
-from tests.detectors.own_coco import Content, coco
+from tests.detectors.own_coco import Content, Prepared, coco
 from tests.detectors.samples import photo
 from tests.helpers.processes import Tool
 
 
-def test_coco_files_are_split_and_registered_by_their_path(tmp_path: Path, photos: Path) -> None:
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos), photos))
+def test_coco_files_are_split_and_registered_by_their_path(photos: Path, prepared: Prepared) -> None:
+    data = prepared()
     assert data.classes == ("cat", "hot dog") and data.masks and (data.images, data.test_images) == (8, 2)
     assert data.notes == (
         "train.json is read as a COCO file",
@@ -44,13 +43,11 @@ def test_coco_files_are_split_and_registered_by_their_path(tmp_path: Path, photo
         entries = DatasetCatalog.get(name)
         assert len(entries) == count and all(Path(entry["file_name"]).parent == photos for entry in entries)
         assert {row["category_id"] for entry in entries for row in entry["annotations"]} <= {0, 1}
-    again = prepare(tmp_path / "again", Sources(tmp_path / "train.json", photos))
-    assert again.test.read_text() == data.test.read_text()
-    other = prepare(tmp_path / "other", Sources(tmp_path / "train.json", photos, seed=1))
-    assert other.test.read_text() != data.test.read_text()
+    first, again, other = (prepared(seed=seed).test.read_text() for seed in (0, 0, 1))
+    assert first == again != other
 
 
-def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photos: Path) -> None:
+def test_invalid_objects_are_left_out_and_counted(prepared: Prepared) -> None:
     def spoil(content: Content) -> None:
         content["images"].append({"id": 1, "file_name": "gone.jpg", "width": 9, "height": 9})
         first = content["annotations"][0]
@@ -63,45 +60,43 @@ def test_what_cannot_be_trained_on_is_left_out_and_counted(tmp_path: Path, photo
         ]
         content["categories"].append({"id": 40, "name": "zebra"})
 
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, spoil), photos))
+    data = prepared(spoil)
     assert "left out 1 of 11 images, which are missing: gone.jpg" in data.notes
-    assert any(
-        "2 boxes of less than a pixel, or outside of their image (first annotation 12 of" in n for n in data.notes
-    )
-    assert any("; 1 objects with an invalid mask" in note for note in data.notes)
-    assert "1 of 3 classes have no object: zebra" in data.notes
-    assert any("1 of 41 objects have no mask: they are trained as boxes" in note for note in data.notes) and data.masks
+    for text in (
+        "2 boxes of less than a pixel, or outside of their image (first annotation 12 of",
+        "; 1 objects with an invalid mask",
+        "1 of 3 classes have no object: zebra",
+        "1 of 41 objects have no mask: they are trained as boxes",
+    ):
+        assert any(text in note for note in data.notes)
     boxes = [row["bbox"] for file in (data.train, data.test) for row in json.loads(file.read_text())["annotations"]]
     assert [50, 40, 14, 8] in boxes and len(boxes) == 42
 
 
-def test_broken_images_are_left_out_up_to_a_share(tmp_path: Path, photos: Path) -> None:
-    file = coco(tmp_path / "train.json", photos)
+def test_broken_images_are_left_out_up_to_a_share(photos: Path, prepared: Prepared) -> None:
     for number, path in enumerate(sorted(photos.iterdir())):
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
+        path.write_bytes(path.read_bytes()[:400])
         if number == 1:
-            data = prepare(tmp_path / "data", Sources(file, photos))
+            data = prepared()
             assert data.images + data.test_images == 8
             assert any("left out 2 of 10 images: bild ä 0.jpg cannot be decoded" in note for note in data.notes)
     with pytest.raises(UserError, match=r"10 of 10 images of .* cannot be used: bild ä 0.jpg cannot be decoded"):
-        prepare(tmp_path / "more", Sources(file, photos))
+        prepared()
 
 
-def test_the_training_set_is_no_test_set(tmp_path: Path, photos: Path) -> None:
-    file = coco(tmp_path / "train.json", photos)
-    copy = Path(shutil.copytree(photos, tmp_path / "copy"))
+def test_the_training_set_is_no_test_set(tmp_path: Path, photos: Path, prepared: Prepared) -> None:
+    file, copy = coco(tmp_path / "test.json", photos), Path(shutil.copytree(photos, tmp_path / "copy"))
     for images in (photos, copy):
         with pytest.raises(UserError, match=r"10 of the 10 test images are training images \(bild ä 0.jpg, "):
-            prepare(tmp_path / "data", Sources(file, photos, file, images))
+            prepared(test=file, test_images=images)
     for number in range(2, 10):
         photo(copy / f"bild ä {number}.jpg", 100 + number)
-    data = prepare(tmp_path / "data", Sources(file, photos, file, copy))
+    data = prepared(test=file, test_images=copy)
     assert (data.images, data.test_images) == (8, 10)
     assert "2 images are in both sets, and not trained on: bild ä 0.jpg, bild ä 1.jpg" in data.notes
 
 
-def test_each_class_has_its_share_in_the_held_out_images(tmp_path: Path, photos: Path) -> None:
+def test_each_class_has_its_share_in_the_held_out_images(prepared: Prepared) -> None:
     def rare(content: Content) -> None:
         content["categories"] += [{"id": 20, "name": "owl"}, {"id": 21, "name": "yak"}]
         for number, kind in ((4, 20), (7, 20), (9, 21)):
@@ -110,8 +105,7 @@ def test_each_class_has_its_share_in_the_held_out_images(tmp_path: Path, photos:
             )
 
     for seed in range(8):
-        file = coco(tmp_path / "train.json", photos, rare)
-        data = prepare(tmp_path / "data", Sources(file, photos, seed=seed))
+        data = prepared(rare, seed=seed)
         parts = [json.loads(path.read_text())["annotations"] for path in (data.train, data.test)]
         kinds = [Counter(row["category_id"] for row in part if not row["iscrowd"]) for part in parts]
         assert kinds[0][20] == kinds[1][20] == 1 and kinds[0][21] == 1
@@ -119,19 +113,16 @@ def test_each_class_has_its_share_in_the_held_out_images(tmp_path: Path, photos:
 
 
 @pytest.mark.parametrize("orientation", [3, 5, 6, 7, 8])
-def test_annotations_of_images_that_exif_turns(tmp_path: Path, orientation: int) -> None:
-    """Tools that do not turn an image state its stored size; what they mark is then turned with the image."""
-    photos = tmp_path / "photos"
-    photos.mkdir()
+def test_annotations_of_images_that_exif_turns(photos: Path, orientation: int, prepared: Prepared) -> None:
+    """Tools that do not turn an image state its stored size; their annotations are then turned with the image."""
     exif = Image.Exif()
     exif[0x0112] = orientation
     array = np.zeros((48, 64, 3), np.uint8)
     array[8:28, 8:24] = 255
-    for number in range(10):
+    for number, path in enumerate(photos.iterdir()):
         array[40:, 40:] = number
-        Image.fromarray(array).save(photos / f"bild ä {number}.jpg", exif=exif)
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos), photos))
-    content = json.loads(data.train.read_text())
+        Image.fromarray(array).save(path, exif=exif)
+    content = json.loads(prepared().train.read_text())
     files = {row["id"]: row for row in content["images"]}
     for row in content["annotations"]:
         image = files[row["image_id"]]
@@ -147,42 +138,38 @@ def test_annotations_of_images_that_exif_turns(tmp_path: Path, orientation: int)
             assert mask.shape == seen.shape and mask.sum() == 48 * 5
 
 
-def test_test_files_have_the_classes_of_the_training_file(tmp_path: Path, photos: Path) -> None:
-    train = coco(tmp_path / "train.json", photos)
-    other_ids = coco(tmp_path / "a.json", photos, lambda c: _renumber(c))
+def test_test_files_have_the_classes_of_the_training_file(tmp_path: Path, photos: Path, prepared: Prepared) -> None:
+    def renumber(content: Content) -> None:
+        for row in content["categories"]:
+            row["id"] += 1
+        for row in content["annotations"]:
+            row["category_id"] += 1
+
     others = tmp_path / "others"
-    others.mkdir()
     for number in range(10):
         photo(others / f"bild ä {number}.jpg", 100 + number)
-    data = prepare(tmp_path / "data", Sources(train, photos, other_ids, others))
+    data = prepared(test=coco(tmp_path / "a.json", photos, renumber), test_images=others)
     assert {row["category_id"] for row in json.loads(data.test.read_text())["annotations"]} == {3, 17}
     other = coco(tmp_path / "b.json", photos, lambda c: c["categories"][0].update(name="dog"))
     with pytest.raises(UserError, match=r"b.json has 1 classes that .*train.json does not have: dog"):
-        prepare(tmp_path / "data", Sources(train, photos, other, others))
+        prepared(test=other, test_images=others)
 
 
-def _renumber(content: Content) -> None:
-    for row in content["categories"]:
-        row["id"] += 1
-    for row in content["annotations"]:
-        row["category_id"] += 1
-
-
-def test_all_run_lengths_of_crowds_are_objects(tmp_path: Path, photos: Path) -> None:
+def test_all_run_lengths_of_crowds_are_objects(prepared: Prepared) -> None:
     def brush(content: Content) -> None:
         for row in content["annotations"]:
             row["iscrowd"] = int(isinstance(row["segmentation"], dict))
 
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, brush), photos))
+    data = prepared(brush)
     assert any(note.startswith("all 5 run-length masks are marked as crowds") for note in data.notes)
     assert not any(row["iscrowd"] for row in json.loads(data.train.read_text())["annotations"])
 
 
-def test_the_limit_of_detections_follows_from_the_data(tmp_path: Path, photos: Path) -> None:
+def test_the_limit_of_detections_follows_from_the_data(prepared: Prepared) -> None:
     def crowded(content: Content) -> None:
         content["annotations"] += [{**content["annotations"][1], "id": 1000 + n} for n in range(199)]
 
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, crowded), photos))
+    data = prepared(crowded)
     recipe = choose_recipe("fpn", data, None, 1)
     assert recipe.settings["TEST.DETECTIONS_PER_IMAGE"] == 300
     assert any("up to 200 objects in an image: up to 300 are looked for" in sentence for sentence in recipe.sentences)
@@ -196,13 +183,12 @@ NOT_WRITABLE = pytest.mark.filterwarnings("ignore:The given NumPy array is not w
 
 
 @NOT_WRITABLE
-def test_training_test_and_predictions_see_one_picture(tmp_path: Path, photos: Path) -> None:
+def test_training_test_and_predictions_see_one_picture(photos: Path, prepared: Prepared) -> None:
     """Of 16 bits, with a range, in detectron2's training and test loaders as in the predictions."""
     for number, path in enumerate(sorted(photos.iterdir())):
         path.unlink()
         Image.fromarray(np.full((48, 64), 1000 + 100 * number, np.uint16)).save(path.with_suffix(".png"))
-    file = coco(tmp_path / "train.json", photos)
-    data = prepare(tmp_path / "data", Sources(file, photos, value_range=(1000, 2000)))
+    data = prepared(value_range=(1000, 2000))
     recipe = choose_recipe("fpn", data, None, 1)
     assert recipe.settings["INPUT.VALUE_RANGE"] == [1000, 2000]
     cfg = get_cfg()
@@ -218,12 +204,12 @@ def test_training_test_and_predictions_see_one_picture(tmp_path: Path, photos: P
 
 
 @NOT_WRITABLE
-def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(tmp_path: Path, photos: Path) -> None:
+def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(prepared: Prepared) -> None:
     def some(content: Content) -> None:
         for row in content["annotations"][::2]:
             row["segmentation"] = []
 
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos, some), photos))
+    data = prepared(some)
     settings = choose_recipe("fpn", data, None, 1).settings
     assert settings["MODEL.ROI_MASK_HEAD.NAME"] == "PartialMaskHead" and settings["MODEL.MASK_ON"]
     cfg = get_cfg()
@@ -247,8 +233,8 @@ def test_objects_without_a_mask_add_nothing_to_the_loss_of_masks(tmp_path: Path,
         assert head(features, [image])["loss_mask"] == 0
 
 
-def test_recipe_follows_the_data(tmp_path: Path, photos: Path) -> None:
-    data = prepare(tmp_path / "data", Sources(coco(tmp_path / "train.json", photos), photos))
+def test_recipe_follows_the_data(prepared: Prepared) -> None:
+    data = prepared()
     recipe = choose_recipe("fpn", data, None, 1)
     assert recipe.settings["MODEL.ROI_HEADS.NUM_CLASSES"] == 2 and recipe.settings["MODEL.MASK_ON"] is True
     assert recipe.settings["SOLVER.MAX_ITER"] == 300 and recipe.settings["SOLVER.BASE_LR"] == 0.0025
@@ -260,16 +246,20 @@ def test_recipe_follows_the_data(tmp_path: Path, photos: Path) -> None:
         choose_recipe("fpm", data, None, 1)
 
 
+SHORT = (
+    "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) TEST.PRECISE_BN.ENABLED False DATALOADER.NUM_WORKERS 1 INPUT.MIN_SIZE_TRAIN (64,) "
+    "INPUT.MIN_SIZE_TEST 64 TEST.DETECTIONS_PER_IMAGE 3"
+).split()
+
+
 def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) -> None:
     """From photos to the comparison's table, and pictures from the model file alone."""
     small = ["data.image_size=32", "schedule.steps=2", "schedule.interval=step", "trainer.accelerator=cpu"]
     tool("pretrain", "method=moco", f"data.root={photos}", *small, f"out={tmp_path / 'run'}")
     weights, out = tmp_path / "run/checkpoints/last.ckpt", tmp_path / "out"
     data = ["--train-json", coco(tmp_path / "train.json", photos), "--train-images", photos]
-    short = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64".split()
-    short += ["TEST.PRECISE_BN.ENABLED", "False", "DATALOADER.NUM_WORKERS", "0", "TEST.DETECTIONS_PER_IMAGE", "3"]
     command = [*data, "--weights", weights, "--compare", "--supervised", weights, "--trials", "1", "--out", out]
-    shown = tool("transfer", *command, *short).stdout
+    shown = tool("transfer", *command, *SHORT).stdout
     assert "8 training images, 2 classes: cat, hot dog" in shown and "not compared; give --continued" in shown
     assert "batch 2, learning rate 0.0025, 2 steps, 0.5 epochs; as typed: SOLVER.MAX_ITER 2, SOLVER.STEPS" in shown
     assert re.search(r"\n3 trainings of 2 steps follow, about .* in all \(.* s a step, .* s a test image\)", shown)
@@ -286,10 +276,7 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     assert (tmp_path / "pictures/bild ä 3.png").is_file()
     assert {row["category_id"] for row in json.loads(found.read_text())} <= {3, 17}
     refused = tool("transfer", *data, "--weights", weights, "--model", "c4", "--out", tmp_path / "c4", code=2).stderr
-    assert "holds a resnet18, which --model c4 cannot be built on; choose --model fpn" in refused
-
-
-SHORT = "SOLVER.MAX_ITER 2 SOLVER.STEPS (1,) TEST.PRECISE_BN.ENABLED False DATALOADER.NUM_WORKERS 1".split()
+    assert "contains a resnet18, which does not fit --model c4; choose --model fpn" in refused
 
 
 def with_keypoints(content: Content) -> None:
@@ -299,13 +286,12 @@ def with_keypoints(content: Content) -> None:
         row["keypoints"], row["skeleton"] = ["left_ear", "right_ear", "tail"], [[1, 3], [2, 3]]
 
 
-def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None:
+def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool, prepared: Prepared) -> None:
     file = coco(tmp_path / "train.json", photos, with_keypoints)
     out = tmp_path / "out"
     small = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
-    sizes = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "TEST.DETECTIONS_PER_IMAGE", "3"]
     data = ["--train-json", file, "--train-images", photos, "--out", out]
-    shown = tool("transfer", *data, *SHORT, *small, *sizes).stdout
+    shown = tool("transfer", *data, *SHORT, *small).stdout
     assert "boxes and masks and 3 keypoints" in shown and "keypoint AP50" in shown
     metadata = keypoint_metadata(read_coco(out / "data" / "train.json"))
     assert metadata["keypoint_flip_map"] == [("left_ear", "right_ear")]
@@ -320,6 +306,5 @@ def test_keypoints_are_trained(tmp_path: Path, photos: Path, tool: Tool) -> None
         with_keypoints(content)
         del content["annotations"][0]["keypoints"]
 
-    prepared = prepare(tmp_path / "data", Sources(coco(tmp_path / "some.json", photos, one_without), photos))
-    assert prepared.keypoints == 3
-    assert "1 of 11 objects do not have 3 keypoints: they are trained without" in prepared.notes
+    own = prepared(one_without)
+    assert own.keypoints == 3 and "1 of 11 objects do not have 3 keypoints: they are trained without" in own.notes

@@ -1,4 +1,4 @@
-"""Semantic segmentation on own data: label images of all kinds, and those that cannot be right."""
+"""Semantic segmentation on own data: label images of all kinds, and invalid ones."""
 
 import json
 import shutil
@@ -51,7 +51,7 @@ def test_label_images_are_trained(tmp_path: Path, photos: Path, labels: Path, to
 
 @pytest.mark.parametrize("kind", ["1 bit", "16 bits", "mask", "one name", "turned", "turned, labels as stored"])
 def test_label_images_of_other_kinds(kind: str, tmp_path: Path, photos: Path, labels: Path) -> None:
-    """They are trained and tested as the numbers that they mean, upright."""
+    """Training and test see the same labels, upright."""
     expected = []
     for path in sorted(photos.iterdir()):
         array = np.zeros((48, 64), np.uint8)
@@ -83,29 +83,37 @@ def test_label_images_of_other_kinds(kind: str, tmp_path: Path, photos: Path, la
             assert np.array_equal(sample["sem_seg"].numpy(), expected[0]) and sample["image"].shape[1:] == shown.shape
 
 
-def test_label_images_that_cannot_be_right(tmp_path: Path, photos: Path, labels: Path) -> None:
-    data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
-    assert data.classes == ("0", "1", "2") and (data.images, data.test_images) == (8, 2)
+def test_images_without_a_partner_are_left_out(tmp_path: Path, photos: Path, labels: Path) -> None:
     (labels / "bild ä 0.png").unlink()
     Image.new("L", (64, 48)).save(labels / "other.png")
-    notes = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True)).notes
-    assert "left out 1 label images without an image: other.png" in notes
-    assert "left out 1 images without a label image: bild ä 0" in notes
+    data = prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
+    assert data.classes == ("0", "1", "2") and (data.images, data.test_images) == (7, 2)
+    assert "left out 1 label images without an image: other.png" in data.notes
+    assert "left out 1 images without a label image: bild ä 0" in data.notes
 
-    def refused(image: Image.Image, sentence: str) -> None:
-        image.save(labels / "bild ä 1.png")
-        with pytest.raises(UserError, match=sentence):
-            prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
 
-    refused(Image.new("L", (32, 48)), r"1\.png has 32 x 48 pixels, and its image 64 x 48")
-    refused(Image.new("RGB", (64, 48)), r"1\.png is an array of 48 x 64 x 3 uint8; expected H x W integers")
-    refused(Image.fromarray(np.full((48, 64), 300, np.uint16)), r"has the label 300; expected 0 to 254")
-    (labels / "classes.txt").write_text("background\n")
-    refused(Image.new("L", (64, 48)), r"has the label [12], and there are 1 names")
-    (labels / "classes.txt").unlink()
-    for path in labels.iterdir():
-        Image.new("L", (64, 48)).save(path)
-    with pytest.raises(UserError, match=r"all pixels of .* have the label 0, or 255, which is ignored"):
+@pytest.mark.parametrize(
+    ("image", "names", "sentence"),
+    [
+        (Image.new("L", (32, 48)), "", r"1\.png has 32 x 48 pixels, and its image 64 x 48"),
+        (Image.new("RGB", (64, 48)), "", r"1\.png is an array of 48 x 64 x 3 uint8; expected H x W integers"),
+        (
+            Image.fromarray(np.full((48, 64), 300, np.uint16)),
+            "",
+            "has the label 300; expected 0 to 254, and 255 to ignore",
+        ),
+        (Image.new("L", (64, 48), 1), "background\n", "has the label [12]; expected 0 to 0, and 255 to ignore"),
+        (None, "", "all pixels of .* have the label 0, or 255, which is ignored"),
+    ],
+)
+def test_invalid_label_images(
+    image: Image.Image | None, names: str, sentence: str, tmp_path: Path, photos: Path, labels: Path
+) -> None:
+    for path in labels.iterdir() if image is None else [labels / "bild ä 1.png"]:
+        (image or Image.new("L", (64, 48))).save(path)
+    if names:
+        (labels / "classes.txt").write_text(names)
+    with pytest.raises(UserError, match=sentence):
         prepare_semantic(tmp_path / "data", Sources(labels, photos, semantic=True))
 
 

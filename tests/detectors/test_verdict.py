@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from moco_plugin.detectors.resampling import read_boxes, read_score
-from moco_plugin.detectors.verdict import Score, image_error, judge
+from moco_plugin.detectors.verdict import image_error, judge
 from moco_plugin.errors import UserError
 
 IMAGES, RUNS = 500, 300
@@ -20,30 +20,24 @@ IMAGES, RUNS = 500, 300
 def verdicts(effect: float, trials: int, noise: tuple[float, float]) -> Counter[str]:
     """Count the verdicts on simulated pairs of starts.
 
-    An image's score (0 to 100) has a part of its own in both starts, one in each start, and one in each trial; a trial
-    moves all its scores by what its seed does.
+    An image's score (0 to 100) is the sum of parts that depend on the image, on the start, and on the trial.
 
     Args:
         effect: True difference in points.
-        trials: Of each start.
-        noise: Standard deviation of what a seed does to a trial of the one and of the other start, in points.
+        trials: Number of trials of each start.
+        noise: Standard deviation in points of the effect of the seed, for each of the two starts.
     """
     random = np.random.default_rng(trials)
     found: Counter[str] = Counter()
-
-    def score(values: np.ndarray) -> Score:
-        return lambda weights: weights @ values / IMAGES
-
     for _ in range(RUNS):
         image = random.normal(50, 30, IMAGES)
         starts = []
         for gain, deviation in zip((effect, 0.0), noise, strict=True):
             own = image + random.normal(0, 8, IMAGES) + gain
             starts.append([own + random.normal(0, 10, IMAGES) + random.normal(0, deviation) for _ in range(trials)])
-        ours, other = starts
-        error = image_error([score(values) for values in ours], [score(values) for values in other], IMAGES)
+        scores = [[lambda weights, values=values: weights @ values / IMAGES for values in start] for start in starts]
         means = [[float(values.mean()) for values in start] for start in starts]
-        found[judge(means[0], means[1], error, IMAGES).word] += 1
+        found[judge(*means, image_error(*scores, IMAGES), IMAGES).word] += 1
     return found
 
 
@@ -62,44 +56,18 @@ def test_most_verdicts_see_two_points_with_five_trials() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "other", "error", "sentence"),
+    ("ours", "other", "error", "verdict", "end"),
     [
-        (
-            [20.0, 21.0, 22.5],
-            [10.0, 11.0, 12.0],
-            1.0,
-            "pays from 3 trials and 100 test images (box AP, +10.2 points, 95% interval +8.1 to +12.3)",
-        ),
-        (
-            [10.0, 11.0],
-            [20.0, 21.0],
-            1.0,
-            "harms from 2 trials and 100 test images (box AP, -10.0 points, 95% interval -12.0 to -8.0)",
-        ),
-        (
-            [10.0, 14.0, 12.0],
-            [10.0, 11.0, 12.0],
-            0.2,
-            "cannot tell from 3 trials and 100 test images (box AP, +1.0 points, 95% interval -3.3 to +5.3); "
-            "about 17 trials would tell, if the difference stays as it is",
-        ),
-        (
-            [12.0, 13.0, 14.0],
-            [11.0, 12.0, 13.1],
-            2.0,
-            "cannot tell from 3 trials and 100 test images (box AP, +1.0 points, 95% interval -3.0 to +4.9); "
-            "nor would 30 trials tell, if the difference stays as it is: test on more images",
-        ),
-        (
-            [12.0],
-            [10.0],
-            1.0,
-            "cannot tell from 1 trial and 100 test images (box AP, +2.0); one trial shows no spread: repeat with --trials 3",
-        ),
+        ([20, 21, 22.5], [10, 11, 12], 1.0, "pays from 3 trials", "+10.2 points, 95% interval +8.1 to +12.3)"),
+        ([10, 11], [20, 21], 1.0, "harms from 2 trials", "-10.0 points, 95% interval -12.0 to -8.0)"),
+        ([10, 14, 12], [10, 11, 12], 0.2, "cannot tell from 3 trials", "to +5.3); about 17 trials would tell, if the"),
+        ([12, 13, 14], [11, 12, 13.1], 2.0, "cannot tell from 3 trials", "to +4.9); nor would 30 trials tell, if the"),
+        ([12], [10], 1.0, "cannot tell from 1 trial", "+2.0); one trial shows no spread: repeat with --trials 3"),
     ],
 )
-def test_sentences(ours: list[float], other: list[float], error: float, sentence: str) -> None:
-    assert judge(ours, other, error, 100).sentence("box AP") == sentence
+def test_sentences(ours: list[float], other: list[float], error: float, verdict: str, end: str) -> None:
+    sentence = judge(ours, other, error, 100).sentence("box AP")
+    assert sentence.startswith(f"{verdict} and 100 test images (box AP, ") and end in sentence
 
 
 def box_file(path: Path, copies: int = 1) -> tuple[Path, Path]:
@@ -150,7 +118,7 @@ def test_weights_are_copies_of_images(tmp_path: Path) -> None:
 def test_trials_without_detections_or_predictions(tmp_path: Path) -> None:
     test, _ = box_file(tmp_path)
     (tmp_path / "inference").mkdir()
-    with pytest.raises(UserError, match=r"coco_instances_results.json is missing, without which test images"):
+    with pytest.raises(UserError, match=r"coco_instances_results.json is missing, so test images"):
         read_score("bbox", test, tmp_path)
     (tmp_path / "inference" / "coco_instances_results.json").write_text("[]")
     assert read_score("bbox", test, tmp_path)(np.ones((2, 6))).tolist() == [0, 0]
