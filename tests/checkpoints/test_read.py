@@ -293,7 +293,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
         "text": (b"hello", "is not a complete torch checkpoint"),
         "empty": (b"", "is not a complete torch checkpoint"),
         "hostile": ({"state_dict": Hostile(tmp_path / "pwned")}, "could run code"),
-        "list": ([1, 2], "holds a list"),
+        "list": ([1, 2], "contains a list"),
         "other": ({"weights": {"a": torch.zeros(1)}}, "of no known layout .its first keys: weights."),
         "incomplete": (spoiled("layer2.0.conv1.weight", None), r"Missing keys: layer2\.0\.conv1\.weight"),
         "diverged": (spoiled("bn1.bias", torch.full((64,), torch.nan)), r"bn1\.bias holds numbers that are not finite"),
@@ -326,8 +326,8 @@ def test_folders_that_timm_does_not_open(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     torch.save(narrow_resnet().state_dict(), tmp_path / "pytorch_model.bin")
     for config, message in {
-        "{": "is not a complete",
-        "[]": "its JSON is not an object",
+        "{": "is not valid JSON",
+        "[]": "is not a JSON object",
         '{"architecture": "hf-hub:someone/model"}': "which timm does not have",
         '{"architecture": "resnet18", "model_args": {"layers": [1000000000]}}': "argument layers as 1e.09",
         '{"architecture": "resnet18", "model_args": {"checkpoint_path": "x"}}': "argument checkpoint_path, which makes timm",

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 from torchvision import models
 
-from moco_plugin.checkpoints import to_torchvision as module
+from moco_plugin.exports import to_torchvision as module
 from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.networks import resnet_from_state
 from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
-from moco_plugin.checkpoints.to_torchvision import to_torchvision, torchvision_network
+from moco_plugin.exports.to_torchvision import to_torchvision, torchvision_network
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.tools.convert import main
 from tests.helpers.checkpoints import NETWORKS, checkpoint

@@ -18,7 +18,7 @@ from torch import nn
 
 from moco_plugin.checkpoints.convert import convert
 from moco_plugin.checkpoints.metadata import IMAGENET_VIEW
-from moco_plugin.checkpoints.to_torchvision import torchvision_name
+from moco_plugin.exports.to_torchvision import torchvision_name
 from moco_plugin.transfer.to_detectron2 import load_zoo_pickle
 from tests.helpers import foreign, foreign_lightly, foreign_methods
 from tests.helpers.foreign import SAMPLES
