@@ -75,50 +75,32 @@ def test_probe_of_each_realm_and_the_mean(
     assert json.loads(out.read_text())["realms"] == result["realms"]
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("images/1.png", "'images/1.png' is no 'path label'"),
-        ("images/1.png cat", "'images/1.png cat' is no 'path label'"),
-        ("images/1.png -1", "'images/1.png -1' is no 'path label'"),
-        ("7", "'7' is no 'path label'"),
-    ],
-)
-def test_bad_line_of_a_realm(
-    line: str, message: str, tiny_run: Path, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = root / "bird" / "val"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines[:3], "", line, *lines[3:]]))
-    assert main(arguments(tiny_run, root)) == 1
-    error = capsys.readouterr().err
-    assert f"{file}, line 5: {message}; expected an image's path and its class" in error and error.count("\n") == 1
-
-
 def test_broken_realms(tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert read_realm(root, "food") is None
 
-    def fails(message: str, code: int = 1) -> None:
-        assert main(arguments(tiny_run, root)) == code
+    def fails(message: str, code: int = 1, folder: Path = root) -> None:
+        assert main(arguments(tiny_run, folder)) == code
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
 
+    val = root / "bird" / "val"
+    lines = val.read_text().splitlines()
+    image = lines[3].split()[0]
+    for line in (image, f"{image} cat", f"{image} -1"):
+        val.write_text("\n".join([*lines[:3], "", line, *lines[3:]]))
+        fails(f"{val}, line 5: {line!r} is no 'path label'; expected an image's path and its class")
+    val.write_text("\n".join(lines))
     test = root / "bird" / "test"
     whole = test.read_text()
     test.write_text(whole + "images/1.png 999\n")
     fails("bird/test has 999", code=2)
     test.write_text("images/nowhere.png 100\n")
-    fails(f"{test}, line 1: there is no file {root}/bird/images/nowhere.png")
+    fails(f"{test}: 1 of its 1 images are missing, {root}/bird/images/nowhere.png first")
     test.write_text("\n")
     fails(f"{test} lists no image")
     test.unlink()
     fails(f"{root}/bird has no list of test images; expected a file test, test.txt, test/record.txt")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert main(arguments(tiny_run, empty)) == 1
-    assert f"{empty} contains none of the realms; expected folders activity, aircraft" in capsys.readouterr().err
-    assert main(arguments(tiny_run, tmp_path / "nowhere")) == 1
-    assert "no such folder; expected the realms' folders in it" in capsys.readouterr().err
+    fails("is not a folder of realms; expected folders activity, aircraft", folder=tmp_path)
 
 
 def relaid(root: Path, target: Path, layout: str) -> Path:
