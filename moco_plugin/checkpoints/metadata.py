@@ -70,10 +70,8 @@ def collect_claims(file: WeightFile, collect: Collector | None, tensors: Mapping
     claims = Claims(epoch=_epoch(file.content), method=_method(file.content))
     if collect is not None:
         collect(file, claims, tensors)
-    if "model_type" in file.config:
-        _of_hugging_face(file.config, claims)
-    elif file.config:
-        _of_timm_folder(file.config, claims)
+    if file.config:
+        (_of_hugging_face if "model_type" in file.config else _of_timm_folder)(file.config, claims)
     if file.metadata:  # is more complete than a folder's config
         _of_converters(file.metadata, claims)
     return claims

@@ -72,17 +72,15 @@ def find_backbone(layout: Layout, claims: Claims, state: Mapping[str, Tensor], s
         Unfit: timm has no network of the file's name, weights share memory, or do not determine the heads.
         Mismatch: The weights are not those of such a network.
     """
-    mismatch = Mismatch(
-        f"the weights are not those of a plain ResNet or ViT (first keys: {', '.join(n[:60] for n in list(state)[:3])}), "
-        "and the file does not name another"
-    )
+    keys = ", ".join(name[:60] for name in list(state)[:3])
+    mismatch = Mismatch(f"the weights are not those of a plain ResNet or ViT (first keys: {keys})")
     if claims.architecture is not None and timm.is_model(claims.architecture):
         try:
             return _named(claims, state, size)
         except Mismatch as error:
             if named or layout.names_backbone:
                 raise
-            mismatch = error  # a modified ResNet or ViT: its shapes are used
+            mismatch = error  # a modified ResNet or ViT is recognized by its shapes
     elif layout.names_backbone:
         raise Unfit(f"its config names the backbone {str(claims.architecture)[:60]!r}, which timm does not have")
     for roots, build in ((RESNET_ROOTS, _resnet), (VIT_ROOTS, _vit)):
@@ -94,7 +92,7 @@ def find_backbone(layout: Layout, claims: Claims, state: Mapping[str, Tensor], s
             except Mismatch as error:
                 mismatch = error
                 break
-    raise Mismatch(f"{mismatch}; if it is another network, give --architecture with timm's name of it") from mismatch
+    raise Mismatch(f"{mismatch}; for another network, give --architecture with its name in timm") from mismatch
 
 
 def _named(claims: Claims, state: Mapping[str, Tensor], size: int) -> Backbone:
@@ -111,11 +109,8 @@ def _named(claims: Claims, state: Mapping[str, Tensor], size: int) -> Backbone:
     roots = {n.partition(".")[0] for n in expected}
     classifier = timm.get_pretrained_cfg_value(name, "classifier") or "fc"
     classifiers = tuple(f"{c}." for c in ([classifier] if isinstance(classifier, str) else classifier))
-    own = {
-        n: value
-        for n, value in state.items()
-        if n in expected or (n.partition(".")[0] in roots and not n.startswith(classifiers))
-    }
+    others = {n for n in state if n.partition(".")[0] not in roots or n.startswith(classifiers)}
+    own = {n: value for n, value in state.items() if n in expected or n not in others}
     _check_size(own, size, tied=True)
     return Backbone(name, arguments, untrained, fill(untrained, own, name), set(own))
 
@@ -211,16 +206,11 @@ def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) 
     base_width = 64 * width // (cardinality * channels[0]) if bottleneck else 64
     stem_width, colours, side = stem[:3]
 
-    arguments: dict[str, Any] = {
-        "layers": blocks,
-        "channels": channels,
-        "cardinality": cardinality,
-        "base_width": base_width,
-    }
-    kind = "resnet50" if bottleneck else "resnet18"
+    arguments: dict[str, Any] = {"layers": blocks, "channels": channels}
+    arguments |= {"cardinality": cardinality, "base_width": base_width, "in_chans": colours}
 
     def untrained() -> nn.Module:
-        network: Any = create_backbone(kind, in_chans=colours, **arguments)
+        network: Any = create_backbone("resnet50" if bottleneck else "resnet18", **arguments)
         if stem_width != 64:
             widen_stem(network, stem_width)
         if side == 3:
@@ -262,10 +252,8 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
         tuple(state[name].shape) if name in state else () for name in ("pos_embed", "blocks.0.mlp.fc1.weight")
     )
     if not projection or not depth or len(position) != 3 or len(hidden) != 2 or 0 in position:
-        raise Mismatch(
-            f"the weights are not those of {kind}: Missing keys: one of patch_embed.proj.weight, pos_embed, "
-            "blocks.0.mlp.fc1.weight, or one has another shape"
-        )
+        needed = "patch_embed.proj.weight, pos_embed, blocks.0.mlp.fc1.weight"
+        raise Mismatch(f"the weights are not those of {kind}: Missing keys: one of {needed}, or one has another shape")
     dim, channels, patch, other = projection
     if stem:
         channels, patch, other = stem[1], 16, 16

@@ -120,19 +120,21 @@ def _read(
     location = locate(tensors, architecture or claimed_architecture(file))
     if location is None:
         keys = ", ".join(str(key)[:60] for key in list(file.content)[:4])
-        raise UserError(f"{file.path} is of no known layout (its first keys: {keys}); expected {KNOWN}")
+        raise UserError(f"{file.path} has no known layout (its first keys: {keys}); expected {KNOWN}")
     layout, before = location.layout, location.query if encoder == "query" else location.key
     if before is None:
         raise UserError(f"{file.path} ({layout.name}) contains only one encoder; leave out --encoder key")
     claims = collect_claims(file, layout.collector, tensors)
     if architecture is not None:
         claims.architecture, claims.arguments = architecture, arguments
-    full_names = encoder_names(tensors, location, before)
+    full_names = {name.removeprefix(before): name for name in tensors if name.startswith(before)}
+    if layout.elsewhere:
+        elsewhere = re.compile(WHERE + layout.elsewhere)
+        full_names |= {match[1]: name for name in tensors if (match := elsewhere.match(name))}
     renamed = timm_names(full_names)
     names = {renamed[name]: full_names[name] for name in full_names}
     state = {name: tensors[full] for name, full in names.items()}
     backbone = find_backbone(layout, claims, state, file.size, named=architecture is not None)
-    heads = {name: value for name, value in state.items() if name not in backbone.used and HEADS.match(name)}
     unused = account_for(tensors, location, before, names, backbone.used)
     _show_as_the_network_is(claims, backbone.network)
     name, framework = layout.name, layout.framework
@@ -147,7 +149,7 @@ def _read(
         backbone.untrained,
         framework=framework,
         original={name: tensors[full] for name, full in full_names.items()},
-        head=_head(layout, encoder, tensors, heads),
+        head=_head(layout, encoder, tensors, {name: state[name] for name in state.keys() - backbone.used}),
         view=claims.view,
         epoch=claims.epoch,
         method=claims.method,
@@ -258,15 +260,6 @@ def _first(names: Iterable[str], pattern: str) -> str | None:
     return next((match[0] for name in names if (match := compiled.match(name))), None)
 
 
-def encoder_names(names: Iterable[str], location: Location, prefix: str) -> dict[str, str]:
-    """Return the full name of each tensor of the encoder with ``prefix``, by its name within the encoder."""
-    inner = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
-    if location.layout.elsewhere:
-        elsewhere = re.compile(WHERE + location.layout.elsewhere)
-        inner |= {match[1]: name for name in names if (match := elsewhere.match(name))}
-    return inner
-
-
 # Tensors of transformers that are one tensor in timm, in its order.
 APART = (
     (re.compile(r"(.*\.attention\.)query\.(weight|bias)$"), ("query", "key", "value"), "qkv"),
@@ -327,7 +320,7 @@ def _head(
     """Return the projection head, if the layout has one; see ``Layout.head``."""
     if layout.head is None:
         return {}
-    if layout.head:
-        prefix = layout.head.format(encoder[0])
-        within = {f"fc.{n.removeprefix(prefix)}": value for n, value in tensors.items() if n.startswith(prefix)}
-    return {name: value.clone() for name, value in within.items()}
+    prefix = layout.head.format(encoder[0])
+    head = {f"fc.{n.removeprefix(prefix)}": value for n, value in tensors.items() if n.startswith(prefix)}
+    head = head if prefix else {name: value for name, value in within.items() if HEADS.match(name)}
+    return {name: head[name].clone() for name in sorted(head)}

@@ -1,7 +1,7 @@
 """Linear classification on features that are computed once, with all labels or few.
 
 A departure from the papers' protocol: no random crops, standardised features, a cosine schedule, and the learning
-rate is chosen on a tenth of the training images that is held out for it.
+rate is chosen on a tenth of the training images, which is held out.
 """
 
 from collections.abc import Sequence

@@ -61,7 +61,7 @@ def hold_out(labels: Tensor, seed: int) -> Tensor:
     if not len(held):
         raise UsageError(
             f"the {len(labels)} labelled training images are one per class, and none is left to choose a learning rate by; "
-            "expected two of some class: use more labels"
+            "use more labels, two or more of some class"
         )
     return held
 
@@ -81,13 +81,15 @@ def fit_best(
     measure: Callable[[LinearClassifiers, Tensor, Tensor], list[float]],
     **options: Any,
 ) -> tuple[LinearClassifiers, float, list[float]]:
-    """Fit all images with the learning rate that is best on images that are held out first.
+    """Choose the learning rate on held-out images, and fit all images with it.
 
-    Args are those of ``fit_learning_rates``, and ``held``, the indices of these images, and ``measure``, which returns how
-    good each classifier is on features and labels.
+    Args:
+        held: Indices of the held-out images.
+        measure: Returns a score of each classifier for features and labels. For other arguments see
+            ``fit_learning_rates``.
 
     Returns:
-        The classifier, its learning rate, and the measure of each learning rate.
+        The classifier, its learning rate, and the score of each learning rate.
     """
     fitted = torch.ones(len(labels), dtype=torch.bool)
     fitted[held] = False

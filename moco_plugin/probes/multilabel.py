@@ -44,7 +44,7 @@ def evaluate_multilabel(
         temperature: Votes weigh exp(similarity / temperature).
         lrs: Learning rates to try, all in one pass; by default nine from 0.001 to 10.
         epochs: Epochs of the logistic regressions, in batches of 256 images.
-        seed: Of the images held out and the order of training.
+        seed: Seed of the held-out images and of the order of training.
         **options: See ``ViewOptions``.
 
     Returns:

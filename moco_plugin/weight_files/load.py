@@ -200,7 +200,7 @@ class Content(pickle.Unpickler):
         """Return bytes as an array of a shape."""
         dtype, data = np.dtype(code), data.encode("latin1") if isinstance(data, str) else data
         if len(data) != math.prod(shape) * dtype.itemsize:
-            raise BrokenPickle("an array whose shape is not that of its bytes")
+            raise BrokenPickle("an array with another number of bytes than its shape")
         writable = data if isinstance(data, memoryview) else bytearray(data)
         array = np.frombuffer(writable, dtype).reshape(shape, order="F" if fortran else "C")
         return np.require(array, requirements=["ALIGNED", "WRITEABLE"])

@@ -133,10 +133,6 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Te
     return Tensor(*storage.args, dtype, *_sizes([offset]), _sizes(size), _sizes(stride))
 
 
-def _tensor_of_subclass(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    return function(*args) if function in (_tensor, _parameter) else Placeholder("a tensor")
-
-
 def _parameter(data: Any, *rest: Any) -> Any:
     return data
 
@@ -156,7 +152,9 @@ TENSORS: dict[str, Callable[..., Any]] = {
     **{f"torch._utils._rebuild_tensor{version}": _tensor for version in ("", "_v2", "_v3")},
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _tensor_of_subclass,
+    "torch._tensor._rebuild_from_type_v2": lambda function, kind, args, state: (
+        function(*args) if function in (_tensor, _parameter) else Placeholder("a tensor")
+    ),
     "torch.Size": tuple,
     "copyreg._reconstructor": lambda kind, *rest: kind(),
 }
@@ -343,7 +341,7 @@ def main(placeholders: bool) -> None:
     except UnsafePickle as error:
         written = pickle.dumps((str(error),))
     except MemoryError:
-        written = pickle.dumps(("", "what it holds takes much more memory than the file"))
+        written = pickle.dumps(("", "its content takes much more memory than the file"))
     except Exception as error:  # broken files raise almost anything
         written = pickle.dumps(("", " ".join(str(error).split())[:200] or type(error).__name__))
     sys.stdout.buffer.write(written)
