@@ -71,7 +71,7 @@ WITHIN = {  # what is opened behind the door, was written by the product itself,
     "weight_files/load.py": {
         "pickle.load(stream)",  # the product's own process wrote it
         "safe_open(path",  # behind open_file
-        "json.loads(text)",  # of a header, of bounded size
+        "json.loads(header",  # of bounded size
     },
     "weight_files/unpickle.py": {"ZipFile(sys.stdin.buffer)"},  # in a process with limits, of what the door opened
     # written by the product a moment ago

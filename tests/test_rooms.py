@@ -35,10 +35,11 @@ ORDER = (
     "detectors",
     "integrations",
     "probes",
+    "exports",
     "pages",
     "__init__",
 )
-EXTRAS = ("sources", "probes", "pages")  # and detectors, which only its page imports
+EXTRAS = ("sources", "probes", "exports", "pages")  # and detectors, which only its page imports
 
 
 NAMED = re.compile(r"moco_plugin(\.\w+)+(:\w+)?")

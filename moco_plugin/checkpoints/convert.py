@@ -1,11 +1,7 @@
-"""Conversion of any checkpoint to any format, after a proof that the result computes the same features.
+"""Conversion of any checkpoint to any format, with a proof that the result computes the same features."""
 
-Formats are entry points of the group ``moco_plugin.formats``, so that another package can add one.
-"""
-
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +18,7 @@ from moco_plugin.checkpoints.read import Checkpoint, read_checkpoint
 from moco_plugin.errors import UsageError, UserError, did_you_mean, reason
 from moco_plugin.files import atomic_folder, atomic_path, check_output
 
-# Share of a stage's largest feature. Two ways to compute the same leave 1e-15 in float64; a wrong weight leaves 1e-3.
+# Share of a stage's largest feature. Rounding in float64 gives differences of 1e-15, a wrong weight of 1e-3.
 TOLERANCE = 1e-6
 FOLDER_FILES = {"config.json", "model.safetensors"}  # of timm's folders
 
@@ -35,10 +31,10 @@ def convert(
     overwrite: bool = False,
     **reading: Any,
 ) -> dict[str, Any]:
-    """Convert a checkpoint, and print what it was and how exactly the result computes the same.
+    """Convert a checkpoint, and print its description and the differences of both networks' features.
 
-    The features of both networks are compared first, since the file contains the result. The file is then written
-    under another name, read back, compared tensor by tensor, and moved to its place.
+    The features are compared first, since the file contains the result. The file is then written under another name,
+    read back, compared tensor by tensor, and renamed.
 
     Args:
         source: A checkpoint of any layout that ``read_checkpoint`` knows: a path, a released one's name, or as read.
@@ -64,7 +60,7 @@ def convert(
     if checkpoint.view.channels != 3 and not format.any_channels:
         raise UserError(
             f"{output} was not written: {format.name} reads RGB images, and this network takes images of "
-            f"{checkpoint.view.channels} channels; timm and onnx files can hold it"
+            f"{checkpoint.view.channels} channels; convert it to timm or onnx"
         )
     target = format.target(checkpoint, output)
     original = _own_network(checkpoint, target.network.framework)
@@ -74,13 +70,14 @@ def convert(
         proof = prove(original, target.network, random_images(checkpoint.backbone))
     except UserError as error:
         raise UserError(f"{output} was not written: {error}") from error
-    metadata = {**_source_metadata(checkpoint), **target.details, "proof": dataclasses.asdict(proof)}
+    metadata = {**_source_metadata(checkpoint), **target.details, "proof": asdict(proof)}
     with atomic_path(output) if output.suffix else atomic_folder(output) as temporary:
         target.write(temporary, metadata, target.state)
         written = target.read(temporary)
         for name, value in target.state.items():
-            if name not in written or not _same(value, written[name]):
-                raise UserError(f"{output} was not written: read back, its {name} was not what was written")
+            one, other = torch.as_tensor(value), torch.as_tensor(written.get(name, ()))
+            if one.dtype != other.dtype or not torch.equal(one, other):
+                raise UserError(f"{output} was not written: read back, its {name} differs from what was written")
     for stage, difference in proof.largest_differences.items():
         print(f"{stage}: largest difference between {proof.source} and {proof.target} {difference:.2e}")
     print(f"written: {output}\nopens with: {target.opens}")
@@ -90,6 +87,8 @@ def convert(
 def describe(checkpoint: Checkpoint) -> list[str]:
     """Return the lines that describe a checkpoint: a name, blanks to column 14, and the value."""
     view, backbone = checkpoint.view, checkpoint.backbone
+    mean, std = (" ".join(f"{value:.3f}" for value in values) for values in (view.mean, view.std))
+    size = f"{view.image_size} x {view.image_size}, centre crop {view.crop_ratio:g}"
     arguments = ", ".join(f"{name}={value}" for name, value in checkpoint.arguments.items())
     parameters = sum(p.numel() for p in backbone.parameters())
     rows = [
@@ -101,11 +100,7 @@ def describe(checkpoint: Checkpoint) -> list[str]:
         ("encoders", f"{' and '.join(checkpoint.encoders)}; read: {checkpoint.encoder}"),
         ("backbone", f"{parameters:,} parameters, {len(backbone.state_dict())} tensors"),
         ("head", ", ".join(f"{n} {tuple(v.shape)}" for n, v in checkpoint.head.items()) or "none with the encoder"),
-        (
-            "images",
-            f"{view.image_size} x {view.image_size}, centre crop {view.crop_ratio:g}, "
-            f"mean {_listed(view.mean)}, std {_listed(view.std)}",
-        ),
+        ("images", f"{size}, mean {mean}, std {std}"),
         ("sha256", checkpoint.sha256),
         *(("note", note) for note in checkpoint.notes),
     ]
@@ -115,20 +110,14 @@ def describe(checkpoint: Checkpoint) -> list[str]:
     return [f"{name:<14}{value}" for name, value in rows]
 
 
-def _listed(values: list[float]) -> str:
-    return " ".join(f"{value:.3f}" for value in values)
-
-
 def find_format(name: str) -> Format:
-    """Return the format that ``to`` names.
+    """Return the format of a name.
 
     Raises:
-        UsageError: There is none of that name.
+        UsageError: There is none.
         UserError: A package is not installed.
     """
     known = known_formats()
-    if not known:
-        raise UserError("moco_plugin was installed before formats became entry points; install it again")
     if name not in known.names:
         names = sorted(known.names)
         raise UsageError(f"to is {name!r}; expected one of {', '.join(names)}{did_you_mean(name, names)}")
@@ -141,33 +130,30 @@ def find_format(name: str) -> Format:
 
 
 def _check_output(format: Format, output: Path, overwrite: bool) -> None:
-    """Raise UsageError if the output's suffix is wrong, or a file exists that must be kept."""
+    """Raise UsageError if the output has a wrong suffix, or exists and must be kept."""
     if output.suffix not in format.suffixes:
         *first, last = (suffix or "no ending (a folder)" for suffix in format.suffixes)
         expected = f"{', '.join(first)} or {last}" if first else last
         raise UsageError(f"{output} does not end in {expected}, as files for {format.name} do")
     check_output(output, overwrite)
     if output.is_dir() and not {path.name for path in output.iterdir()} <= FOLDER_FILES:
-        raise UsageError(f"{output} holds other things than a timm model and was kept; choose another output")
+        raise UsageError(f"{output} contains other files than a timm model and was kept; choose another output")
 
 
 def _own_network(checkpoint: Checkpoint, target: str) -> Network:
-    """Return the network of the framework in whose names the weights came; torchvision's or timm's if it has none.
-
-    It is never the target's own, which would prove nothing.
-    """
+    """Return the network of the source's framework, else torchvision's or timm's, but never the target's own."""
     for framework in (checkpoint.framework, "torchvision") if checkpoint.framework != "timm" else ():
         if framework != target:
             try:
                 if build := find_format(framework).source:
                     return build(checkpoint)
-            except UserError:  # a deep stem, other widths, a framework that is not installed
+            except UserError:  # a deep stem, other widths, a missing framework
                 pass
     return Network("timm", checkpoint.backbone, stages_of(checkpoint.backbone))
 
 
 def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what every written file says about where its weights come from and what images they want."""
+    """Return the metadata of every written file: the source of the weights, and the images that they need."""
     return {
         "source": checkpoint.path.name,
         "source_sha256": checkpoint.sha256,
@@ -186,13 +172,8 @@ def _source_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _same(a: Any, b: Any) -> bool:
-    a, b = torch.as_tensor(a), torch.as_tensor(b)
-    return a.dtype == b.dtype and torch.equal(a, b)
-
-
 class _Float64(TorchFunctionMode):
-    """Lets float32 weights take part in float64 arithmetic one by one: no network is copied to float64 whole."""
+    """Computes in float64 with float32 weights, which are converted one by one to save memory."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = tree_map_only(Tensor, _to_float64, (args, kwargs or {}))
@@ -205,7 +186,7 @@ def _to_float64(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def stage_features(network: Network, images: Tensor) -> dict[str, Tensor]:
-    """Return the outputs of those of a network's stages that give one tensor, computed in float64.
+    """Return the outputs, in float64, of those stages of a network that return one tensor.
 
     Raises:
         UserError: The network does not take such images.
@@ -231,15 +212,15 @@ def stage_features(network: Network, images: Tensor) -> dict[str, Tensor]:
 
 @dataclass
 class Proof:
-    """What a comparison found; written into the file that it is about.
+    """The result of a comparison; it is written into the file.
 
     Attributes:
-        source: Whose network held the weights as they came.
-        target: Whose network held the weights as they go out.
+        source: Framework of the network with the weights that were read.
+        target: Framework of the network with the weights to write.
         images: N, C, H and W of the random images.
         largest_differences: By the target's stages, as a share of the source's largest feature there.
-        tolerance: The most that was allowed.
-        arithmetic: What was computed in.
+        tolerance: Largest difference that is allowed.
+        arithmetic: Type of the computation.
     """
 
     source: str
@@ -251,12 +232,7 @@ class Proof:
 
 
 def prove(source: Network, target: Network, images: Tensor) -> Proof:
-    """Compare two networks on the same images, stage by stage.
-
-    Args:
-        source: Holds the weights as they came.
-        target: Holds the weights as they go out.
-        images: N x C x H x W, float64.
+    """Compare two networks on the same images (N x C x H x W, float64), stage by stage.
 
     Raises:
         UserError: The features of a stage differ by more than ``TOLERANCE`` of the largest, are of different shapes,
@@ -269,10 +245,8 @@ def prove(source: Network, target: Network, images: Tensor) -> Proof:
             continue
         stage, expected, found = target_stage or "output", all_expected[source_stage], all_found[target_stage]
         if expected.shape != found.shape:
-            raise UserError(
-                f"{target.framework}'s {stage} is of shape {tuple(found.shape)}, {source.framework}'s of "
-                f"{tuple(expected.shape)}"
-            )
+            shapes = f"{tuple(found.shape)}, {source.framework}'s of {tuple(expected.shape)}"
+            raise UserError(f"{target.framework}'s {stage} is of shape {shapes}")
         largest = expected.abs().max()
         if not largest:  # equal zeros would prove nothing
             raise UserError(f"the network's {stage} features are all zero, so its weights are not trained")

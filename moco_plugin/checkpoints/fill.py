@@ -1,4 +1,4 @@
-"""Tensors into a network that they fit."""
+"""Loading of tensors into a network."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -12,7 +12,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Unfit(UserError):
-    """What a file holds cannot be read into a network; ``read_checkpoint`` puts the file's path before the sentence."""
+    """A file cannot be read into a network; ``read_checkpoint`` puts the file's path before the sentence."""
 
 
 class Mismatch(Unfit):
@@ -20,19 +20,19 @@ class Mismatch(Unfit):
 
 
 def fill(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) -> Module:
-    """Return the network with copies of these weights, in eval mode.
+    """Return a network with copies of weights, in eval mode.
 
-    The network is first built without memory, so that no header makes it larger than the weights.
+    The network is first built without memory, so that it cannot become larger than the weights.
 
     Args:
         build: Builds the network with random weights.
-        state: All its weights; batch norm's step counts may be missing.
-        kind: What the network is, for the error's sentence.
+        state: All its weights; step counts of batch norms may be missing.
+        kind: Name of the network, for the error's sentence.
 
     Raises:
         Mismatch: Names or shapes differ.
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # reading moves no random numbers
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # reading draws no random numbers
         network = build()
     expected = network.state_dict()
     counters = [n for n in expected if n.endswith("num_batches_tracked") and n not in state]
@@ -59,10 +59,10 @@ def fill(build: Callable[[], Module], state: Mapping[str, Tensor], kind: str) ->
 
 def _copy(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     if value.is_floating_point() != dtype.is_floating_point or value.is_complex():
-        raise Mismatch(f"{name} holds {str(value.dtype).removeprefix('torch.')} numbers; expected {str(dtype)[6:]}")
+        raise Mismatch(f"{name} contains {str(value.dtype)[6:]} numbers; expected {str(dtype)[6:]}")
     value = value.to(dtype, copy=True, memory_format=torch.contiguous_format)
     if value.is_floating_point() and not value.sum().isfinite():
-        raise Mismatch(f"{name} holds numbers that are not finite, so training diverged; use an earlier checkpoint")
+        raise Mismatch(f"{name} contains numbers that are not finite, so training diverged; use an earlier checkpoint")
     return value
 
 

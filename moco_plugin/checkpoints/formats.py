@@ -18,13 +18,12 @@ from moco_plugin.weight_files.load import load_file
 
 @dataclass
 class Network:
-    """A network of one framework, and where its stages end.
+    """A network of one framework, and its stages.
 
     Attributes:
-        framework: Whose network it is.
+        framework: Name of the framework.
         module: The network, in eval mode.
-        stages: Names of the submodules whose outputs are compared, in order; an empty name is the network itself. Two
-            networks' stages correspond one by one.
+        stages: Names of the submodules whose outputs are compared, in order; an empty name is the network itself.
     """
 
     framework: str
@@ -33,24 +32,21 @@ class Network:
 
 
 def stages_of(network: nn.Module) -> list[str]:
-    """Name where the stages of a timm or torchvision network end.
+    """Return the stages of a timm or torchvision network.
 
-    Four stages of a ResNet, each block of a ViT, what timm's ``feature_info`` names of others, and in the end the
-    network's own output.
+    These are four stages of a ResNet, each block of a ViT, the modules in timm's ``feature_info`` of others, and last the
+    network itself.
     """
     names = {name for name, _ in network.named_modules()}
     resnet = [f"layer{stage}" for stage in (1, 2, 3, 4)]
     torchvision_vit = [n for b in range(len(names)) if (n := f"encoder.layers.encoder_layer_{b}") in names]
     feature_info = [info.get("module") for info in getattr(network, "feature_info", None) or []]
-    if names.issuperset(resnet):
-        stages = resnet
-    else:
-        stages = torchvision_vit or [name for name in dict.fromkeys(feature_info) if name in names]
-    return [*stages, ""]
+    others = torchvision_vit or [name for name in dict.fromkeys(feature_info) if name in names]
+    return [*(resnet if names.issuperset(resnet) else others), ""]
 
 
 def random_images(network: nn.Module) -> Tensor:
-    """Return two random images (2 x C x S x S, float64); S is the side that the network insists on, else 96."""
+    """Return two random images (2 x C x S x S, float64); S is the side that the network requires, else 96."""
     config = getattr(network, "pretrained_cfg", None) or {}
     side = getattr(getattr(network, "patch_embed", None), "img_size", None)
     side = side or (config["input_size"][1:] if config.get("fixed_input_size") else (96, 96))
@@ -60,12 +56,12 @@ def random_images(network: nn.Module) -> Tensor:
 
 
 def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor]) -> None:
-    """Write a state dict as ``.pth`` or ``.pt`` (torch) or ``.safetensors``, and metadata with the weights.
+    """Write a state dict and metadata as ``.pth`` or ``.pt`` (torch) or ``.safetensors``.
 
-    A torch file stays a state dict that any ``load_state_dict`` takes: the metadata is where PyTorch keeps a state
-    dict's own, in ``state_dict._metadata["moco_plugin"]``. In safetensors it is the header's ``moco_plugin``, as JSON.
+    The metadata is ``state_dict._metadata["moco_plugin"]`` of a torch file, which ``load_state_dict`` accepts, and the
+    JSON text ``moco_plugin`` in the header of safetensors.
     """
-    # a tensor that is a part of a larger one would take all of it along, and safetensors writes no shared ones
+    # part of a larger tensor would be written with all of it, and safetensors writes no shared tensors
     seen: set[int] = set()
     for name, value in state.items():
         storage = value.untyped_storage()
@@ -75,7 +71,7 @@ def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor
     if path.suffix == ".safetensors":
         header = {"format": "pt", "moco_plugin": json.dumps(metadata)}
         safetensors.torch.save_file({name: value.contiguous() for name, value in state.items()}, path, header)
-        with open(path, "r+b") as file:  # safetensors writes the two in an order of chance
+        with open(path, "r+b") as file:  # safetensors writes the two in random order
             size = int.from_bytes(file.read(8), "little")
             written = json.loads(file.read(size))
             file.seek(8)
@@ -84,12 +80,12 @@ def write_state(path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor
     else:
         with_metadata: Any = OrderedDict(state)
         with_metadata._metadata = {"moco_plugin": metadata}
-        with open(path, "wb") as file:  # of a path torch keeps the name, and ours is a temporary one
+        with open(path, "wb") as file:  # torch would write the name of a path, and ours is temporary
             torch.save(with_metadata, file)
 
 
 def read_state(path: Path) -> Mapping[str, Tensor]:
-    """Read such a file."""
+    """Read a file of ``write_state``."""
     return safetensors.torch.load_file(path) if path.suffix == ".safetensors" else load_file(path).content
 
 
@@ -98,11 +94,11 @@ class Target:
     """A backbone in another framework, ready to be written.
 
     Attributes:
-        network: The framework's network; holds ``state``.
+        network: The framework's network with ``state``.
         state: The weights under the framework's names, as tensors or arrays.
         details: Further metadata of the file, besides its source and the proof.
-        opens: What a user types in the framework to open the file.
-        source_stages: Of the source's stages those that ``network.stages`` are compared with; None for all.
+        opens: Code that opens the file in the framework.
+        source_stages: Selects the source's stages that correspond to ``network.stages``; None for all.
         write: Writes ``state`` to a path with metadata.
         read: Reads the weights back as the framework's users would.
     """
@@ -121,11 +117,11 @@ class Format:
     """A kind of file that checkpoints are converted to.
 
     Attributes:
-        name: What ``--to`` calls it.
-        suffixes: What its files may end in; "" is a folder.
+        name: Value of ``--to``.
+        suffixes: Suffixes of its files; "" is a folder.
         target: Builds the target for a checkpoint and an output path.
-        any_channels: It can say that images have other than three channels.
-        source: Builds the framework's own network for a checkpoint whose weights came in its names.
+        any_channels: It supports images of other than three channels.
+        source: Builds the framework's own network for a checkpoint with weights under its names.
     """
 
     name: str

@@ -1,6 +1,5 @@
 """The metadata of checkpoint files: architecture, method, epoch and image normalization."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,31 +16,31 @@ from moco_plugin.weight_files.load import WeightFile, read_config
 from moco_plugin.weight_files.unpickle import Placeholder
 
 IMAGENET_VIEW = View(image_size=224, crop_ratio=0.875, mean=[0.485, 0.456, 0.406], std=[0.229, 0.224, 0.225])
-V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # what the authors' code calls them
+V3_VITS = ("vit_small", "vit_base", "vit_conv_small", "vit_conv_base")  # names in the authors' code
 LARGEST_IMAGE = 4096  # pixels; some networks' tables grow with the fourth power
 LARGEST_ARGUMENT = 65536
 LARGEST_DEPTH = 512
 LONGEST_NAME = 60  # characters of a method
 # Arguments of timm.create_model that the reader sets itself, or that change no features.
 NOT_ARGUMENTS = frozenset("pretrained num_classes features_only scriptable exportable no_jit".split())
-# Where an mmengine config, which is text, names the method; only its beginning is searched.
+# The method in the text of an mmengine config, of which only the beginning is searched.
 LONGEST_CONFIG = 200_000
 MM_METHOD = re.compile(r"^model = dict\([^)]{0,4000}?\btype='(\w{1,40})'", re.DOTALL | re.MULTILINE)
 
 
 @dataclass
 class Claims:
-    """A file's own statements about its network.
+    """Metadata of a file about its network; None where the file has none.
 
     Attributes:
-        architecture: timm's name, or None.
-        arguments: Of moco_plugin.backbones.create_backbone, for ``architecture``.
-        heads: A ViT's attention heads, where the file says.
-        seed: The run's seed, where it is one of ours.
-        view: How images are shown to the backbone.
+        architecture: timm's name.
+        arguments: Arguments of ``create_backbone``.
+        heads: Attention heads of a ViT.
+        seed: The seed of a run of this project.
+        view: Preprocessing of images.
         epoch: Epochs trained.
-        method: Its name.
-        notes: Assumptions about what the file does not say.
+        method: Name of the method.
+        notes: Assumptions about missing metadata.
     """
 
     architecture: str | None = None
@@ -58,30 +57,28 @@ Collector = Callable[[WeightFile, Claims, Mapping[str, Tensor]], None]
 
 
 def collect_claims(file: WeightFile, collect: Collector | None, tensors: Mapping[str, Tensor]) -> Claims:
-    """Collect what a file says about itself.
+    """Return the metadata of a file.
 
     Args:
         file: The file.
-        collect: Collects what only files of its layout say; None: they say nothing.
+        collect: Collects the metadata of its layout, if it has any.
         tensors: Its tensors by their full names.
 
     Raises:
-        UserError: It says something impossible, or is of a network that computes something else than its names say.
+        UserError: A value is impossible, or the network differs from the one that its names suggest.
     """
     claims = Claims(epoch=_epoch(file.content), method=_method(file.content))
     if collect is not None:
         collect(file, claims, tensors)
-    if "model_type" in file.config:
-        _of_hugging_face(file.config, claims)
-    elif file.config:
-        _of_timm_folder(file.config, claims)
-    if file.metadata:  # says more than a folder's config
+    if file.config:
+        (_of_hugging_face if "model_type" in file.config else _of_timm_folder)(file.config, claims)
+    if file.metadata:  # is more complete than a folder's config
         _of_converters(file.metadata, claims)
     return claims
 
 
 def lookup(value: Any, *path: str) -> Any:
-    """Follow keys of dicts and attributes of placeholders; None where there is no such thing."""
+    """Follow keys of dicts and attributes of placeholders; return None if one is missing."""
     for name in path:
         if isinstance(value, Placeholder):
             value = value.attributes.get(name, value.mapping.get(name))
@@ -93,7 +90,7 @@ def lookup(value: Any, *path: str) -> Any:
 
 
 def claimed_architecture(file: WeightFile) -> str | None:
-    """Return the timm model that a folder, a converter, a pickled module or timm's train.py names in a file."""
+    """Return the timm model that a folder, a converter, a pickled module or timm's train.py names, or None."""
     named = (
         file.config.get("architecture"),
         file.metadata.get("timm_name"),
@@ -109,11 +106,10 @@ def _is_model(name: Any) -> bool:
 
 
 def safe_arguments(arguments: Any) -> dict[str, Any]:
-    """Return arguments of timm.create_model that a file gives, without NOT_ARGUMENTS.
+    """Return a file's arguments of timm.create_model, without NOT_ARGUMENTS.
 
     Raises:
-        Unfit: One makes timm read other files, is not a number, a text, or a list of these, or is so large that building
-            would not end.
+        Unfit: One makes timm read other files, is not a number, a text, or a list of these, or is too large.
     """
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise Unfit("the file gives arguments of the network that are not a dict of names")
@@ -141,9 +137,9 @@ def of_ours(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> 
         claims.arguments = safe_arguments({**config["backbone_args"], "image_size": data["image_size"]})
         view = {key: data[key] for key in ("image_size", "crop_ratio", "mean", "std")}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = f"{type(error).__name__}: {reason(error)}"
         raise UserError(
-            f"{file.path} does not hold the config of its run ({type(error).__name__}: {reason(error)}); expected what "
-            "moco-pretrain writes"
+            f"{file.path} has no config of a run of moco-pretrain ({said}); use the file it wrote"
         ) from error
     _set_view(claims, **view, value_range=data.get("value_range"))
     claims.arguments["pretrained"] = False
@@ -157,7 +153,7 @@ def of_lightly_train(file: WeightFile, claims: Claims, tensors: Mapping[str, Ten
 
 
 def of_solo_learn(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
-    """Collect the method from the args.json that solo-learn writes beside its files, where they do not say it."""
+    """Collect the method from the args.json next to a file of solo-learn without it."""
     beside = file.path.with_name("args.json")
     if claims.method is None and beside.is_file():
         claims.method = _text(read_config(beside).get("method"))[:LONGEST_NAME] or None
@@ -189,23 +185,23 @@ def of_timm(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> 
 
 
 def of_detectron2(file: WeightFile, claims: Claims, tensors: Mapping[str, Tensor]) -> None:
-    """Check stride and colour order, which no tensor shows; only some files contradict MoCo's."""
+    """Check stride and colour order, which only some files contain."""
     mean, std = (
         next((value.flatten() for name, value in tensors.items() if name.endswith(f"pixel_{statistic}")), None)
         for statistic in ("mean", "std")
     )
-    told = file.metadata.get("stride_in_1x1") is False and file.metadata.get("input_format") == "RGB"
+    known = file.metadata.get("stride_in_1x1") is False and file.metadata.get("input_format") == "RGB"
     bgr = mean is not None and len(mean) == 3 and float(mean[0]) < float(mean[2])
     unscaled = std is not None and len(std) > 0 and float(std.max()) <= 2
     of_msra = _text(file.content.get("__author__")) in ("Caffe2", "Detectron2 Model Zoo")
     if file.metadata.get("stride_in_1x1") is True:
         raise UserError(f"{file.path} has its strides in 1x1 convolutions, which timm's ResNet cannot compute")
-    if not told and (bgr or unscaled or of_msra):
+    if not known and (bgr or unscaled or of_msra):
         raise UserError(
             f"{file.path} was trained from MSRA's ResNet (BGR images, or strides in 1x1 convolutions), which timm's "
-            "ResNet cannot compute; expected weights of MoCo's or torchvision's kind"
+            "ResNet cannot compute; use weights such as MoCo's or torchvision's"
         )
-    if not told:
+    if not known:
         claims.notes.append("taken to have its strides in 3x3 convolutions and RGB images, which the file does not say")
     _set_view(claims, scale=255, mean=mean, std=std)
 
@@ -219,7 +215,7 @@ def _of_module(module: Any, claims: Claims) -> None:
 
 
 def _of_hugging_face(config: dict[str, Any], claims: Claims) -> None:
-    """Collect what transformers' ViTs and ResNets say of themselves; the names of their tensors say the rest."""
+    """Collect the metadata of transformers' ViTs and ResNets; tensor names determine the rest."""
     activation, epsilon = config.get("hidden_act", "gelu"), config.get("layer_norm_eps")
     claims.heads = _heads(config.get("num_attention_heads"))
     if activation not in ("gelu", "relu"):
@@ -234,13 +230,13 @@ def _of_timm_folder(config: dict[str, Any], claims: Claims) -> None:
         raise Unfit(f"config.json names the architecture {str(name)[:60]!r}, which timm does not have")
     claims.architecture, claims.arguments = name, safe_arguments(config.get("model_args", {}))
     shown = config.get("pretrained_cfg", config)
-    size, *others = (lookup(shown, key) for key in ("input_size", "crop_pct", "mean", "std"))
+    size, crop, mean, std = (lookup(shown, key) for key in ("input_size", "crop_pct", "mean", "std"))
     side = size[-1] if isinstance(size, list) and size else None
-    _set_view(claims, image_size=side, **dict(zip(("crop_ratio", "mean", "std"), others, strict=True)))
+    _set_view(claims, image_size=side, crop_ratio=crop, mean=mean, std=std)
 
 
 def _of_converters(metadata: dict[str, Any], claims: Claims) -> None:
-    """Collect the metadata that this project's converters wrote."""
+    """Collect the metadata of this project's converters."""
     name, method, epoch = (metadata.get(key) for key in ("timm_name", "method", "epoch"))
     if _is_model(name):
         claims.architecture, claims.arguments = name, safe_arguments(metadata.get("timm_arguments", {}))
@@ -258,38 +254,31 @@ def _heads(value: Any) -> int | None:
 
 
 def _text(value: Any) -> str:
-    """Return a value of a file if it is text; others may be nested so deeply that printing them takes forever."""
+    """Return a value if it is text, else ""; printing others might never end."""
     return value if isinstance(value, str) else ""
 
 
 def _set_view(claims: Claims, scale: float = 1, **values: Any) -> None:
-    """Set the fields of the view that a file says, which are not None; mean and std are of pixels up to ``scale``."""
-    said = {key: value for key, value in values.items() if value is not None}
+    """Set the fields of the view that are not None; mean and std are divided by ``scale``.
+
+    Raises:
+        Unfit: One is impossible.
+    """
     try:
-        for key in ("mean", "std"):
-            if key in said:
-                said[key] = [float(value) / scale for value in said[key]]
-        claims.view = _checked(replace(claims.view, **said))
+        said = {key: value for key, value in values.items() if value is not None}
+        said |= {key: [float(value) / scale for value in said[key]] for key in ("mean", "std") if key in said}
+        claims.view = view = replace(claims.view, **said)
+        view.image_size, view.crop_ratio = int(view.image_size), float(view.crop_ratio)
+        view.value_range = bounds = view.value_range and [float(value) for value in view.value_range]
+        possible = 0 < view.image_size <= LARGEST_IMAGE and 0 < view.crop_ratio <= 1 and len(view.mean) == len(view.std)
+        possible &= all(-10 < mean < 10 for mean in view.mean) and all(0 < std < 10 for std in view.std)
+        if bounds is not None:
+            ordered = all(-1e300 < low < high < 1e300 for low, high in zip(bounds[::2], bounds[1::2], strict=True))
+            possible &= ordered and len(bounds) in (2, 2 * view.channels)
+        if not possible:
+            raise ValueError(str(view))
     except (TypeError, ValueError) as error:
-        raise Unfit(f"the file does not say how images are shown: {reason(error)}") from error
-
-
-def _checked(view: View) -> View:
-    """Return a view with numbers of the right types, or raise ValueError for impossible ones."""
-    view.image_size, view.crop_ratio = int(view.image_size), float(view.crop_ratio)
-    if view.value_range is not None:
-        view.value_range = bounds = [float(value) for value in view.value_range]
-        if len(bounds) not in (2, 2 * view.channels):
-            raise ValueError(f"a range of {len(bounds)} values")
-        for low, high in zip(bounds[::2], bounds[1::2], strict=True):
-            if not -math.inf < low < high < math.inf:
-                raise ValueError(f"a range of values from {low:g} to {high:g}")
-    if not 0 < view.image_size <= LARGEST_IMAGE or not 0 < view.crop_ratio <= 1:
-        raise ValueError(f"images of {view.image_size} pixels, a centre crop of {view.crop_ratio:g}")
-    ordinary = all(-10 < mean < 10 for mean in view.mean) and all(0 < std < 10 for std in view.std)
-    if len(view.mean) != len(view.std) or not ordinary:
-        raise ValueError("mean and std are not those of pixels")
-    return view
+        raise Unfit(f"the file gives impossible properties of images: {reason(error)}") from error
 
 
 def _epoch(content: Mapping[str, Any]) -> int | None:

@@ -1,4 +1,4 @@
-"""The networks that weights belong to: by timm's name, or by the shapes of a plain ResNet's or ViT's weights."""
+"""The networks of weights: by timm's name, or by the shapes of the weights of a plain ResNet or ViT."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -23,7 +23,7 @@ NAMES: dict[tuple[bool, tuple[int, ...]], str] = {
     (True, (3, 4, 23, 3)): "resnet101",
     (True, (3, 8, 36, 3)): "resnet152",
 }
-# timm's networks of the same shapes, which compute something else: other pooling
+# timm's networks of the same shapes with other pooling
 TWINS = {"resnet18": "resnetblur18", "resnet50": "resnetaa50 or resnetblur50"}
 # timm's sizes: width to name, depth and heads
 SIZES = {
@@ -44,11 +44,11 @@ class Backbone:
     """A network with its weights and its construction.
 
     Attributes:
-        architecture: timm's name, or one such as "resnet 1-2-3-1, 3x3 stem" that says how the network differs.
-        arguments: Of ``create_backbone``, by which it differs from timm's.
+        architecture: timm's name, or one such as "resnet 1-2-3-1, 3x3 stem" that describes the difference.
+        arguments: Arguments of ``create_backbone`` by which it differs from timm's.
         untrained: Builds it with random weights, in eval mode.
-        network: With the weights loaded, in eval mode.
-        used: Names of the weights in it.
+        network: The network with the weights loaded, in eval mode.
+        used: Names of its weights.
     """
 
     architecture: str
@@ -59,30 +59,28 @@ class Backbone:
 
 
 def find_backbone(layout: Layout, claims: Claims, state: Mapping[str, Tensor], size: int, named: bool) -> Backbone:
-    """Return the network that weights belong to.
+    """Return the network of weights.
 
     Args:
-        layout: Of the file.
-        claims: What the file says of itself; gets notes on what it does not say.
+        layout: The layout of the file.
+        claims: The file's metadata; notes on missing metadata are added.
         state: The encoder's weights in timm's names.
         size: Bytes of the file.
         named: The user named the architecture: nothing else is tried.
 
     Raises:
-        Unfit: The file names a network that timm does not have, its weights share memory, or do not tell their heads.
-        Mismatch: The weights are not such a network's.
+        Unfit: timm has no network of the file's name, weights share memory, or do not determine the heads.
+        Mismatch: The weights are not those of such a network.
     """
-    mismatch = Mismatch(
-        f"the weights are not those of a plain ResNet or ViT (first keys: {', '.join(n[:60] for n in list(state)[:3])}), "
-        "and the file does not name another"
-    )
+    keys = ", ".join(name[:60] for name in list(state)[:3])
+    mismatch = Mismatch(f"the weights are not those of a plain ResNet or ViT (first keys: {keys})")
     if claims.architecture is not None and timm.is_model(claims.architecture):
         try:
             return _named(claims, state, size)
         except Mismatch as error:
             if named or layout.names_backbone:
                 raise
-            mismatch = error  # a modified ResNet or ViT: its shapes are used
+            mismatch = error  # a modified ResNet or ViT is recognized by its shapes
     elif layout.names_backbone:
         raise Unfit(f"its config names the backbone {str(claims.architecture)[:60]!r}, which timm does not have")
     for roots, build in ((RESNET_ROOTS, _resnet), (VIT_ROOTS, _vit)):
@@ -94,11 +92,11 @@ def find_backbone(layout: Layout, claims: Claims, state: Mapping[str, Tensor], s
             except Mismatch as error:
                 mismatch = error
                 break
-    raise Mismatch(f"{mismatch}; if it is another network, give --architecture with timm's name of it") from mismatch
+    raise Mismatch(f"{mismatch}; for another network, give --architecture with its name in timm") from mismatch
 
 
 def _named(claims: Claims, state: Mapping[str, Tensor], size: int) -> Backbone:
-    """Return the network that the file or the user names, without tensors of other parts."""
+    """Return the network that the file or the user names, without tensors of other parts, such as classifiers."""
     name, arguments, seed = str(claims.architecture), claims.arguments, claims.seed
 
     def untrained() -> nn.Module:
@@ -111,11 +109,8 @@ def _named(claims: Claims, state: Mapping[str, Tensor], size: int) -> Backbone:
     roots = {n.partition(".")[0] for n in expected}
     classifier = timm.get_pretrained_cfg_value(name, "classifier") or "fc"
     classifiers = tuple(f"{c}." for c in ([classifier] if isinstance(classifier, str) else classifier))
-    own = {
-        n: value
-        for n, value in state.items()
-        if n in expected or (n.partition(".")[0] in roots and not n.startswith(classifiers))
-    }
+    others = {n for n in state if n.partition(".")[0] not in roots or n.startswith(classifiers)}
+    own = {n: value for n, value in state.items() if n in expected or n not in others}
     _check_size(own, size, tied=True)
     return Backbone(name, arguments, untrained, fill(untrained, own, name), set(own))
 
@@ -130,7 +125,7 @@ def tensors_of(name: str, arguments: Mapping[str, Any]) -> dict[str, Tensor]:
         with torch.device("meta"):
             return create_backbone(name, **arguments).state_dict()
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError, IndexError, KeyError) as error:
-        raise Mismatch(f"timm cannot build {name} as the file says: {reason(error)}") from error
+        raise Mismatch(f"timm cannot build {name} with the file's arguments: {reason(error)}") from error
 
 
 def _resnet(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbone:
@@ -138,10 +133,8 @@ def _resnet(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Back
     if isinstance(backbone.network.maxpool, nn.Identity):
         claims.notes.append("taken to have stride 1 and no max-pool behind its 3x3 stem, which the file does not say")
     elif layout.framework == "timm" and backbone.architecture in TWINS:
-        others = TWINS[backbone.architecture]
-        claims.notes.append(
-            f"taken to be {backbone.architecture}; {others} has the same shapes: --architecture decides"
-        )
+        twin = f"{TWINS[backbone.architecture]} has the same shapes: --architecture decides"
+        claims.notes.append(f"taken to be {backbone.architecture}; {twin}")
     return backbone
 
 
@@ -149,11 +142,11 @@ def _vit(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbon
     heads = claims.heads
     width = state["pos_embed"].shape[-1] if "pos_embed" in state and state["pos_embed"].ndim else 0
     if heads is None and width in V3_WIDTHS:
-        of_v3 = str(claims.method).replace("_", "").lower() == "mocov3"  # as solo-learn and the authors write it
+        of_v3 = str(claims.method).replace("_", "").lower() == "mocov3"  # as in solo-learn and the authors' files
         small = width == V3_WIDTHS[-1]
-        heads = (
-            V3_HEADS if of_v3 and (small or layout.name == "solo-learn") else layout.vit_small_heads if small else None
-        )
+        heads = layout.vit_small_heads if small else None
+        if of_v3 and (small or layout.name == "solo-learn"):
+            heads = V3_HEADS
         if heads is None and small:
             claims.notes.append(
                 "taken to have 6 attention heads, as timm's vit_small, which the file does not say; MoCo v3's ViT-S has "
@@ -174,9 +167,9 @@ def _vit(state: Mapping[str, Tensor], layout: Layout, claims: Claims) -> Backbon
 
 
 def _check_size(state: Mapping[str, Tensor], size: int, tied: bool = False) -> None:
-    """Raise Unfit for weights that share memory, which could make a network that is larger than the file.
+    """Raise Unfit for weights that share memory, with which a network could become larger than the file.
 
-    Tensors that are one and the same count once if ``tied``: layers of a known network may be.
+    If ``tied``, equal tensors count once, since layers of a known network may share them.
     """
     own = {(v.data_ptr(), v.shape) if tied else name: v.nbytes for name, v in state.items()}
     if (total := sum(own.values())) > size:
@@ -184,46 +177,40 @@ def _check_size(state: Mapping[str, Tensor], size: int, tied: bool = False) -> N
 
 
 def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) -> Backbone:
-    """Build the timm ResNet of weights without classifier, in torchvision's (and timm's) names.
+    """Build the timm ResNet of weights without a classifier, in torchvision's (and timm's) names.
 
-    Plain residual networks of any depth, width, cardinality and base width: a 7x7 stem, or the 3x3 stem for small
-    images (stride 1, no max-pool), then four stages of basic or bottleneck blocks.
+    It may have any depth, width, cardinality and base width, and a 7x7 stem, or a 3x3 stem for small images (stride 1, no
+    max-pool).
 
     Args:
-        state: Weights without classifier.
-        small_stem_padding: Of a 3x3 stem; the shapes do not determine it.
+        state: The weights.
+        small_stem_padding: Padding of a 3x3 stem, which the shapes do not determine.
 
     Raises:
-        Mismatch: The weights are not such a network's, or some are missing or left over.
+        Mismatch: The weights are not those of such a network.
     """
     bottleneck = "layer1.0.conv3.weight" in state
     last = f"conv{3 if bottleneck else 2}.weight"
     names = ("conv1.weight", "layer1.0.conv2.weight", *(f"layer{stage}.0.{last}" for stage in (1, 2, 3, 4)))
     stem, middle, *ends = (_filters(state, name) for name in names)
     blocks = tuple(count_blocks(state, f"layer{stage}.") for stage in (1, 2, 3, 4))
-    if 0 in blocks or stem[2:] not in ((7, 7), (3, 3)) or not all((middle, *ends)):
+    channels = tuple(shape[0] // (4 if bottleneck else 1) for shape in ends if shape)
+    width, per_group = middle[:2] or (1, 1)
+    plain = 0 not in blocks and stem[2:] in ((7, 7), (3, 3)) and middle and len(channels) == 4 and all(channels)
+    if not plain or width % per_group:
         raise Mismatch(
             f"the weights are not those of a plain ResNet (first keys: {', '.join(k[:80] for k in list(state)[:3])}); "
-            "expected conv1 (7x7 or 3x3), bn1, layer1 to layer4"
+            "expected conv1 (7x7 or 3x3), bn1, layer1 to layer4, with widths that fit together"
         )
-    channels = tuple(shape[0] // (4 if bottleneck else 1) for shape in ends)
-    width, per_group = middle[:2]
-    if not all(channels) or width % per_group:
-        raise Mismatch("the weights are not those of a plain ResNet: the widths of layer1 do not fit together")
     cardinality = width // per_group if bottleneck else 1
     base_width = 64 * width // (cardinality * channels[0]) if bottleneck else 64
     stem_width, colours, side = stem[:3]
 
-    arguments: dict[str, Any] = {
-        "layers": blocks,
-        "channels": channels,
-        "cardinality": cardinality,
-        "base_width": base_width,
-    }
-    kind = "resnet50" if bottleneck else "resnet18"
+    arguments: dict[str, Any] = {"layers": blocks, "channels": channels}
+    arguments |= {"cardinality": cardinality, "base_width": base_width, "in_chans": colours}
 
     def untrained() -> nn.Module:
-        network: Any = create_backbone(kind, in_chans=colours, **arguments)
+        network: Any = create_backbone("resnet50" if bottleneck else "resnet18", **arguments)
         if stem_width != 64:
             widen_stem(network, stem_width)
         if side == 3:
@@ -246,15 +233,15 @@ def resnet_from_state(state: Mapping[str, Tensor], small_stem_padding: int = 1) 
 
 
 def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Backbone:
-    """Build the timm ViT that a state dict in timm's names belongs to.
+    """Build the timm ViT of weights without a classifier, in timm's names.
 
     Args:
-        state: Weights without classifier.
+        state: The weights.
         heads: Attention heads, which the shapes do not determine; None takes timm's number for this width.
 
     Raises:
-        Mismatch: The weights are not a plain ViT's, or some are missing or left over.
-        Unfit: The shapes do not determine the heads.
+        Mismatch: The weights are not those of a plain ViT.
+        Unfit: timm has no number of heads for this width.
     """
     kind, given = "a plain ViT", state
     state = fold_class_position(given)
@@ -265,16 +252,16 @@ def vit_from_state(state: Mapping[str, Tensor], heads: int | None = None) -> Bac
         tuple(state[name].shape) if name in state else () for name in ("pos_embed", "blocks.0.mlp.fc1.weight")
     )
     if not projection or not depth or len(position) != 3 or len(hidden) != 2 or 0 in position:
-        raise Mismatch(
-            f"the weights are not those of {kind}: Missing keys: one of patch_embed.proj.weight, pos_embed, "
-            "blocks.0.mlp.fc1.weight, or one has another shape"
-        )
+        needed = "patch_embed.proj.weight, pos_embed, blocks.0.mlp.fc1.weight"
+        raise Mismatch(f"the weights are not those of {kind}: Missing keys: one of {needed}, or one has another shape")
     dim, channels, patch, other = projection
     if stem:
         channels, patch, other = stem[1], 16, 16
     registers = _registers(state)
     extra = ("cls_token" in state) + registers
-    grid, embeds_class = _grid(position[1], extra) if state is given else (_side(position[1]), False)
+    grid, embeds_class = _side(position[1] - extra) if state is given else 0, True
+    if not grid:  # the extra tokens have no position embeddings
+        grid, embeds_class = _side(position[1]), False
     if patch != other or not grid:
         raise Mismatch(f"{kind} has square patches and images; found {patch} x {other} and {position[1]} positions")
     size, usual_depth, usual_heads = SIZES.get(dim, ("", 0, dim // HEAD_WIDTH))
@@ -325,8 +312,7 @@ def _filters(state: Mapping[str, Tensor], name: str) -> tuple[int, ...]:
 def fold_class_position(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Return a ViT's weights with the class token's position added to it, if registers have no positions.
 
-    DINOv2 adds positions before it puts registers between class token and patches; timm has no such network, and
-    computes the same from the sum.
+    DINOv2 adds positions before it inserts registers; timm has no such network, but computes the same from the sum.
     """
     position, token = state.get("pos_embed"), state.get("cls_token")
     if position is None or token is None or not _registers(state) or position.ndim != 3 or token.ndim != 3:
@@ -341,20 +327,14 @@ def _registers(state: Mapping[str, Tensor]) -> int:
     return 0 if token is None or token.ndim != 3 else token.shape[1]
 
 
-def _grid(positions: int, extra: int) -> tuple[int, bool]:
-    """Return the patches along a side (0: not square), and whether the extra tokens have position embeddings."""
-    side = _side(positions - extra)
-    return (side, True) if side else (_side(positions), False)
-
-
 def _side(patches: int) -> int:
-    """Return the patches along a side of a square image; 0 if so many do not fill one."""
+    """Return the square root of a number of patches, or 0 if it is not an integer."""
     side = math.isqrt(max(patches, 0))
     return side if side**2 == patches else 0
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """Return how many blocks a network has by the names ``prefix`` + INDEX + "...".
+    """Return the number of blocks with names ``prefix`` + INDEX + "...".
 
     Raises:
         Mismatch: More than MOST_BLOCKS, or some are missing.

@@ -1,4 +1,4 @@
-"""Reading of checkpoint files of any known layout, recognized by content, without running code."""
+"""Reading of checkpoint files, whose layout is recognized by content."""
 
 import re
 from collections.abc import Callable, Container, Iterable, Mapping
@@ -35,22 +35,22 @@ class Checkpoint:
 
     Attributes:
         path: The file, or the folder of timm's.
-        layout: Whose layout it is.
+        layout: Name of its layout.
         architecture: Name of the backbone.
         backbone: The timm network, in eval mode, with the weights loaded, without a head.
-        framework: Whose networks hold the weights under the names in the file: "torchvision", "timm" or "detectron2".
+        untrained: Builds the same network with random weights, from the run's seed if the file has it.
+        framework: Framework of the names in the file: "torchvision", "timm" or "detectron2".
         original: The encoder's tensors under their names in the file.
-        untrained: Builds the same network with random weights, from the run's seed where the file has it.
-        head: The projection head's weights under the names that official checkpoints give them (fc...).
-        view: How images are shown to the backbone.
-        epoch: Epochs trained, where the file says.
-        method: The method's name, where the file says.
-        sha256: Of the file.
-        encoder: Which encoder was read: "query" or "key".
-        encoders: Those that the file holds.
-        arguments: By which the backbone differs from timm's ``architecture``.
-        unused: Names of tensors that were neither used nor are known to be another encoder's, a head's or a queue's.
-        notes: Assumptions about what the file does not say.
+        head: The projection head's weights under the names of official checkpoints (fc...).
+        view: Preprocessing of images.
+        epoch: Epochs trained, if known.
+        method: Name of the method, if known.
+        sha256: SHA-256 of the file.
+        encoder: The encoder that was read: "query" or "key".
+        encoders: The encoders in the file.
+        arguments: Arguments of ``create_backbone`` by which the backbone differs from timm's ``architecture``.
+        unused: Tensors that were not read and are not known to belong to another encoder, a head or a queue.
+        notes: Assumptions about missing metadata.
     """
 
     path: Path
@@ -85,10 +85,10 @@ def read_checkpoint(
     Args:
         path: A file, the folder that ``timm.create_model('local-dir:...')`` opens, or the name of a released checkpoint.
         encoder: "query", the encoder that is trained, or "key", its momentum encoder.
-        architecture: timm's name of the backbone, for files that do not say it. ResNets and ViTs are known by their
+        architecture: timm's name of the backbone, for files without it. ResNets and ViTs are recognized by their
             shapes, and some layouts name theirs.
-        arguments: Of ``create_backbone``, for ``architecture``, such as ``{"num_heads": 12}``.
-        prefix: What stands before the names of the encoder, for files of several networks in which none is known.
+        arguments: Arguments of ``create_backbone`` for ``architecture``, such as ``{"num_heads": 12}``.
+        prefix: Prefix of the encoder's names, for files of several unknown networks.
 
     Raises:
         UserError: Not a checkpoint, unsafe, of no known layout, or with weights missing.
@@ -100,13 +100,13 @@ def read_checkpoint(
     file = load_file(resolve(path))
     try:
         return _read(file, encoder, architecture, dict(arguments or {}), prefix)
-    except (Unfit, UsageError) as error:  # both do not say of which file
+    except (Unfit, UsageError) as error:  # neither names the file
         raise type(error)(f"{file.path}: {error}") from error
     except UserError:
         raise
     except Exception as error:  # what hostile numbers and shapes raise in the libraries below
         said = f"{type(error).__name__}: {reason(error)}"
-        raise UserError(f"{file.path} does not hold the weights of a network ({said})") from error
+        raise UserError(f"{file.path} does not contain the weights of a network ({said})") from error
 
 
 def _read(
@@ -120,19 +120,21 @@ def _read(
     location = locate(tensors, architecture or claimed_architecture(file))
     if location is None:
         keys = ", ".join(str(key)[:60] for key in list(file.content)[:4])
-        raise UserError(f"{file.path} is of no known layout (its first keys: {keys}); expected {KNOWN}")
+        raise UserError(f"{file.path} has no known layout (its first keys: {keys}); expected {KNOWN}")
     layout, before = location.layout, location.query if encoder == "query" else location.key
     if before is None:
-        raise UserError(f"{file.path} ({layout.name}) holds one encoder only; leave out --encoder key")
-    claims = collect_claims(file, layout.collect, tensors)
+        raise UserError(f"{file.path} ({layout.name}) contains only one encoder; leave out --encoder key")
+    claims = collect_claims(file, layout.collector, tensors)
     if architecture is not None:
         claims.architecture, claims.arguments = architecture, arguments
-    full_names = encoder_names(tensors, location, before)
+    full_names = {name.removeprefix(before): name for name in tensors if name.startswith(before)}
+    if layout.elsewhere:
+        elsewhere = re.compile(WHERE + layout.elsewhere)
+        full_names |= {match[1]: name for name in tensors if (match := elsewhere.match(name))}
     renamed = timm_names(full_names)
     names = {renamed[name]: full_names[name] for name in full_names}
     state = {name: tensors[full] for name, full in names.items()}
     backbone = find_backbone(layout, claims, state, file.size, named=architecture is not None)
-    heads = {name: value for name, value in state.items() if name not in backbone.used and HEADS.match(name)}
     unused = account_for(tensors, location, before, names, backbone.used)
     _show_as_the_network_is(claims, backbone.network)
     name, framework = layout.name, layout.framework
@@ -147,7 +149,7 @@ def _read(
         backbone.untrained,
         framework=framework,
         original={name: tensors[full] for name, full in full_names.items()},
-        head=_head(layout, encoder, tensors, heads),
+        head=_head(layout, encoder, tensors, {name: state[name] for name in state.keys() - backbone.used}),
         view=claims.view,
         epoch=claims.epoch,
         method=claims.method,
@@ -160,14 +162,14 @@ def _read(
     )
 
 
-# Names that occur once in the networks that are known by their shapes: what stands before is the prefix.
+# Names that occur once in the networks that are recognized by their shapes; the group is the prefix.
 STEM = re.compile(r"(\S*?)(?<![^.])(?:conv1|stem\.conv1|patch_embed\.proj(?:ection)?(?:\.0)?|conv_proj|0)\.weight$")
 BLOCK = re.compile(r"(?<![^.])(?:layer\d|layers\.\d|blocks\.\d|encoder\.layers|\d+\.\d)")
 
 
 @dataclass(frozen=True)
 class Location:
-    """Which layout a file has, and what stands before the names of its encoders; None: it has no key encoder."""
+    """The layout of a file, and the prefixes of its encoders' names; ``key`` is None without a key encoder."""
 
     layout: Layout
     query: str
@@ -175,15 +177,14 @@ class Location:
 
 
 def locate(tensors: Mapping[str, Tensor], architecture: str | None = None) -> Location | None:
-    """Find the encoders among the tensors of a file; None if no layout fits.
+    """Find the encoders among the tensors of a file; return None if no layout fits.
 
     Args:
         tensors: By their full names.
-        architecture: timm's name of the network that is looked for where no framework's layout fits; None: it is
-            known by the names of ResNets and ViTs.
+        architecture: timm's name of the network to find if no framework's layout fits; by default a ResNet or ViT.
 
     Raises:
-        Unfit: Several networks are in the file, and no layout says which is which.
+        Unfit: Several networks are in the file, and no layout identifies them.
     """
     for layout in LAYOUTS:
         if layout.mark and not _first(tensors, layout.mark):
@@ -207,40 +208,40 @@ def locate(tensors: Mapping[str, Tensor], architecture: str | None = None) -> Lo
     if len(outermost) > 1:
         raise Unfit(
             f"several networks are in the file, under {', '.join(repr(p[:60]) for p in outermost[:4])}, and no known "
-            "layout says which is the trained one; name one with --prefix"
+            "layout identifies the trained one; name it with --prefix"
         )
     return Location(PLAIN, outermost[0], None) if outermost else None
 
 
-# Classifiers, projection heads and what only pre-training needs, within an encoder.
+# Classifiers, projection heads and mask tokens within an encoder.
 HEADS = re.compile(r"(?:fc|head|heads|linear|classifier|pre_logits|projector|mlp_head)\.|mask_token$")
-# Buffers that a network computes itself, and mask tokens, which only pre-training uses.
+# Buffers that a network computes itself, and mask tokens, which are only used in pre-training.
 HARMLESS = re.compile(r"num_batches_tracked$|relative_position_index$|attn_mask$|mask_token$|rope|inv_freq")
 
 
 def account_for(
     tensors: Mapping[str, Tensor], location: Location, prefix: str, names: Mapping[str, str], used: Container[str]
 ) -> list[str]:
-    """List the tensors that were neither used nor are known to belong to another encoder, a head or a queue.
+    """Return the tensors that were not used and are not known to belong to another encoder, a head or a queue.
 
     Args:
         tensors: All tensors of the file.
         location: Its layout and encoders.
-        prefix: Of the encoder that was read.
+        prefix: Prefix of the encoder that was read.
         names: The full names of that encoder's tensors by their names in timm.
-        used: Names in timm of those that the backbone has.
+        used: Names in timm of the backbone's tensors.
 
     Raises:
-        Unfit: One of the encoder was not read, so that the network would compute something else.
+        Unfit: A tensor of the encoder was not used, so the network would compute something else.
     """
     others = "|".join(filter(None, [HEADS.pattern, location.layout.others]))
     known = re.compile(WHERE + f"(?:{others})")
     other_encoders = tuple(p for p in (location.query, location.key) if p is not None and p != prefix)
     is_read = {full for name, full in names.items() if name in used or HEADS.match(name)}
-    other_names_are_below = re.fullmatch(WHERE, prefix)
+    others_have_prefix = re.fullmatch(WHERE, prefix)
     unused = []
     for name in tensors:
-        of_this_encoder = name.startswith(prefix) and not other_names_are_below
+        of_this_encoder = name.startswith(prefix) and not others_have_prefix
         is_known = not of_this_encoder and (known.match(name) or name.startswith(other_encoders))
         if name not in is_read and not is_known:
             unused.append(name)
@@ -254,22 +255,12 @@ def account_for(
 
 
 def _first(names: Iterable[str], pattern: str) -> str | None:
-    """Return what the pattern matches at the beginning of a name, after WHERE, with WHERE; None if nowhere."""
+    """Return the first match of WHERE and a pattern at the beginning of a name, or None."""
     compiled = re.compile(WHERE + f"(?:{pattern})")
     return next((match[0] for name in names if (match := compiled.match(name))), None)
 
 
-def encoder_names(names: Iterable[str], location: Location, prefix: str) -> dict[str, str]:
-    """Return the full name of each tensor of the encoder below ``prefix``, by its name within the encoder."""
-    names = list(names)
-    inner = {name.removeprefix(prefix): name for name in names if name.startswith(prefix)}
-    if location.layout.elsewhere:
-        elsewhere = re.compile(WHERE + location.layout.elsewhere)
-        inner |= {match[1]: name for name in names if (match := elsewhere.match(name))}
-    return inner
-
-
-# Parts that transformers keeps apart and timm has in one tensor, in its order.
+# Tensors of transformers that are one tensor in timm, in its order.
 APART = (
     (re.compile(r"(.*\.attention\.)query\.(weight|bias)$"), ("query", "key", "value"), "qkv"),
     (re.compile(r"(.*\.attention\.)q_proj\.(weight|bias)$"), ("q_proj", "k_proj", "v_proj"), "qkv"),
@@ -278,7 +269,7 @@ APART = (
 
 
 def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors in which transformers' queries, keys and values are one, ``qkv``, as in timm."""
+    """Return tensors in which transformers' queries, keys and values are one tensor, ``qkv``, as in timm."""
     result = dict(tensors)
     for name in tensors:
         for pattern, names, whole in APART:
@@ -298,13 +289,13 @@ def timm_names(names: Iterable[str]) -> dict[str, str]:
     if "cls_token" in names and any(CHUNK.match(name) for name in names):
         return {name: CHUNK.sub(r"blocks.\1.", name).replace("register_tokens", "reg_token") for name in names}
     prefix = "vit." if any(name.startswith("vit.") for name in names) else ""  # lightly's MaskedVisionTransformerTIMM
-    foreign = (rename for mark, rename in FOREIGN if prefix + mark in names)
+    foreign = (rename for mark, rename in FOREIGN.items() if prefix + mark in names)
     rename = next(foreign, lambda name: name.replace("register_tokens", "reg_token"))
     return {name: rename(name.removeprefix(prefix)) for name in names}
 
 
 def _whose_names(file: WeightFile, network: nn.Module, names: Container[str], architecture: str | None) -> str:
-    """Whose names a plain state dict has; a ResNet's are the same in torchvision and timm."""
+    """Return the framework of the names in a plain state dict; ResNets have the same in torchvision and timm."""
     if "patch_embed.projection.weight" in names:
         return "MMSelfSup/MMPreTrain"
     said = architecture or file.config or file.metadata.get("target") in ("timm", "lightly-train")
@@ -313,7 +304,7 @@ def _whose_names(file: WeightFile, network: nn.Module, names: Container[str], ar
 
 
 def _show_as_the_network_is(claims: Claims, network: nn.Module) -> None:
-    """Correct the view by what the network tells of its images' size and channels."""
+    """Set the view's image size and channels to those of the network."""
     side = getattr(getattr(network, "patch_embed", None), "img_size", None)
     if isinstance(side, tuple) and side[0] == side[1]:
         claims.view.image_size = side[0]
@@ -326,10 +317,10 @@ def _show_as_the_network_is(claims: Claims, network: nn.Module) -> None:
 def _head(
     layout: Layout, encoder: str, tensors: Mapping[str, Tensor], within: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the projection head where the layout keeps one with its encoder; see ``Layout.head``."""
+    """Return the projection head, if the layout has one; see ``Layout.head``."""
     if layout.head is None:
         return {}
-    if layout.head:
-        prefix = layout.head.format(encoder[0])
-        within = {f"fc.{n.removeprefix(prefix)}": value for n, value in tensors.items() if n.startswith(prefix)}
-    return {name: value.clone() for name, value in within.items()}
+    prefix = layout.head.format(encoder[0])
+    head = {f"fc.{n.removeprefix(prefix)}": value for n, value in tensors.items() if n.startswith(prefix)}
+    head = head if prefix else {name: value for name, value in within.items() if HEADS.match(name)}
+    return {name: head[name].clone() for name in sorted(head)}

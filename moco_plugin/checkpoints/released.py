@@ -1,4 +1,4 @@
-"""Released checkpoints by name: downloaded once, and verified."""
+"""Released checkpoints by name, which are downloaded once and verified."""
 
 import http.client
 import logging
@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Released:
-    """A checkpoint that the authors published, and the first eight digits of its MD5 where they gave them."""
+    """A checkpoint that the authors published, and the first eight digits of its MD5 if they published them."""
 
     url: str
     md5: str | None = None
@@ -43,24 +43,23 @@ _path_manager.register_handler(HTTPURLHandler())
 
 
 def cache_path(url: str) -> Path:
-    """Return the path of a downloaded file: as in iopath, below $FVCORE_CACHE if that is set."""
+    """Return the path of a downloaded file in iopath's cache, $FVCORE_CACHE if that is set."""
     return Path(get_cache_dir()) / urlparse(url).path.lstrip("/")
 
 
 def is_released(path_or_name: str | Path) -> bool:
-    """Return whether this names a released checkpoint; a file or folder of that name takes precedence."""
+    """Return whether this is the name of a released checkpoint and not of an existing file or folder."""
     return str(path_or_name) in RELEASED and not os.path.exists(path_or_name)
 
 
 def resolve(path_or_name: str | Path) -> Path:
-    """Return the file that a path or the name of a released checkpoint stands for, fetching the latter.
+    """Return the path of a file, or of a released checkpoint, which is fetched.
 
     Args:
         path_or_name: A path, which takes precedence if it exists, or one of ``RELEASED``.
 
     Raises:
-        UserError: The checkpoint cannot be fetched, or what arrived is not what was published; or neither a
-            path nor a name, but something like one.
+        UserError: The checkpoint cannot be fetched, or is not the published one; or a misspelt name.
     """
     path, name = Path(os.path.expanduser(path_or_name)), str(path_or_name)
     exists = os.path.exists(path)
@@ -76,15 +75,13 @@ def resolve(path_or_name: str | Path) -> Path:
         _download(name, released.url, cached)
     if released.md5 is None:
         _check_recorded(cached, name)
-        return cached
-    md5 = file_digest(cached, "md5")
-    if not md5.startswith(released.md5):
+    elif not (md5 := file_digest(cached, "md5")).startswith(released.md5):
         cached.unlink()
         raise UserError(
             f"{cached} was not {name} and is removed: its MD5 begins with {md5[:8]}, the published one with "
             f"{released.md5}; get it again from {released.url}"
         )
-    if fetched:
+    elif fetched:
         logger.info("%s: its MD5 begins with %s, as published", name, released.md5)
     return cached
 
@@ -98,17 +95,13 @@ def _check_recorded(cached: Path, name: str) -> None:
         logger.warning("%s: its authors published no checksum; its SHA-256 is %s, kept in %s", name, digest, record)
     elif read_text(record).strip() != digest:
         raise UserError(
-            f"{cached} changed since it was fetched: its SHA-256 is {digest}, and {record} holds another; remove both "
+            f"{cached} changed since it was fetched: its SHA-256 is {digest}, and {record} contains another; remove both "
             "files to fetch it again"
         )
 
 
 def _download(name: str, url: str, cached: Path) -> None:
-    """Download a released checkpoint, whole or not at all.
-
-    Raises:
-        UserError: The download failed.
-    """
+    """Download a released checkpoint atomically; raise UserError if this fails."""
     try:
         with fetching():
             _path_manager.get_local_path(url)

@@ -18,7 +18,7 @@ from moco_plugin.data.normalize import View
 from moco_plugin.errors import UserError, reason
 
 WIDTHS = (64, 128, 256, 512)
-# Arguments of create_backbone that timm does not have, that say how training starts, or that the network itself has.
+# Arguments of create_backbone that timm lacks, that only initialize training, or that follow from the network.
 OURS = frozenset(
     (
         "image_size img_size width small_stem sincos_position frozen_patch_projection pretrained num_classes "
@@ -30,11 +30,11 @@ OURS = frozenset(
 def create_model_arguments(
     architecture: str, arguments: Mapping[str, Any], backbone: nn.Module
 ) -> tuple[str, dict[str, Any]]:
-    """Return the name and the arguments with which timm.create_model makes a network like ``backbone``.
+    """Return the name and the arguments of timm.create_model for a network like ``backbone``.
 
     Args:
-        architecture: timm's name, or what ``resnet_from_state`` calls a ResNet that has none.
-        arguments: Of ``create_backbone``; those that say how training starts are left out.
+        architecture: timm's name, or the description that ``resnet_from_state`` gives.
+        arguments: Arguments of ``create_backbone``.
         backbone: The timm network.
     """
     arguments = {
@@ -44,7 +44,7 @@ def create_model_arguments(
     usual = timm.get_pretrained_cfg(architecture) if timm.is_model(architecture) else None
     if side is not None and (usual is None or tuple(side) != tuple(usual.input_size[1:])):
         arguments["img_size"] = list(side)
-    if arguments.get("in_chans") == 3:  # timm's folders say this and the pooling of every network
+    if arguments.get("in_chans") == 3:  # timm's folders contain this and the pooling of every network
         del arguments["in_chans"]
     if usual is not None and "global_pool" in arguments:
         with torch.device("meta"):
@@ -55,8 +55,8 @@ def create_model_arguments(
         stages: list[Any] = [backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4]
         first = stages[0][0]
         bottleneck = isinstance(first, Bottleneck)
-        channels = tuple((stage[0].conv3 if bottleneck else stage[0].conv2).out_channels for stage in stages)
-        channels = tuple(c // first.expansion for c in channels)
+        ends = [stage[0].conv3 if bottleneck else stage[0].conv2 for stage in stages]
+        channels = tuple(end.out_channels // first.expansion for end in ends)
         arguments.pop("channels", None)
         if channels != WIDTHS:
             arguments["channels"] = list(channels)
@@ -75,20 +75,18 @@ def timm_network(name: str, arguments: Mapping[str, Any], state: Mapping[str, Te
     """Create a network with timm and load ``state`` without copying it.
 
     Raises:
-        UserError: timm cannot make a network that holds these weights.
+        UserError: timm has no network for these weights.
     """
     try:
         network: nn.Module = timm.create_model(name, num_classes=0, **arguments)
         network.load_state_dict(dict(state), assign=True)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"timm.create_model({name!r}) makes no network that holds these weights: {reason(error)}"
-        ) from error
+        raise UserError(f"timm.create_model({name!r}) does not fit these weights: {reason(error)}") from error
     return network.eval()
 
 
 def timm_config(name: str, arguments: Mapping[str, Any], network: Any, view: View) -> dict[str, Any]:
-    """Return the ``config.json`` with which ``timm.create_model('local-dir:FOLDER')`` makes the network."""
+    """Return the ``config.json`` of a folder for ``timm.create_model('local-dir:FOLDER')``."""
     known = network.pretrained_cfg
     return {
         "architecture": name,
@@ -101,12 +99,10 @@ def timm_config(name: str, arguments: Mapping[str, Any], network: Any, view: Vie
             "fixed_input_size": bool(known.get("fixed_input_size", False)),
             "interpolation": "bilinear",
             "crop_pct": view.crop_ratio,
-            "crop_mode": "center",
             "mean": list(view.mean),
             "std": list(view.std),
             "first_conv": known.get("first_conv"),
             "classifier": known.get("classifier"),
-            "custom_load": False,
         },
     }
 
@@ -131,7 +127,7 @@ def _read_with_timm(
         else:
             network = timm.create_model(name, num_classes=0, checkpoint_path=str(path), **arguments)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"timm does not open what was written: {reason(error)}") from error
+        raise UserError(f"timm does not open the file: {reason(error)}") from error
     return {key: value.to(state[key].dtype) for key, value in network.state_dict().items()}  # timm's are float32
 
 
@@ -141,7 +137,7 @@ def _timm_target(checkpoint: Checkpoint, output: Path) -> Target:
     except UserError:
         if not output.suffix:
             raise
-    # a stem of another kind or width, which timm's names cannot say
+    # timm has no argument for a stem of another kind or width
     state = checkpoint.backbone.state_dict()
     network = checkpoint.untrained()
     network.load_state_dict(state, assign=True)
@@ -162,12 +158,8 @@ def _target(checkpoint: Checkpoint, output: Path, to: str) -> Target:
     if to == "lightly-train":
         opens = f"lightly_train.pretrain(model='timm/{name}', model_args={loading}, ...)"
     framework = "LightlyTrain" if to == "lightly-train" else "timm"
-    target = Target(
-        Network(framework, network, stages_of(network)),
-        state,
-        {"target": to, "timm_name": name, "timm_arguments": arguments},
-        opens,
-    )
+    details = {"target": to, "timm_name": name, "timm_arguments": arguments}
+    target = Target(Network(framework, network, stages_of(network)), state, details, opens)
     if output.suffix != ".safetensors":
         target.read = partial(_read_with_timm, name=name, arguments=arguments, state=state)
     if not output.suffix:

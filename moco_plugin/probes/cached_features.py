@@ -1,7 +1,7 @@
 """Linear classification on features that are computed once, with all labels or few.
 
 A departure from the papers' protocol: no random crops, standardised features, a cosine schedule, and the learning
-rate is chosen on a tenth of the training images that is held out for it.
+rate is chosen on a tenth of the training images, which is held out.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.metrics import baseline
 from moco_plugin.evaluation.protocols import ClassificationConfig, load_protocol
 from moco_plugin.evaluation.subject import Options, class_count, draw_labels, read_sets, read_subject
-from moco_plugin.probes.linear_classifiers import LEARNING_RATES, fit_learning_rates, hold_out
+from moco_plugin.probes.linear_classifiers import LEARNING_RATES, fit_best, hold_out
 
 SETTINGS = "data.image_size data.crop_ratio data.batch_size data.workers data.label_share schedule.epochs seed".split()
 
@@ -123,9 +123,8 @@ def _evaluate(
         part = FeatureSet(known.features[kept], known.labels[kept], known.indices[kept])
         one = fit_and_score(part, queries, class_count(train), lrs, config, subject.device)
         measured.append({"share": share, **one})
-        measured_on = "raw pixels" if pixels else "cached features"
         print(
-            f"linear, on {measured_on} of {one['train_images']} images of "
+            f"linear, on {'raw pixels' if pixels else 'cached features'} of {one['train_images']} images of "
             f"{len(part.labels.unique())} classes: "
             f"top-1 {one['top1']:.2f}% (lr {one['lr']:g} of {len(lrs)}; {baseline(queries.labels)})"
         )
@@ -150,18 +149,18 @@ def fit_and_score(
     Returns:
         ``top1``, ``top5``, ``mean_per_class``, ``lr``, ``held_out_top1`` by learning rate, ``train_images``.
     """
-    features, labels = train.features, train.labels
-    fitted, held = hold_out(labels, config.seed)
-    options: dict[str, Any] = {
-        "epochs": config.schedule.epochs,
-        "batch_size": config.data.batch_size,
-        "seed": config.seed,
-        "device": device,
-    }
-    tried = fit_learning_rates(features[fitted], labels[fitted], classes, lrs, progress="learning rates", **options)
-    top1 = [score.top1 for score in tried.score(features[held], labels[held])]
-    lr = lrs[top1.index(max(top1))]
-    final = fit_learning_rates(features, labels, classes, [lr], progress="classifier", **options)
+    final, lr, top1 = fit_best(
+        train.features,
+        train.labels,
+        classes,
+        lrs,
+        hold_out(train.labels, config.seed),
+        lambda tried, features, labels: [score.top1 for score in tried.score(features, labels)],
+        epochs=config.schedule.epochs,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        device=device,
+    )
     (best,) = final.score(test.features, test.labels)
-    held_out = {f"{lr:g}": value for lr, value in zip(lrs, top1, strict=True)}
-    return {**asdict(best), "lr": lr, "held_out_top1": held_out, "train_images": len(labels)}
+    held_out = {f"{one:g}": value for one, value in zip(lrs, top1, strict=True)}
+    return {**asdict(best), "lr": lr, "held_out_top1": held_out, "train_images": len(train.labels)}

@@ -1,7 +1,7 @@
 """Files of image features, of near duplicates and of nearest images."""
 
 import csv
-from collections import deque
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ ROWS = 16384  # rows of a Parquet file that are written at once
 
 @dataclass
 class Embedding:
-    """Features and the images that they belong to.
+    """Features and their images.
 
     Attributes:
         features: float32, N x D, on the CPU.
@@ -76,16 +76,14 @@ def embed(
         UserError: The images or the checkpoint cannot be read, or a file cannot be written.
         UsageError: A file already exists, or an argument is out of range.
     """
-    overwrite = options.get("overwrite", False)
     named = {"nearest": nearest, "duplicate": duplicates}
     tables = {name: Path(path).expanduser() for name, path in named.items() if path}
     files = [] if out is None else _files(Path(out).expanduser())
-    for path in tables.values():
-        if path.suffix != ".csv":
-            raise UsageError(f"{path} does not end in .csv; choose a .csv file for pairs of images")
     written = [*files, *tables.values()]
     for path in written:
-        check_output(path, overwrite)
+        check_output(path, options.get("overwrite", False))
+        if path not in files and path.suffix != ".csv":
+            raise UsageError(f"{path} does not end in .csv; choose a .csv file for pairs of images")
         if written.count(path) > 1:
             raise UsageError(f"{path} would be written twice; choose another name for one of the files")
     if not 0 < similarity <= 1:
@@ -105,12 +103,16 @@ def embed(
     if whole is None:
         return None
     paths = [opened.name(index) for index in whole.indices.tolist()]
-    result = Embedding(whole.features, paths, _label_names(opened, whole.labels))
+    labels = None
+    if opened.labels is not None and opened.labels.ndim == 1:
+        labels = [opened.classes[label] if opened.classes else str(label) for label in whole.labels.tolist()]
+    result = Embedding(whole.features, paths, labels)
     with ExitStack() as stack:  # all files appear together, once the last is complete
         if files:
             _write(result, [stack.enter_context(atomic_path(path)) for path in files])
-        tables_by_name = {name: stack.enter_context(atomic_path(path)) for name, path in tables.items()}
-        _write_pairs(result, tables_by_name, k, similarity, subject.device)
+        tables = {name: stack.enter_context(atomic_path(path)) for name, path in tables.items()}
+        if tables:
+            _write_pairs(result, tables, k, similarity, subject.device)
     print(f"{len(paths)} images, {whole.features.shape[1]} features each: {', '.join(map(str, written))}")
     return result
 
@@ -124,12 +126,6 @@ def _files(out: Path) -> list[Path]:
     if find_spec("pyarrow") is None:
         raise UsageError(f"{out} needs pyarrow, which is not installed; pip install pyarrow, or choose an .npy file")
     return [out]
-
-
-def _label_names(images: ImageSet, labels: Tensor) -> list[str] | None:
-    if images.labels is None or images.labels.ndim > 1:
-        return None
-    return [images.classes[label] if images.classes else str(label) for label in labels.tolist()]
 
 
 def _write(embedding: Embedding, files: Sequence[Path]) -> None:
@@ -164,29 +160,21 @@ def _write_csv(path: Path, columns: Sequence[str], rows: Any) -> None:
 
 
 def _write_pairs(embedding: Embedding, tables: Mapping[str, Path], k: int, similarity: float, device: str) -> None:
-    """Write the requested tables of ``nearest`` images and ``duplicates`` from a single search."""
-    if not tables:
-        return
+    """Write the requested tables of ``nearest`` images and ``duplicate`` pairs from a single search."""
     paths, alike = embedding.paths, dict[tuple[int, int], float]()
 
     def rows() -> Iterator[tuple[str, str, str]]:
         features = map_from_disk(F.normalize(part, dim=1) for part in embedding.features.split(ROWS))
-        found = neighbours.nearest(
-            features, features, min(k, len(paths) - 1), same=True, device=device, progress="neighbours"
-        )
+        count = min(k, len(paths) - 1)
+        found = neighbours.nearest(features, features, count, same=True, device=device, progress="neighbours")
         for part, similarities, indices in found:
-            for row, near, values in zip(
-                range(part.start, part.stop), indices.tolist(), similarities.tolist(), strict=True
-            ):
-                for other, value in zip(near, values, strict=True):
+            for row, near, values in zip(range(part.start, part.stop), indices, similarities, strict=True):
+                for other, value in zip(near.tolist(), values.tolist(), strict=True):
                     if value >= similarity:
                         alike[min(row, other), max(row, other)] = value
                     yield paths[row], paths[other], f"{value:.4f}"
 
-    if "nearest" in tables:
-        _write_csv(tables["nearest"], ["path", "nearest", "similarity"], rows())
-    else:
-        deque(rows(), maxlen=0)
+    _write_csv(tables.get("nearest", Path(os.devnull)), ["path", "nearest", "similarity"], rows())
     if "duplicate" in tables:
         pairs = sorted(alike.items(), key=lambda pair: (-pair[1], pair[0]))
         named = ((paths[one], paths[other], f"{value:.4f}") for (one, other), value in pairs)

@@ -1,8 +1,9 @@
-"""Linear classifiers on features that are computed once: many learning rates or L2 weights at a time."""
+"""Linear classifiers on features that are computed once: several learning rates or L2 weights at a time."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.metrics import Scores, count_correct, scores
 from moco_plugin.evaluation.subject import draw_labels
 
-LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)  # that are tried
+LEARNING_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 ROWS = 16384  # features whose logits are computed at once
 
 
@@ -24,8 +25,8 @@ class LinearClassifiers:
     Attributes:
         weight: L x D x C.
         bias: L x C.
-        mean: D, taken from the features.
-        scale: D, by which they are divided then.
+        mean: D, subtracted from the features.
+        scale: D, which then divides them.
     """
 
     weight: Tensor
@@ -39,7 +40,7 @@ class LinearClassifiers:
         return standard @ self.weight + self.bias[:, None]
 
     def score(self, features: Tensor, labels: Tensor) -> list[Scores]:
-        """Return each classifier's accuracies."""
+        """Return the accuracies of each classifier."""
         classes = self.bias.shape[1]
         counts = torch.zeros(len(self.bias), 3, classes, dtype=torch.int64)
         for rows, truth in zip(features.split(ROWS), labels.split(ROWS), strict=True):
@@ -48,8 +49,8 @@ class LinearClassifiers:
         return [scores(one) for one in counts]
 
 
-def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Split indices into a fitting part and a held-out part: a tenth of each class with two images or more.
+def hold_out(labels: Tensor, seed: int) -> Tensor:
+    """Return the indices of a tenth of each class with two images or more.
 
     Raises:
         UsageError: No class has two.
@@ -60,17 +61,42 @@ def hold_out(labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     if not len(held):
         raise UsageError(
             f"the {len(labels)} labelled training images are one per class, and none is left to choose a learning rate by; "
-            "expected two of some class: use more labels"
+            "use more labels, two or more of some class"
         )
-    fitted = torch.ones(len(labels), dtype=torch.bool)
-    fitted[held] = False
-    return fitted.nonzero()[:, 0], held
+    return held
 
 
 def _standard(features: Tensor, device: torch.device | str) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation of each dimension (1 for those that do not vary)."""
     deviation, mean = torch.std_mean(features.to(device), dim=0, correction=0)
     return mean, torch.where(deviation > 1e-6 * (1 + mean.abs()), deviation, 1.0)
+
+
+def fit_best(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    lrs: Sequence[float],
+    held: Tensor,
+    measure: Callable[[LinearClassifiers, Tensor, Tensor], list[float]],
+    **options: Any,
+) -> tuple[LinearClassifiers, float, list[float]]:
+    """Choose the learning rate on held-out images, and fit all images with it.
+
+    Args:
+        held: Indices of the held-out images.
+        measure: Returns a score of each classifier for features and labels. For other arguments see
+            ``fit_learning_rates``.
+
+    Returns:
+        The classifier, its learning rate, and the score of each learning rate.
+    """
+    fitted = torch.ones(len(labels), dtype=torch.bool)
+    fitted[held] = False
+    tried = fit_learning_rates(features[fitted], labels[fitted], classes, lrs, progress="learning rates", **options)
+    measured = measure(tried, features[held], labels[held])
+    lr = lrs[measured.index(max(measured))]
+    return fit_learning_rates(features, labels, classes, [lr], progress="classifier", **options), lr, measured
 
 
 def fit_learning_rates(
@@ -85,10 +111,10 @@ def fit_learning_rates(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> LinearClassifiers:
-    """Fit one linear classifier per learning rate, all in one pass over the features: one batched linear layer.
+    """Fit one linear classifier per learning rate in one batched linear layer.
 
     SGD with momentum 0.9 and no weight decay, as in the papers' protocol; the learning rate falls to 0 along a
-    cosine, and the features are standardised, without which a few large dimensions rule the step.
+    cosine, and the features are standardised, since otherwise a few large dimensions dominate the gradient.
 
     Args:
         features: N x D.
@@ -116,7 +142,7 @@ def fit_learning_rates(
             logits, truth = fitted.logits(features[rows]), labels[rows].to(device)
             losses = _losses(logits, truth).mean(dim=1)
             optimizer.zero_grad()
-            # each classifier's gradient times its learning rate: SGD at 1 then takes each one's own step
+            # the gradient of each classifier times its learning rate: SGD with learning rate 1 takes all steps
             (rates * losses).sum().backward()
             optimizer.step()
             schedule.step()
@@ -164,16 +190,10 @@ def fit_l2_weights(
     model = LinearClassifiers(weight, bias, mean, scale)
     minima = {}
     # the strongest first: each minimum is a good start for the next
-    for l2 in tqdm(
-        sorted(l2_weights, reverse=True), desc=progress, disable=progress is None, leave=False, unit="L2 weight"
-    ):
-        optimizer = torch.optim.LBFGS(
-            [weight, bias],
-            max_iter=iterations,
-            tolerance_grad=1e-6,
-            tolerance_change=1e-10,
-            line_search_fn="strong_wolfe",
-        )
+    strongest_first = sorted(l2_weights, reverse=True)
+    options: dict[str, Any] = {"tolerance_grad": 1e-6, "tolerance_change": 1e-10, "line_search_fn": "strong_wolfe"}
+    for l2 in tqdm(strongest_first, desc=progress, disable=progress is None, leave=False, unit="L2 weight"):
+        optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, **options)
 
         def loss(l2: float = l2, optimizer: torch.optim.Optimizer = optimizer) -> Tensor:
             optimizer.zero_grad()

@@ -15,7 +15,7 @@ from typing_extensions import Unpack
 from moco_plugin.evaluation.features import FeatureSet
 from moco_plugin.evaluation.neighbours import check_neighbours, nearest
 from moco_plugin.evaluation.subject import ViewOptions, read_sets, read_subject
-from moco_plugin.probes.linear_classifiers import LEARNING_RATES, fit_learning_rates
+from moco_plugin.probes.linear_classifiers import LEARNING_RATES, LinearClassifiers, fit_best
 
 
 def evaluate_multilabel(
@@ -44,7 +44,7 @@ def evaluate_multilabel(
         temperature: Votes weigh exp(similarity / temperature).
         lrs: Learning rates to try, all in one pass; by default nine from 0.001 to 10.
         epochs: Epochs of the logistic regressions, in batches of 256 images.
-        seed: Of the images held out and the order of training.
+        seed: Seed of the held-out images and of the order of training.
         **options: See ``ViewOptions``.
 
     Returns:
@@ -65,7 +65,10 @@ def evaluate_multilabel(
         for images, features in ((train_set, bank), (test_set, queries))
     )
     votes = _votes(bank, queries, known, k, temperature, train == test, subject.device)
-    logits, lr = _logits(bank, queries, known, lrs, epochs, seed, subject.device)
+    held = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))[: max(1, len(known) // 10)]
+    known_set = (bank.features, known, known.shape[1], lrs, held, _mean_precisions)
+    final, lr, _ = fit_best(*known_set, epochs=epochs, seed=seed, device=subject.device)
+    logits = final.logits(queries.features)[0].cpu()
     names = train_set.classes or ()
     there = truth.any(dim=0)
     result: dict[str, Any] = {}
@@ -110,20 +113,6 @@ def _votes(
     return votes
 
 
-def _logits(
-    bank: FeatureSet, queries: FeatureSet, known: Tensor, lrs: Sequence[float], epochs: int, seed: int, device: str
-) -> tuple[Tensor, float]:
-    """Return the logits of the logistic regressions, M x C, and the learning rate that was chosen."""
-    features = bank.features
-    order = torch.randperm(len(known), generator=torch.Generator().manual_seed(seed))
-    held, fitted = order[: max(1, len(known) // 10)], order[max(1, len(known) // 10) :]
-    options: dict[str, Any] = {"epochs": epochs, "seed": seed, "device": device}
-    classes = known.shape[1]
-    tried = fit_learning_rates(features[fitted], known[fitted], classes, lrs, progress="learning rates", **options)
-    precisions = [
-        float(average_precision(one, known[held])[known[held].any(dim=0)].mean())
-        for one in tried.logits(features[held]).cpu()
-    ]
-    lr = lrs[precisions.index(max(precisions))]
-    final = fit_learning_rates(features, known, classes, [lr], progress="classifiers", **options)
-    return final.logits(queries.features)[0].cpu(), lr
+def _mean_precisions(tried: LinearClassifiers, features: Tensor, truth: Tensor) -> list[float]:
+    there = truth.any(dim=0)
+    return [float(average_precision(logits, truth)[there].mean()) for logits in tried.logits(features).cpu()]

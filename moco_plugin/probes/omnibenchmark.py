@@ -1,7 +1,8 @@
 """OmniBenchmark (arXiv 2207.07106): a linear probe in each of 21 realms, and the mean over them."""
 
+import re
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +11,10 @@ import torch
 from typing_extensions import Unpack
 
 from moco_plugin.data.images import ImageSet
+from moco_plugin.data.listing import read_entries
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.evaluation.subject import Subject, ViewOptions, read_subject
-from moco_plugin.files import read_json, read_text, write_json
+from moco_plugin.files import read_json, write_json
 from moco_plugin.papers import OMNIBENCHMARK
 from moco_plugin.probes.linear_classifiers import fit_l2_weights
 from moco_plugin.runs.run_folder import differences
@@ -29,18 +31,8 @@ L2_WEIGHTS = (1e-5, 1e-4, 3e-4, 1e-3, 1e-2, 0.1, 1.0)
 MOCO_V2 = OMNIBENCHMARK.values[0]
 
 
-@dataclass
-class Realm:
-    """A realm's three sets."""
-
-    name: str
-    train: ImageSet
-    val: ImageSet
-    test: ImageSet
-
-
-def read_realm(root: Path, name: str) -> Realm | None:
-    """Read a realm's folder; return None if there is none.
+def read_realm(root: Path, name: str) -> dict[str, ImageSet] | None:
+    """Return the train, val and test sets of a realm; None if it has no folder.
 
     A split's file is ``train`` or ``train.txt`` (V2), ``NAME.train``, ``NAME.train.txt``, or ``record.txt`` or
     ``records.txt`` (the benchmark's download tool) in the folder ``NAME.train`` or ``train`` (V1). Its paths are
@@ -48,27 +40,25 @@ def read_realm(root: Path, name: str) -> Realm | None:
     contiguous. A test list with one class for all images is the hidden test: the realm is then measured on val.
 
     Raises:
-        UserError: A file is missing or has a line that is no ``path label``.
+        UserError: A file or an image is missing, or a line is not ``path label``.
         UsageError: ``val`` or ``test`` has a class that ``train`` lacks.
     """
     folder = root / name
     if not folder.is_dir():
         return None
-    sets = [_read_split(root, folder, split) for split in SPLITS]
-    classes = set(_labels(sets[0]).tolist())
-    hidden = len(classes) > 1 and len(set(_labels(sets[2]).tolist())) == 1
-    if hidden:
-        print(
-            f"{name}: {sets[2].spec} has one class for all images, as the hidden test has; measured on val", flush=True
-        )
-        sets[2] = sets[1]
-    for images in sets[1:]:
+    sets = {split: _read_split(root, folder, split) for split in SPLITS}
+    classes, tested = (set(_labels(sets[split]).tolist()) for split in ("train", "test"))
+    if len(classes) > 1 and len(tested) == 1:
+        spec = sets["test"].spec
+        print(f"{name}: {spec} has one class for all images, as the hidden test has; measured on val", flush=True)
+        sets["test"] = sets["val"]
+    for images in sets.values():
         if unseen := sorted(set(_labels(images).tolist()) - classes):
             raise UsageError(
-                f"the classes of {sets[0].spec} and {images.spec} differ: only {images.spec} has "
+                f"the classes of {sets['train'].spec} and {images.spec} differ: only {images.spec} has "
                 f"{', '.join(map(str, unseen[:5]))}"
             )
-    return Realm(name, *sets)
+    return sets
 
 
 def _read_split(root: Path, folder: Path, split: str) -> ImageSet:
@@ -77,32 +67,14 @@ def _read_split(root: Path, folder: Path, split: str) -> ImageSet:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has no list of {split} images; expected a file {', '.join(names)}")
-    lines = read_text(file, what="lines of a path and a label").splitlines()
-    paths: list[Path] = []
-    labels: list[int] = []
-    base = folder
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        path, _, label = line.strip().rpartition(" ")
-        if not path or not label.isdecimal():
+    bases = (folder, root, file.parent, file.parent / "images", folder / "images", folder / split / "images")
+    entries = read_entries(file, *dict.fromkeys(bases))
+    for entry in entries:
+        if not re.fullmatch(r"\d{1,18}", entry.label, re.ASCII):
             raise UserError(
-                f"{file}, line {number}: {line.strip()!r} is no 'path label'; expected an image's path and its class, "
-                "a number from 0"
+                f"{entry.where} is no 'path label'; expected an image's path and its class, a number from 0"
             )
-        if not paths:
-            bases = (folder, root, file.parent, file.parent / "images", folder / "images", folder / split / "images")
-            base = next((base for base in bases if (base / path.strip()).is_file()), folder)
-            if not (base / path.strip()).is_file():
-                raise UserError(
-                    f"{file}, line {number}: there is no file {folder / path.strip()}; expected paths relative to "
-                    f"{folder} or {root}"
-                )
-        paths.append(base / path.strip())
-        labels.append(int(label))
-    if not paths:
-        raise UserError(f"{file} lists no image; expected lines of a path and a label")
-    return ImageSet(str(file), files=(paths, labels))
+    return ImageSet(str(file), files=([entry.path for entry in entries], [int(entry.label) for entry in entries]))
 
 
 def _labels(images: ImageSet) -> np.ndarray:
@@ -129,20 +101,16 @@ def evaluate_omnibenchmark(
         The content of the JSON, with ``mean_per_class`` in percent.
 
     Raises:
-        UserError: No realm was found, or a file of one is invalid.
+        UserError: ``root`` has no realm, or a file of one is invalid.
         UsageError: ``NAME_realms`` has results of other weights.
     """
     if protocol not in ("v1", "v2"):
         raise UsageError(f"protocol is {protocol!r}; expected v1 or v2")
     root = Path(root).expanduser()
-    if not root.is_dir():
-        raise UserError(
-            f"{root}: no such folder; expected the realms' folders in it, {', '.join(REALMS[:3])} and so on"
-        )
     realms = {name: realm for name in REALMS if (realm := read_realm(root, name))}
     missing = [name for name in REALMS if name not in realms]
     if not realms:
-        raise UserError(f"{root} contains none of the realms; expected folders {', '.join(REALMS[:3])} and so on in it")
+        raise UserError(f"{root} is not a folder of realms; expected folders {', '.join(REALMS[:3])} and so on in it")
     subject = read_subject(weights, **options)
     if missing:
         print(f"missing, {len(missing)} of {len(REALMS)} realms: {', '.join(missing)}")
@@ -152,7 +120,7 @@ def evaluate_omnibenchmark(
         part = out.with_name(f"{out.stem}_realms") / f"{name}.json" if out else None
         result = None if part is None or subject.overwrite else _measured(part, subject, protocol)
         if result is None:
-            result = _measure(realm, root, subject, protocol)
+            result = _measure(name, realm, subject, protocol) | {"root": str(root)}
             if part:
                 write_json(part, result)
         results[name] = result
@@ -197,27 +165,26 @@ def _measured(path: Path, subject: Subject, protocol: str) -> dict[str, Any] | N
     return result
 
 
-def _measure(realm: Realm, root: Path, subject: Subject, protocol: str) -> dict[str, Any]:
-    classes = torch.from_numpy(_labels(realm.train)).unique()
+def _measure(name: str, realm: dict[str, ImageSet], subject: Subject, protocol: str) -> dict[str, Any]:
+    classes = torch.from_numpy(_labels(realm["train"])).unique()
     features, labels = {}, {}
-    for split in SPLITS:
-        part = subject.features(getattr(realm, split), f"{realm.name} {split}", normalized=False)
+    for split, images in realm.items():
+        part = subject.features(images, f"{name} {split}", normalized=False)
         features[split], labels[split] = part.features, torch.searchsorted(classes, part.labels)
     squared, device = protocol == "v2", subject.device
     known = (features["train"], labels["train"], len(classes), L2_WEIGHTS)
-    probes = fit_l2_weights(*known, device=device, progress=realm.name, squared=squared)
+    probes = fit_l2_weights(*known, device=device, progress=name, squared=squared)
     val = [score.mean_per_class for score in probes.score(features["val"], labels["val"])]
     tests = probes.score(features["test"], labels["test"])
     chosen_by = val if protocol == "v2" else [score.mean_per_class for score in tests]
     best = chosen_by.index(max(chosen_by))
     return subject.record(
         f"omnibenchmark_realm_{protocol}",
-        realm=realm.name,
+        realm=name,
         **asdict(tests[best]),
         l2=L2_WEIGHTS[best],
         val_mean_per_class={f"{l2:g}": value for l2, value in zip(L2_WEIGHTS, val, strict=True)},
         classes=len(classes),
         train_images=len(labels["train"]),
         test_images=len(labels["test"]),
-        root=str(root),
     )

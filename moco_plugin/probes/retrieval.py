@@ -42,11 +42,9 @@ def evaluate_retrieval(
     recall, neighbours = retrieval(bank, queries, k, same=same, device=subject.device, progress="neighbours")
     sizes = {"train_images": len(bank.labels), "test_images": len(queries.labels)}
     chance = {one: chance_recall(bank.labels, queries.labels, one, same) for one in recall}
+    images = f"{len(bank.labels)} train, {len(queries.labels)} test images"
     for one, value in recall.items():
-        print(
-            f"recall at {one}: {value:.2f}% (chance {chance[one]:.2f}%; {sizes['train_images']} train, "
-            f"{sizes['test_images']} test images)"
-        )
+        print(f"recall at {one}: {value:.2f}% (chance {chance[one]:.2f}%; {images})")
     result = subject.write(
         "retrieve",
         train_set.spec,
@@ -86,20 +84,20 @@ def retrieval(
     device: torch.device | str = "cpu",
     progress: str | None = None,
 ) -> tuple[dict[int, float], list[Neighbours]]:
-    """Search the training images for each test image.
+    """Find the nearest training images of each test image.
 
     Args:
         train: L2-normalised features to search.
         test: L2-normalised features to search for.
         ks: Numbers of neighbours.
         same: Both are the same set: an image is not a neighbour of itself.
-        shown: Of the first test image of each class, so many are returned with their neighbours, at most.
+        shown: Number of classes whose first test image is returned with its neighbours.
         device: Where similarities are computed.
         progress: Label of a progress bar; None shows none.
 
     Returns:
         Recall at each k: the share, in percent, of test images with one of their class among the k nearest; and
-        some test images with their nearest, to look at.
+        the neighbours of some test images.
 
     Raises:
         UsageError: A k is above the number of training images.

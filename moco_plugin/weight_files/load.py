@@ -22,14 +22,14 @@ import torch
 from torch import Tensor
 
 from moco_plugin.errors import UserError, reason
-from moco_plugin.files import check_file, open_file, read_text
+from moco_plugin.files import check_file, open_file, parse_json, read_text
 from moco_plugin.weight_files.unpickle import BrokenPickle, Placeholder, UnsafePickle
 
 MOST_TENSORS = 50_000  # in one file; a ViT-H with optimizer has 2,000
 LONGEST_NAME = 500  # characters
 DEEPEST = 6  # dicts within dicts
 MOST_HEADER = 16 << 20  # bytes of a safetensors header or a config.json; of a thousand tensors 100 KB
-# Parts of checkpoints that hold no network's weights.
+# Parts of checkpoints that contain no network's weights.
 NO_WEIGHTS = frozenset(
     (
         "optimizer optimizers optimizer_states optimizer_state lr_schedulers lr_scheduler scheduler param_schedulers "
@@ -44,16 +44,16 @@ FOLDER_WEIGHTS = ("model.safetensors.index.json", "model.safetensors", "pytorch_
 
 @dataclass
 class WeightFile:
-    """A weight file and what it holds: tensors, numbers, text, containers, and placeholders for other objects.
+    """A weight file: tensors, numbers, text, containers, and placeholders for other objects.
 
-    Tensors are views of the mapped file. They take memory as they are read, and none while they are not.
+    Tensors are views of the mapped file, so they take memory only when they are read.
 
     Attributes:
-        path: What was asked for: a file, or a folder of timm's.
-        weights: The file that has the tensors.
-        content: What it holds.
+        path: The given file or folder.
+        weights: The file with the tensors.
+        content: Its content.
         size: Bytes of all its weights.
-        metadata: What this project's converters said of it.
+        metadata: Metadata of this project's converters.
         config: ``config.json`` of a folder.
     """
 
@@ -69,7 +69,7 @@ def load_file(path: str | Path) -> WeightFile:
     """Read a torch file of any version, a zoo pickle, a safetensors file, or the folder that timm opens.
 
     Raises:
-        UserError: The file is missing, incomplete, or has something in it that could run code.
+        UserError: The file is missing or incomplete, or could run code.
     """
     path = Path(os.path.expanduser(path))
     if os.path.isdir(path):
@@ -82,7 +82,7 @@ def load_file(path: str | Path) -> WeightFile:
             size = sum(value.nbytes for value in content["state_dict"].values())
         elif _is_safetensors(path):
             tensors, header = _load_safetensors(path)
-            content, metadata = {"state_dict": tensors, **header}, _json_dict(header.get("moco_plugin", "{}"))
+            content, metadata = {"state_dict": tensors, **header}, json.loads(header.get("moco_plugin", "{}"))
         else:
             content = _load_torch(path)
             metadata = content.get("moco_plugin") or getattr(content, "_metadata", {}).get("moco_plugin")
@@ -91,47 +91,46 @@ def load_file(path: str | Path) -> WeightFile:
 
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """Turn what readers raise on broken and hostile files into one sentence."""
+    """Turn errors of readers on broken and hostile files into one sentence."""
     try:
         yield
     except UserError:
         raise
     except UnsafePickle as error:
         raise UserError(
-            f"{path} holds more than weights and was not loaded, since it could run code: it names {error}"
+            f"{path} contains more than weights and was not loaded, since it could run code: it names {error}"
         ) from error
     except Exception as error:  # hostile files raise almost anything
         said = reason(error) or type(error).__name__
         raise UserError(
-            f"{path} is not a complete torch checkpoint or safetensors file ({said}); it may be truncated or of another "
-            "kind, get it again"
+            f"{path} is not a complete torch checkpoint or safetensors file ({said}); get it again, or another file"
         ) from error
 
 
 def _load_torch(path: Path) -> dict[Any, Any]:
-    """Read what torch.save wrote, of any version, or one plain pickle."""
+    """Read a file of torch.save of any version, or a plain pickle."""
     content = read_pickle(path)
     if isinstance(content, Placeholder) and (state := module_state(content)):
         content = {"model": state, "module": content}
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {content.name}; expected a dict of weights")
+        raise UserError(f"{path} contains a {content.name}; expected a dict of weights")
     return content
 
 
 def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
-    """Return the content of a torch file of any version or of a plain pickle; other than a dict is a Placeholder.
+    """Return the content of a torch file of any version or of a plain pickle: a dict or a Placeholder.
 
-    A process with limits on memory and time unpickles it (``unpickle.py``) and hands over plain containers; tensors and
+    A process with limits on memory and time unpickles the file (``unpickle.py``) and returns plain containers; tensors and
     long arrays are views of the mapped file.
 
     Args:
         path: The file.
-        placeholders: Accept tensors and, as ``Placeholder``, frameworks' objects; else containers and arrays alone.
+        placeholders: Accept tensors and, as ``Placeholder``, objects of frameworks; otherwise only containers and arrays.
 
     Raises:
         UserError: There is no such file, or it is a pipe or a device.
         UnsafePickle: It names something that could run code.
-        BrokenPickle: It is not a whole pickle, or takes more time or memory than a file of its size may.
+        BrokenPickle: It is not a complete pickle, or takes more time or memory than a file of its size may.
     """
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unpickle; unpickle.main({placeholders})"
     with open_file(os.path.expanduser(path), WHAT) as file:
@@ -150,7 +149,7 @@ def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
     return Content(stream, mapped, *about).load()
 
 
-# by torch's names of them and of their storages
+# By torch's names of the types and of their storages.
 DTYPES: dict[str, torch.dtype] = {
     name: dtype
     for name, value in vars(torch).items()
@@ -159,40 +158,32 @@ DTYPES: dict[str, torch.dtype] = {
 
 
 class Content(pickle.Unpickler):
-    """Reads the plain containers that ``unpickle.py`` writes, and makes tensors and arrays of what it left in the file.
+    """Reads the containers that ``unpickle.py`` writes, and builds tensors and arrays from the mapped file.
 
     Args:
-        stream: What it wrote.
+        stream: The output of ``unpickle.py``.
         mapped: The file.
-        places: Start and length of the storages in a zip archive, by their keys.
-        counts: Type and count of the storages, by their keys.
-        keys: Those of the storages that follow the pickles in a file of PyTorch before 1.6.
+        places: Start and length of the storages in a zip archive, by key.
+        counts: Type and count of the storages, by key.
+        keys: Storages that follow the pickles in a file of PyTorch before 1.6.
         end: Where these begin.
     """
 
-    def __init__(
-        self,
-        stream: BytesIO,
-        mapped: mmap.mmap,
-        places: dict[str, tuple[int, int]],
-        counts: dict[str, tuple[str, int]],
-        keys: list[str],
-        end: int,
-    ) -> None:
+    def __init__(self, stream: BytesIO, mapped: mmap.mmap, places: Any, counts: Any, keys: list[str], end: int) -> None:
         super().__init__(stream)
         self.mapped, self.places, self.counts = mapped, places, counts
         self.whole = torch.frombuffer(mapped, dtype=torch.uint8).untyped_storage()
         for key in keys:  # a count and the numbers
             places[key] = end + 8, self._bytes(key)
             end += 8 + self._bytes(key)
-        makers = (self._span, self._array, self._scalar, self._tensor)
-        self.makers = dict(zip(("Span", "Array", "Scalar", "Tensor"), makers, strict=True))
+        makers = {"Span": self._span, "Array": self._array, "Scalar": self._scalar, "Tensor": self._tensor}
+        self.known: dict[str, Any] = {**makers, "Placeholder": Placeholder, "OrderedDict": OrderedDict}
         self.storages: dict[str, torch.UntypedStorage] = {}
         self.spans: dict[tuple[str, int], Any] = {}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return what the other process means by a name."""
-        return self.makers.get(global_name) or {"Placeholder": Placeholder, "OrderedDict": OrderedDict}[global_name]
+        """Return the replacement of a name; classes that the file contains as values are placeholders."""
+        return self.known.get(global_name) or Placeholder(global_name)
 
     def _bytes(self, key: str) -> int:
         kind, count = self.counts[key]
@@ -206,10 +197,10 @@ class Content(pickle.Unpickler):
         return self.spans[kind, start]
 
     def _array(self, data: Any, code: str, shape: tuple[int, ...], fortran: bool = False) -> np.ndarray:
-        """Return bytes as numbers, as many as ``shape`` has."""
+        """Return bytes as an array of a shape."""
         dtype, data = np.dtype(code), data.encode("latin1") if isinstance(data, str) else data
         if len(data) != math.prod(shape) * dtype.itemsize:
-            raise BrokenPickle("an array whose shape is not that of its bytes")
+            raise BrokenPickle("an array with another number of bytes than its shape")
         writable = data if isinstance(data, memoryview) else bytearray(data)
         array = np.frombuffer(writable, dtype).reshape(shape, order="F" if fortran else "C")
         return np.require(array, requirements=["ALIGNED", "WRITEABLE"])
@@ -223,21 +214,12 @@ class Content(pickle.Unpickler):
             if size > length or start + size > len(self.mapped):
                 raise BrokenPickle("a storage that is larger than the file")
             storage = self.whole[start : start + size]
-            # a file of PyTorch before 1.6 has numbers at odd addresses
+            # files of PyTorch before 1.6 are not aligned
             self.storages[key] = storage.clone() if start % 16 else storage
         return self.storages[key]
 
-    def _tensor(
-        self,
-        key: str,
-        kind: str,
-        part: tuple[int, int] | None,
-        dtype: str,
-        offset: int,
-        size: tuple[int, ...],
-        stride: tuple[int, ...],
-    ) -> Any:
-        """Return a view of a storage; one that repeats elements, and so could claim any size, is a Placeholder."""
+    def _tensor(self, key: str, kind: str, part: Any, dtype: str, offset: int, size: Any, stride: Any) -> Any:
+        """Return a view of a storage, or a Placeholder if elements repeat, since it could claim any size."""
         storage, element = self._storage(key), _dtype(dtype).itemsize
         if part is not None:
             first, last = part[0] * _dtype(kind).itemsize, sum(part) * _dtype(kind).itemsize
@@ -252,12 +234,12 @@ class Content(pickle.Unpickler):
 
 
 def _dtype(name: str) -> torch.dtype:
-    """Return the type that torch has under a name such as torch.FloatStorage or torch.float32."""
+    """Return the type of a name such as torch.FloatStorage or torch.float32."""
     return DTYPES[name.rpartition(".")[2]]
 
 
 def module_state(module: Placeholder) -> dict[str, Tensor]:
-    """Return the state dict of a module that was pickled whole, found without building the module."""
+    """Return the state dict of a module that was pickled whole, without building the module."""
     state: dict[str, Tensor] = {}
     seen: set[int] = set()
     waiting: list[tuple[str, Any]] = [("", module)]
@@ -292,8 +274,8 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _load_shards(index: Path) -> dict[str, Tensor]:
-    """Read the safetensors files that a ``model.safetensors.index.json`` lists; they are in its folder."""
-    file_of = _read_json(index).get("weight_map")
+    """Read the safetensors files that a ``model.safetensors.index.json`` lists in its folder."""
+    file_of = read_config(index).get("weight_map")
     if not isinstance(file_of, dict) or not all(isinstance(name, str) for name in file_of.values()):
         raise BrokenPickle("it has no weight_map")
     tensors: dict[str, Tensor] = {}
@@ -319,38 +301,29 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        UserError: It holds none, or is too large.
+        UserError: It contains none, or is too large.
     """
-    with _refusing(path):
-        return _read_json(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return _json_dict(read_text(path, MOST_HEADER, "a JSON file"))
-
-
-def _json_dict(text: str) -> dict[str, Any]:
-    value = json.loads(text)
+    value = parse_json(read_text(path, MOST_HEADER, "a JSON file"), str(path))
     if not isinstance(value, dict):
-        raise BrokenPickle("its JSON is not an object")
+        raise UserError(f"{path} is not a JSON object; get it again, or another file")
     return value
 
 
 def named_tensors(file: WeightFile) -> dict[str, Tensor]:
-    """Return every tensor of a file that may be a weight, under its full name: the keys that lead to it.
+    """Return the tensors of a file that may be weights, by their full names: the keys that lead to them.
 
-    So the tensor of ``{"state_dict": {"module.conv1.weight": ...}}`` is ``state_dict.module.conv1.weight``. What
-    torch.compile adds to names is left out.
+    The tensor in ``{"state_dict": {"module.conv1.weight": ...}}`` is ``state_dict.module.conv1.weight``. The additions of
+    torch.compile to names are removed.
 
     Raises:
-        UserError: The file holds more than MOST_TENSORS.
+        UserError: The file contains more than MOST_TENSORS entries, or a name longer than LONGEST_NAME.
     """
     tensors: dict[str, Tensor] = {}
     for count, (name, value) in enumerate(_entries("", file.content, DEEPEST)):
         if count >= MOST_TENSORS:
-            raise UserError(f"{file.path} holds more than {MOST_TENSORS} entries; expected the weights of a network")
+            raise UserError(f"{file.path} contains more than {MOST_TENSORS} entries; expected the weights of a network")
         if len(name) > LONGEST_NAME:
-            raise UserError(f"{file.path} holds a name of {len(name)} characters; expected the weights of a network")
+            raise UserError(f"{file.path} contains a name of {len(name)} characters; expected the weights of a network")
         if isinstance(value, Tensor):
             tensors[name.replace("_orig_mod.", "")] = value
         elif isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
@@ -361,7 +334,7 @@ def named_tensors(file: WeightFile) -> dict[str, Tensor]:
 
 
 def _entries(prefix: str, part: dict[Any, Any], depth: int) -> Iterator[tuple[str, Any]]:
-    """Yield what a dict holds, and the dicts in it down to a depth, by full names; NO_WEIGHTS are left out."""
+    """Yield the entries of a dict and of the dicts in it, by full names, without NO_WEIGHTS."""
     for key, value in part.items():
         if isinstance(key, (str, int)) and key not in NO_WEIGHTS:
             yield f"{prefix}{key}", value

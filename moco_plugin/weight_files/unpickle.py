@@ -1,8 +1,8 @@
-"""Restricted unpickling in a process of its own: the body of that process, which needs the standard library alone.
+"""Restricted unpickling in a separate process: the body of that process, which needs only the standard library.
 
-``load.read_pickle`` starts it with a file as standard input. It limits its own memory and processor time, calls nothing but
-a short list of constructors, and writes to standard output a pickle of plain containers, in which tensors, arrays and long
-texts are positions in the file. So whatever a file holds, it costs no more than the limits, and runs nothing.
+``load.read_pickle`` starts it with a file as standard input. It limits its own memory and processor time, calls only a
+short list of constructors, and writes to standard output a pickle of plain containers, in which tensors, arrays and long
+texts are positions in the file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from io import BytesIO
-from types import FunctionType
 from typing import Any, ClassVar
 
 MEMORY = 256 << 20  # bytes, besides the mapped file and twice its pickle; of a thousand tensors 40 MB
@@ -47,7 +46,7 @@ class BrokenPickle(Exception):
 
 
 class Placeholder:
-    """A framework's class, function or object, by its name; objects have the state and items that the pickle holds."""
+    """A framework's class, function or object, by name, with the state and items of the object in the pickle."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -55,7 +54,7 @@ class Placeholder:
         self.mapping: dict[Any, Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Placeholder:
-        """Return what stands for an object of the class; no code of the framework runs."""
+        """Return a placeholder for an object of the class."""
         return Placeholder(self.name)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -68,7 +67,7 @@ class Placeholder:
 
 
 class Later:
-    """What the reading process makes of plain arguments, by the class's name."""
+    """Plain arguments, from which the reading process builds an object, by the class's name."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
@@ -78,11 +77,11 @@ class Later:
 
 
 class Span(Later):
-    """Bytes of the file, "raw", or a "text" in UTF-8, "encoded" anew in Latin-1: kind, start and length."""
+    """Bytes of the file, "raw", or a "text" in UTF-8, "encoded" in Latin-1: kind, start and length."""
 
 
 class Array(Later):
-    """An array: data, type, shape and whether it is in Fortran's order."""
+    """An array: data, type, shape, and whether it is in Fortran order."""
 
 
 class Scalar(Later):
@@ -90,36 +89,15 @@ class Scalar(Later):
 
 
 class Tensor(Later):
-    """A view of a storage: key, type and part of the storage, type, offset, size and stride of the tensor."""
+    """A view of a storage: key, type and part of the storage; type, offset, size and stride of the tensor."""
 
 
-class Storage(Placeholder):
-    """Numbers in the file, by key, type, and the part that a file of PyTorch before 1.6 names."""
-
-    def __init__(self, key: str, kind: str, part: Any) -> None:
-        self.key, self.kind, self.part = key, kind, part
-
-    def __reduce__(self) -> Any:
-        return Placeholder, ("a storage",)
+class Storage(Later):
+    """Numbers in the file: key, type, and the part that a file of PyTorch before 1.6 names."""
 
 
-class Dtype(Placeholder):
-    """A numpy type; without a code it is not read, such as that of object arrays."""
-
-    code: str | None = None
-
-    def __reduce__(self) -> Any:
-        return Placeholder, ("numpy.dtype",)
-
-
-class Writer(pickle.Pickler):
-    """Writes classes and functions that stand in a file by themselves as placeholders."""
-
-    def reducer_override(self, value: Any) -> Any:
-        """Return how a value is written, if not in the usual way."""
-        if isinstance(value, (type, FunctionType)) and value not in (OrderedDict, Placeholder, *Later.__subclasses__()):
-            return Placeholder, (value.__name__,)
-        return NotImplemented
+class Dtype(Later):
+    """A numpy type: its code; None for one that is not read, such as that of object arrays."""
 
 
 def _latin1(text: Any, encoding: Any = "latin1") -> Any:
@@ -130,20 +108,15 @@ def _latin1(text: Any, encoding: Any = "latin1") -> Any:
 
 
 def _dtype(code: Any, *flags: Any) -> Dtype:
-    dtype, code = Dtype("numpy.dtype"), code.decode("latin1") if isinstance(code, bytes) else code
-    if isinstance(code, str) and re.fullmatch(r"[<=|]?([biu][1248]|f[248]|c8|c16|[?bBhHiIlLqQefd])", code):
-        dtype.code = code
-    return dtype
+    code = code.decode("latin1") if isinstance(code, bytes) else code
+    known = isinstance(code, str) and re.fullmatch(r"[<=|]?([biu][1248]|f[248]|c8|c16|[?bBhHiIlLqQefd])", code)
+    return Dtype(code if known else None)
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: Any = "C") -> Array:
-    if not isinstance(dtype, Dtype) or dtype.code is None or not isinstance(data, (str, bytes, bytearray, Span)):
+    if not isinstance(dtype, Dtype) or dtype.args[0] is None or not isinstance(data, (str, bytes, bytearray, Span)):
         raise BrokenPickle("an array of objects, not of numbers")
-    return Array(data, dtype.code, _sizes(shape), order == "F")
-
-
-def _no_array(*args: Any) -> Any:
-    raise BrokenPickle("an array defined by its shape only")  # it could be of any size
+    return Array(data, *dtype.args, _sizes(shape), order == "F")
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
@@ -156,12 +129,8 @@ def _sizes(values: Any) -> tuple[int, ...]:
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor:
     if not isinstance(storage, Storage):
         raise BrokenPickle("a tensor without a storage")
-    dtype = rest[2].name if len(rest) > 2 and isinstance(rest[2], Placeholder) else storage.kind
-    return Tensor(storage.key, storage.kind, storage.part, dtype, *_sizes([offset]), _sizes(size), _sizes(stride))
-
-
-def _tensor_of_subclass(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    return function(*args) if function in (_tensor, _parameter) else Placeholder("a tensor")
+    dtype = rest[2].name if len(rest) > 2 and isinstance(rest[2], Placeholder) else storage.args[1]
+    return Tensor(*storage.args, dtype, *_sizes([offset]), _sizes(size), _sizes(stride))
 
 
 def _parameter(data: Any, *rest: Any) -> Any:
@@ -173,7 +142,7 @@ ARRAYS: dict[str, Callable[..., Any]] = {
     **{f"builtins.{kind.__name__}": kind for kind in (dict, list, set, frozenset, tuple)},
     "collections.OrderedDict": OrderedDict,
     "_codecs.encode": _latin1,
-    "numpy.ndarray": _no_array,  # named as the class of what _reconstruct makes, never called
+    "numpy.ndarray": Placeholder("numpy.ndarray"),  # the class of what _reconstruct makes
     "numpy.dtype": _dtype,
     **{f"{core}.multiarray._reconstruct": lambda *args: Array(b"", "i1", (0,), False) for core in _CORES},
     **{f"{core}.multiarray.scalar": lambda dtype, data: Scalar(*_array(data, dtype, ()).args[:2]) for core in _CORES},
@@ -183,14 +152,16 @@ TENSORS: dict[str, Callable[..., Any]] = {
     **{f"torch._utils._rebuild_tensor{version}": _tensor for version in ("", "_v2", "_v3")},
     "torch._utils._rebuild_parameter": _parameter,
     "torch._utils._rebuild_parameter_with_state": _parameter,
-    "torch._tensor._rebuild_from_type_v2": _tensor_of_subclass,
+    "torch._tensor._rebuild_from_type_v2": lambda function, kind, args, state: (
+        function(*args) if function in (_tensor, _parameter) else Placeholder("a tensor")
+    ),
     "torch.Size": tuple,
     "copyreg._reconstructor": lambda kind, *rest: kind(),
 }
 
 
 def _long(code: bytes, length: str, kind: str) -> Callable[[Any], None]:
-    """Return the operation that leaves what is LONG in the file, and reads the rest as the standard library does."""
+    """Return the operation that leaves LONG values in the file, and reads others as the standard library does."""
     operation = pickle._Unpickler.dispatch[code[0]]
 
     def load(unpickler: Any) -> None:
@@ -210,25 +181,27 @@ def _long(code: bytes, length: str, kind: str) -> Callable[[Any], None]:
 
 
 class Unpickler(pickle._Unpickler):
-    """The standard library's unpickler, which calls nothing but what ``constructors`` has.
+    """The standard library's unpickler, which calls only ``constructors``.
 
     Args:
         file: At the pickle's first byte; reading leaves it behind the last.
-        placeholders: Accept objects of FRAMEWORKS, as ``Placeholder``, and tensors; without, they are refused as all
-            others are.
-        storages: Gets the key of each storage, with its type and count.
+        placeholders: Accept tensors and, as ``Placeholder``, objects of FRAMEWORKS.
+
+    Attributes:
+        storages: Type and count of each storage, by key.
     """
 
     stack: list[Any]
     append: Callable[[Any], None]
 
-    def __init__(self, file: mmap.mmap, placeholders: bool, storages: dict[str, tuple[str, int]]) -> None:
+    def __init__(self, file: mmap.mmap, placeholders: bool) -> None:
         super().__init__(file, encoding="latin1")
-        self.file, self.placeholders, self.storages = file, placeholders, storages
+        self.file, self.placeholders = file, placeholders
+        self.storages: dict[str, tuple[str, int]] = {}
         self.constructors = {**ARRAYS, **TENSORS} if placeholders else ARRAYS
 
     def find_class(self, module_name: str, global_name: str) -> Any:
-        """Return what stands for a class or function; the unpickler calls nothing that was not returned here."""
+        """Return the replacement of a class or function; the unpickler calls only what this returns."""
         module_name = {"__builtin__": "builtins", "copy_reg": "copyreg"}.get(module_name, module_name)  # of Python 2
         full = f"{module_name}.{global_name}"
         if full in self.constructors:
@@ -237,14 +210,11 @@ class Unpickler(pickle._Unpickler):
             return Placeholder(full)
         raise UnsafePickle(full[:100])
 
-    def get_extension(self, code: int) -> None:
-        raise BrokenPickle("an extension")
-
     def load_build(self) -> None:
-        """Give an object its state: placeholders their attributes, arrays their numbers, state dicts their versions."""
+        """Set the attributes of a placeholder, the numbers of an array or the metadata of a state dict; ignore others."""
         state = self.stack.pop()
         target = self.stack[-1]
-        if type(target) is Placeholder:
+        if isinstance(target, Placeholder):
             for part in state if isinstance(state, tuple) else (state,):
                 target.attributes.update(part if isinstance(part, dict) else {})
         elif isinstance(target, OrderedDict):
@@ -253,11 +223,8 @@ class Unpickler(pickle._Unpickler):
         elif isinstance(target, Array):
             _, shape, dtype, fortran, data = state
             target.args = _array(data, dtype, shape, "F" if fortran else "C").args
-        elif isinstance(target, Dtype):
-            if not isinstance(state, tuple) or len(state) < 2 or state[1] not in ("<", "|", "=", b"<", b"|", b"="):
-                raise BrokenPickle("numbers of another byte order; expected little-endian ones")
-        elif not isinstance(target, (list, dict, set)):
-            raise BrokenPickle(f"a state for a {type(target).__name__}")
+        elif isinstance(target, Dtype) and state[1] not in ("<", "|", "=", b"<", b"|", b"="):
+            raise BrokenPickle("numbers of another byte order; expected little-endian ones")
 
     def load_newobj(self) -> None:
         args = self.stack.pop()
@@ -272,12 +239,9 @@ class Unpickler(pickle._Unpickler):
         if isinstance(saved, tuple) and len(saved) > 1 and saved[0] == "module":
             self.append(saved[1])  # old files include the source code of modules
             return
-        try:
-            name, kind, key, _, count, *parts = saved
-            if name != "storage" or not isinstance(kind, Placeholder) or not isinstance(key, str):
-                raise ValueError
-        except (TypeError, ValueError) as error:
-            raise BrokenPickle("a reference to something else than numbers") from error
+        name, kind, key, _, count, *parts = saved
+        if name != "storage" or not isinstance(kind, Placeholder) or not isinstance(key, str):
+            raise BrokenPickle("a reference to something else than numbers")
         self.storages[key] = kind.name, _sizes([count])[0]
         part = _sizes(parts[0][1:]) if parts and parts[0] is not None else None
         self.append(Storage(key, kind.name, part))
@@ -298,7 +262,7 @@ class Unpickler(pickle._Unpickler):
 
 
 def _records(file: mmap.mmap) -> dict[str, tuple[int, int]]:
-    """Return start and length of each file that torch.save put into a zip archive, without the folder's name."""
+    """Return start and length of each file in a zip archive of torch.save, by its name without the folder."""
     records = {}
     with zipfile.ZipFile(sys.stdin.buffer) as archive:
         entries = archive.infolist()
@@ -319,7 +283,7 @@ def _records(file: mmap.mmap) -> dict[str, tuple[int, int]]:
 
 
 def read(file: mmap.mmap, placeholders: bool) -> dict[str, Any]:
-    """Return the ``content`` of a file and what tells where its storages lie: see ``load.Storages``.
+    """Return the ``content`` of a file, the ``size`` of its pickle, and ``about`` its storages: see ``load.Content``.
 
     Raises:
         UnsafePickle: It names something that could run code.
@@ -327,11 +291,9 @@ def read(file: mmap.mmap, placeholders: bool) -> dict[str, Any]:
     """
     if tarfile.is_tarfile(sys.stdin.buffer):  # torch.load would extract its links
         raise BrokenPickle("a tar archive")
-    storages: dict[str, tuple[str, int]] = {}
     places: dict[str, tuple[int, int]] = {}
     size, keys = len(file), []
-    is_zip = file[:4] == b"PK\3\4"
-    if is_zip:
+    if is_zip := file[:4] == b"PK\3\4":
         records = _records(file)
         if "data.pkl" not in records:
             raise BrokenPickle("an archive of other things")
@@ -339,20 +301,20 @@ def read(file: mmap.mmap, placeholders: bool) -> dict[str, Any]:
         file.seek(start)
         places = {name[5:]: place for name, place in records.items() if name.startswith("data/")}
     limit(len(file), size)
-    unpickler = Unpickler(file, placeholders, storages)
+    unpickler = Unpickler(file, placeholders)
     content = unpickler.load()
     if not is_zip and type(content) is int and content == LEGACY_MAGIC:  # several pickles, and the numbers at the end
         unpickler.load(), unpickler.load()  # version and machine
         content, keys = unpickler.load(), unpickler.load()
-        if not isinstance(keys, list) or len(set(keys)) != len(keys) or not storages.keys() >= set(keys):
+        if not isinstance(keys, list) or len(set(keys)) != len(keys):
             raise BrokenPickle("other storages than those of its tensors")
     if not isinstance(content, (dict, Placeholder)):
         content = Placeholder(type(content).__name__)
-    return {"content": content, "size": size, "about": (places, storages, keys, file.tell())}
+    return {"content": content, "size": size, "about": (places, unpickler.storages, keys, file.tell())}
 
 
 def limit(mapped: int, size: int) -> None:
-    """Limit what this process may take, for a file and a pickle of so many bytes; it writes no file and no core."""
+    """Limit memory and time of this process, by the bytes of the mapped file and of its pickle; forbid writing files."""
     with suppress(ImportError):  # not on Windows
         import resource
 
@@ -372,14 +334,14 @@ def main(placeholders: bool) -> None:
             limit(len(file), 0)
             outcome = read(file, placeholders)
         stream = BytesIO()
-        Writer(stream, 5).dump(outcome["content"])
+        pickle.Pickler(stream, 5).dump(outcome["content"])
         if stream.tell() > MOST_STRUCTURE + outcome["size"]:
             raise MemoryError
         written = pickle.dumps(("", *outcome["about"])) + stream.getbuffer()
     except UnsafePickle as error:
         written = pickle.dumps((str(error),))
     except MemoryError:
-        written = pickle.dumps(("", "what it holds takes much more memory than the file"))
+        written = pickle.dumps(("", "its content takes much more memory than the file"))
     except Exception as error:  # broken files raise almost anything
         written = pickle.dumps(("", " ".join(str(error).split())[:200] or type(error).__name__))
     sys.stdout.buffer.write(written)

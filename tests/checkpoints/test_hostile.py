@@ -77,14 +77,7 @@ def integer(value: int) -> bytes:
 
 def storage(count: int, view: bytes = b"") -> bytes:
     """The persistent id of a storage of ``count`` floats."""
-    return (
-        b"(X\x07\x00\x00\x00storage"
-        + FLOATS
-        + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
-        + integer(count)
-        + view
-        + b"tQ"
-    )
+    return b"(X\x07\0\0\0storage" + FLOATS + b"X\x01\0\0\x000X\x03\0\0\0cpu" + integer(count) + view + b"tQ"
 
 
 def tensor(count: int, size: tuple[int, ...], stride: tuple[int, ...], view: bytes = b"") -> bytes:
@@ -120,10 +113,8 @@ def attacks(folder: Path) -> dict[str, str]:
     zeros = b"\0" * 64
     bomb = pickle.dumps({"a": "x" * (1 << 28)}, 2)
     torch_zip(attack("deflated", None, "are compressed"), bomb, zeros, zipfile.ZIP_DEFLATED)
-    torch_zip(attack("record", None, "is not a complete"), tensor(1 << 40, (1 << 40,), (1,)), zeros)
     torch_zip(attack("larger", None, "is not a complete"), tensor(16, (1 << 40,), (1,)), zeros)
     torch_zip(attack("expanded", None, "no known layout"), tensor(16, (10**6, 10**6), (0, 0)), zeros)
-    torch_zip(attack("negative", None, "is not a complete"), tensor(16, (4,), (-1,)), zeros)
     torch_zip(attack("overflow", None, "is not a complete"), tensor(16, (1 << 62, 1 << 62), (1, 1)), zeros)
     legacy = MAGIC + tensor(1 << 40, (1 << 40,), (1,), b"N") + pickle.dumps(["0"], 2)
     attack("legacy", legacy + struct.pack("<q", 1 << 40) + zeros, "a storage that is larger than the file")
@@ -131,28 +122,22 @@ def attacks(folder: Path) -> dict[str, str]:
     attack("memo", b"\x80\x02}r\xf0\xff\xff\xff.", "no known layout")
     attack("text", b"\x80\x04\x8d" + struct.pack("<Q", 1 << 40) + b"x.", "is not a complete")
     attack("bytes", b"\x80\x05\x8e" + struct.pack("<Q", 1 << 62) + b"x.", "is not a complete")
-    attack("digits", b"L" + b"9" * 10**6 + b"L\n.", "is not a complete")
-    attack("integer", b"\x80\x02\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6 + b".", "holds a int")
-    attack("nested", b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "holds a list")
+    attack("nested", b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", "contains a list")
     laughs = b"\x80\x02]q\x00" + b"".join(b"](h\x00h\x00h\x00h\x00eq\x00" for _ in range(1000)) + b"."
-    attack("laughs", laughs, "holds a list")
+    attack("laughs", laughs, "contains a list")
     said = {"copies": "much more memory", "encoded copies": "much more memory", "collisions": "much more time"}
     said |= dict.fromkeys(("tar and zip", "tar and legacy"), "a tar archive")
     for name, content in safety_cases.weight_cases().items():
         attack(name, content, said.get(name, "it ends early"))
     attack("bytearray", call(b"builtins bytearray", integer(10**12)), "names builtins.bytearray")
-    attack("getattr", call(b"builtins getattr", integer(1)), "names builtins.getattr")
-    attack("eval", call(b"builtins eval", b"X\x01\x00\x00\x001"), "names builtins.eval")
-    attack("subprocess", call(b"subprocess Popen", b"X\x02\x00\x00\x00ls"), "names subprocess.Popen")
-    attack("int", call(b"builtins int", b"X\x04\x00\x00\x001234"), "names builtins.int")
     codec = call(b"_codecs encode", b"X\x01\x00\x00\x00aX\x04\x00\x00\x00idna\x86")
     attack("codec", codec[:-4] + b"Rs.", "the encoding 'idna'")
     attack("tensor", call(b"torch Tensor", integer(10**12)), "no known layout")
-    attack("shape", call(b"numpy ndarray", integer(10**12)), "defined by its shape only")
-    array = np.zeros(4).__reduce__()
-    state = (1, (10**12,), np.dtype("f8"), False, b"\0" * 32)
-    reduced = pickle.dumps({"w": _Reduced((array[0], array[1], state))}, 2)
-    attack("array", reduced, "whose shape is not that of its bytes")
+    attack("shape", call(b"numpy ndarray", integer(10**12)), "no known layout")
+    array = np.zeros(1 << 20)  # of whose bytes a part is gone
+    attack(
+        "array", pickle.dumps({"w": array}, 2).replace(b"J\0\0\x10\0", b"J\0\0\x11\0"), "with another number of bytes"
+    )
     attack("objects", pickle.dumps({"model": np.array([[1], [2, 3]], dtype=object)}), "not of numbers")
     attack("safetensors_header", struct.pack("<Q", 1 << 60) + b"{" + zeros, "is not a complete")
     header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
@@ -172,14 +157,6 @@ def attacks(folder: Path) -> dict[str, str]:
     cyclic["state_dict"]["state_dict"] = cyclic
     torch.save(cyclic, attack("cyclic", None, "no known layout"))
     return expected
-
-
-class _Reduced:
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-    def __reduce__(self) -> Any:
-        return self.value
 
 
 def test_attacks(tmp_path: Path) -> None:
@@ -205,7 +182,7 @@ def test_frameworks_objects_are_inert_and_others_refused(tmp_path: Path) -> None
     torch.save({"path": Path("a"), "device": torch.device("cpu"), "norm": torch.nn.LayerNorm}, path)
     found = load_file(path).content
     assert [found[name].name.split(".")[0] for name in ("path", "device")] == ["pathlib", "torch"]
-    for name in ("os system", "posix system", "nt system", "sys exit", "shutil rmtree", "my_project.config Config"):
+    for name in ("os system", "builtins eval", "builtins getattr", "subprocess Popen", "my_project.config Config"):
         path.write_bytes(call(name.encode(), b"X\x01\x00\x00\x00x"))
         with pytest.raises(UserError, match=f"could run code: it names {name.replace(' ', '.')}$"):
             load_file(path)

@@ -25,7 +25,7 @@ def test_layout(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(features(checkpoint.backbone), features(sample.query.eval()))
     assert features(checkpoint.untrained()).shape == features(checkpoint.backbone).shape
     if sample.key is None:
-        with pytest.raises(UserError, match="holds one encoder only; leave out --encoder key"):
+        with pytest.raises(UserError, match="contains only one encoder; leave out --encoder key"):
             read_checkpoint(path, "key")
     else:
         key = read_checkpoint(path, "key")

@@ -97,17 +97,9 @@ HEAD = "fc.0.bias fc.0.weight fc.2.bias fc.2.weight".split()
 
 
 def test_official_layout(tmp_path: Path) -> None:
-    file = official("resnet18")
-    torch.save(file, tmp_path / "no_hint_in_the_name")
-    checkpoint = read_checkpoint(tmp_path / "no_hint_in_the_name")
-    assert (checkpoint.layout, checkpoint.architecture) == ("official MoCo v1/v2", "resnet18")
-    assert (checkpoint.method, checkpoint.epoch) == ("moco_v2", 200)
-    weights: dict[str, Tensor] = file["state_dict"]
-    for key, value in checkpoint.backbone.state_dict().items():
-        assert torch.equal(value, weights[f"module.encoder_q.{key}"])
-    assert sorted(checkpoint.head) == HEAD
-    key_encoder = read_checkpoint(tmp_path / "no_hint_in_the_name", "key").backbone
-    assert torch.equal(key_encoder.state_dict()["conv1.weight"], weights["module.encoder_k.conv1.weight"])
+    torch.save(official("resnet18", channels=(8, 8, 8, 8)), tmp_path / "file")
+    checkpoint = read_checkpoint(tmp_path / "file")
+    assert (checkpoint.method, checkpoint.epoch, sorted(checkpoint.head)) == ("moco_v2", 200, HEAD)
 
 
 def test_own_layout(tiny_run: Path) -> None:
@@ -154,7 +146,9 @@ def own(backbone: str, image_size: int = 64, **arguments: Any) -> tuple[dict[str
 def test_own_checkpoints_name_their_architecture(backbone: str, arguments: dict[str, Any], tmp_path: Path) -> None:
     content, model = own(backbone, **arguments)
     torch.save(content, tmp_path / "last.ckpt")
+    before = torch.get_rng_state()
     checkpoint = read_checkpoint(tmp_path / "last.ckpt")
+    assert torch.equal(torch.get_rng_state(), before)
     assert (checkpoint.architecture, checkpoint.epoch, checkpoint.view.image_size) == (backbone, 5, 64)
     torch.testing.assert_close(features(checkpoint.backbone), features(model))
 
@@ -163,7 +157,7 @@ def test_architecture_of_a_plain_state_dict_is_given(tmp_path: Path) -> None:
     model = seen(timm.create_model("efficientnet_b0", num_classes=7))
     path = tmp_path / "weights.pth"
     torch.save({"model": prefixed("module.", model.state_dict())}, path)
-    with pytest.raises(UserError, match=r"of no known layout|give --architecture"):
+    with pytest.raises(UserError, match=r"no known layout|give --architecture"):
         read_checkpoint(path)
     model.reset_classifier(0)
     checkpoint = read_checkpoint(path, architecture="efficientnet_b0")
@@ -173,16 +167,6 @@ def test_architecture_of_a_plain_state_dict_is_given(tmp_path: Path) -> None:
         read_checkpoint(path, architecture="efficientnet_b1")
     with pytest.raises(UsageError, match=r"timm has no model of that name; did you mean 'efficientnet_b0'"):
         read_checkpoint(path, architecture="eficientnet_b0")
-
-
-def test_reading_leaves_the_random_numbers_alone(tmp_path: Path) -> None:
-    content, _ = own("swin_tiny_patch4_window7_224", depths=[1, 1], embed_dim=12, num_heads=[1, 2])
-    torch.save(content, tmp_path / "last.ckpt")
-    torch.manual_seed(5)
-    expected = torch.rand(1)
-    torch.manual_seed(5)
-    read_checkpoint(tmp_path / "last.ckpt")
-    assert torch.equal(torch.rand(1), expected)
 
 
 def detector(config: str, *overrides: Any) -> Any:
@@ -293,11 +277,14 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
         "text": (b"hello", "is not a complete torch checkpoint"),
         "empty": (b"", "is not a complete torch checkpoint"),
         "hostile": ({"state_dict": Hostile(tmp_path / "pwned")}, "could run code"),
-        "list": ([1, 2], "holds a list"),
-        "other": ({"weights": {"a": torch.zeros(1)}}, "of no known layout .its first keys: weights."),
+        "list": ([1, 2], "contains a list"),
+        "other": ({"weights": {"a": torch.zeros(1)}}, "has no known layout .its first keys: weights."),
         "incomplete": (spoiled("layer2.0.conv1.weight", None), r"Missing keys: layer2\.0\.conv1\.weight"),
-        "diverged": (spoiled("bn1.bias", torch.full((64,), torch.nan)), r"bn1\.bias holds numbers that are not finite"),
-        "integers": (spoiled("bn1.bias", torch.zeros(64).char()), r"bn1\.bias holds int8 numbers; expected float32"),
+        "diverged": (
+            spoiled("bn1.bias", torch.full((64,), torch.nan)),
+            r"bn1\.bias contains numbers that are not finite",
+        ),
+        "integers": (spoiled("bn1.bias", torch.zeros(64).char()), r"bn1\.bias contains int8 numbers; expected float32"),
         "sparse": (spoiled("conv1.weight", torch.eye(3).to_sparse()), r"not those of a plain ResNet"),
         "convolutions": (
             prefixed("module.base_encoder.", convolutions),
@@ -326,12 +313,12 @@ def test_folders_that_timm_does_not_open(tmp_path: Path) -> None:
         read_checkpoint(tmp_path)
     torch.save(narrow_resnet().state_dict(), tmp_path / "pytorch_model.bin")
     for config, message in {
-        "{": "is not a complete",
-        "[]": "its JSON is not an object",
+        "{": "is not valid JSON",
+        "[]": "is not a JSON object",
         '{"architecture": "hf-hub:someone/model"}': "which timm does not have",
         '{"architecture": "resnet18", "model_args": {"layers": [1000000000]}}': "argument layers as 1e.09",
         '{"architecture": "resnet18", "model_args": {"checkpoint_path": "x"}}': "argument checkpoint_path, which makes timm",
-        '{"architecture": "resnet18", "pretrained_cfg": {"mean": "x"}}': "how images are shown",
+        '{"architecture": "resnet18", "pretrained_cfg": {"mean": "x"}}': "impossible properties of images",
     }.items():
         (tmp_path / "config.json").write_text(config)
         with pytest.raises(UserError, match=message) as error:

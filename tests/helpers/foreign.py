@@ -47,23 +47,15 @@ def official_v3_vit() -> Sample:
     return official_v3(tiny_vit("vit_small_patch16_224", num_heads=12), "vit_small_patch16_224")
 
 
-# --- solo-learn, MMSelfSup, MMPreTrain, VISSL: their documented names
-
-
 def solo_learn() -> Sample:
     """A run on CIFAR: a 3x3 stem with padding 2 and no max-pool; hyperparameters are an omegaconf object."""
     query: Any = narrow_resnet()
     query.conv1 = nn.Conv2d(3, 64, 3, stride=1, padding=2, bias=False)
     query.maxpool = nn.Identity()
-    content = {
-        "epoch": 9,
-        "global_step": 100,
-        "pytorch-lightning_version": "2.0.0",
-        "hyper_parameters": OmegaConf.create({"method": "mocov2plus", "backbone": {"name": "resnet18"}}),
-    }
-    extra = {**queue(), "classifier.weight": torch.randn(10, 32)}
-    heads = "projector. momentum_projector."
-    return sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, extra=extra, **content)
+    about = OmegaConf.create({"method": "mocov2plus", "backbone": {"name": "resnet18"}})
+    content = {"epoch": 9, "pytorch-lightning_version": "2.0.0", "hyper_parameters": about, "extra": queue()}
+    heads = "projector. momentum_projector. classifier."
+    return sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, **content)
 
 
 def solo_learn_old() -> Sample:
@@ -80,18 +72,16 @@ def mmselfsup() -> Sample:
     return sample("MMSelfSup/MMPreTrain", query, "backbone.", "encoder_k.0.", heads, extra=extra, meta=meta)
 
 
-def mm_vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    def rename(name: str) -> str:
-        parts = name.split(".")
-        if parts[0] == "blocks":
-            inner = {"norm1": "ln1", "norm2": "ln2", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
-            rest = ".".join(parts[2:])
-            for ours, theirs in inner.items():
-                rest = rest.replace(ours, theirs)
-            return f"layers.{parts[1]}.{rest}"
-        return name.replace("patch_embed.proj", "patch_embed.projection").replace("norm.", "ln1.")
+MM_VIT_NAMES = (
+    "blocks layers norm. ln1. norm ln mlp.fc1 ffn.layers.0.0 mlp.fc2 ffn.layers.1 embed.proj embed.projection"
+)
 
-    return {rename(name): value for name, value in state.items()}
+
+def mm_vit_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    parts = MM_VIT_NAMES.split()
+    for ours, theirs in zip(parts[::2], parts[1::2], strict=True):
+        state = {name.replace(ours, theirs): value for name, value in state.items()}
+    return state
 
 
 def mmpretrain_v3() -> Sample:
@@ -99,42 +89,19 @@ def mmpretrain_v3() -> Sample:
     query = tiny_vit("vit_small_patch16_224", num_heads=12)
     grey = torch.full((3, 1, 1), 127.5)
     extra = {"data_preprocessor.mean": grey, "data_preprocessor.std": grey, "momentum_encoder.steps": torch.zeros(1)}
-    return sample(
-        "MMSelfSup/MMPreTrain",
-        query,
-        "backbone.",
-        "momentum_encoder.module.0.",
-        "neck. head.predictor. momentum_encoder.module.1.",
-        architecture="vit_small",
-        names=mm_vit_names,
-        extra=extra,
-        meta={"epoch": 300},
-    )
+    heads, about = "neck. head.predictor. momentum_encoder.module.1.", {"extra": extra, "meta": {"epoch": 300}}
+    prefixes, names = ("backbone.", "momentum_encoder.module.0."), {"architecture": "vit_small", "names": mm_vit_names}
+    return sample("MMSelfSup/MMPreTrain", query, *prefixes, heads, **names, **about)
 
 
 def vissl() -> Sample:
     query = narrow_resnet("resnet50")
     key = other(query)
-    content = {
-        "phase_idx": 199,
-        "iteration": 5,
-        "loss": 0.1,
-        "classy_state_dict": {
-            "train_phase_idx": 199,
-            "base_model": {
-                "model": {
-                    "trunk": prefixed("_feature_blocks.", query.state_dict()),
-                    "heads": {"0.clf.0.weight": torch.randn(8, 128)},
-                }
-            },
-            "loss": {**queue(), **prefixed("moco_encoder.trunk._feature_blocks.", key.state_dict())},
-            "optimizer": {"state": {0: torch.zeros(3)}},
-        },
-    }
-    return Sample(save(content, legacy=True), "VISSL", query, key)
-
-
-# --- plain state dicts
+    trunk = prefixed("_feature_blocks.", query.state_dict())
+    model = {"trunk": trunk, "heads": {"0.clf.0.weight": torch.randn(8, 128)}}
+    loss = {**queue(), **prefixed("moco_encoder.trunk._feature_blocks.", key.state_dict())}
+    content = {"train_phase_idx": 199, "base_model": {"model": model}, "loss": loss, "optimizer": {"state": {}}}
+    return Sample(save({"iteration": 5, "classy_state_dict": content}, legacy=True), "VISSL", query, key)
 
 
 def torchvision_plain() -> Sample:
@@ -152,14 +119,8 @@ def timm_train() -> Sample:
     """What timm's train.py saves, EMA and arguments included; its shapes do not determine the network."""
     query = seen(timm.create_model("mobilenetv3_small_050", num_classes=10))
     key = other(query)
-    content = {
-        "epoch": 3,
-        "arch": "mobilenetv3_small_050",
-        "state_dict": query.state_dict(),
-        "optimizer": {"state": {}},
-        "args": argparse.Namespace(model="mobilenetv3_small_050"),
-        "state_dict_ema": key.state_dict(),
-    }
+    about = {"epoch": 3, "arch": "mobilenetv3_small_050", "args": argparse.Namespace(model="mobilenetv3_small_050")}
+    content = {**about, "state_dict": query.state_dict(), "state_dict_ema": key.state_dict()}
     models = copy.deepcopy(query), copy.deepcopy(key)
     for model in models:
         model.reset_classifier(0)
@@ -176,9 +137,8 @@ def timm_safetensors() -> Sample:
 
 
 def timm_folder() -> Sample:
-    model = timm.create_model(
-        "swin_tiny_patch4_window7_224", num_classes=5, depths=(1, 1), embed_dim=12, num_heads=(1, 2)
-    )
+    size = {"depths": (1, 1), "embed_dim": 12, "num_heads": (1, 2)}
+    model = timm.create_model("swin_tiny_patch4_window7_224", num_classes=5, **size)
     bare = copy.deepcopy(model).eval()
     bare.reset_classifier(0)
 

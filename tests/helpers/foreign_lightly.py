@@ -43,26 +43,11 @@ class LightlyMoCo(pl.LightningModule):
         self.criterion = NTXentLoss(memory_bank_size=(32, 8))
 
 
-class LightlyBenchmark(pl.LightningModule):
-    """As in lightly's ImageNet benchmark of MoCo v2: ``backbone`` is the momentum encoder."""
-
-    def __init__(self, resnet: nn.Module) -> None:
-        super().__init__()
-        self.save_hyperparameters({"batch_size_per_device": 8})
-        self.backbone = resnet
-        self.projection_head = MoCoProjectionHead(512, 16, 8)
-        self.query_backbone = other(self.backbone)
-        self.query_projection_head = MoCoProjectionHead(512, 16, 8)
-        self.online_classifier = nn.Linear(512, 10)
-
-
-class LightlyMasked(pl.LightningModule):
-    """As in lightly's MAE example."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = MaskedVisionTransformerTIMM(tiny_vit())
-        self.projection_head = nn.Linear(192, 8)
+def module_of(**parts: nn.Module) -> Any:
+    module = pl.LightningModule()
+    for name, part in parts.items():
+        setattr(module, name, part)
+    return module.eval()
 
 
 def by_trainer(module: pl.LightningModule) -> Callable[[Path], None]:
@@ -81,23 +66,25 @@ def lightly_sequential() -> Sample:
 
 
 def lightly_benchmark() -> Sample:
-    module = LightlyBenchmark(torchvision_resnet())
-    return Sample(by_trainer(module), "lightly", module.query_backbone, module.backbone)
+    """As in lightly's ImageNet benchmark of MoCo v2: ``backbone`` is the momentum encoder."""
+    key = torchvision_resnet()
+    query, heads = other(key), [MoCoProjectionHead(512, 16, 8) for _ in range(2)]
+    parts = {"backbone": key, "projection_head": heads[0], "query_backbone": query, "query_projection_head": heads[1]}
+    return Sample(by_trainer(module_of(**parts, online_classifier=nn.Linear(512, 10))), "lightly", query, key)
 
 
 def lightly_generator() -> Sample:
     """lightly's own ResNet for small images."""
     resnet = seen(ResNetGenerator("resnet-9", width=0.125))
-    module = pl.LightningModule()
     backbone = nn.Sequential(*list(resnet.children())[:-1], nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    module.projection_head = MoCoProjectionHead(64, 16, 8)
     relu = nn.Sequential(*list(resnet.children())[:2], nn.ReLU(), *backbone[2:])  # lightly's forward has it in between
-    module.backbone = backbone
+    module = module_of(backbone=backbone, projection_head=MoCoProjectionHead(64, 16, 8))
     return Sample(by_trainer(module), "lightly", relu, architecture="resnet 1-1-1-1, channels 8")
 
 
 def lightly_masked() -> Sample:
-    module = LightlyMasked().eval()
+    """As in lightly's MAE example."""
+    module = module_of(backbone=MaskedVisionTransformerTIMM(tiny_vit()), projection_head=nn.Linear(192, 8))
     return Sample(by_trainer(module), "lightly", module.backbone.vit, architecture="vit_tiny")
 
 

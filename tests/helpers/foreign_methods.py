@@ -1,5 +1,6 @@
 """Samples of checkpoints of other self-supervised methods, in the names of the authors' code."""
 
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from tests.helpers.networks import (
     torchvision_resnet,
 )
 
-KINDS = {"conv": "convolution", "bn": "normalization"}  # transformers' names in ResNets
 HUGGING_FACE_NAMES = {
     "attn.proj": "attention.output.dense",
     "mlp.fc1": "intermediate.dense",
@@ -89,7 +89,7 @@ def mae() -> Sample:
 def dino() -> Sample:
     query = tiny_vit("vit_small_patch16_224")
     key = other(query)
-    content = {
+    content: dict[str, Any] = {
         "student": {**prefixed("module.backbone.", query.state_dict()), **head("module.head.mlp.0.", 384)},
         "teacher": {**prefixed("backbone.", key.state_dict()), **head("head.mlp.0.", 384)},
         "epoch": 100,
@@ -119,18 +119,18 @@ def v3_linear() -> Sample:
 
 def solo_learn_v3() -> Sample:
     """solo-learn's MoCo v3: its ViT-S has 12 heads, as the authors'."""
-    name = "vit_small_patch16_224"
-    content = {"pytorch-lightning_version": "2.0.0", "hyper_parameters": {"method": "mocov3"}, "epoch": 9}
-    heads = "projector.0. momentum_projector.0. predictor.0."
-    query = tiny_vit(name, num_heads=12)
-    return sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, architecture=name, **content)
+    content = {"pytorch-lightning_version": "2.0.0", "hyper_parameters": {"method": "mocov3"}}
+    return solo_learn_vit("vit_small_patch16_224", **content)
+
+
+def solo_learn_vit(name: str, **content: Any) -> Sample:
+    heads, query = "projector.0. momentum_projector.0. predictor.0.", tiny_vit(name, num_heads=12)
+    return sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, architecture=name, epoch=9, **content)
 
 
 def solo_learn_v3_old() -> Sample:
     """An older file, whose method is in the args.json beside it; solo-learn's ViT-Ti has 12 heads too."""
-    name, heads = "vit_tiny_patch16_224", "projector.0. momentum_projector.0. predictor.0."
-    query = tiny_vit(name, num_heads=12)
-    found = sample("solo-learn", query, "backbone.", "momentum_backbone.", heads, architecture=name, epoch=9)
+    found = solo_learn_vit("vit_tiny_patch16_224")
 
     def write(path: Path) -> None:
         found.write(path)
@@ -230,62 +230,40 @@ def hugging_face_dinov2(version: int) -> Sample:
 
 def hugging_face_resnet() -> Sample:
     model = torchvision_resnet()
-    state = {}
+    state: State = {}
     for name, value in model.state_dict().items():
-        name = re.sub(r"^(conv1|bn1)\.", lambda m: f"embedder.embedder.{KINDS[m[1][:-1]]}.", name)
+        name = re.sub(r"^(conv|bn)1\.", r"embedder.embedder.\1.", name)
         name = re.sub(r"^layer(\d)\.(\d)\.", lambda m: f"encoder.stages.{int(m[1]) - 1}.layers.{m[2]}.", name)
-        name = re.sub(r"\.(conv|bn)(\d)\.", lambda m: f".layer.{int(m[2]) - 1}.{KINDS[m[1]]}.", name)
-        name = name.replace("downsample.0", "shortcut.convolution").replace("downsample.1", "shortcut.normalization")
-        state[f"resnet.{name}"] = value
-    state |= head("classifier.1.", 512)
-    return Sample(save(state), "Hugging Face", model)
+        name = re.sub(r"\.(conv|bn)(\d)\.", lambda m: f".layer.{int(m[2]) - 1}.{m[1]}.", name)
+        for ours, theirs in {"downsample.0": "shortcut.conv", "downsample.1": "shortcut.bn"}.items():
+            name = name.replace(ours, theirs)
+        state[f"resnet.{name.replace('.conv.', '.convolution.').replace('.bn.', '.normalization.')}"] = value
+    return Sample(save(state | head("classifier.1.", 512)), "Hugging Face", model)
+
+
+# ResNets of methods: the layout, the key of the state dict, the prefixes of the two encoders, heads, and other tensors.
+RESNETS = """
+DenseCL; state_dict; encoder_q.0.; encoder_k.0.; encoder_q.1.mlp.0. encoder_q.1.mlp2.0. encoder_k.1.mlp.0.; queue queue2
+PixPro; model; module.encoder.; module.encoder_k.; module.projector.l. module.projector_k.l. module.value_transform.;
+Barlow Twins; model; module.backbone.; ; module.projector.0.; module.bn.running_mean
+VICReg; model; module.backbone.; ; module.projector.0.;
+VICRegL; model; module.backbone.; ; module.maps_projector.0. module.projector.0.;
+SwAV; state_dict; module.; ; module.projection_head.0.; module.prototypes.weight
+SimSiam; state_dict; module.encoder.; ; module.encoder.fc.0. module.predictor.0.;
+"""
+
+
+def of_row(row: str) -> Sample:
+    layout, under, query, key, heads, names = (part.strip() for part in row.split(";"))
+    extra = {name: torch.randn(8, 16) for name in names.split()}
+    return sample(layout, narrow_resnet(), query, key or None, heads, extra=extra, under=under, epoch=99)
 
 
 METHOD_SAMPLES: dict[str, Callable[[], Sample]] = {
-    "densecl": lambda: sample(
-        "DenseCL",
-        narrow_resnet(),
-        "encoder_q.0.",
-        "encoder_k.0.",
-        "encoder_q.1.mlp.0. encoder_q.1.mlp2.0. encoder_k.1.mlp.0.",
-        extra={**queue(), "queue2": torch.randn(8, 16)},
-    ),
-    "pixpro": lambda: sample(
-        "PixPro",
-        narrow_resnet(),
-        "module.encoder.",
-        "module.encoder_k.",
-        "module.projector.linear1. module.projector_k.linear1. module.value_transform.",
-        under="model",
-    ),
-    "barlow_twins": lambda: sample(
-        "Barlow Twins",
-        narrow_resnet(),
-        "module.backbone.",
-        heads="module.projector.0.",
-        extra={"module.bn.running_mean": torch.randn(16)},
-        under="model",
-    ),
-    "vicreg": lambda: sample(
-        "VICReg", narrow_resnet(), "module.backbone.", heads="module.projector.0.", under="model", epoch=5
-    ),
-    "vicregl": lambda: sample(
-        "VICRegL",
-        narrow_resnet(),
-        "module.backbone.",
-        heads="module.maps_projector.0. module.projector.0.",
-        under="model",
-    ),
-    "swav": lambda: sample(
-        "SwAV",
-        narrow_resnet(),
-        "module.",
-        heads="module.projection_head.0.",
-        extra={"module.prototypes.weight": torch.randn(30, 16)},
-    ),
-    "simsiam": lambda: sample(
-        "SimSiam", narrow_resnet(), "module.encoder.", heads="module.encoder.fc.0. module.predictor.0.", epoch=99
-    ),
+    **{
+        row.partition(";")[0].lower().replace(" ", "_"): functools.partial(of_row, row)
+        for row in RESNETS.strip().splitlines()
+    },
     "byol": byol,
     "mae": mae,
     "dino": dino,

@@ -42,9 +42,9 @@ probes/multilabel.py [several_labels] several labels: votes are not divided by t
 probes/omnibenchmark.py [realms] OmniBenchmark: the L2 weight is chosen by the test images
 - chosen_by = val if protocol == "v2"
 + chosen_by = val if protocol == "v1"
-probes/cached_features.py [cached_features] cached features: the classifier is fitted without the held-out images
-- final = fit_learning_rates(features, labels,
-+ final = fit_learning_rates(features[fitted], labels[fitted],
+probes/linear_classifiers.py [cached_features] cached features: the classifier is fitted without the held-out images
+- return fit_learning_rates(features, labels,
++ return fit_learning_rates(features[fitted], labels[fitted],
 probes/cached_features.py [cached_features] cached features: a small share of the labels is all of them
 - kept = torch.isin(known.indices, rows)
 + kept = known.indices >= 0

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from moco_plugin.data.images import ImageSet
-from moco_plugin.probes.omnibenchmark import REALMS, read_realm
+from moco_plugin.probes.omnibenchmark import REALMS, SPLITS, read_realm
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TRAIN
 
@@ -33,10 +33,6 @@ def root(tmp_path: Path) -> Path:
 
 def arguments(run: Path, root: Path, *more: str) -> list[str]:
     return ["omnibenchmark", "--weights", f"{run}/checkpoints/last.ckpt", "--root", str(root), *more]
-
-
-def test_realms_are_those_of_the_benchmark() -> None:
-    assert len(REALMS) == len(set(REALMS)) == 21
 
 
 def test_probe_of_each_realm_and_the_mean(
@@ -73,87 +69,59 @@ def test_probe_of_each_realm_and_the_mean(
     assert "is another run's (untrained was False, now True) and was kept" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
     assert json.loads(out.read_text())["realms"] == result["realms"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        ("images/1.png", "'images/1.png' is no 'path label'"),
-        ("images/1.png cat", "'images/1.png cat' is no 'path label'"),
-        ("images/1.png -1", "'images/1.png -1' is no 'path label'"),
-        ("7", "'7' is no 'path label'"),
-    ],
-)
-def test_bad_line_of_a_realm(
-    line: str, message: str, tiny_run: Path, root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = root / "bird" / "val"
-    lines = file.read_text().splitlines()
-    file.write_text("\n".join([*lines[:3], "", line, *lines[3:]]))
-    assert main(arguments(tiny_run, root)) == 1
-    error = capsys.readouterr().err
-    assert f"{file}, line 5: {message}; expected an image's path and its class" in error and error.count("\n") == 1
+    assert "chooses by test (--protocol v1)" in capsys.readouterr().out
+    assert main([*command, "--overwrite", "--protocol", "v1"]) == 0
+    assert "--protocol v1" not in capsys.readouterr().out
 
 
 def test_broken_realms(tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert read_realm(root, "food") is None
+    assert read_realm(root, "food") is None and len(REALMS) == len(set(REALMS)) == 21
 
-    def fails(message: str, code: int = 1) -> None:
-        assert main(arguments(tiny_run, root)) == code
+    def fails(message: str, code: int = 1, folder: Path = root) -> None:
+        assert main(arguments(tiny_run, folder)) == code
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1, error
 
+    val = root / "bird" / "val"
+    lines = val.read_text().splitlines()
+    image = lines[3].split()[0]
+    for line in (image, f"{image} cat", f"{image} -1"):
+        val.write_text("\n".join([*lines[:3], "", line, *lines[3:]]))
+        fails(f"{val}, line 5: {line!r} is no 'path label'; expected an image's path and its class")
+    val.write_text("\n".join(lines))
     test = root / "bird" / "test"
     whole = test.read_text()
     test.write_text(whole + "images/1.png 999\n")
     fails("bird/test has 999", code=2)
     test.write_text("images/nowhere.png 100\n")
-    fails(f"{test}, line 1: there is no file {root}/bird/images/nowhere.png")
+    fails(f"{test}: 1 of its 1 images are missing, {root}/bird/images/nowhere.png first")
     test.write_text("\n")
     fails(f"{test} lists no image")
     test.unlink()
     fails(f"{root}/bird has no list of test images; expected a file test, test.txt, test/record.txt")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    assert main(arguments(tiny_run, empty)) == 1
-    assert f"{empty} contains none of the realms; expected folders activity, aircraft" in capsys.readouterr().err
-    assert main(arguments(tiny_run, tmp_path / "nowhere")) == 1
-    assert "no such folder; expected the realms' folders in it" in capsys.readouterr().err
+    fails("is not a folder of realms; expected folders activity, aircraft", folder=tmp_path)
 
 
-def relaid(root: Path, target: Path, layout: str) -> Path:
-    """The realms of ``root`` in a published layout: V2's, or V1's with its download tool's lists."""
-    for realm in ("bird", "car"):
-        for split in ("train", "val", "test"):
-            (old,) = [p for p in (root / realm / split, root / realm / f"{realm}.{split}.txt") if p.is_file()]
-            folder = target / realm / (f"{split}" if layout == "v2" else f"{realm}.{split}")
-            (folder / "images").mkdir(parents=True)
-            lines = []
-            for line in old.read_text().splitlines():
-                path, label = line.split()
-                name = Path(path).name
-                (folder / "images" / name).write_bytes((root / realm / "images" / name).read_bytes())
-                label = "0" if split == "test" and layout == "v2" and realm == "car" else label
-                lines.append(f"{f'{split}/images/' if layout == 'v2' else ''}{name} {label}\n")
-            file = target / realm / f"{split}.txt" if layout == "v2" else folder / "record.txt"
-            file.write_text("".join(lines))
-    return target
-
-
-@pytest.mark.parametrize("layout", ["v1", "v2"])
-def test_published_layouts(
-    layout: str, tiny_run: Path, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("list_", "image", "line"),
+    [
+        ("bird/{}", "bird/images/{}.png", "images/{}.png"),
+        ("bird/bird.{}.txt", "bird/images/{}.png", "bird/images/{}.png"),
+        ("bird/{}.txt", "bird/{split}/images/{}.png", "{split}/images/{}.png"),  # V2 as published
+        ("bird/bird.{}/record.txt", "bird/bird.{split}/images/{}.png", "{}.png"),  # V1 as its tool writes it
+    ],
+)
+def test_layouts_of_realms(
+    list_: str, image: str, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    target = relaid(root, tmp_path / layout, layout)
-    assert main(arguments(tiny_run, root, "--protocol", layout, "--out", str(tmp_path / "a.json"))) == 0
-    plain = json.loads((tmp_path / "a.json").read_text())["realms"]
-    capsys.readouterr()
-    assert main(arguments(tiny_run, target, "--protocol", layout, "--out", str(tmp_path / "b.json"))) == 0
-    shown = capsys.readouterr().out
-    found = json.loads((tmp_path / "b.json").read_text())["realms"]
-    assert found["bird"] == plain["bird"]
-    if layout == "v2":  # the hidden test of car
-        assert "as the hidden test has; measured on val" in shown and found["car"]["test_images"] == 20
-        assert "chooses by test (--protocol v1)" in shown
-    else:
-        assert found["car"] == plain["car"] and "hidden test" not in shown
+    paths = {split: [tmp_path / image.format(n, split=split) for n in range(3)] for split in SPLITS}
+    for split, labels in (("train", (7, 9, 9)), ("val", (9, 7, 9)), ("test", (7, 7, 7))):
+        for path in (*paths[split], tmp_path / list_.format(split)):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        lines = (f"{line.format(n, split=split)} {label}\n" for n, label in enumerate(labels))
+        (tmp_path / list_.format(split)).write_text("".join(lines))
+    realm = read_realm(tmp_path, "bird")
+    assert realm and realm["train"].paths == paths["train"] and realm["val"].labels.tolist() == [9, 7, 9]
+    assert realm["test"].paths == paths["val"]  # one class for all images: the hidden test
+    assert "as the hidden test has; measured on val" in capsys.readouterr().out

@@ -1,7 +1,6 @@
 """Retrieval: recall, and the picture of neighbours."""
 
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -9,15 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from moco_plugin.evaluation.features import FeatureSet
-from moco_plugin.probes.retrieval import chance_recall, retrieval
+from moco_plugin.probes.retrieval import chance_recall
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
-
-
-def at(*degrees: float, labels: list[int]) -> FeatureSet:
-    points = torch.tensor([[math.cos(math.radians(d)), math.sin(math.radians(d))] for d in degrees])
-    return FeatureSet(points, torch.tensor(labels), torch.arange(len(degrees)) + 100)
 
 
 @pytest.mark.parametrize("same", [False, True])
@@ -31,20 +24,6 @@ def test_chance_is_the_mean_recall_of_draws(same: bool) -> None:
             others = np.delete(np.arange(9), index) if same else np.arange(9)
             hits.append(bool((train[random.choice(others, 3, replace=False)] == label).any()))
     assert chance_recall(train, test, 3, same) == pytest.approx(100 * np.mean(hits), abs=1)
-
-
-def test_recall_counts_images_with_one_of_their_class_among_the_nearest() -> None:
-    train = at(0, 10, 20, 90, labels=[0, 1, 1, 2])
-    test = at(1, 2, 88, labels=[0, 1, 0])  # right at first; right at second; right at fourth
-    recall, shown = retrieval(train, test, (1, 2, 3, 4))
-    assert [recall[k] for k in (1, 2, 3, 4)] == pytest.approx([100 / 3, 200 / 3, 200 / 3, 100])
-    assert [(n.test, n.train) for n in shown] == [(100, [100, 101, 102, 103]), (101, [100, 101, 102, 103])]
-
-
-def test_within_one_set_an_image_does_not_find_itself() -> None:
-    points = at(0, 1, 90, 91, labels=[0, 1, 2, 2])
-    assert retrieval(points, points, (1,), same=True)[0][1] == 50
-    assert retrieval(points, points, (1,))[0][1] == 100
 
 
 def test_tool_measures_and_draws(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

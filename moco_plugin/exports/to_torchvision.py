@@ -1,4 +1,4 @@
-"""A backbone under torchvision's names, and torchvision's own network for it: plain ResNets and ViTs."""
+"""Weights and networks of plain ResNets and ViTs in torchvision."""
 
 import re
 from collections.abc import Mapping
@@ -18,15 +18,14 @@ from moco_plugin.errors import UserError, reason
 
 
 def torchvision_name(name: str) -> str:
-    """Return torchvision's name of a ViT's tensor, e.g. encoder.layers.encoder_layer_0.ln_1.weight for
-    blocks.0.norm1.weight."""
+    """Return torchvision's name of a ViT's tensor: encoder.layers.encoder_layer_0.ln_1.bias for blocks.0.norm1.bias."""
     block = re.match(r"blocks\.(\d+)\.", name)
     prefix = f"encoder.layers.encoder_layer_{block[1]}." if block else ""
     rest = name[block.end() :] if block else name
     for theirs, ours in (VIT_BLOCK_NAMES if block else VIT_NAMES).items():
         if rest.startswith(theirs):
             return prefix + ours + rest.removeprefix(theirs)
-    raise UserError(f"torchvision's VisionTransformer has no twin of {name!r}; expected a plain ViT")
+    raise UserError(f"torchvision's VisionTransformer has no tensor like {name!r}; expected a plain ViT")
 
 
 def to_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
@@ -40,21 +39,18 @@ def to_torchvision(backbone: nn.Module) -> dict[str, Tensor]:
         return {torchvision_name(name): value for name, value in state.items()}
     if isinstance(backbone, ResNet):
         return dict(state)
-    raise UserError(f"torchvision's names are known here for ResNets and ViTs; found a {type(backbone).__name__}")
+    raise UserError(f"torchvision has ResNets and ViTs, and this is a {type(backbone).__name__}; choose another --to")
 
 
 def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
-    """Build torchvision's network for a timm backbone and load ``state`` without copying it.
+    """Return torchvision's network like a timm backbone, in eval mode, without a classifier.
 
     Args:
-        backbone: A plain ResNet or ViT of timm; says depth, width, groups and heads.
-        state: The weights under torchvision's names, without a classifier.
-
-    Returns:
-        The network in eval mode, with the identity for its classifier: it gives N x C features.
+        backbone: A plain ResNet or ViT of timm.
+        state: The weights under torchvision's names, without a classifier; they are not copied.
 
     Raises:
-        UserError: torchvision's classes cannot make this network.
+        UserError: torchvision has no such network.
     """
     name, arguments = torchvision_arguments(backbone)
     if "block" in arguments:
@@ -65,13 +61,12 @@ def torchvision_network(backbone: nn.Module, state: Mapping[str, Tensor]) -> nn.
     try:
         network.load_state_dict(dict(state), assign=True)
     except RuntimeError as error:
-        kind = type(network).__name__
-        raise UserError(f"torchvision's {kind} cannot hold these weights: {reason(error)}") from error
+        raise UserError(f"torchvision's {name} does not fit these weights: {reason(error)}") from error
     return network.eval()
 
 
 def torchvision_arguments(backbone: nn.Module) -> tuple[str, dict[str, Any]]:
-    """Return the class in torchvision.models and its arguments that make a plain ResNet or ViT of timm."""
+    """Return the class in torchvision.models and its arguments for a plain ResNet or ViT of timm."""
     network: Any = backbone
     if isinstance(backbone, VisionTransformer):
         patches, blocks = network.patch_embed, network.blocks
@@ -100,8 +95,8 @@ def _source(checkpoint: Checkpoint) -> Network:
     state = to_torchvision(backbone)
     if isinstance(backbone, VisionTransformer):
         state |= {name: value for name, value in checkpoint.original.items() if name in state}
-    twin = torchvision_network(backbone, state)
-    return Network("torchvision", twin, stages_of(twin))
+    network = torchvision_network(backbone, state)
+    return Network("torchvision", network, stages_of(network))
 
 
 def _target(checkpoint: Checkpoint, output: Path) -> Target:

@@ -1,4 +1,4 @@
-"""A backbone as an ONNX file: normalized images in, features out, for any batch, and any size where it takes that."""
+"""ONNX files of backbones: normalized images to features, for any batch size, and any image size if possible."""
 
 import json
 import logging
@@ -10,6 +10,9 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import onnx
+import onnxruntime
+import onnxscript  # noqa: F401  (torch.onnx.export needs it)
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +27,7 @@ FLOAT32_TOLERANCE = 1e-4  # share of the largest feature: onnxruntime computes i
 
 
 def _export(path: Path, network: nn.Module, images: Sequence[Tensor]) -> None:
-    """Write the file with those dimensions free in which ``images`` differ; exporters raise almost anything."""
+    """Write the file; the dimensions in which ``images`` differ are free."""
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(StringIO()), torch.no_grad():
@@ -48,33 +51,23 @@ def _export(path: Path, network: nn.Module, images: Sequence[Tensor]) -> None:
 def _write(
     path: Path, metadata: dict[str, Any], state: Mapping[str, Tensor], network: nn.Module, images: list[Tensor]
 ) -> None:
-    """Write a file for any size, or for the size of the first images where torch cannot; these then replace the others."""
-    try:
-        import onnx
-        import onnxscript  # noqa: F401  (torch.onnx.export needs it)
-    except ModuleNotFoundError as error:
-        raise UserError(
-            f"writing ONNX needs {error.name}, which is not installed; run `pip install onnx onnxscript onnxruntime`"
-        ) from error
+    """Write a file for any size, or, if torch cannot export it, for the size of the first images, which replace others."""
     try:
         _export(path, network, images)
-    except Exception as first:
+    except Exception as error:  # exporters raise almost anything
         if len(_free(images)) == 1:
-            raise UserError(f"torch.onnx cannot export this network: {reason(first)}") from first
+            raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
         images[:] = [images[0], torch.cat([images[0], images[0].flip(3)])]
         metadata["images"] = shape = _shape(images)
         print(f"images: {' x '.join(map(str, shape))} only, since torch.onnx cannot export this network for any size")
-        try:
-            _export(path, network, images)
-        except Exception as error:
-            raise UserError(f"torch.onnx cannot export this network: {reason(error)}") from error
+        return _write(path, metadata, state, network, images)
     model = onnx.load(str(path))
     onnx.helper.set_model_props(model, {"moco_plugin": json.dumps(metadata)})
     onnx.save(model, str(path))
 
 
 def _free(images: Sequence[Tensor]) -> dict[int, str]:
-    """Return the dimensions in which images differ, by index, and their names."""
+    """Return names of the dimensions in which images differ, by index."""
     shapes = list(zip(*(batch.shape for batch in images), strict=True))
     return {index: name for index, name in DIMENSIONS.items() if len(set(shapes[index])) > 1}
 
@@ -87,17 +80,11 @@ def _shape(images: Sequence[Tensor]) -> list[str | int]:
 def _read(
     path: Path, network: nn.Module, images: Sequence[Tensor], state: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
-    """Compute features with onnxruntime for all ``images``, and compare them with the network's.
+    """Compare the features of onnxruntime for all ``images`` with the network's.
 
     Raises:
         UserError: They differ, or onnxruntime does not open the file.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "an ONNX file is verified with onnxruntime, which is not installed; run `pip install onnxruntime`"
-        ) from error
     try:
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         for batch in images:
@@ -110,13 +97,13 @@ def _read(
     except UserError:
         raise
     except Exception as error:  # onnxruntime has its own errors
-        raise UserError(f"onnxruntime does not open what was written: {reason(error)}") from error
+        raise UserError(f"onnxruntime does not open the file: {reason(error)}") from error
     print(f"features: largest difference between timm and onnxruntime {difference:.2e}")
     return state
 
 
 def _images(network: nn.Module, side: int) -> list[Tensor]:
-    """Return batches of two counts, and where the network takes it of three sizes."""
+    """Return batches of different counts, and of three sizes if the network supports them."""
     channels, fixed = input_channels(network), getattr(getattr(network, "patch_embed", None), "img_size", None)
     if fixed and not getattr(network, "dynamic_img_size", False):
         sizes = [fixed, fixed]
@@ -128,7 +115,7 @@ def _images(network: nn.Module, side: int) -> list[Tensor]:
         with torch.no_grad():
             for batch in images[1:]:
                 network(batch)
-    except (RuntimeError, AssertionError, ValueError):  # it insists on one size
+    except (RuntimeError, AssertionError, ValueError):  # it requires one size
         images = [torch.randn(2 + n, channels, side, side, generator=generator) for n in range(2)]
     return images
 
@@ -138,18 +125,11 @@ def _target(checkpoint: Checkpoint, output: Path) -> Target:
     state = network.state_dict()
     images = _images(network, checkpoint.view.image_size)
     details = {"target": "onnx", "opset": OPSET, "images": _shape(images)}
-    opens = (
-        f"onnxruntime.InferenceSession('{output}').run(None, {{'images': x}}), for x of the "
-        "shape that the file says, float32, (RGB / 255 - mean) / std"
-    )
-    return Target(
-        Network("ONNX", network, stages_of(network)),
-        state,
-        details,
-        opens,
-        write=partial(_write, network=network, images=images),
-        read=partial(_read, network=network, images=images, state=state),
-    )
+    run = f"onnxruntime.InferenceSession('{output}').run(None, {{'images': x}})"
+    opens = f"{run}, for x of the shape in the file, float32, (RGB / 255 - mean) / std"
+    write = partial(_write, network=network, images=images)
+    read = partial(_read, network=network, images=images, state=state)
+    return Target(Network("ONNX", network, stages_of(network)), state, details, opens, write=write, read=read)
 
 
 ONNX = Format("onnx", (".onnx",), _target, any_channels=True)

@@ -1,0 +1,1 @@
+"""Formats that nothing in the package imports, found by entry points: torchvision and ONNX."""
