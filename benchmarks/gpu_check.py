@@ -34,8 +34,15 @@ CLOSE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.f
 RUN_SECONDS = 300  # time limit of one run of a tool
 
 
-def measure(device: str = "cuda") -> dict[str, Any]:
-    """Run every check, also after failures; return whether each passed, its seconds and its measurements."""
+def measure(cpu: bool = False) -> dict[str, Any]:
+    """Check a GPU: results compared with the CPU, speed, and complete runs.
+
+    Every check is run, also after failures.
+
+    Args:
+        cpu: Rehearse on the CPU, at toy size.
+    """
+    device = "cpu" if cpu else "cuda"
     check_device(device)
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:

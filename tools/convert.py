@@ -3,18 +3,17 @@
 
 `inspect FILE` says what a checkpoint is."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UsageError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.checkpoints import known_formats
-from moco_plugin.errors import UsageError, command
+from moco_plugin.command_line import new_parser
 from moco_plugin.files import check_checkpoint
 from moco_plugin.safe_yaml import parse_yaml
 
@@ -44,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     inspecting = arguments[:1] == ["inspect"]
     names = sorted(known_formats().names)
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("file", metavar="FILE", help="a checkpoint; its layout is found by its content")
     if not inspecting:
         parser.add_argument("output", metavar="OUTPUT", help="what its name may end in depends on --to")

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """Compose detection scenes with boxes and masks from an idx file of object images such as Fashion-MNIST."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
+from moco_plugin.command_line import new_parser
 from moco_plugin.demo.objects import make_objects
 from moco_plugin.demo.scenes import make_scenes
-from moco_plugin.errors import command
 
 EXAMPLES = """example:
   %(prog)s datasets/scenes \\
@@ -24,9 +23,7 @@ EXAMPLES = """example:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and compose the scenes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("output", help="folder to make; detectron2 looks for $DETECTRON2_DATASETS/scenes")
     source = "idx images file for the %s scenes, with an optional [start:stop]; its labels are in the same folder"
     parser.add_argument("--train", required=True, metavar="FILE", help=source % "training")

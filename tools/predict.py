@@ -10,6 +10,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
+from moco_plugin.command_line import new_parser
 from moco_plugin.errors import command
 
 EXAMPLES = """examples:
@@ -23,9 +24,7 @@ EXAMPLES = """examples:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
         "--config-file", metavar="FILE", help="what the weights were trained with (default: what the model file says)"
