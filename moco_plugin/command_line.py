@@ -16,30 +16,40 @@ def new_parser(description: str | None, epilog: str | None = None) -> argparse.A
 
 
 def definitions(module: str) -> dict[str, Any]:
-    """Return the functions and classes in a module's source by name; importing it would take seconds."""
-    source = find_spec(module).loader.get_source(module)  # type: ignore[union-attr]
-    return {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    """Return the functions and classes of a module by name, from its source; importing it would take seconds.
+
+    A name that the module imports from another has the ``ast.ImportFrom``.
+    """
+    found: dict[str, Any] = {}
+    for node in ast.parse(find_spec(module).loader.get_source(module)).body:  # type: ignore[union-attr]
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found[node.name] = node
+        elif isinstance(node, ast.ImportFrom):
+            found |= dict.fromkeys([alias.name for alias in node.names], node)
+    return found
 
 
-def parameters(function: ast.FunctionDef) -> Iterator[tuple[str, str, ast.expr | None, str]]:
+def parameters(module: str, function: str) -> Iterator[tuple[str, str, ast.expr | None, str]]:
     """Yield name, annotation, default (None if required) and help of a function's parameters.
 
     Help comes from the docstring's Args; that of ``**options: Unpack[Section]`` from the section's fields.
     """
-    texts = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", ast.get_docstring(function) or "", re.M))
-    given = function.args
+    known = definitions(module)
+    texts = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", ast.get_docstring(known[function]) or "", re.M))
+    given = known[function].args
     required = len(given.args) - len(given.defaults)
     defaults = [*[None] * required, *given.defaults, *given.kw_defaults]
     for node, default in zip([*given.args, *given.kwonlyargs], defaults, strict=True):
         yield node.arg, ast.unparse(node.annotation or ast.Name("str")), default, texts.get(node.arg, "")
     if given.kwarg is None:
         return
-    shared = definitions("moco_plugin.evaluation.subject")
-    sections = [ast.unparse(given.kwarg.annotation or given.kwarg)[len("Unpack[") : -1]]
+    sections = [ast.unparse(given.kwarg.annotation)[len("Unpack[") : -1]]
+    shared = definitions(known[sections[0]].module)
     for name in sections:  # bases are appended in the loop
         for field, text in zip(shared[name].body[1::2], shared[name].body[2::2], strict=True):
             yield field.target.id, ast.unparse(field.annotation), ast.Constant(None), ast.literal_eval(text.value)
-        sections += [base.id for base in shared[name].bases if base.id in shared and base.id not in sections]
+        bases = [base.id for base in shared[name].bases if isinstance(shared.get(base.id), ast.ClassDef)]
+        sections += [base for base in bases if base not in sections]
 
 
 def _is_override(value: object) -> bool:
@@ -104,7 +114,7 @@ def add_command(
     summary = about.partition("\n")[0].rstrip(".")
     parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=about, formatter_class=layout)
     parser.set_defaults(parser=parser)
-    options = list(parameters(definition))
+    options = list(parameters(module, function))
     for option in options:
         _add_parameter(parser, *option)
     return parser, {name: default is None for name, _, default, _ in options}
