@@ -101,7 +101,8 @@ def _batch_norm(device: str) -> dict[str, Any]:
 
 
 def _normalised(x: Tensor, towards: Tensor, groups: int) -> list[Tensor]:
-    layer = SplitBatchNorm(nn.BatchNorm2d(x.shape[1]), groups).to(x.device, torch.promote_types(x.dtype, torch.float32))
+    layer = SplitBatchNorm(nn.BatchNorm2d(x.shape[1])).to(x.device, torch.promote_types(x.dtype, torch.float32))
+    layer.groups = groups
     output = layer(x.requires_grad_())
     gradients = torch.autograd.grad(output, [x, *layer.parameters()], towards)
     return [value.detach().cpu().double() for value in (output, *gradients, layer.running_mean, layer.running_var)]

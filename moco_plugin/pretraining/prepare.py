@@ -103,9 +103,9 @@ def recipe_named_by(given: Any) -> str:
     import timm
     import torch
 
-    from moco_plugin.methods import method_class
+    from moco_plugin.methods import METHODS
 
-    method = method_class(str(given.get("method", "moco")))
+    method = METHODS.get(str(given.get("method", "moco")))
     if isinstance(method.recipe, str):
         return method.recipe
     backbone, arguments = str(given.get("backbone", "resnet50")), given.get("backbone_args")

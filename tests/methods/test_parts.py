@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, batch_norm, build_method, contrast
-from moco_plugin.methods.batch_norm import SplitBatchNorm, set_groups, split_batch_norm, sync_batch_norm
+from moco_plugin.methods.batch_norm import SplitBatchNorm, SyncBatchNorm, replace_batch_norm, set_groups
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.key_queue import KeyQueue
 
@@ -103,7 +102,7 @@ def test_queue_smaller_than_the_batch_is_an_error() -> None:
 
 def test_split_batch_norm_has_the_state_of_the_layer_and_is_it_in_eval_mode() -> None:
     layer = nn.BatchNorm2d(3)
-    split = split_batch_norm(nn.Sequential(layer), 1)[0]
+    split = replace_batch_norm(nn.Sequential(layer), SplitBatchNorm)[0]
     set_groups(split, 4)
     assert isinstance(split, SplitBatchNorm)
     x = torch.randn(8, 3, 5, 5)
@@ -144,7 +143,8 @@ def test_split_batch_norm_is_its_parts(
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: how == "compiled")
     torch.manual_seed(0)
     precise = torch.promote_types(dtype, torch.float32)
-    split = SplitBatchNorm(nn.BatchNorm2d(shape[1], affine=affine), 4).to(precise)
+    split = SplitBatchNorm(nn.BatchNorm2d(shape[1], affine=affine)).to(precise)
+    split.groups = 4
     x = (torch.randn(shape) + 3).to(dtype).contiguous(memory_format=layout).requires_grad_()
     towards = torch.randn(shape).to(dtype)
     output = split(x)
@@ -168,11 +168,11 @@ def test_split_batch_norm_is_its_parts(
     assert split.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("convert", [lambda layer: split_batch_norm(layer, 1), sync_batch_norm])
-def test_converted_batch_norm_keeps_timm_activation(convert: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [SplitBatchNorm, SyncBatchNorm])
+def test_converted_batch_norm_keeps_timm_activation(kind: Any) -> None:
     from timm.layers import BatchNormAct2d
 
-    layer, converted = BatchNormAct2d(3), convert(nn.Sequential(BatchNormAct2d(3)))
+    layer, converted = BatchNormAct2d(3), replace_batch_norm(nn.Sequential(BatchNormAct2d(3)), kind)
     x = torch.randn(4, 3, 2, 2)
     torch.testing.assert_close(converted(x), layer(x))
     assert (converted(x) >= 0).all()
@@ -180,7 +180,8 @@ def test_converted_batch_norm_keeps_timm_activation(convert: Callable[[nn.Module
 
 @pytest.mark.parametrize(("images", "sizes"), [(10, [3, 3, 2, 2]), (5, [3, 2]), (3, [3]), (8, [2, 2, 2, 2])])
 def test_any_batch_splits_into_groups_of_two_images_at_least(images: int, sizes: list[int]) -> None:
-    split = split_batch_norm(nn.BatchNorm2d(3), 4)
+    split = SplitBatchNorm(nn.BatchNorm2d(3))
+    split.groups = 4
     x = torch.randn(images, 3, 5, 5)
     expected = torch.cat([nn.BatchNorm2d(3)(part) for part in x.split(sizes)])
     torch.testing.assert_close(split(x), expected)
