@@ -1,6 +1,6 @@
 """Batch norm layers that do not leak which key belongs to which query (v1, section 3.3).
 
-Batch statistics shared by a query and its key betray the pair. The papers normalise the batch of each GPU
+Batch statistics that a query and its key share reveal the pair. The papers normalise the batch of each GPU
 separately and shuffle the keys between GPUs. Within one process, groups of the batch take the place of GPUs: each
 group is normalised separately, and the keys are shuffled over the groups (and over the processes, if there are
 several).
@@ -218,7 +218,7 @@ class _Steps:
 def counted_together(*modules: nn.Module) -> Iterator[None]:
     """Count the steps of all batch norm layers by one operation at the end, instead of one in each forward pass.
 
-    Compiled modules count as ever: their code holds for one count.
+    Compiled modules count in each pass: their code is compiled for one count.
     """
     eager = [module for module in modules if module._compiled_call_impl is None]
     layers = [layer for module in eager for layer in module.modules() if isinstance(layer, _BatchNorm)]

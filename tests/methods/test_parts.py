@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from moco_plugin.backbones import check_features, create_backbone
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, batch_norm, build_method, contrast
 from moco_plugin.methods.batch_norm import SplitBatchNorm, SyncBatchNorm, replace_batch_norm, set_groups
@@ -43,13 +44,6 @@ def test_queue_contrast_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, block:
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(grad * temperature, expected_grad * temperature, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(rank, (logits[:, 1:] > logits[:, :1]).sum(dim=1))
-
-
-@pytest.mark.parametrize("temperature", [0.01, 0.2])
-def test_gradient_of_blocks_is_exact(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    monkeypatch.setattr(contrast, "QUEUE_BLOCK", 4)
-    q, k, queue = (unit(rows, 6).double() for rows in (3, 3, 10))
-    assert torch.autograd.gradcheck(lambda q: queue_contrast(q, k, queue, temperature)[0], q.requires_grad_())
 
 
 def test_long_queues_need_an_eighth_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,36 +189,6 @@ def test_groups_on_each_process(mode: str, processes: int, groups: int) -> None:
     assert MoCo(convnet(), 4, queue_size=16, batch_norm=mode).groups(processes) == groups
 
 
-def test_key_encoder_follows_parameters_and_keeps_its_own_statistics() -> None:
-    torch.manual_seed(0)
-    model = MoCo(convnet(), 4, dim=4, queue_size=16, momentum=0.9, batch_norm_groups=2)
-    with torch.no_grad():
-        for p in model.encoder_q.parameters():
-            p.add_(torch.randn_like(p))
-    expected = [
-        0.9 * k.detach() + 0.1 * q.detach()
-        for k, q in zip(model.encoder_k.parameters(), model.encoder_q.parameters(), strict=True)
-    ]
-    model(torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8) * 3)
-    for found, e in zip(model.encoder_k.parameters(), expected, strict=True):
-        torch.testing.assert_close(found, e)
-        assert not found.requires_grad
-    statistics = [dict(e.named_buffers())["backbone.1.running_var"] for e in (model.encoder_q, model.encoder_k)]
-    assert not torch.allclose(*statistics)
-
-
-def test_shuffled_keys_come_back_in_order() -> None:
-    """Without batch norm in the way, the key of an image must stand where its query stands."""
-    torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
-    model = MoCo(backbone, 6, dim=4, queue_size=32)
-    model.key_shuffle.shuffles = True
-    images = torch.randn(16, 3, 2, 2)
-    expected = model.encoder_k(images)
-    model(images, images)
-    torch.testing.assert_close(model.queue.keys[:16], expected)
-
-
 def test_metrics() -> None:
     torch.manual_seed(0)
     model = MoCo(nn.Flatten(), 12, dim=12, queue_size=64, momentum=1.0, mlp=False)
@@ -248,23 +212,6 @@ def test_a_collapsed_network_tells_no_key(monkeypatch: pytest.MonkeyPatch, block
     same = F.one_hot(torch.zeros(8, dtype=torch.int64), 4).float()  # all vectors are one
     assert (queue_contrast(same[:2], same[:2], same, 0.2)[1] == 8).all()  # behind all 8 negatives
     assert (contrast.batch_contrast(same[:2], same, 2, 0.2)[1] == 7).all()
-
-
-def test_symmetric_loss_is_the_sum_of_both_directions() -> None:
-    torch.manual_seed(0)
-    model = MoCo(nn.Flatten(), 12, dim=4, queue_size=32, momentum=1.0)
-    queue = model.queue.keys.clone()
-    one, two = torch.randn(2, 8, 3, 2, 2)
-    losses = []
-    for symmetric, first, second in ((False, one, two), (False, two, one), (True, one, two)):
-        model.symmetric = symmetric
-        model.queue.keys.copy_(queue)
-        model.queue.pointer.zero_()
-        losses.append(model(first, second)[0])
-    torch.testing.assert_close(losses[2], losses[0] + losses[1])
-    with torch.no_grad():
-        expected = torch.cat([model.encoder_k(two), model.encoder_k(one)])
-    torch.testing.assert_close(model.queue.keys[:16], expected)
 
 
 def test_recipes_have_their_papers_heads_and_temperatures() -> None:
@@ -317,6 +264,28 @@ def test_batch_norm_leaks_which_key_is_the_right_one() -> None:
     plain, split = contrast_accuracy("plain"), contrast_accuracy("split")
     assert plain > 60  # what betrays it: the one key that was normalised with the same images
     assert split < plain - 15
+
+
+@pytest.mark.parametrize("method", [MoCo, MoCoV3])
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (torch.zeros(16, 8, 4, 4), r"\(16, 8, 4, 4\)"),
+        (torch.zeros(16, 5, 8), r"\(16, 5, 8\)"),
+        (torch.zeros(16, 7), r"\(16, 7\)"),
+        ({"features": torch.zeros(16, 8)}, "a dict"),
+    ],
+)
+def test_backbones_that_return_no_vectors_are_refused(method: Any, output: Any, found: str) -> None:
+    model = method(nn.Identity(), feature_dim=8)
+    model.encoder_q.backbone.forward = lambda images: output
+    with pytest.raises(ValueError, match=f"returned {found}; expected N x feature_dim features, N x 8"):
+        model(*torch.zeros(2, 16, 3, 8, 8))
+
+
+def test_channels_are_named() -> None:
+    with pytest.raises(UsageError, match=r"takes images of 4 channels.*backbone_args\.in_chans"):
+        check_features(create_backbone("resnet18", in_chans=4), "resnet18", 32)
 
 
 @pytest.mark.parametrize("method", [MoCo, MoCoV1, MoCoV3])

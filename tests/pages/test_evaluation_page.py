@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from moco_plugin.errors import UserError
 from moco_plugin.pages.evaluation_results import linear_table, read_evaluations
 from moco_plugin.pages.transfer_page import write_report
 from moco_plugin.papers import LINEAR
@@ -88,8 +87,3 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
             assert value in shown, value
     assert "Missing: car." in html and "0" * 64 in html and "http" not in html.split("</style>")[1]
     assert html.count("<h2>") == 7
-
-
-def test_folder_without_results(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="contains no results; expected those of"):
-        write_report(tmp_path, tmp_path / "page.html")
