@@ -21,7 +21,13 @@ class Table:
         return str(tabulate(self.rows, self.columns, "simple", colalign=align, disable_numparse=True))
 
 
+def spread(values: Sequence[float]) -> float | None:
+    """Return the sample standard deviation, or None for a single value."""
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Return mean and sample standard deviation as ``12.3 ± 0.4``, or ``12.3`` for a single value."""
+    """Return ``12.3 ± 0.4``, or ``12.3`` for a single value."""
+    deviation = spread(values)
     mean = f"{statistics.fmean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
+    return mean if deviation is None else f"{mean} ± {deviation:.1f}"

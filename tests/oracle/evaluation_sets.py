@@ -99,7 +99,8 @@ def write_sources(folder: Path, split: str, seed: int, count: int) -> dict[str, 
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
-    """Write an idx file of bytes."""
+    """Write a gzipped idx file of bytes, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
     path.write_bytes(gzip.compress(head + values.tobytes()))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from moco_plugin.demo.comparison import Comparison, comparison_table, headline
-from moco_plugin.pages.tables import Table, mean_and_spread
+from moco_plugin.pages.tables import Table, mean_and_spread, spread
 
 
 def compare(baseline: list[float], moco: list[float], name: str = "box AP") -> Comparison:
@@ -11,8 +11,9 @@ def compare(baseline: list[float], moco: list[float], name: str = "box AP") -> C
 
 
 def test_mean_and_sample_standard_deviation() -> None:
+    assert spread([10.0, 12.0, 14.0]) == pytest.approx(2.0)  # sqrt((4 + 0 + 4) / 2)
     assert mean_and_spread([20.0, 21.0, 25.0]) == "22.0 ± 2.6"  # sqrt((4 + 1 + 9) / 2) = 2.646
-    assert mean_and_spread([7.0]) == "7.0"
+    assert spread([7.0]) is None and mean_and_spread([7.0]) == "7.0"
 
 
 def test_headline_of_a_win() -> None:
