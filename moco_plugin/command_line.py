@@ -79,7 +79,7 @@ def _add_parameter(parser: argparse.ArgumentParser, name: str, annotation: str, 
     elif annotation.startswith("Literal"):
         options["choices"] = ast.literal_eval(annotation.removeprefix("Literal"))
     else:
-        kinds: tuple[type, ...] = (int, float, Path)
+        kinds: tuple[type, ...] = (str, int, float, Path)
         kind = next((kind for kind in kinds if re.search(rf"\b{kind.__name__}\b", annotation)), str)
         options["type"] = kind
         if annotation.startswith("Sequence"):
