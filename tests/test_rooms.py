@@ -17,7 +17,6 @@ STDLIB = sys.stdlib_module_names
 # Each room imports those before it alone; the names of files stand for modules at the top of the package.
 ORDER = (
     "errors",
-    "command_line",
     "files",
     "typed",
     "safe_yaml",

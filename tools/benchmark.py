@@ -12,7 +12,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.command_line import add_command, new_parser, parse
+from moco_plugin.tools import add_command, new_parser, parse
 
 EXAMPLES = """examples:
   %(prog)s views

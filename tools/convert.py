@@ -13,9 +13,9 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.checkpoints import known_formats
-from moco_plugin.command_line import new_parser
 from moco_plugin.files import check_checkpoint
 from moco_plugin.safe_yaml import parse_yaml
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s inspect moco_v2_200ep_pretrain.pth.tar

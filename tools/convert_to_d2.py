@@ -9,8 +9,8 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.command_line import new_parser
 from moco_plugin.files import check_checkpoint
+from moco_plugin.tools import new_parser
 
 
 @command

@@ -12,9 +12,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.command_line import add_command, new_parser, parse
 from moco_plugin.data.spec import check_images
 from moco_plugin.files import check_checkpoint
+from moco_plugin.tools import add_command, new_parser, parse
 
 SAMPLES = {
     "weights": "runs/photos/checkpoints/last.ckpt",

@@ -10,9 +10,9 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.command_line import new_parser
 from moco_plugin.demo.objects import make_objects
 from moco_plugin.demo.scenes import make_scenes
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """example:
   %(prog)s datasets/scenes \\

@@ -9,7 +9,7 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.command_line import new_parser
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s datasets-tiny \\

@@ -10,8 +10,8 @@ try:
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.command_line import new_parser
 from moco_plugin.errors import command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s --weights runs/detector/trial_1/model_final.pth --out pictures --json found.json photos
