@@ -104,6 +104,7 @@ def lightly_train_arguments(case: Case, folder: Path, out: Path) -> list[str]:
         "devices": case.processes,
         "precision": case.precision,
         "gradient_accumulation_steps": case.accumulate,
+        "trainer_args": {"sync_batchnorm": True},  # as LightlyTrain asks for on GPUs; SyncBN would not run on CPUs
         "transform_args": {"image_size": [SIZE, SIZE]},
         "optim": rate,
         "optim_args": {"lr": LR[rate], "weight_decay": 0.01},

@@ -183,6 +183,7 @@ def test_folder_of_images_with_one_that_is_broken(tool: Tool, tmp_path: Path) ->
         (["data.root=/nowhere"], "/nowhere: found nothing, expected a folder of images"),
         (["data.root=/proc/version"], "/proc/version: found a file"),
         (["knn.train=/proc/version"], "/proc/version: found a file"),
+        (["knn.features=head"], "knn.features is 'head'; expected backbone or encoder"),
         (["schedule.name=cosin"], "unknown schedule.name 'cosin'"),
         (["data.view_args.hflip=1"], "unknown key data.view_args.hflip"),
         (["method_args.queue_size=8"], "queue_size is 8, below the 16 keys of a batch"),
