@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         metavar=("NAME", "KEY=VALUE"),
         help="timm's name of the backbone, where the weights do not determine it, and arguments of timm.create_model",
     )
-    parser.add_argument("--prefix", help="what stands before the encoder's names, where no layout tells")
+    parser.add_argument("--prefix", help="prefix of the encoder's names, where no layout is recognised")
     args = parser.parse_args(arguments[inspecting:])
     architecture, *pairs = args.architecture or [None]
     reading = {

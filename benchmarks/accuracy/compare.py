@@ -21,7 +21,7 @@ from moco_plugin.files import atomic_folder, read_json, write_json
 from moco_plugin.pages.curves import line_chart
 
 SHARES = (0.25, 0.5, 1.0)  # of the budget, each trained anew, with its own schedule
-TIMED = (256, 1024)  # images of two short runs, whose difference tells the cost of an image
+TIMED = (256, 1024)  # images of two short runs, whose difference is the cost of an image
 K = "k 20"
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -89,7 +89,7 @@ def _write_pictures(folder: Path, sets: Sets, count: int) -> Path:
 
 
 def _train(folder: Path, name: str, pictures: Path, epochs: int, seed: int, measured: Path | None) -> dict[str, Any]:
-    """Train in a process of its own; return what its file holds: CPU seconds, and accuracies where they are measured."""
+    """Train in a process of its own; return the content of its file: CPU seconds, and accuracies where they are measured."""
     what = name.replace(" ", "_").replace(",", "").replace("'", "")
     kind = "seed" if measured else "timed"
     run = folder / f"{what}_{pictures.name}_{epochs}_{kind}_{seed}"

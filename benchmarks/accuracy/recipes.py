@@ -72,7 +72,7 @@ AXES: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = (
     ("weight decay", ({"optimizer.weight_decay": "5e-4"},)),
 )
 """What is tried in turn: a name, and changes of the recipe."""
-TIMED = (4, 20)  # steps of two short runs, whose difference tells the cost of a step
+TIMED = (4, 20)  # steps of two short runs, whose difference is the cost of a step
 COSTLY = ("backbone", "data.image_size", "data.batch_size", "method", "compile", "views.engine")
 """Beginnings of the keys that decide what a step costs."""
 
@@ -124,7 +124,7 @@ def train(recipe: dict[str, str], sets: Sets, folder: Path, seconds: float, seed
     """Train a recipe for a budget of CPU seconds of one thread, and measure its features and the untrained ones.
 
     Returns:
-        What its file holds: ``recipe``, ``seed``, ``epochs``, ``cpu_seconds``, ``untrained`` and ``accuracy``.
+        The content of its file: ``recipe``, ``seed``, ``epochs``, ``cpu_seconds``, ``untrained`` and ``accuracy``.
     """
     digest = _digest(recipe, seconds, seed)
     file = folder / f"{digest}.json"

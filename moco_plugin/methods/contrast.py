@@ -64,8 +64,8 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
     """Return the InfoNCE loss of queries against their positive keys and a queue of negatives (v1, equation 1).
 
     A queue longer than ``QUEUE_BLOCK`` is scored block by block, with the same result to round-off; a shorter one with
-    the operations of the released code, whose recorded runs amplify round-off. Computed in float32 whatever the
-    precision around it, float64 in float64.
+    the operations of the released code, whose recorded runs amplify round-off. Computed in float32, also
+    under autocast; float64 inputs in float64.
 
     Args:
         q: Queries of unit length, N x C.
@@ -93,7 +93,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
 def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the InfoNCE loss of queries against the keys of the whole batch, times 2T (v3, Algorithm 1).
 
-    Computed in float32 whatever the precision around it, float64 in float64.
+    Computed in float32, also under autocast; float64 inputs in float64.
 
     Args:
         q: This process's queries of unit length, N x C.

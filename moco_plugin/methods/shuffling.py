@@ -29,7 +29,7 @@ class KeyShuffle:
         if groups < 1:
             raise ValueError(f"batch_norm_groups is {groups}; expected 1 or more")
         self.mode, self.number = mode, groups
-        self.generator = torch.Generator().manual_seed(0)  # on the CPU, whatever the device of the images
+        self.generator = torch.Generator().manual_seed(0)  # on the CPU for images on any device
         self.shuffles = mode in ("auto", "shuffle", "split") and has_batch_norm(encoder)
         if self.shuffles:
             replace_batch_norm(encoder, SplitBatchNorm)

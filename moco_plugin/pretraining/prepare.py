@@ -160,7 +160,7 @@ def queue_for(images: int) -> dict[str, Any]:
 
 
 def queue_warning(method: Any, images: int) -> str:
-    """Return a sentence if the queue of a method holds more keys than there are images, else an empty string."""
+    """Return a sentence if the queue of a method is longer than the set of images, else an empty string."""
     queue_size = method.queue_size or 0
     if queue_size <= images:
         return ""

@@ -140,7 +140,7 @@ def _may_change(key: str) -> bool:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise UsageError if another process holds a folder's lock; processes of the same run do not ask."""
+    """Raise UsageError if another process holds a folder's lock; only the first process of a run checks it."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     if (folder / LOCK).is_file() and all(os.environ.get(name, "0") == "0" for name in ranks):
         with locked(folder):

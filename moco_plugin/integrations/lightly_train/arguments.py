@@ -57,7 +57,7 @@ def with_defaults(base: type[ArgsClass], **defaults: Any) -> type[ArgsClass]:
 
     Args:
         base: The class.
-        **defaults: By field; a dict holds those of a nested class.
+        **defaults: By field; a dict has those of a nested class.
     """
     fields: dict[str, Any] = {}
     for name, value in defaults.items():
@@ -212,7 +212,7 @@ def _blur(view: dict[str, Any]) -> dict[str, Any] | None:
 def transform_args(method: str) -> type[SimCLRTransformArgs]:
     """Return LightlyTrain's argument class for the views of a method, with the paper's values as defaults.
 
-    v3's views differ: ``view_2`` holds the blur and the solarization of the second.
+    v3's views differ: ``view_2`` has the blur and the solarization of the second.
     """
     first, second = view_arguments(METHODS.get(method).views, 224)
     result = with_defaults(
