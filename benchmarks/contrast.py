@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moco_plugin.benchmarks.timing import at_least, check_device, compare, ratios
-from moco_plugin.methods.contrast import queue_contrast
-from moco_plugin.methods.metrics import batch_metrics
+from moco_plugin.methods.contrast import batch_metrics, queue_contrast
 
 
 def _released(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""InfoNCE losses: find the key of the same image among many others."""
+"""InfoNCE losses, which find the key of the same image among many others, and their metrics."""
 
 from typing import Any
 
@@ -112,3 +112,22 @@ def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> t
         loss = F.cross_entropy(logits, labels, reduction="none") * (2 * temperature)
         positive = logits.detach().gather(1, labels[:, None])
         return loss, (logits.detach() >= positive).sum(dim=1) - 1  # itself
+
+
+@torch.no_grad()
+def batch_metrics(positions: Tensor, queries: Tensor) -> dict[str, Tensor]:
+    """Return the metrics that all versions log.
+
+    Args:
+        positions: Position of the positive among all keys by similarity, 0 is best; any shape.
+        queries: N x C, of unit length.
+
+    Returns:
+        ``top1`` and ``top5`` in percent, and ``feature_std``, the standard deviation over the batch times sqrt(C): 1 if
+        spread over the whole sphere, 0 if collapsed.
+    """
+    return {
+        "top1": (positions < 1).float().mean() * 100,
+        "top5": (positions < 5).float().mean() * 100,
+        "feature_std": queries.float().std(dim=0).mean() * queries.shape[1] ** 0.5,
+    }

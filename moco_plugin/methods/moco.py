@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.methods.base import Method
-from moco_plugin.methods.contrast import queue_contrast
+from moco_plugin.methods.contrast import batch_metrics, queue_contrast
 from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, momentum_copy, update_momentum
 from moco_plugin.methods.heads import mlp_head
 from moco_plugin.methods.key_queue import KeyQueue
-from moco_plugin.methods.metrics import batch_metrics
 from moco_plugin.methods.registry import METHODS
 from moco_plugin.methods.shuffling import KeyShuffle
 

@@ -8,11 +8,10 @@ from torch.nn import functional as F
 
 from moco_plugin.methods.base import Method
 from moco_plugin.methods.batch_norm import SyncBatchNorm, counted_together, replace_batch_norm
-from moco_plugin.methods.contrast import batch_contrast
+from moco_plugin.methods.contrast import batch_contrast, batch_metrics
 from moco_plugin.methods.distributed import all_gather, batch_sizes, process_number
 from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, momentum_copy, update_momentum
 from moco_plugin.methods.heads import batch_norm_mlp
-from moco_plugin.methods.metrics import batch_metrics
 from moco_plugin.methods.registry import METHODS
 
 

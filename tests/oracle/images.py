@@ -10,7 +10,7 @@ import tifffile
 from PIL import Image
 
 from moco_plugin.tools.make_shards import main as make_shards
-from tests.oracle.evaluation_sets import write_idx
+from tests.oracle.evaluation_sets import enlarged, write_idx
 
 COUNTS = {"train": 133, "knn": 40, "test": 20}
 CLASSES = ("cat", "dog")
@@ -95,8 +95,5 @@ def _draw(part: str, number: int, channels: int, size: tuple[int, int] | None) -
     width, height = size or (72 + number % 7, 66 + number % 5)
     coarse = generator.integers(0, 230, (5, 5 + number % 3, channels), dtype=np.uint8)
     coarse[..., number % 2 % channels] += 25
-    bands = [
-        Image.fromarray(coarse[..., c].copy()).resize((width, height), Image.Resampling.BICUBIC)
-        for c in range(channels)
-    ]
-    return np.stack([np.array(b) for b in bands], axis=2) if channels > 1 else np.array(bands[0])
+    image = enlarged(coarse, (width, height))
+    return image if channels > 1 else image[..., 0]
