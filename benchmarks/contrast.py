@@ -1,15 +1,14 @@
 """Contrast with a queue, forward and backward, compared with the released formulation."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from moco_plugin.benchmarks.timing import at_least, check_device, compare, ratios
-from moco_plugin.methods.contrast import queue_contrast
-from moco_plugin.methods.metrics import batch_metrics
+from moco_plugin.methods.contrast import batch_metrics, queue_contrast
 
 
 def _released(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor:
@@ -25,9 +24,23 @@ def _released(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> Tensor
 
 
 def measure(
-    batch_size: int = 256, dim: int = 128, queue_size: int = 65536, rounds: int = 10, device: str = "cpu"
+    batch_size: int = 256,
+    dim: int = 128,
+    queue_size: int = 65536,
+    rounds: int = 10,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> dict[str, Any]:
-    """Time the contrast, its gradient, top-1 and top-5; and the two matrix products that no formulation can avoid."""
+    """Time the contrast with a queue, compared with the released formulation.
+
+    Gradient, top-1 and top-5 are included. No formulation can avoid the two matrix products, which are timed as well.
+
+    Args:
+        batch_size: N.
+        dim: C.
+        queue_size: K.
+        rounds: Calls of each.
+        device: Where to compute.
+    """
     at_least(1, batch_size=batch_size, dim=dim, queue_size=queue_size, rounds=rounds)
     check_device(device)
     q, k, queue = (

@@ -75,7 +75,7 @@ def _conversion(converter: str, source: Path, output: Path, out: Any) -> None:
 
 
 def measure(file: Path | None = None, backbone: str = "resnet50", rounds: int = 3) -> dict[str, Any]:
-    """Count CPU seconds and peak memory of a conversion to detectron2 with its proof, and of bare renaming.
+    """Count CPU seconds and memory of a conversion to detectron2 with proof, compared with renaming alone.
 
     Each conversion runs in its own process, on one thread; imports are not counted. CPU seconds do
     not depend on what else the machine does, seconds of a clock would.

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from fvcore.nn import FlopCountAnalysis
@@ -23,7 +23,7 @@ def measure(
     gpus: Sequence[int] = (1, 8, 64, 256, 1024),
     teraflops: float = 100.0,
     cores: int = 8,
-    engine: str = "fast",
+    engine: Literal["fast", "device", "reference"] = "fast",
     gigabytes_per_second: float = 10.0,
 ) -> dict[str, Any]:
     """Predict images per second of loading, encoders, contrast and traffic, and of the slowest of them.

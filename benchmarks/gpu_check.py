@@ -34,8 +34,15 @@ CLOSE = {torch.float32: 1e-4, torch.float64: 1e-9, torch.bfloat16: 3e-2, torch.f
 RUN_SECONDS = 300  # time limit of one run of a tool
 
 
-def measure(device: str = "cuda") -> dict[str, Any]:
-    """Run every check, also after failures; return whether each passed, its seconds and its measurements."""
+def measure(cpu: bool = False) -> dict[str, Any]:
+    """Check a GPU: results compared with the CPU, speed, and complete runs.
+
+    Every check is run, also after failures.
+
+    Args:
+        cpu: Rehearse on the CPU, at toy size.
+    """
+    device = "cpu" if cpu else "cuda"
     check_device(device)
     results: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +101,8 @@ def _batch_norm(device: str) -> dict[str, Any]:
 
 
 def _normalised(x: Tensor, towards: Tensor, groups: int) -> list[Tensor]:
-    layer = SplitBatchNorm(nn.BatchNorm2d(x.shape[1]), groups).to(x.device, torch.promote_types(x.dtype, torch.float32))
+    layer = SplitBatchNorm(nn.BatchNorm2d(x.shape[1])).to(x.device, torch.promote_types(x.dtype, torch.float32))
+    layer.groups = groups
     output = layer(x.requires_grad_())
     gradients = torch.autograd.grad(output, [x, *layer.parameters()], towards)
     return [value.detach().cpu().double() for value in (output, *gradients, layer.running_mean, layer.running_var)]

@@ -24,11 +24,13 @@ from moco_plugin.runs.optimizers import build_optimizer
 
 
 def measure(config: str | None = None, overrides: Sequence[str] = (), batches: int = 4) -> dict[str, Any]:
-    """Time reading, decoding, views and collation on one core, and transfer and step on the device.
+    """Find which part of a run is the slowest, and what to change.
+
+    Reading, decoding, views and collation are timed on one core, transfer and step on the device.
 
     Args:
-        config: Name of a config, as for ``prepare_run``.
-        overrides: As for ``prepare_run``.
+        config: A config file, or the name of a shipped one.
+        overrides: As for tools/pretrain.py.
         batches: Of each part; medians are returned.
     """
     at_least(1, batches=batches)

@@ -1,7 +1,7 @@
 """A training step of MoCo v2, compared with its bare encoders."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightly.loss import NTXentLoss
@@ -22,14 +22,15 @@ def measure(
     batch_size: int = 64,
     queue_size: int = 65536,
     rounds: int = 30,
-    device: str = "cpu",
-    precision: str = "float32",
+    device: Literal["cpu", "cuda"] = "cpu",
+    precision: Literal["float32", "bfloat16"] = "float32",
     compile: bool = False,
 ) -> dict[str, Any]:
-    """Time steps: two encoders with their heads alone, MoCo v2 with plain and with grouped batch norm, lightly's example.
+    """Time a training step of MoCo v2, compared with its encoders alone and with lightly's example.
 
-    The encoders alone compute a loss without negatives, its gradient and the optimizer's step; plain batch norm, nothing
-    shuffled, no momentum update. lightly's example adds its momentum update, its loss and its memory bank.
+    Batch norm is plain or grouped. The encoders alone compute a loss without negatives, its gradient and the
+    optimizer's step; plain batch norm, nothing shuffled, no momentum update. lightly's example adds its momentum
+    update, its loss and its memory bank.
 
     Args:
         backbone: A timm model.
@@ -37,8 +38,8 @@ def measure(
         batch_size: Images.
         queue_size: K.
         rounds: Number of steps of each.
-        device: "cpu" or "cuda"; on CUDA the kernels of a step are also counted.
-        precision: "float32", or "bfloat16" for autocast.
+        device: Where to train; on CUDA the kernels of a step are also counted.
+        precision: "bfloat16" is autocast.
         compile: Compile the encoders.
     """
     at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)

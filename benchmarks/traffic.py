@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,17 @@ def _exchange_rank(rank: int, processes: int, port: int, shape: list[int], round
 
 
 def measure(
-    processes: tuple[int, ...] = (2, 4, 8), batch_size: int = 8, image_size: int = 64, rounds: int = 10
+    processes: Sequence[int] = (2, 4, 8), batch_size: int = 8, image_size: int = 64, rounds: int = 10
 ) -> dict[str, Any]:
-    """Count the bytes that each process sends per step when keys are shuffled: here, and by gathering all images.
+    """Count the bytes that a process sends to shuffle keys, compared with gathering all images.
 
-    ``batch_size`` is each process's own. The bytes are the kernel's count on the loopback device, over gloo.
+    The bytes are the kernel's count on the loopback device, over gloo.
+
+    Args:
+        processes: Numbers of processes.
+        batch_size: Images of each process.
+        image_size: Pixels.
+        rounds: Exchanges.
     """
     at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
     at_least(2, processes=min(processes))

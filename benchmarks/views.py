@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,14 +26,18 @@ PHOTOS = 16  # of the default set
 
 
 def measure(
-    root: str | None = None, image_size: int = 224, images: int = 32, rounds: int = 10, device: str = "cpu"
+    root: str | None = None,
+    image_size: int = 224,
+    images: int = 32,
+    rounds: int = 10,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> dict[str, Any]:
-    """Time each pipeline from JPEG files to a batch of pairs, and decoding alone.
+    """Time two views of JPEG files on one core, compared with other pipelines and with decoding alone.
 
     Args:
         root: Images, as ``data.root``; by default 500 x 375 cuts of scikit-learn's two photographs, JPEG quality 90.
         image_size: Side of a view.
-        images: Images a call, at most.
+        images: Images per call, at most.
         rounds: Calls of each.
         device: Device on which the ``device`` engine finishes views, from batches on the CPU.
     """

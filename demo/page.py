@@ -14,7 +14,7 @@ from moco_plugin.files import check_file, read_json, write_json
 from moco_plugin.pages.curves import line_chart, read_curve
 from moco_plugin.pages.neighbours_picture import caption, neighbour_rows
 from moco_plugin.pages.page import Page, Picture
-from moco_plugin.pages.pairs import view_pairs
+from moco_plugin.pages.pretraining_page import view_pairs
 from moco_plugin.pages.transfer_page import add_predictions
 from moco_plugin.pretraining.config import PretrainConfig, load_config
 

@@ -98,12 +98,12 @@ def argument_texts(of: Any) -> dict[str, str]:
 
 def method_keys() -> dict[str, tuple[dict[str, Any], str]]:
     """Return each argument's default by method, and its text."""
-    from moco_plugin.methods import METHODS, arguments_of, method_class
+    from moco_plugin.methods import METHODS, arguments_of
 
     names = [name for name in METHODS.names() if name != "moco"]  # the same class as moco_v2
     found: dict[str, tuple[dict[str, Any], str]] = {}
     for name in names:
-        method = method_class(name)
+        method = METHODS.get(name)
         texts = {key: text for base in reversed(method.__mro__) for key, text in argument_texts(base).items()}
         for argument, default in arguments_of(method).items():
             defaults, text = found.get(argument, ({}, ""))

@@ -1,7 +1,6 @@
 #!/usr/bin/env python3
 """Report for each transfer task which data sets are complete, what is missing and where to get it."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.errors import UsageError, command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s
@@ -24,9 +24,7 @@ tools/transfer.py; lvis stands for lvis_1x and lvis_2x, and so on."""
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("tasks", nargs="*", metavar="TASK", help="tasks to look at (default: all)")
     parser.add_argument("--root", help="folder of the data sets (default: $DETECTRON2_DATASETS, or datasets)")
     args = parser.parse_args(argv)

@@ -3,20 +3,19 @@
 
 `inspect FILE` says what a checkpoint is."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UsageError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.checkpoints import known_formats
-from moco_plugin.errors import UsageError, command
 from moco_plugin.files import check_checkpoint
 from moco_plugin.safe_yaml import parse_yaml
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s inspect moco_v2_200ep_pretrain.pth.tar
@@ -44,9 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     inspecting = arguments[:1] == ["inspect"]
     names = sorted(known_formats().names)
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("file", metavar="FILE", help="a checkpoint; its layout is found by its content")
     if not inspecting:
         parser.add_argument("output", metavar="OUTPUT", help="what its name may end in depends on --to")
@@ -67,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
         metavar=("NAME", "KEY=VALUE"),
         help="timm's name of the backbone, where the weights do not determine it, and arguments of timm.create_model",
     )
-    parser.add_argument("--prefix", help="what stands before the encoder's names, where no layout tells")
+    parser.add_argument("--prefix", help="prefix of the encoder's names, where no layout is recognised")
     args = parser.parse_args(arguments[inspecting:])
     architecture, *pairs = args.architecture or [None]
     reading = {

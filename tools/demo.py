@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
 """Run the whole path on real images: pre-training with MoCo, evaluation, conversion and detection."""
 
-import argparse
 import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s
@@ -24,9 +23,7 @@ An interrupted demo resumes."""
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and run the demo."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("--quick", action="store_true", help="every stage at toy size, to see that it works")
     parser.add_argument("--trials", type=int, help="of each detector from each initialisation (default 3, quick 1)")
     parser.add_argument("--out", type=Path, help="folder for everything (default runs/demo or runs/demo_quick)")

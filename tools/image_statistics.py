@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Measure the mean and the standard deviation of each channel of an image set, for data.mean and data.std."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UsageError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import UsageError, command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s photos
@@ -21,9 +20,7 @@ EXAMPLES = """examples:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and measure."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("images", help="a folder, a list, shards, a zip archive or an idx images file")
     parser.add_argument("--channels", type=int, default=3, help="of the images (default: %(default)s)")
     parser.add_argument("--count", type=int, default=1000, help="images to read (default: %(default)s)")

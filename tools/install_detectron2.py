@@ -6,7 +6,6 @@ the same Python files without them, and is checked against its SHA-256. The eval
 installed as well.
 """
 
-import argparse
 import importlib.util
 import os
 import subprocess
@@ -16,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UserError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import UserError, command
+from moco_plugin.tools import new_parser
 
 OFFICIAL = "https://github.com/facebookresearch/detectron2"
 COMMIT = "02b5c4e295e990042a714712c21dc79b731e8833"
@@ -59,10 +58,7 @@ def _install_sdist() -> bool:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and install."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog="example:\n  %(prog)s", formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.parse_args(argv)
+    new_parser(__doc__, "example:\n  %(prog)s").parse_args(argv)
     if importlib.util.find_spec("detectron2"):
         print("detectron2 is installed already; kept")
     elif _reachable(OFFICIAL) and _pip("install", "--no-build-isolation", f"git+{OFFICIAL}.git@{COMMIT}"):

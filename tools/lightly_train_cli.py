@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s list_methods
@@ -22,9 +22,7 @@ EXAMPLES = """examples:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Hand the command line to LightlyTrain."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="COMMAND key=value", help="as of lightly-train")
     args = parser.parse_args(argv)
 

@@ -1,19 +1,18 @@
 #!/usr/bin/env python3
 """Compose detection scenes with boxes and masks from object images, such as Fashion-MNIST, or from photos of objects."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UsageError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.demo.objects import make_objects
 from moco_plugin.demo.scenes import make_scenes
-from moco_plugin.errors import UsageError, command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """example:
   %(prog)s datasets/scenes \\
@@ -25,9 +24,7 @@ EXAMPLES = """example:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and compose the scenes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("output", help="folder to make; detectron2 looks for $DETECTRON2_DATASETS/scenes")
     source = "idx images file for the %s scenes, with an optional [start:stop]; its labels are in the same folder"
     parser.add_argument("--train", metavar="FILE", help=source % "training")

@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Pack a folder or list of images into tar shards with indexes, which are read at random, also from a server."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """example:
   %(prog)s photos shards/photos
@@ -23,9 +22,7 @@ then train with data.root=shards, or data.root='https://host/shards/photos-{0000
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and pack the images."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("images", help="folder or .txt list of images, with an optional [start:stop]")
     parser.add_argument("output", help="folder and first part of the names: shards/photos for shards/photos-0000.tar")
     parser.add_argument("--images-per-shard", type=int, default=10000, help="images per shard (default: %(default)s)")

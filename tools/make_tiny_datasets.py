@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Write tiny data sets of real images in the layouts of VOC, SBD, COCO, LVIS v0.5 and Cityscapes."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UsageError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import UsageError, command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s datasets-tiny \\
@@ -27,9 +26,7 @@ pixel is, are not among the files."""
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and write the data sets."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("output", help="folder to make, for DETECTRON2_DATASETS")
     source = "idx images file of objects to %s on, with an optional [start:stop]; its labels are in the same folder"
     parser.add_argument("--train", metavar="FILE", help=source % "train")

@@ -11,6 +11,7 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.errors import command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s --weights runs/detector/trial_1/model_final.pth --out pictures --json found.json photos
@@ -23,9 +24,7 @@ EXAMPLES = """examples:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and draw."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument(
         "--config-file", metavar="FILE", help="what the weights were trained with (default: what the model file says)"

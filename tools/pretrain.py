@@ -1,16 +1,15 @@
 #!/usr/bin/env python3
 """Pre-train a backbone with MoCo on unlabelled images."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UsageError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import UsageError, command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s method=moco data.root=photos out=runs/photos
@@ -24,9 +23,7 @@ The same command resumes an interrupted run."""
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("--config", help="a YAML file, or the name of one under configs/pretrain")
     parser.add_argument("--overwrite", action="store_true", help="remove the run in the out folder")
     parser.add_argument("--print-config", action="store_true", help="print the whole config, with defaults, and stop")

@@ -1,18 +1,17 @@
 #!/usr/bin/env python3
 """Write the page of a pre-training run, or gather results into the papers' tables and a page."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 try:
-    import moco_plugin  # noqa: F401
+    from moco_plugin.errors import UsageError, command
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-from moco_plugin.errors import UsageError, command
 from moco_plugin.files import check_output
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s runs/photos
@@ -26,9 +25,7 @@ JSON files that tools/evaluate.py --out wrote."""
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line, print the tables and write the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("folder", type=Path, help="folder of results")
     parser.add_argument("--out", type=Path, help="the page (default: report.html in the folder)")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing page")

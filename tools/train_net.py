@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 
 try:
-    import moco_plugin
+    import moco_plugin.transfer  # prepares detectron2 in the processes that its launcher spawns
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-import moco_plugin.transfer  # prepares detectron2 in the processes that its launcher spawns
 from moco_plugin.errors import command
+from moco_plugin.tools import new_parser
 
 EXAMPLES = """examples:
   %(prog)s --config-file voc/pascal_voc_R_50_C4_24k_moco --num-gpus 8 \\
@@ -24,9 +24,7 @@ EXAMPLES = """examples:
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse detectron2's command line and ours, and train."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a path, or a name below configs/detectron2")
     parser.add_argument("--resume", action="store_true", help="resume the run in OUTPUT_DIR, if there is one")
     parser.add_argument("--eval-only", action="store_true", help="only evaluate MODEL.WEIGHTS")

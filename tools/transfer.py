@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 try:
-    import moco_plugin
+    import moco_plugin.transfer  # prepares detectron2 in the processes that its launcher spawns
 except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
-import moco_plugin.transfer  # prepares detectron2 in the processes that its launcher spawns
 from moco_plugin.errors import UsageError, command
 from moco_plugin.files import check_checkpoint
+from moco_plugin.tools import new_parser
 
 if TYPE_CHECKING:
     from moco_plugin.transfer.launch import Machines
@@ -34,9 +34,7 @@ The same command resumes an interrupted experiment and keeps finished trials. to
 @command
 def main(argv: Sequence[str] | None = None) -> int | None:
     """Parse the command line and run the trials."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__, EXAMPLES)
     parser.add_argument("--list", action="store_true", help="show the tasks, and do nothing")
     parser.add_argument("--task", help="which experiment; --list shows them")
     own = parser.add_argument_group("own data, in place of --task")

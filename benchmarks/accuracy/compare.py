@@ -21,7 +21,7 @@ from moco_plugin.files import atomic_folder, read_json, write_json
 from moco_plugin.pages.curves import line_chart
 
 SHARES = (0.25, 0.5, 1.0)  # of the budget, each trained anew, with its own schedule
-TIMED = (256, 1024)  # images of two short runs, whose difference tells the cost of an image
+TIMED = (256, 1024)  # images of two short runs, whose difference is the cost of an image
 K = "k 20"
 CONTEXT = multiprocessing.get_context("spawn")
 
@@ -33,16 +33,17 @@ def measure(
     contestants: Sequence[str] = tuple(CONTESTANTS),
     folder: Path = Path("runs/accuracy"),
 ) -> dict[str, Any]:
-    """Train all contestants for a quarter, half and all of a budget, one after another on one thread, and measure.
+    """Compare the accuracy of features by CPU seconds: ours, and what lightly and LightlyTrain document.
 
-    Each training is in ``folder`` when it is done, and is not repeated; an interrupted measurement resumes.
+    All are trained for a quarter, half and all of a budget, one after another on one thread. Each training is in
+    ``folder`` when it is done, and is not repeated; an interrupted measurement resumes.
 
     Args:
-        minutes: The budget of CPU time.
+        minutes: CPU time of a training.
         images: To train on.
         seeds: Of the trainings.
-        contestants: Names from ``CONTESTANTS``.
-        folder: For images and results; ``accuracy.png`` is the picture.
+        contestants: Default: all; an unknown name lists them.
+        folder: For images, trainings and the picture, accuracy.png (default runs/accuracy).
 
     Raises:
         UsageError: An unknown contestant, or a number that cannot be right.
@@ -88,7 +89,7 @@ def _write_pictures(folder: Path, sets: Sets, count: int) -> Path:
 
 
 def _train(folder: Path, name: str, pictures: Path, epochs: int, seed: int, measured: Path | None) -> dict[str, Any]:
-    """Train in a process of its own; return what its file holds: CPU seconds, and accuracies where they are measured."""
+    """Train in a process of its own; return the content of its file: CPU seconds, and accuracies where they are measured."""
     what = name.replace(" ", "_").replace(",", "").replace("'", "")
     kind = "seed" if measured else "timed"
     run = folder / f"{what}_{pictures.name}_{epochs}_{kind}_{seed}"

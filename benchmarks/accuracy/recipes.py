@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -72,32 +72,34 @@ AXES: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = (
     ("weight decay", ({"optimizer.weight_decay": "5e-4"},)),
 )
 """What is tried in turn: a name, and changes of the recipe."""
-TIMED = (4, 20)  # steps of two short runs, whose difference tells the cost of a step
+TIMED = (4, 20)  # steps of two short runs, whose difference is the cost of a step
 COSTLY = ("backbone", "data.image_size", "data.batch_size", "method", "compile", "views.engine")
 """Beginnings of the keys that decide what a step costs."""
 
 
 def measure(
-    set_name: str = "fashion",
+    set: Literal["fashion", "stamps"] = "fashion",
     minutes: float = 3.0,
     seeds: Sequence[int] = (0,),
     rounds: int = 1,
     folder: Path = Path("runs/recipes"),
 ) -> dict[str, Any]:
-    """Search for the best recipe; return every step of the search, and what raw pixels and the untrained network reach.
+    """Search for the recipe of the best features after some CPU time.
+
+    Raw pixels and the untrained network are measured as well.
 
     Args:
-        set_name: "fashion" or "stamps"; see ``read_sets``.
+        set: Of images; see ``read_sets``.
         minutes: CPU time of each training.
         seeds: Of the trainings; a recipe's score is their mean.
         rounds: How often to go through all axes.
-        folder: For what was measured.
+        folder: For what was measured (default runs/recipes).
     """
     at_least(1, rounds=rounds, seeds=len(seeds))
-    sets, results = read_sets(set_name, folder), dict[str, Any]()
+    sets, results = read_sets(set, folder), dict[str, Any]()
 
     def tried(recipe: dict[str, str], name: str) -> float:
-        rows = [train(recipe, sets, folder / set_name, 60 * minutes, seed) for seed in seeds]
+        rows = [train(recipe, sets, folder / set, 60 * minutes, seed) for seed in seeds]
         results["untrained"] = rows[0]["untrained"]
         results[name] = {
             key: round(statistics.fmean(row["accuracy"][key] for row in rows), 2) for key in rows[0]["accuracy"]
@@ -113,7 +115,7 @@ def measure(
                 reached = tried(candidate, f"{axis}: {' '.join(f'{key}={value}' for key, value in change.items())}")
                 if reached > best:
                     recipe, best = candidate, reached
-    settings = {"set": set_name, "minutes": minutes, "seeds": list(seeds), "rounds": rounds}
+    settings = {"set": set, "minutes": minutes, "seeds": list(seeds), "rounds": rounds}
     kept = " ".join(f"{key}={value}" for key, value in recipe.items() if START.get(key) != value)
     return {"settings": settings, "results": results, "advice": [f"kept: {kept or 'the recipe before'}"]}
 
@@ -122,7 +124,7 @@ def train(recipe: dict[str, str], sets: Sets, folder: Path, seconds: float, seed
     """Train a recipe for a budget of CPU seconds of one thread, and measure its features and the untrained ones.
 
     Returns:
-        What its file holds: ``recipe``, ``seed``, ``epochs``, ``cpu_seconds``, ``untrained`` and ``accuracy``.
+        The content of its file: ``recipe``, ``seed``, ``epochs``, ``cpu_seconds``, ``untrained`` and ``accuracy``.
     """
     digest = _digest(recipe, seconds, seed)
     file = folder / f"{digest}.json"

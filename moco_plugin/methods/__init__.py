@@ -11,22 +11,7 @@ from moco_plugin.methods.moco import MoCo, MoCoV1
 from moco_plugin.methods.moco_v3 import MoCoV3
 from moco_plugin.methods.registry import METHODS
 
-__all__ = [
-    "METHODS",
-    "Method",
-    "MoCo",
-    "MoCoV1",
-    "MoCoV3",
-    "arguments_of",
-    "build_method",
-    "method_class",
-    "method_title",
-]
-
-
-def method_class(name: str) -> type[Method]:
-    """Return the class that ``method=NAME`` names; errors as of ``METHODS.get``."""
-    return METHODS.get(name)
+__all__ = ["METHODS", "Method", "MoCo", "MoCoV1", "MoCoV3", "arguments_of", "build_method", "method_title"]
 
 
 def method_title(name: str | None) -> str | None:
@@ -58,7 +43,7 @@ def build_method(name: str, backbone: nn.Module, feature_dim: int, **arguments: 
     Raises:
         UsageError: Unknown name, unknown argument, or a value out of range.
     """
-    method = method_class(name)
+    method = METHODS.get(name)
     known = list(arguments_of(method))
     for argument in arguments:
         if argument not in known:

@@ -46,8 +46,8 @@ class Method(nn.Module):
         return self.encoder_q
 
     def modules_to_compile(self) -> list[nn.Module]:
-        """Return the modules that ``compile=true`` compiles."""
-        return [self.encoder_q]
+        """Return the modules that ``compile=true`` compiles: those with parameters."""
+        return [part for part in self.children() if any(True for _ in part.parameters())]
 
     def seed_step(self, seed: int) -> None:
         """Seed the random choices of the next step that all processes must share; pass the same seed on each.

@@ -1,6 +1,6 @@
 """Batch norm layers that do not leak which key belongs to which query (v1, section 3.3).
 
-Batch statistics shared by a query and its key betray the pair. The papers normalise the batch of each GPU
+Batch statistics that a query and its key share reveal the pair. The papers normalise the batch of each GPU
 separately and shuffle the keys between GPUs. Within one process, groups of the batch take the place of GPUs: each
 group is normalised separately, and the keys are shuffled over the groups (and over the processes, if there are
 several).
@@ -146,18 +146,23 @@ def _move(running: Running, means: Tensor, variances: Tensor, rate: float) -> No
         tracked.add_(1)
 
 
-class SplitBatchNorm(_BatchNorm):
+class _Replacement(_BatchNorm):
+    """A batch norm with the state of the layer that it replaces, and timm's dropout and activation, if it has any."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
+        self.load_state_dict(layer.state_dict(), strict=False)
+        self.after = nn.Sequential(*filter(None, (getattr(layer, name, None) for name in ("drop", "act"))))
+
+
+class SplitBatchNorm(_Replacement):
     """Batch norm computed independently over ``groups`` contiguous chunks of at least two images.
 
     Running statistics follow the mean over the groups, so that one step moves them as far as a step of the
     layer it replaces. In eval mode it is that layer. State dict names do not change.
     """
 
-    def __init__(self, layer: _BatchNorm, groups: int) -> None:
-        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-        self.load_state_dict(layer.state_dict(), strict=False)
-        self.groups = groups
-        self.drop, self.act = _drop_and_activation(layer)
+    groups = 1
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass  # any shape with channels second
@@ -165,7 +170,7 @@ class SplitBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         groups = min(self.groups, len(input) // 2)
         if groups <= 1 or not self.training:
-            return cast(Tensor, self.act(self.drop(super().forward(input))))
+            return cast(Tensor, self.after(super().forward(input)))
         running = self.running_mean, self.running_var, self.num_batches_tracked
         rate = self.momentum
         if rate is None:  # the mean over all steps
@@ -175,48 +180,28 @@ class SplitBatchNorm(_BatchNorm):
             _move(running, means, variances, rate)
         else:
             output = _GroupedBatchNorm.apply(input, self.weight, self.bias, running, groups, self.eps, rate)
-        return cast(Tensor, self.act(self.drop(output)))
+        return cast(Tensor, self.after(output))
 
 
-def _drop_and_activation(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return dropout and activation of timm's BatchNormAct2d; identities for other layers."""
-    return getattr(layer, "drop", None) or nn.Identity(), getattr(layer, "act", None) or nn.Identity()
-
-
-class SyncBatchNorm(nn.SyncBatchNorm):
-    """torch's synchronised batch norm with the dropout and the activation of the layer that it replaces.
+class SyncBatchNorm(_Replacement, nn.SyncBatchNorm):
+    """torch's synchronised batch norm; torch's own converter drops timm's activations.
 
     Attributes:
         alone: Take the statistics of this process, as the layer that it replaces.
     """
 
-    def __init__(self, layer: _BatchNorm) -> None:
-        super().__init__(layer.num_features, layer.eps, layer.momentum, layer.affine, layer.track_running_stats)
-        self.load_state_dict(layer.state_dict(), strict=False)
-        self.drop, self.act = _drop_and_activation(layer)
-        self.alone = False
+    alone = False
 
     def forward(self, input: Tensor) -> Tensor:
-        output = _BatchNorm.forward(self, input) if self.alone else super().forward(input)
-        return cast(Tensor, self.act(self.drop(output)))
+        return cast(Tensor, self.after(_BatchNorm.forward(self, input) if self.alone else super().forward(input)))
 
 
-def sync_batch_norm(module: nn.Module) -> nn.Module:
-    """Return ``module`` with every batch norm synchronised; torch's own converter drops timm's activations."""
-    return _replace(module, SyncBatchNorm)
-
-
-def split_batch_norm(module: nn.Module, groups: int) -> nn.Module:
-    """Return ``module`` with every batch norm in it replaced by a SplitBatchNorm."""
-    return _replace(module, lambda layer: SplitBatchNorm(layer, groups))
-
-
-def _replace(module: nn.Module, replacement: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
-    """Return ``module`` with the replacement of every batch norm in it."""
+def replace_batch_norm(module: nn.Module, replacement: Callable[[_BatchNorm], nn.Module]) -> nn.Module:
+    """Return ``module`` with the replacement, such as a ``SplitBatchNorm``, of every batch norm in it."""
     if isinstance(module, _BatchNorm):
         return replacement(module)
     for name, child in module.named_children():
-        setattr(module, name, _replace(child, replacement))
+        setattr(module, name, replace_batch_norm(child, replacement))
     return module
 
 
@@ -233,7 +218,7 @@ class _Steps:
 def counted_together(*modules: nn.Module) -> Iterator[None]:
     """Count the steps of all batch norm layers by one operation at the end, instead of one in each forward pass.
 
-    Compiled modules count as ever: their code holds for one count.
+    Compiled modules count in each pass: their code is compiled for one count.
     """
     eager = [module for module in modules if module._compiled_call_impl is None]
     layers = [layer for module in eager for layer in module.modules() if isinstance(layer, _BatchNorm)]

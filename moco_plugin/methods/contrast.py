@@ -1,4 +1,4 @@
-"""InfoNCE losses: find the key of the same image among many others."""
+"""InfoNCE losses, which find the key of the same image among many others, and their metrics."""
 
 from typing import Any
 
@@ -64,8 +64,8 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
     """Return the InfoNCE loss of queries against their positive keys and a queue of negatives (v1, equation 1).
 
     A queue longer than ``QUEUE_BLOCK`` is scored block by block, with the same result to round-off; a shorter one with
-    the operations of the released code, whose recorded runs amplify round-off. Computed in float32 whatever the
-    precision around it, float64 in float64.
+    the operations of the released code, whose recorded runs amplify round-off. Computed in float32, also
+    under autocast; float64 inputs in float64.
 
     Args:
         q: Queries of unit length, N x C.
@@ -93,7 +93,7 @@ def queue_contrast(q: Tensor, k: Tensor, queue: Tensor, temperature: float) -> t
 def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> tuple[Tensor, Tensor]:
     """Return the InfoNCE loss of queries against the keys of the whole batch, times 2T (v3, Algorithm 1).
 
-    Computed in float32 whatever the precision around it, float64 in float64.
+    Computed in float32, also under autocast; float64 inputs in float64.
 
     Args:
         q: This process's queries of unit length, N x C.
@@ -112,3 +112,22 @@ def batch_contrast(q: Tensor, keys: Tensor, first: int, temperature: float) -> t
         loss = F.cross_entropy(logits, labels, reduction="none") * (2 * temperature)
         positive = logits.detach().gather(1, labels[:, None])
         return loss, (logits.detach() >= positive).sum(dim=1) - 1  # itself
+
+
+@torch.no_grad()
+def batch_metrics(positions: Tensor, queries: Tensor) -> dict[str, Tensor]:
+    """Return the metrics that all versions log.
+
+    Args:
+        positions: Position of the positive among all keys by similarity, 0 is best; any shape.
+        queries: N x C, of unit length.
+
+    Returns:
+        ``top1`` and ``top5`` in percent, and ``feature_std``, the standard deviation over the batch times sqrt(C): 1 if
+        spread over the whole sphere, 0 if collapsed.
+    """
+    return {
+        "top1": (positions < 1).float().mean() * 100,
+        "top5": (positions < 5).float().mean() * 100,
+        "feature_std": queries.float().std(dim=0).mean() * queries.shape[1] ** 0.5,
+    }

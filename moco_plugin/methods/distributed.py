@@ -59,8 +59,8 @@ def all_gather(rows: Tensor, sizes: list[int]) -> Tensor:
 def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
     """Redistribute the images of several processes: the r-th process gets its share of ``all_images[order]``.
 
-    Each process sends every image of its own to the one process that needs it, so its traffic is its own
-    batch out and in, whatever the number of processes. (The released code gathers all images on each.)
+    Each process sends each of its images to the one process that needs it: it sends and receives one batch, for any
+    number of processes. (The released code gathers all images on each.)
 
     Args:
         images: This process's images, N x ..., in any memory layout.
@@ -76,7 +76,7 @@ def exchange(images: Tensor, order: Tensor, sizes: list[int]) -> Tensor:
     shares = order.split(sizes)  # what each process receives
     to_send = [share[owners[share] == me] - sum(sizes[:me]) for share in shares]
     senders = owners[shares[me]]
-    # collectives copy memory, whatever the strides: rows travel contiguous, and get the layout of ``images`` afterwards
+    # collectives copy memory and ignore strides: rows are sent contiguous, and get the layout of ``images`` afterwards
     sent = images[send(torch.cat(to_send), images.device)].contiguous()
     received = torch.empty_like(sent)
     dist.all_to_all_single(

@@ -3,15 +3,9 @@
 from torch import nn
 
 
-def linear_head(in_dim: int, dim: int) -> nn.Module:
-    """Return the head of v1: one linear layer, ``in_dim`` to ``dim``."""
-    return nn.Linear(in_dim, dim)
-
-
-def mlp_head(in_dim: int, dim: int, hidden_dim: int | None = None) -> nn.Module:
-    """Return the head of v2: linear, ReLU, linear; the hidden layer is as wide as the features by default."""
-    hidden_dim = hidden_dim or in_dim
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, dim))
+def mlp_head(in_dim: int, dim: int) -> nn.Module:
+    """Return the head of v2: linear, ReLU, linear; the hidden layer is as wide as the features."""
+    return nn.Sequential(nn.Linear(in_dim, in_dim), nn.ReLU(), nn.Linear(in_dim, dim))
 
 
 def batch_norm_mlp(layers: int, in_dim: int, hidden_dim: int, dim: int, last_norm: bool = True) -> nn.Module:

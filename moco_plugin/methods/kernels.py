@@ -1,4 +1,4 @@
-"""Triton kernels of grouped batch norm: three launches forward and three backward, whatever the number of groups.
+"""Triton kernels of grouped batch norm: three launches forward and three backward for any number of groups.
 
 Rows are the H x W positions of all images, image by image; a group is a range of images. Sums are accumulated in
 float32 (float64 for float64 inputs), first over parts of a group, in a fixed order, so that results are deterministic.

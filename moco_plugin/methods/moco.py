@@ -6,11 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from moco_plugin.methods.base import Method
-from moco_plugin.methods.contrast import queue_contrast
+from moco_plugin.methods.contrast import batch_metrics, queue_contrast
 from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, momentum_copy, update_momentum
-from moco_plugin.methods.heads import linear_head, mlp_head
+from moco_plugin.methods.heads import mlp_head
 from moco_plugin.methods.key_queue import KeyQueue
-from moco_plugin.methods.metrics import batch_metrics
 from moco_plugin.methods.registry import METHODS
 from moco_plugin.methods.shuffling import KeyShuffle
 
@@ -59,7 +58,7 @@ class MoCo(Method):
     ) -> None:
         super().__init__()
         check_arguments(momentum, momentum_schedule, temperature)
-        head = mlp_head(feature_dim, dim) if mlp else linear_head(feature_dim, dim)
+        head = mlp_head(feature_dim, dim) if mlp else nn.Linear(feature_dim, dim)
         self.encoder_q = Encoder(backbone, head, normalized=True)
         self.key_shuffle = KeyShuffle(self.encoder_q, batch_norm, batch_norm_groups)
         self.encoder_k = momentum_copy(self.encoder_q)
@@ -100,10 +99,6 @@ class MoCo(Method):
 
         filled = self.queue.filled / len(self.queue)
         return loss.mean(), {**batch_metrics(positions, q), "queue_filled": filled}
-
-    def modules_to_compile(self) -> list[nn.Module]:
-        """Return both encoders."""
-        return [self.encoder_q, self.encoder_k]
 
     def seed_step(self, seed: int) -> None:
         """Seed the permutations of the next step's keys."""

@@ -7,12 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moco_plugin.methods.base import Method
-from moco_plugin.methods.batch_norm import counted_together, sync_batch_norm
-from moco_plugin.methods.contrast import batch_contrast
+from moco_plugin.methods.batch_norm import SyncBatchNorm, counted_together, replace_batch_norm
+from moco_plugin.methods.contrast import batch_contrast, batch_metrics
 from moco_plugin.methods.distributed import all_gather, batch_sizes, process_number
 from moco_plugin.methods.encoder import Encoder, check_arguments, momentum_at, momentum_copy, update_momentum
 from moco_plugin.methods.heads import batch_norm_mlp
-from moco_plugin.methods.metrics import batch_metrics
 from moco_plugin.methods.registry import METHODS
 
 
@@ -67,8 +66,8 @@ class MoCoV3(Method):
         encoder = Encoder(backbone, projector, normalized=False)
         predictor = batch_norm_mlp(predictor_layers, dim, hidden_dim, dim, last_norm=predictor_last_norm)
         if batch_norm == "sync" or (batch_norm == "auto" and torch.cuda.is_available()):
-            sync_batch_norm(encoder)
-            sync_batch_norm(predictor)
+            replace_batch_norm(encoder, SyncBatchNorm)
+            replace_batch_norm(predictor, SyncBatchNorm)
         self.encoder_q = encoder
         self.predictor = predictor
         self.encoder_k = momentum_copy(encoder)
@@ -97,7 +96,3 @@ class MoCoV3(Method):
         loss_1, positions_1 = batch_contrast(q1, k2, first, self.temperature)
         loss_2, positions_2 = batch_contrast(q2, k1, first, self.temperature)
         return (loss_1 + loss_2).mean(), batch_metrics(torch.cat([positions_1, positions_2]), q1)
-
-    def modules_to_compile(self) -> list[nn.Module]:
-        """Return both encoders and the predictor."""
-        return [self.encoder_q, self.predictor, self.encoder_k]

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from moco_plugin.methods.batch_norm import has_batch_norm, set_groups, split_batch_norm, sync_batch_norm
+from moco_plugin.methods.batch_norm import SplitBatchNorm, SyncBatchNorm, has_batch_norm, replace_batch_norm, set_groups
 from moco_plugin.methods.distributed import all_gather, batch_sizes, exchange, process_number, send
 
 MODES = ("auto", "shuffle", "split", "sync", "plain")
@@ -29,12 +29,12 @@ class KeyShuffle:
         if groups < 1:
             raise ValueError(f"batch_norm_groups is {groups}; expected 1 or more")
         self.mode, self.number = mode, groups
-        self.generator = torch.Generator().manual_seed(0)  # on the CPU, whatever the device of the images
+        self.generator = torch.Generator().manual_seed(0)  # on the CPU for images on any device
         self.shuffles = mode in ("auto", "shuffle", "split") and has_batch_norm(encoder)
         if self.shuffles:
-            split_batch_norm(encoder, 1)
+            replace_batch_norm(encoder, SplitBatchNorm)
         elif mode == "sync":
-            sync_batch_norm(encoder)
+            replace_batch_norm(encoder, SyncBatchNorm)
 
     def groups(self, processes: int) -> int:
         """Return the number of groups on each of ``processes`` processes."""

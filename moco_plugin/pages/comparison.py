@@ -36,7 +36,7 @@ def compare_starts(out: Path, recipe: Recipe, results: Sequence[dict[str, Any]])
     Args:
         out: The folder of the comparison.
         recipe: How the detectors were trained.
-        results: What each ``results.json`` holds, with the start's name.
+        results: The content of each ``results.json``, with the start's name.
 
     Raises:
         UserError: A trial keeps no predictions.

@@ -2,15 +2,18 @@
 
 import math
 from pathlib import Path
+from random import Random
 
+import torch
 from typing_extensions import TypedDict
 
+from moco_plugin.data.images import as_picture
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_json, read_text
 from moco_plugin.pages.curves import line_chart, read_curve
-from moco_plugin.pages.page import Page, Picture
-from moco_plugin.pages.pairs import view_pairs
-from moco_plugin.pretraining.config import load_config
+from moco_plugin.pages.page import Page, Picture, tile
+from moco_plugin.pretraining.config import PretrainConfig, load_config
+from moco_plugin.pretraining.run import build_views, open_images
 from moco_plugin.typed import convert
 
 CURVES = {
@@ -93,3 +96,25 @@ def write_pretraining_page(folder: Path, html: Path) -> str:
     page.save(html)
     last = ", ".join(f"{CURVES[column][0]} {curve[1][-1]:.3g}" for column, curve in curves.items())
     return "\n".join([*warnings, summary, last])
+
+
+def view_pairs(config: PretrainConfig, count: int = 12) -> list[list[Picture]]:
+    """Return images evenly spread over a run's set, each with a pair of views made as the run made them.
+
+    Args:
+        config: The run's.
+        count: Images, at most; one that cannot be decoded is left out.
+    """
+    images = open_images(config)
+    views = build_views(config, images)
+    chosen = torch.linspace(0, len(images) - 1, min(count, len(images))).long().tolist()
+    cards = []
+    for position, index in enumerate(chosen, start=1):
+        array, _ = images.try_load_array(index)
+        if array is None:
+            continue
+        arrays, plans, _ = views.collate([(*views(array, Random(f"{config.seed} {index}")), "")])
+        first, second = (view[0].numpy() for view in views.finish(arrays, plans))
+        parts = (("image", array), ("view 1", first), ("view 2", second))
+        cards.append([tile(as_picture(part), f"Image {position}: {name}", name) for name, part in parts])
+    return cards

@@ -33,7 +33,7 @@ def write_report(folder: str | Path, html: str | Path) -> str:
     """Write one self-contained page of all results below a folder.
 
     Args:
-        folder: Holds runs of tools/transfer.py and JSON files of tools/evaluate.py, at any depth.
+        folder: Contains runs of tools/transfer.py and JSON files of tools/evaluate.py, at any depth.
         html: The page.
 
     Returns:

@@ -90,7 +90,7 @@ def transfer_table(task: Task, results: Iterable[Mapping[str, Any]]) -> Table:
 
     Args:
         task: The experiment.
-        results: What ``results.json`` of its runs hold; mean ± sample standard deviation over the trials is shown.
+        results: The content of ``results.json`` of its runs; mean ± sample standard deviation over the trials is shown.
     """
     left, rows = list(results), []
     changed: list[str] = []

@@ -113,9 +113,9 @@ class PretrainConfig:
 
 def open_keys() -> list[str]:
     """Return the full keys of what methods take, and of the Trainer's arguments that people ask for."""
-    from moco_plugin.methods import METHODS, arguments_of, method_class
+    from moco_plugin.methods import METHODS, arguments_of
 
-    arguments = dict.fromkeys(name for method in METHODS.names() for name in arguments_of(method_class(method)))
+    arguments = dict.fromkeys(name for method in METHODS.names() for name in arguments_of(METHODS.get(method)))
     return [*(f"method_args.{name}" for name in arguments), *(f"trainer.{name}" for name in TRAINER)]
 
 

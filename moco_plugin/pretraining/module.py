@@ -11,7 +11,7 @@ from moco_plugin.backbones import breaks_channels_last, check_features, create_b
 from moco_plugin.data.normalize import normalize
 from moco_plugin.data.order import seed_of
 from moco_plugin.data.views import Views
-from moco_plugin.methods import MoCoV3, build_method, method_class
+from moco_plugin.methods import METHODS, MoCoV3, build_method
 from moco_plugin.pretraining.config import PretrainConfig, config_dict, image_channels
 from moco_plugin.pretraining.weights import start_from
 from moco_plugin.runs.logs import log_step
@@ -54,7 +54,7 @@ class PretrainModule(pl.LightningModule):
             start_from(backbone, config)
         own = dict(config.method_args)
         on_gpu = config.trainer.get("accelerator", "auto") not in ("cpu", "mps")
-        if issubclass(method_class(config.method), MoCoV3) and own.get("batch_norm", "auto") == "auto" and not on_gpu:
+        if issubclass(METHODS.get(config.method), MoCoV3) and own.get("batch_norm", "auto") == "auto" and not on_gpu:
             own["batch_norm"] = "plain"  # auto depends on whether the machine has a GPU
         self.method = build_method(config.method, backbone, dim, **own)
         self.method.even_batches = True  # the loader drops a last smaller batch
@@ -124,4 +124,4 @@ class PretrainModule(pl.LightningModule):
 
 def views_name(config: PretrainConfig) -> str:
     """Return the name of the views, with "auto" resolved to those of the method."""
-    return method_class(config.method).views if config.data.views == "auto" else config.data.views
+    return METHODS.get(config.method).views if config.data.views == "auto" else config.data.views

@@ -103,9 +103,9 @@ def recipe_named_by(given: Any) -> str:
     import timm
     import torch
 
-    from moco_plugin.methods import method_class
+    from moco_plugin.methods import METHODS
 
-    method = method_class(str(given.get("method", "moco")))
+    method = METHODS.get(str(given.get("method", "moco")))
     if isinstance(method.recipe, str):
         return method.recipe
     backbone, arguments = str(given.get("backbone", "resnet50")), given.get("backbone_args")
@@ -160,7 +160,7 @@ def queue_for(images: int) -> dict[str, Any]:
 
 
 def queue_warning(method: Any, images: int) -> str:
-    """Return a sentence if the queue of a method holds more keys than there are images, else an empty string."""
+    """Return a sentence if the queue of a method is longer than the set of images, else an empty string."""
     queue_size = method.queue_size or 0
     if queue_size <= images:
         return ""

@@ -196,8 +196,8 @@ class Run:
                 print(message)
             step = 0
             if saved:
-                step = saved.progress.step
-                batches.sampler.resume(saved.progress.epoch, saved.progress.batches)  # type: ignore[attr-defined]
+                step = saved.step
+                batches.sampler.resume(saved.epoch, saved.batches)  # type: ignore[attr-defined]
                 if first:
                     print(f"resuming from {self.last}, step {step}")
             self.log.forget_from(step + 1 if saved else 0)

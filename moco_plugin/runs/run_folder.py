@@ -47,15 +47,6 @@ class Identity:
         return {"settings": flatten(self.settings), "images": {k: dict(v) for k, v in self.images.items()}}
 
 
-@dataclass(frozen=True)
-class Progress:
-    """The progress of a checkpoint's run: optimizer steps, epochs, and batches of the epoch that was interrupted."""
-
-    step: int
-    epoch: int
-    batches: int
-
-
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings as one level of dotted keys."""
     flat: dict[str, Any] = {}
@@ -77,11 +68,21 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
 
 @dataclass(frozen=True)
 class SavedRun:
-    """The run that wrote ``last.ckpt``."""
+    """The run that wrote ``last.ckpt``.
+
+    Attributes:
+        path: The checkpoint.
+        identity: The value of ``Identity.state``.
+        step: Optimizer steps done.
+        epoch: Epochs done.
+        batches: Batches done of the epoch that was interrupted.
+    """
 
     path: Path
-    progress: Progress
     identity: dict[str, Any]
+    step: int = 0
+    epoch: int = 0
+    batches: int = 0
 
     @classmethod
     def read(cls, path: Path) -> SavedRun | None:
@@ -99,16 +100,14 @@ class SavedRun:
             loops = state["loops"]["fit_loop"]
             epoch, batch = loops["epoch_progress"]["current"], loops["epoch_loop.batch_progress"]["current"]
             within = epoch["started"] > epoch["processed"]
-            progress = Progress(
-                int(state["global_step"]), int(epoch["processed"]), int(batch["processed"]) if within else 0
-            )
+            done = int(state["global_step"]), int(epoch["processed"]), int(batch["processed"]) if within else 0
             identity = next(v for v in state["callbacks"].values() if "settings" in v and "images" in v)
         except (KeyError, TypeError, ValueError, StopIteration) as error:
             raise UserError(
                 f"{path} is not a checkpoint that a run can resume from; choose another output folder, "
                 "or --overwrite to start again"
             ) from error
-        return cls(path, progress, identity)
+        return cls(path, identity, *done)
 
     def check_same(self, now: Identity) -> None:
         """Raise UsageError if a setting or an image set differs from those of the run that resumes."""
@@ -141,7 +140,7 @@ def _may_change(key: str) -> bool:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise UsageError if another process holds a folder's lock; processes of the same run do not ask."""
+    """Raise UsageError if another process holds a folder's lock; only the first process of a run checks it."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     if (folder / LOCK).is_file() and all(os.environ.get(name, "0") == "0" for name in ranks):
         with locked(folder):

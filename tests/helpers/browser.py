@@ -14,17 +14,8 @@ from typing import Any
 
 import pytest
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-]
+FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking
+    --disable-component-update --disable-sync --enable-logging=stderr""".split()
 
 
 def find_browser() -> str:
@@ -38,15 +29,7 @@ def find_browser() -> str:
 
 
 def load(page: Path, profile: Path) -> tuple[str, list[str]]:
-    """Load a page.
-
-    Args:
-        page: An HTML file.
-        profile: Folder for the browser's own files.
-
-    Returns:
-        The document after loading, and what was said on the console.
-    """
+    """Return the document of an HTML file after loading, and its console; ``profile`` gets the browser's own files."""
     command = [find_browser(), *FLAGS, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return result.stdout, [line for line in result.stderr.splitlines() if "CONSOLE" in line]
@@ -104,17 +87,7 @@ class _Site(SimpleHTTPRequestHandler):
 
 
 def ask(site: Path, script: str, profile: Path, seconds: float = 60) -> Any:
-    """Serve a folder and run a script in a page of it.
-
-    Args:
-        site: The folder.
-        script: Body of an asynchronous JavaScript function.
-        profile: Folder for the browser's own files.
-        seconds: To wait for the answer, at most.
-
-    Returns:
-        What the script returns.
-    """
+    """Serve a folder and return what an asynchronous JavaScript function of this body returns in a page of it."""
     page = (
         f"<body><script>(async () => {{{script}}})().then(a => fetch('/', {{method: 'POST', body: JSON.stringify(a)}}))"
     )

@@ -1,11 +1,13 @@
 """What each transfer config changes of detectron2's baseline."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 from detectron2 import model_zoo
 from detectron2.config import CfgNode, get_cfg
 
+from moco_plugin.runs.run_folder import flatten
 from moco_plugin.safe_yaml import read_yaml_file
 from moco_plugin.schema import configs_folder
 
@@ -57,17 +59,10 @@ def name_of(experiment: str, initialisation: str) -> str:
     return experiment if plain else f"{experiment}_{initialisation}"
 
 
-def flat(node: CfgNode, prefix: str = "") -> dict[str, Any]:
+def flat(node: CfgNode) -> dict[str, Any]:
     """Return a config's values by key, tuples as lists."""
-    leaves: dict[str, Any] = {}
-    for key, value in node.items():
-        name = f"{prefix}{key}"
-        leaves |= flat(value, f"{name}.") if isinstance(value, CfgNode) else {name: _as_list(value)}
+    leaves: dict[str, Any] = json.loads(json.dumps(flatten(node)))
     return leaves
-
-
-def _as_list(value: Any) -> Any:
-    return [_as_list(item) for item in value] if isinstance(value, (tuple, list)) else value
 
 
 def differences(theirs: CfgNode, ours: CfgNode) -> Changes:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 TOOLS = Path(__file__).parents[2] / "tools"
 Tool = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,25 +55,12 @@ def start_tool(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     for rank in range(processes):
-        ranks = (
-            {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "GROUP_RANK": "0",
-                "LOCAL_WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "TORCHELASTIC_RUN_ID": "tests",
-            }
-            if processes > 1
-            else {}
-        )
-        given = {**os.environ, **ranks, **environment}
+        ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
+        shared = {"GROUP_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "tests"}
+        added = {key: str(value) for key, value in (ranks | shared).items()} if processes > 1 else {}
+        call = script, [*map(str, arguments)], {**os.environ, **added, **environment}
         name_of_output = f"{output}.{rank}"
-        process = context.Process(
-            target=_enter, args=(script, [*map(str, arguments)], given, name_of_output, str(cwd)), name=name_of_output
-        )
+        process = context.Process(target=_enter, args=(*call, name_of_output, str(cwd)), name=name_of_output)
         process.start()
         started.append(process)
     return started
@@ -85,16 +73,10 @@ def output_of(process: BaseProcess) -> tuple[str, str]:
 
 
 def run_tool(
-    folder: Path,
-    name: str | Path,
-    *arguments: str | Path,
-    code: int = 0,
-    processes: int = 1,
-    cwd: str | Path = "/",
-    **environment: str,
+    folder: Path, name: str | Path, *arguments: str | Path, code: int = 0, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run a tool to its end and return what its first process printed; see ``start_tool``."""
-    started = start_tool(folder, name, *arguments, processes=processes, cwd=cwd, **environment)
+    started = start_tool(folder, name, *arguments, **options)
     for process in started:
         process.join()
     shown, errors = output_of(started[0])

@@ -14,21 +14,9 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "lightly_moco.py"
 def test_example_trains_and_classifies(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     seed_everything(0, verbose=False)
-    tiny = [
-        "--backbone",
-        "test_resnet",
-        "--image-size",
-        "32",
-        "--batch-size",
-        "16",
-        "--queue-size",
-        "48",
-        "--workers",
-        "0",
-    ]
-    metrics = runpy.run_path(str(EXAMPLE))["main"](
-        [str(photos / "train"), str(photos / "val"), *tiny, "--epochs", "10", "--linear-epochs", "2"]
-    )
+    tiny = "--backbone test_resnet --image-size 32 --batch-size 16 --queue-size 48 --workers 0".split()
+    main = runpy.run_path(str(EXAMPLE))["main"]
+    metrics = main([str(photos / "train"), str(photos / "val"), *tiny, "--epochs", "10", "--linear-epochs", "2"])
     assert metrics["val_knn_top1/dataloader_idx_1"] > 0.15  # ten classes
     assert 0 <= metrics["val_top1"] <= 1 and metrics["val_loss"] < 100
     (checkpoint,) = (tmp_path / "runs" / "lightly").rglob("*.ckpt")

@@ -5,7 +5,6 @@ import json
 import pickletools
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -200,36 +199,6 @@ def test_resume_gives_the_weights_of_a_run_without_a_break(
         state["queue.keys"] = state["queue.keys"].sum(dim=0)
     torch.testing.assert_close(resumed, whole, rtol=1e-4, atol=1e-5)
     assert whole["queue.filled"] == 64
-
-
-TWO = """
-import os, sys, torch, moco_plugin.integrations.lightly_train as integration, lightly_train
-from pytorch_lightning.utilities import rank_zero_only
-rank_zero_only.rank = int(os.environ["RANK"])  # Lightning was imported before the process knew it
-out, data, tiny = sys.argv[1], sys.argv[2], eval(sys.argv[3])
-def save(method):
-    torch.save(method.method.state_dict(), f"{out}.{method.global_rank}.pt")
-integration.MoCoMethod.on_train_end = save
-# as LightlyTrain asks for on GPUs; SyncBN would not run on CPUs
-lightly_train.pretrain(out=out, data=data, method="moco_v1", trainer_args={"sync_batchnorm": True}, **tiny)
-"""
-
-
-def test_two_processes_hold_the_same_queue(photos: Path, tmp_path: Path, tool: Callable[..., Any]) -> None:
-    (tmp_path / "two.py").write_text(TWO)
-    tool(
-        tmp_path / "two.py",
-        tmp_path / "out",
-        photos / "train",
-        repr({**TINY, "devices": 2, "precision": "bf16-mixed"}),
-        processes=2,
-    )
-    one, two = (torch.load(tmp_path / f"out.{rank}.pt", weights_only=True) for rank in range(2))
-    assert one["queue.filled"] == 48
-    for name in ("queue.keys", "queue.pointer", "encoder_q.head.weight", "encoder_k.head.weight"):
-        torch.testing.assert_close(one[name], two[name], rtol=0, atol=0)
-    statistics = "encoder_q.backbone.embedding_model.wrapped_model._model.bn1.running_mean"
-    assert not one[statistics].equal(two[statistics])  # each process normalises its own groups
 
 
 def test_original_layers_are_put_back_where_the_network_is() -> None:

@@ -17,7 +17,6 @@ from torch import nn
 
 from moco_plugin import Method
 from moco_plugin.methods.encoder import Encoder
-from moco_plugin.methods.heads import linear_head
 
 
 class Toy(Method):
@@ -27,7 +26,7 @@ class Toy(Method):
 
     def __init__(self, backbone, feature_dim, *, dim: int = 8):
         super().__init__()
-        self.encoder_q = Encoder(backbone, linear_head(feature_dim, dim), normalized=True)
+        self.encoder_q = Encoder(backbone, nn.Linear(feature_dim, dim), normalized=True)
         self.predictor_of_my_own = nn.Linear(dim, dim)
 
     def forward(self, view_1, view_2, progress=0.0, update_key_encoder=True):

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from moco_plugin.backbones import check_features, create_backbone
 from moco_plugin.errors import UsageError
 from moco_plugin.methods import METHODS, Method, MoCo, MoCoV1, MoCoV3, batch_norm, build_method, contrast
-from moco_plugin.methods.batch_norm import SplitBatchNorm, set_groups, split_batch_norm, sync_batch_norm
+from moco_plugin.methods.batch_norm import SplitBatchNorm, SyncBatchNorm, replace_batch_norm, set_groups
 from moco_plugin.methods.contrast import queue_contrast
 from moco_plugin.methods.key_queue import KeyQueue
 
@@ -44,13 +44,6 @@ def test_queue_contrast_is_cross_entropy(monkeypatch: pytest.MonkeyPatch, block:
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(grad * temperature, expected_grad * temperature, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(rank, (logits[:, 1:] > logits[:, :1]).sum(dim=1))
-
-
-@pytest.mark.parametrize("temperature", [0.01, 0.2])
-def test_gradient_of_blocks_is_exact(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    monkeypatch.setattr(contrast, "QUEUE_BLOCK", 4)
-    q, k, queue = (unit(rows, 6).double() for rows in (3, 3, 10))
-    assert torch.autograd.gradcheck(lambda q: queue_contrast(q, k, queue, temperature)[0], q.requires_grad_())
 
 
 def test_long_queues_need_an_eighth_of_the_logits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +96,7 @@ def test_queue_smaller_than_the_batch_is_an_error() -> None:
 
 def test_split_batch_norm_has_the_state_of_the_layer_and_is_it_in_eval_mode() -> None:
     layer = nn.BatchNorm2d(3)
-    split = split_batch_norm(nn.Sequential(layer), 1)[0]
+    split = replace_batch_norm(nn.Sequential(layer), SplitBatchNorm)[0]
     set_groups(split, 4)
     assert isinstance(split, SplitBatchNorm)
     x = torch.randn(8, 3, 5, 5)
@@ -144,7 +137,8 @@ def test_split_batch_norm_is_its_parts(
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: how == "compiled")
     torch.manual_seed(0)
     precise = torch.promote_types(dtype, torch.float32)
-    split = SplitBatchNorm(nn.BatchNorm2d(shape[1], affine=affine), 4).to(precise)
+    split = SplitBatchNorm(nn.BatchNorm2d(shape[1], affine=affine)).to(precise)
+    split.groups = 4
     x = (torch.randn(shape) + 3).to(dtype).contiguous(memory_format=layout).requires_grad_()
     towards = torch.randn(shape).to(dtype)
     output = split(x)
@@ -168,11 +162,11 @@ def test_split_batch_norm_is_its_parts(
     assert split.num_batches_tracked == 1
 
 
-@pytest.mark.parametrize("convert", [lambda layer: split_batch_norm(layer, 1), sync_batch_norm])
-def test_converted_batch_norm_keeps_timm_activation(convert: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [SplitBatchNorm, SyncBatchNorm])
+def test_converted_batch_norm_keeps_timm_activation(kind: Any) -> None:
     from timm.layers import BatchNormAct2d
 
-    layer, converted = BatchNormAct2d(3), convert(nn.Sequential(BatchNormAct2d(3)))
+    layer, converted = BatchNormAct2d(3), replace_batch_norm(nn.Sequential(BatchNormAct2d(3)), kind)
     x = torch.randn(4, 3, 2, 2)
     torch.testing.assert_close(converted(x), layer(x))
     assert (converted(x) >= 0).all()
@@ -180,7 +174,8 @@ def test_converted_batch_norm_keeps_timm_activation(convert: Callable[[nn.Module
 
 @pytest.mark.parametrize(("images", "sizes"), [(10, [3, 3, 2, 2]), (5, [3, 2]), (3, [3]), (8, [2, 2, 2, 2])])
 def test_any_batch_splits_into_groups_of_two_images_at_least(images: int, sizes: list[int]) -> None:
-    split = split_batch_norm(nn.BatchNorm2d(3), 4)
+    split = SplitBatchNorm(nn.BatchNorm2d(3))
+    split.groups = 4
     x = torch.randn(images, 3, 5, 5)
     expected = torch.cat([nn.BatchNorm2d(3)(part) for part in x.split(sizes)])
     torch.testing.assert_close(split(x), expected)
@@ -192,36 +187,6 @@ def test_any_batch_splits_into_groups_of_two_images_at_least(images: int, sizes:
 )
 def test_groups_on_each_process(mode: str, processes: int, groups: int) -> None:
     assert MoCo(convnet(), 4, queue_size=16, batch_norm=mode).groups(processes) == groups
-
-
-def test_key_encoder_follows_parameters_and_keeps_its_own_statistics() -> None:
-    torch.manual_seed(0)
-    model = MoCo(convnet(), 4, dim=4, queue_size=16, momentum=0.9, batch_norm_groups=2)
-    with torch.no_grad():
-        for p in model.encoder_q.parameters():
-            p.add_(torch.randn_like(p))
-    expected = [
-        0.9 * k.detach() + 0.1 * q.detach()
-        for k, q in zip(model.encoder_k.parameters(), model.encoder_q.parameters(), strict=True)
-    ]
-    model(torch.randn(4, 3, 8, 8), torch.randn(4, 3, 8, 8) * 3)
-    for found, e in zip(model.encoder_k.parameters(), expected, strict=True):
-        torch.testing.assert_close(found, e)
-        assert not found.requires_grad
-    statistics = [dict(e.named_buffers())["backbone.1.running_var"] for e in (model.encoder_q, model.encoder_k)]
-    assert not torch.allclose(*statistics)
-
-
-def test_shuffled_keys_come_back_in_order() -> None:
-    """Without batch norm in the way, the key of an image must stand where its query stands."""
-    torch.manual_seed(0)
-    backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
-    model = MoCo(backbone, 6, dim=4, queue_size=32)
-    model.key_shuffle.shuffles = True
-    images = torch.randn(16, 3, 2, 2)
-    expected = model.encoder_k(images)
-    model(images, images)
-    torch.testing.assert_close(model.queue.keys[:16], expected)
 
 
 def test_metrics() -> None:
@@ -247,23 +212,6 @@ def test_a_collapsed_network_tells_no_key(monkeypatch: pytest.MonkeyPatch, block
     same = F.one_hot(torch.zeros(8, dtype=torch.int64), 4).float()  # all vectors are one
     assert (queue_contrast(same[:2], same[:2], same, 0.2)[1] == 8).all()  # behind all 8 negatives
     assert (contrast.batch_contrast(same[:2], same, 2, 0.2)[1] == 7).all()
-
-
-def test_symmetric_loss_is_the_sum_of_both_directions() -> None:
-    torch.manual_seed(0)
-    model = MoCo(nn.Flatten(), 12, dim=4, queue_size=32, momentum=1.0)
-    queue = model.queue.keys.clone()
-    one, two = torch.randn(2, 8, 3, 2, 2)
-    losses = []
-    for symmetric, first, second in ((False, one, two), (False, two, one), (True, one, two)):
-        model.symmetric = symmetric
-        model.queue.keys.copy_(queue)
-        model.queue.pointer.zero_()
-        losses.append(model(first, second)[0])
-    torch.testing.assert_close(losses[2], losses[0] + losses[1])
-    with torch.no_grad():
-        expected = torch.cat([model.encoder_k(two), model.encoder_k(one)])
-    torch.testing.assert_close(model.queue.keys[:16], expected)
 
 
 def test_recipes_have_their_papers_heads_and_temperatures() -> None:
@@ -316,6 +264,28 @@ def test_batch_norm_leaks_which_key_is_the_right_one() -> None:
     plain, split = contrast_accuracy("plain"), contrast_accuracy("split")
     assert plain > 60  # what betrays it: the one key that was normalised with the same images
     assert split < plain - 15
+
+
+@pytest.mark.parametrize("method", [MoCo, MoCoV3])
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        (torch.zeros(16, 8, 4, 4), r"\(16, 8, 4, 4\)"),
+        (torch.zeros(16, 5, 8), r"\(16, 5, 8\)"),
+        (torch.zeros(16, 7), r"\(16, 7\)"),
+        ({"features": torch.zeros(16, 8)}, "a dict"),
+    ],
+)
+def test_backbones_that_return_no_vectors_are_refused(method: Any, output: Any, found: str) -> None:
+    model = method(nn.Identity(), feature_dim=8)
+    model.encoder_q.backbone.forward = lambda images: output
+    with pytest.raises(ValueError, match=f"returned {found}; expected N x feature_dim features, N x 8"):
+        model(*torch.zeros(2, 16, 3, 8, 8))
+
+
+def test_channels_are_named() -> None:
+    with pytest.raises(UsageError, match=r"takes images of 4 channels.*backbone_args\.in_chans"):
+        check_features(create_backbone("resnet18", in_chans=4), "resnet18", 32)
 
 
 @pytest.mark.parametrize("method", [MoCo, MoCoV1, MoCoV3])

@@ -11,7 +11,7 @@ import torch
 from moco_plugin.methods import MoCo, MoCoV3, contrast
 from moco_plugin.methods.encoder import momentum_at
 from moco_plugin.runs.optimizers import LARS
-from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
+from tests.helpers.traces import assert_final, from_official, load_trace, recorded_moco, tiny_backbone, trace_images
 
 DEVICE = os.environ.get("MOCO_TEST_DEVICE", "cpu")  # `make gpu-check` says cuda
 
@@ -40,17 +40,7 @@ def test_moco_v2_one_process(shuffled: bool, block: int, monkeypatch: pytest.Mon
     images = trace_images(trace, config).to(DEVICE)
     # one group over the whole batch is plain batch norm, its keys in another order
     how = {"batch_norm": "split", "batch_norm_groups": 1} if shuffled else {"batch_norm": "plain"}
-    model = MoCo(
-        tiny_backbone(),
-        32,
-        dim=config["dim"],
-        queue_size=config["K"],
-        momentum=config["m"],
-        temperature=config["T"],
-        mlp=config["mlp"],
-        **how,
-    )
-    model.load_state_dict(from_official(trace, "init/"))
+    model = recorded_moco(trace, config, **how)
     model.to(DEVICE)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)
     torch.manual_seed(0)
@@ -61,21 +51,6 @@ def test_moco_v2_one_process(shuffled: bool, block: int, monkeypatch: pytest.Mon
     assert_final(model.cpu(), trace)
 
 
-def from_official_v3(trace: dict[str, np.ndarray], prefix: str) -> dict[str, torch.Tensor]:
-    """Official names (base_encoder, momentum_encoder, fc for the projector) to ours."""
-    state = {}
-    for key, value in trace.items():
-        if key.startswith(prefix):
-            encoder, _, rest = key[len(prefix) :].partition(".")
-            if encoder == "predictor":
-                state[f"predictor.{rest}"] = torch.from_numpy(value)
-                continue
-            encoder = {"base_encoder": "encoder_q", "momentum_encoder": "encoder_k"}[encoder]
-            rest = f"head{rest[2:]}" if rest.startswith("fc.") else f"backbone.{rest}"
-            state[f"{encoder}.{rest}"] = torch.from_numpy(value)
-    return state
-
-
 def run_v3(
     trace: dict[str, np.ndarray], config: dict[str, Any], noise: float = 0.0
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -83,7 +58,7 @@ def run_v3(
     images = trace_images(trace, config).to(DEVICE)
     names = {"dim": "dim", "hidden_dim": "mlp_dim", "temperature": "T", "momentum": "m"}
     model = MoCoV3(tiny_backbone(), 32, **{name: config[key] for name, key in names.items()})
-    model.load_state_dict(from_official_v3(trace, "init/"))
+    model.load_state_dict(from_official(trace, "init/"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -121,7 +96,7 @@ def test_moco_v3_resnet() -> None:
     errors = np.abs(np.array(losses) - trace["loss"][:, 0]) / trace["loss"][:, 0]
     assert (spread[:6] < 1e-4).all()  # the steps in which the recording is the measure
     assert (errors < np.maximum(1e-4, 2 * spread)).all(), errors
-    expected = from_official_v3(trace, "final/")
+    expected = from_official(trace, "final/")
     assert state.keys() == expected.keys()
     for name, value in expected.items():
         allowed = 5e-4 + 1e-3 * value.abs() + 2 * (other[name] - state[name]).abs().max()

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_plugin.methods import MoCo, MoCoV3, contrast, distributed
 from tests.helpers import processes  # noqa: F401, what the processes are forked from
-from tests.helpers.traces import assert_final, from_official, load_trace, tiny_backbone, trace_images
+from tests.helpers.traces import assert_final, load_trace, recorded_moco, trace_images
 
 
 def _enter(rank: int, port: int, body: Callable[..., None], folder: str) -> None:
@@ -43,17 +43,7 @@ def _v1_losses(rank: int, dtype: torch.dtype, steps: int | None = None) -> tuple
     images = trace_images(trace, config).to(dtype)
     mine = slice(rank * config["batch"], (rank + 1) * config["batch"])
     recorded = iter(torch.from_numpy(trace["shuffle_permutation"]))
-    model = MoCo(
-        tiny_backbone(),
-        32,
-        dim=config["dim"],
-        queue_size=config["K"],
-        momentum=config["m"],
-        temperature=config["T"],
-        mlp=config["mlp"],
-        batch_norm="shuffle",
-    )
-    model.load_state_dict(from_official(trace, "init/"))
+    model = recorded_moco(trace, config, batch_norm="shuffle")
     torch.randperm = lambda length, **_: next(recorded)  # type: ignore[assignment]
     ddp = DistributedDataParallel(model.to(dtype), broadcast_buffers=False)
     optimizer = torch.optim.SGD(model.encoder_q.parameters(), lr=config["lr"], momentum=0.9, weight_decay=1e-4)

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from moco_plugin.tools.make_shards import main as make_shards
+from tests.helpers.networks import seen
 
 CLASSES = range(5, 12)  # as texts, 10 and 11 come before 5
 SIDE, CROP = 32, 0.6
@@ -31,13 +32,7 @@ def network(kind: str) -> nn.Module:
     """A network whose batch norm has statistics of its own, in eval mode."""
     name, arguments = NETWORKS[kind]
     torch.manual_seed(1)
-    made: nn.Module = timm.create_model(name, num_classes=0, **arguments)
-    for key, value in made.state_dict().items():
-        if "running_mean" in key:
-            value.normal_(std=0.1)
-        elif "running_var" in key:
-            value.uniform_(0.5, 1.5)
-    return made.eval()
+    return seen(timm.create_model(name, num_classes=0, **arguments))
 
 
 def write_checkpoint(path: Path, kind: str, channels_last: bool) -> None:
@@ -63,12 +58,14 @@ def pictures(seed: int, count: int, channels: int, sides: tuple[int, int] | None
     for index in range(count):
         coarse = common[index % len(CLASSES)] + generator.normal(0, 45, (4, 5, channels))
         height, width = sides or (int(side) for side in generator.integers(34, 60, 2))
-        parts = [
-            np.asarray(Image.fromarray(part).resize((width, height), Image.Resampling.BICUBIC))
-            for part in np.moveaxis(coarse.clip(0, 255).astype(np.uint8), 2, 0)
-        ]
-        made.append(np.stack(parts, axis=2))
+        made.append(enlarged(coarse.clip(0, 255).astype(np.uint8), (width, height)))
     return made
+
+
+def enlarged(coarse: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return an image (uint8, H x W x C) of this width and height, each channel interpolated by itself."""
+    channels = (Image.fromarray(part.copy()) for part in np.moveaxis(coarse, 2, 0))
+    return np.stack([np.asarray(part.resize(size, Image.Resampling.BICUBIC)) for part in channels], axis=2)
 
 
 def write_sources(folder: Path, split: str, seed: int, count: int) -> dict[str, str]:
@@ -99,7 +96,8 @@ def write_sources(folder: Path, split: str, seed: int, count: int) -> dict[str, 
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
-    """Write an idx file of bytes."""
+    """Write a gzipped idx file of bytes, with its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     head = bytes([0, 0, 8, values.ndim]) + np.array(values.shape, ">u4").tobytes()
     path.write_bytes(gzip.compress(head + values.tobytes()))
 

@@ -1,7 +1,6 @@
 """The images of the oracle's runs in every kind of source, and as an independent reader sees them."""
 
 import gzip
-import struct
 import zipfile
 from functools import cache
 from pathlib import Path
@@ -11,6 +10,7 @@ import tifffile
 from PIL import Image
 
 from moco_plugin.tools.make_shards import main as make_shards
+from tests.oracle.evaluation_sets import enlarged, write_idx
 
 COUNTS = {"train": 133, "knn": 40, "test": 20}
 CLASSES = ("cat", "dog")
@@ -23,7 +23,9 @@ def make_source(folder: Path, kind: str, channels: int) -> None:
         arrays = [_draw(part, number, channels, (28, 28) if kind == "idx" else None) for number in range(count)]
         labels = [number % 2 for number in range(count)]
         if kind == "idx":
-            _write_idx(folder / part, arrays, labels)
+            pixels = [array if array.ndim == 2 else array[..., 0] for array in arrays]
+            write_idx(folder / part / "train-images-idx3-ubyte.gz", np.stack(pixels))
+            write_idx(folder / part / "train-labels-idx1-ubyte.gz", np.array(labels, np.uint8))
             continue
         suffix = {"npy": ".npy", "tiff": ".tif"}.get(kind, ".jpg")
         for number, (array, label) in enumerate(zip(arrays, labels, strict=True)):
@@ -93,17 +95,5 @@ def _draw(part: str, number: int, channels: int, size: tuple[int, int] | None) -
     width, height = size or (72 + number % 7, 66 + number % 5)
     coarse = generator.integers(0, 230, (5, 5 + number % 3, channels), dtype=np.uint8)
     coarse[..., number % 2 % channels] += 25
-    bands = [
-        Image.fromarray(coarse[..., c].copy()).resize((width, height), Image.Resampling.BICUBIC)
-        for c in range(channels)
-    ]
-    return np.stack([np.array(b) for b in bands], axis=2) if channels > 1 else np.array(bands[0])
-
-
-def _write_idx(folder: Path, arrays: list[np.ndarray], labels: list[int]) -> None:
-    folder.mkdir(parents=True)
-    pixels = [array if array.ndim == 2 else array[..., 0] for array in arrays]
-    for name, values in (("images-idx3", np.stack(pixels)), ("labels-idx1", np.array(labels, np.uint8))):
-        head = struct.pack(">HBB", 0, 8, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
-        with gzip.open(folder / f"train-{name}-ubyte.gz", "wb") as file:
-            file.write(head + values.tobytes())
+    image = enlarged(coarse, (width, height))
+    return image if channels > 1 else image[..., 0]

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_plugin import METHODS
 from tests.oracle.covering import Case
-from tests.oracle.runs import backbone, loop_arguments
+from tests.oracle.runs import backbone, method_arguments
 
 
 def main(folder: Path, case: Case) -> None:
@@ -20,7 +20,7 @@ def main(folder: Path, case: Case) -> None:
     torch.manual_seed(rank)  # DistributedDataParallel starts all processes from the first one's weights
     dtype = {"32-true": torch.float32, "64-true": torch.float64}[case.precision]
     layout = torch.channels_last if case.channels_last else torch.contiguous_format
-    name, arguments = loop_arguments(case)
+    name, arguments = method_arguments(case)
     network = backbone(case)
     model = METHODS.get(name)(network, feature_dim=network.num_features, **arguments).to(dtype, memory_format=layout)
     parameters = [p for p in model.parameters() if p.requires_grad]

@@ -30,18 +30,30 @@ from tests.oracle.oracle import (
 SIZE = 40
 CHANNELS = [8, 16, 24, 32]
 VIT: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
+OPTIMIZER = {"v3_resnet": "lars", "v3_vit": "adamw"}  # sgd for all others
 LR = {"sgd": 0.24, "lars": 2.4, "adamw": 0.016}
 WRAPPED = "embedding_model.wrapped_model._model."  # LightlyTrain's names around a backbone
 RECORD, LOOP_SCRIPT = (Path(__file__).with_name(name) for name in ("record.py", "loop.py"))
 
 
+def method_arguments(case: Case) -> tuple[str, dict[str, Any]]:
+    """Return the method of a case and its arguments."""
+    name = {"symmetric": "moco", "v3_resnet": "moco_v3", "v3_vit": "moco_v3"}.get(case.method, case.method)
+    arguments: dict[str, Any] = {"dim": 16, "momentum": 0.9, "batch_norm": case.batch_norm}
+    if case.batch_norm == "split":
+        arguments["batch_norm_groups"] = 2
+    if case.v3:
+        return name, arguments | {"hidden_dim": 32}
+    return name, arguments | {"queue_size": case.queue, "symmetric": case.method == "symmetric"}
+
+
 def overrides(case: Case, folder: Path, out: Path, weights: Path) -> list[str]:
     """Return the arguments of a case."""
-    rate = {"v3_resnet": "lars", "v3_vit": "adamw"}.get(case.method, "sgd")
-    name = {"symmetric": "moco", "moco_v1": "moco_v1", "moco_v2": "moco_v2"}.get(case.method, "moco_v3")
+    name, arguments = method_arguments(case)
+    rate = OPTIMIZER.get(case.method, "sgd")
     given = [
         f"method={name}",
-        *[f"method_args.{key}" for key in ("dim=16", "momentum=0.9", f"batch_norm={case.batch_norm}")],
+        *[f"method_args.{key}={value}" for key, value in arguments.items()],
         f"data.root={spec(folder, case.source, 'train')}",
         f"data.image_size={SIZE}",
         f"data.batch_size={BATCH}",
@@ -68,40 +80,23 @@ def overrides(case: Case, folder: Path, out: Path, weights: Path) -> list[str]:
         given += ["backbone=vit_tiny_patch16_224", *(f"backbone_args.{key}={value}" for key, value in VIT.items())]
     else:
         given += ["backbone=resnet18", f"backbone_args.channels={CHANNELS}", "backbone_args.layers=[1,1,1,1]"]
-    if case.v3:
-        given.append("method_args.hidden_dim=32")
-    else:
-        given.append(f"method_args.queue_size={case.queue}")
-    given += ["method_args.symmetric=true"] * (case.method == "symmetric")
-    given += ["method_args.batch_norm_groups=2"] * (case.batch_norm == "split")
     if case.knn:
         given += [f"knn.{key}={spec(folder, case.source, part)}" for key, part in (("train", "knn"), ("test", "test"))]
         given.append("knn.k=9")
     return [*given, f"weights={weights}"] if case.start == "weights" else given
 
 
-def loop_arguments(case: Case) -> tuple[str, dict[str, Any]]:
-    """Return the method and its arguments for README's loop."""
-    name = {"symmetric": "moco", "v3_resnet": "moco_v3"}.get(case.method, case.method)
-    arguments: dict[str, Any] = {"dim": 16, "momentum": 0.9, "batch_norm": case.batch_norm}
-    if case.v3:
-        return name, arguments | {"hidden_dim": 32}
-    if case.batch_norm == "split":
-        arguments["batch_norm_groups"] = 2
-    return name, arguments | {"queue_size": case.queue, "symmetric": case.method == "symmetric"}
-
-
 def lightly_train_arguments(case: Case, folder: Path, out: Path) -> list[str]:
     """Return what a user of LightlyTrain types."""
-    name, arguments = loop_arguments(case)
-    rate = {"v3_resnet": "lars", "v3_vit": "adamw"}.get(case.method, "sgd")
+    name, arguments = method_arguments(case)
+    rate = OPTIMIZER.get(case.method, "sgd")
     vit = case.method == "v3_vit"
     given: dict[str, Any] = {
         "out": out,
         "data": spec(folder, "folder", "train"),
         "model": "timm/vit_tiny_patch16_224" if vit else "timm/resnet18",
         "model_args": VIT | {"img_size": SIZE} if vit else {"channels": CHANNELS, "layers": [1, 1, 1, 1]},
-        "method": "moco_v3" if vit else name,
+        "method": name,
         "batch_size": BATCH,
         "epochs": EPOCHS,
         "num_workers": case.workers,
@@ -109,6 +104,7 @@ def lightly_train_arguments(case: Case, folder: Path, out: Path) -> list[str]:
         "devices": case.processes,
         "precision": case.precision,
         "gradient_accumulation_steps": case.accumulate,
+        "trainer_args": {"sync_batchnorm": True},  # as LightlyTrain asks for on GPUs; SyncBN would not run on CPUs
         "transform_args": {"image_size": [SIZE, SIZE]},
         "optim": rate,
         "optim_args": {"lr": LR[rate], "weight_decay": 0.01},
@@ -131,7 +127,7 @@ def backbone(case: Case) -> nn.Module:
 
 def experiment(case: Case, channels_last: bool) -> Experiment:
     """Return what the oracle must do for a case; each value is the paper's or given by ``overrides``."""
-    optimizer = "sgd" if case.entry == "loop" else {"v3_resnet": "lars", "v3_vit": "adamw"}.get(case.method, "sgd")
+    optimizer = "sgd" if case.entry == "loop" else OPTIMIZER.get(case.method, "sgd")
     local = BATCH // case.processes
     groups = {"auto": max(1, 8 // case.processes), "split": 2}.get(case.batch_norm, 1)
     parts = case.processes * (1 if case.v3 else min(groups, local // 2))

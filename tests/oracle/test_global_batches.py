@@ -65,8 +65,8 @@ def own_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                         "segmentation": runs if number == 4 else [[x, y, x + 16, y, x + 16, y + 18, x, y + 18]],
                     }
                 )
-        content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "a"}]}
-        content["categories"].append({"id": 2, "name": "b"})
+        categories = [{"id": 1, "name": "a"}, {"id": 2, "name": "b"}]
+        content = {"images": images, "annotations": annotations, "categories": categories}
         (root / f"{name}.json").write_text(json.dumps(content))
     return root
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.helpers.traces import from_official, load_trace, tiny_backbone, trace_images
-from tests.methods.test_traces import from_official_v3
 from tests.oracle.oracle import Experiment, Outcome, train
 
 NEVER = (2.0,)  # milestones beyond the end: a constant learning rate
@@ -17,7 +16,6 @@ def repeat(name: str, **settings: Any) -> tuple[Outcome, dict[str, np.ndarray], 
     """Repeat a recorded run; return the outcome, the recording and its final state."""
     trace, config = load_trace(name)
     images = trace_images(trace, config)
-    convert = from_official_v3 if settings["version"] == "v3" else from_official
     experiment = Experiment(
         backbone=tiny_backbone,
         width=32,
@@ -34,8 +32,8 @@ def repeat(name: str, **settings: Any) -> tuple[Outcome, dict[str, np.ndarray], 
         precision=torch.float32,
         **settings,
     )
-    outcome = train(experiment, convert(trace, "init/"), lambda _, step: tuple(images[step]), config["steps"])
-    return outcome, trace, convert(trace, "final/")
+    outcome = train(experiment, from_official(trace, "init/"), lambda _, step: tuple(images[step]), config["steps"])
+    return outcome, trace, from_official(trace, "final/")
 
 
 def assert_close(outcome: Outcome, expected: dict[str, torch.Tensor]) -> None:

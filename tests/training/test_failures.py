@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from moco_plugin.errors import UsageError
-from moco_plugin.runs.run_folder import Identity, Progress, SavedRun, differences
+from moco_plugin.runs.run_folder import Identity, SavedRun, differences
 from moco_plugin.tools.pretrain import main
 from tests.helpers.processes import Tool, output_of, start_tool
 
@@ -102,7 +102,7 @@ def test_what_was_typed_is_named_before_what_follows_from_it() -> None:
     then = Identity({"schedule": {"epochs": 42, "steps": None}, "backbone": "x"}, {})
     now = Identity({"schedule": {"epochs": 200, "steps": 60}, "backbone": "x"}, {})
     with pytest.raises(UsageError, match=r"\(schedule.steps was None, now 60, and 1 more\)"):
-        SavedRun(Path("run/last.ckpt"), Progress(1, 0, 1), then.state()).check_same(now)
+        SavedRun(Path("run/last.ckpt"), then.state()).check_same(now)
 
 
 def test_second_run_in_a_folder_is_refused_until_the_first_ends(
@@ -168,11 +168,6 @@ def test_process_that_ends_or_freezes_ends_the_others(fault: str, command: list[
     expected = "another training process ended" if fault == "crash" else "did not respond for 5 s"
     assert code == 1 and expected in error, error
     assert f"{tmp_path}/run/checkpoints/last.ckpt is kept and the same command resumes it" in error
-
-
-@pytest.mark.parametrize("precision", ["16-true", "bf16-true", "16"])
-def test_weights_of_16_bits_are_refused(precision: str, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert "choose 16-mixed, bf16-mixed" in refused(capsys, [*command, f"trainer.precision={precision}"])
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])

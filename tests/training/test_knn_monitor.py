@@ -13,7 +13,6 @@ from moco_plugin.evaluation.features import View, extract_feature_set
 from moco_plugin.evaluation.knn import knn_accuracy
 from moco_plugin.pretraining.module import PretrainModule
 from moco_plugin.pretraining.prepare import prepare_run
-from moco_plugin.tools.pretrain import main
 from tests.conftest import TEST, TINY, TRAIN
 from tests.helpers.processes import Tool
 
@@ -39,16 +38,12 @@ def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> Non
     assert measured != pytest.approx(top1(module.method.backbone))
 
 
-def test_unknown_features_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([*TINY, "knn.features=head", f"out={tmp_path / 'run'}"]) == 2
-    assert "knn.features is 'head'; expected backbone or encoder" in capsys.readouterr().err
-
-
 def test_queue_larger_than_the_set_is_said(tool: Tool, tmp_path: Path) -> None:
     short = [*TINY, "schedule.epochs=1", "knn.train=null", f"out={tmp_path / 'run'}"]
     assert "warning" not in tool("pretrain", *short).stdout
     said = tool("pretrain", *short, "method_args.queue_size=80", "--overwrite").stdout
     assert "warning: the queue holds 80 keys and there are 64 images" in said
+    assert "a step takes about" in said and "to go, " in said
 
 
 @pytest.mark.parametrize("where", ["idx", "folder"])

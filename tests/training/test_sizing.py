@@ -135,16 +135,6 @@ def test_batch_norm_of_v3_is_that_of_the_runs_device(
     assert any(isinstance(layer, torch.nn.SyncBatchNorm) for layer in module.modules()) == synchronised
 
 
-def test_first_command(tool: Tool, tmp_path: Path) -> None:
-    for number in range(20):
-        Image.new("RGB", (40, 30), (10 * number, 99, 50)).save(tmp_path / f"{number}.jpg")
-    arguments = ["method=moco", f"data.root={tmp_path}", "trainer.accelerator=cpu", f"out={tmp_path / 'run'}"]
-    shown = tool("pretrain", *arguments, "data.image_size=32", "schedule.epochs=13").stdout
-    assert "for a CPU: backbone=resnet18 data.batch_size=16;" in shown
-    assert "method_args.queue_size=20 method_args.momentum=0.99" in shown
-    assert "a step takes about" in shown and "to go, " in shown and "warning" not in shown
-
-
 def test_weights_of_a_vit_fit_images_of_another_size(tool: Tool, tmp_path: Path) -> None:
     for number in range(16):
         Image.new("RGB", (40, 30), (10 * number, 99, 50)).save(tmp_path / f"{number}.jpg")

@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from moco_plugin.data.views import view_arguments
 from moco_plugin.errors import UsageError, did_you_mean
-from moco_plugin.methods import arguments_of, method_class
+from moco_plugin.methods import METHODS, arguments_of
 from moco_plugin.pretraining.config import PretrainConfig, load_config
 from moco_plugin.pretraining.prepare import queue_for, recipe_for
 from moco_plugin.runs.optimizers import LARS
@@ -33,7 +33,7 @@ def _recipe(name: str) -> PretrainConfig:
 
 def recipes(method: str) -> list[PretrainConfig]:
     """Return a method's recipes."""
-    recipe = method_class(method).recipe
+    recipe = METHODS.get(method).recipe
     return [_recipe(name) for name in ([recipe] if isinstance(recipe, str) else recipe.values())]
 
 
@@ -49,7 +49,7 @@ def is_trained(model: nn.Module) -> bool:
 def recipe_of(method: str, wrapped_model: Any) -> PretrainConfig:
     """Return the recipe of a method for a network that LightlyTrain has wrapped."""
     model = wrapped_model.get_model()
-    return _recipe(recipe_for(method_class(method), model, is_trained(model)))
+    return _recipe(recipe_for(METHODS.get(method), model, is_trained(model)))
 
 
 def with_defaults(base: type[ArgsClass], **defaults: Any) -> type[ArgsClass]:
@@ -57,7 +57,7 @@ def with_defaults(base: type[ArgsClass], **defaults: Any) -> type[ArgsClass]:
 
     Args:
         base: The class.
-        **defaults: By field; a dict holds those of a nested class.
+        **defaults: By field; a dict has those of a nested class.
     """
     fields: dict[str, Any] = {}
     for name, value in defaults.items():
@@ -124,7 +124,7 @@ class MoCoArgs(MethodArgs):
 @functools.cache
 def method_args(method: str) -> type[MoCoArgs]:
     """Return LightlyTrain's argument class for a method: the arguments of our class, defaults from its recipe."""
-    cls = method_class(method)
+    cls = METHODS.get(method)
     own = arguments_of(cls)
     types: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
@@ -212,9 +212,9 @@ def _blur(view: dict[str, Any]) -> dict[str, Any] | None:
 def transform_args(method: str) -> type[SimCLRTransformArgs]:
     """Return LightlyTrain's argument class for the views of a method, with the paper's values as defaults.
 
-    v3's views differ: ``view_2`` holds the blur and the solarization of the second.
+    v3's views differ: ``view_2`` has the blur and the solarization of the second.
     """
-    first, second = view_arguments(method_class(method).views, 224)
+    first, second = view_arguments(METHODS.get(method).views, 224)
     result = with_defaults(
         SimCLRTransformArgs,
         random_resize={"min_scale": first["min_scale"]},

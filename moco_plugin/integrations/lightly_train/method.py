@@ -29,7 +29,7 @@ from moco_plugin.integrations.lightly_train.arguments import (
     recipes,
     transform_args,
 )
-from moco_plugin.methods import build_method, method_class
+from moco_plugin.methods import METHODS, build_method
 from moco_plugin.methods.batch_norm import SyncBatchNorm
 from moco_plugin.pretraining.config import PretrainConfig
 from moco_plugin.pretraining.prepare import queue_warning
@@ -52,7 +52,7 @@ class MoCoTransform(SimCLRTransform):
         if second := getattr(transform_args, "view_2", None):
             other = transform_args.model_copy(update=dict(second))
             self.transforms = [self.transforms[0], SimCLRTransform(other).transforms[0]]
-        if method_class(self.method).views == "moco_v1":  # v1 greys before the jitter, LightlyTrain after it
+        if METHODS.get(self.method).views == "moco_v1":  # v1 greys before the jitter, LightlyTrain after it
             view = self.transforms[0]  # which is both
             steps = list(view.transform.transforms)
             grey = [step for step in steps if isinstance(step, albumentations.ToGray)]

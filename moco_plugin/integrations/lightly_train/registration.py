@@ -13,13 +13,13 @@ from omegaconf import OmegaConf
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.integrations.lightly_train.method import MoCoMethod
 from moco_plugin.integrations.lightly_train.versions import unknown_version
-from moco_plugin.methods import METHODS, method_class
+from moco_plugin.methods import METHODS
 
 
 @functools.cache
 def lightly_train_method(name: str) -> type[MoCoMethod]:
     """Return LightlyTrain's class of one of METHODS."""
-    return type("MoCoMethod", (MoCoMethod,), {"method_name": name, "__doc__": f"{method_class(name).title}."})
+    return type("MoCoMethod", (MoCoMethod,), {"method_name": name, "__doc__": f"{METHODS.get(name).title}."})
 
 
 def register() -> None:
