@@ -93,7 +93,7 @@ def run_trials(
     check_batch(cfg, machines)
     check_datasets(cfg, (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     start = find_weights(init, weights, cfg.MODEL.WEIGHTS)
-    record = {
+    record: dict[str, Any] = {
         "task": task.name,
         "init": init,
         "config": task.config(init),
