@@ -82,9 +82,9 @@ def _renaming(*rules: tuple[str, str] | tuple[str, str, int]) -> Rename:
 
     def rename(name: str) -> str:
         for pattern, replacement, shift in compiled:
-            name = pattern.sub(
-                lambda m, r=replacement, s=shift: m.expand(r.replace("{}", str(int(m[1]) + s[0])) if s else r), name
-            )
+            if shift and (match := pattern.search(name)):
+                replacement = replacement.replace("{}", str(int(match[1]) + shift[0]))
+            name = pattern.sub(replacement, name)
         return name
 
     return rename

@@ -187,7 +187,7 @@ class Content(pickle.Unpickler):
 
     def _bytes(self, key: str) -> int:
         kind, count = self.counts[key]
-        return count * _dtype(kind).itemsize
+        return int(count) * _dtype(kind).itemsize
 
     def _span(self, kind: str, start: int, length: int) -> Any:
         if (kind, start) not in self.spans:
