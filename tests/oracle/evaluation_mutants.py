@@ -16,8 +16,8 @@ evaluation/features.py [plain_search] features: they are not normalised
 - F.normalize(features, dim=1) if normalized else
 + features if normalized else
 evaluation/features.py [retrieve-csv] features: their indices begin again with each batch
-- labels, part[positions]
-+ labels, part[positions] % batch_size
+- kept.append(part[positions])
++ kept.append(part[positions] % batch_size)
 evaluation/features.py [plain_search and bands] features: another range of the values of deep images
 - decoded_for(view.value_range,
 + decoded_for([0.0, 4095.0],
