@@ -20,12 +20,10 @@ from moco_plugin.errors import UsageError, UserError, did_you_mean, reason
 from moco_plugin.files import STALLED, fetching
 
 # Arguments of timm.create_model that read, download or trust files; only ``pretrained=True/False`` is allowed.
-LOADING = frozenset(
-    (
-        "checkpoint_path pretrained_cfg pretrained_cfg_overlay pretrained_strict pretrained_filter_fn "
-        "pretrained_model_args pretrained_loc cache_dir model_dir"
-    ).split()
-)
+LOADING = {
+    *("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn"),
+    *("pretrained_model_args", "pretrained_loc", "cache_dir", "model_dir"),
+}
 
 
 def create_backbone(
@@ -75,7 +73,7 @@ def create_backbone(
         raise UsageError(f"backbone_args.{argument} is for timm's ResNets, and {name} is none; leave it out")
     if width != 1:
         arguments["channels"] = tuple(width * c for c in arguments.get("channels", (64, 128, 256, 512)))
-    # arguments that only some families accept, left out where one does not
+    # left out where a model does not accept them
     optional = {"zero_init_last": arguments.pop("zero_init_last", False)}
     if conv_stem:
         arguments["embed_layer"] = ConvStem
@@ -99,12 +97,9 @@ def create_backbone(
 
 def is_plain_vit(model: nn.Module) -> bool:
     """Return whether a network is a ViT with a learned position embedding and one convolution as patch projection."""
-    return (
-        isinstance(model, VisionTransformer)
-        and isinstance(model.patch_embed, PatchEmbed)
-        and isinstance(model.patch_embed.proj, nn.Conv2d)
-        and isinstance(model.pos_embed, nn.Parameter)
-    )
+    if not isinstance(model, VisionTransformer) or not isinstance(model.patch_embed, PatchEmbed):
+        return False
+    return isinstance(model.patch_embed.proj, nn.Conv2d) and isinstance(model.pos_embed, nn.Parameter)
 
 
 def is_resnet(name: str) -> bool:
@@ -113,9 +108,9 @@ def is_resnet(name: str) -> bool:
 
 
 def create_optional(name: str, arguments: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
-    """Create a timm model without its classifier, with as many of the optional arguments as its family takes.
+    """Create a timm model without its classifier, with as many of the optional arguments as its family accepts.
 
-    Which it takes, timm tells by a TypeError alone: the arguments go through functions of ``**kwargs`` to the class.
+    Only a TypeError of timm shows which it accepts: they pass through functions of ``**kwargs`` to the class.
 
     Raises:
         UsageError: It does not take ``arguments``, or a value is wrong.
@@ -142,10 +137,10 @@ def create_optional(name: str, arguments: dict[str, Any], optional: dict[str, An
 
 @contextmanager
 def _fetching() -> Iterator[str]:
-    """Fetch weights inside the block; where Hugging Face does not answer, take those on the disk, without its retries.
+    """Fetch weights inside the block; if Hugging Face does not answer, use only the cache, without retries.
 
     Yields:
-        Why it does not answer; "" if it does.
+        The reason why it does not answer, or "".
     """
     offline, unanswered = hub.HF_HUB_OFFLINE, ""
     with fetching():
@@ -252,7 +247,7 @@ def input_channels(network: nn.Module) -> int:
 
 
 def check_features(backbone: nn.Module, name: str, image_size: int, channels: int = 3) -> int:
-    """Return the width of the features, found by showing the model two images.
+    """Return the width of the features, measured on two images.
 
     Raises:
         UsageError: It does not take images of that size, or gives no N x C features.
@@ -286,12 +281,6 @@ def breaks_channels_last(network: nn.Module) -> str:
     The backward pass of oneDNN (torch 2.14.1) writes out of bounds in strided 1 x 1 convolutions of fewer than 8 input
     channels: networks of very few channels, and the stems of MobileOne.
     """
-    for name, layer in network.named_modules():
-        if (
-            isinstance(layer, nn.Conv2d)
-            and layer.in_channels < 8
-            and set(layer.kernel_size) == {1}
-            and max(layer.stride) > 1
-        ):
-            return str(name)
-    return ""
+    layers = ((name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    breaking = (name for name, c in layers if c.in_channels < 8 and set(c.kernel_size) == {1} and max(c.stride) > 1)
+    return next(breaking, "")

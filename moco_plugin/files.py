@@ -1,11 +1,12 @@
-"""The one door through which files of others are read, and atomic writing of files and folders.
+"""Reading of input files, and atomic writing of files and folders.
 
-Every file that a user, a list, a config or an archive names is opened here: only regular files, of bounded size.
+Every file that a user, a list, a config or an archive names is opened here: only regular files of bounded size.
 """
 
 import codecs
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -75,7 +76,7 @@ def check_file(path: str | Path, what: str = "a file", error: type[UserError] = 
 
 
 def check_name(path: str | Path) -> None:
-    """Raise UsageError for what cannot be a path: pathlib's own questions end in other errors."""
+    """Raise UsageError for a text that cannot be a path, for which pathlib raises other errors."""
     try:
         os.stat(Path(path).expanduser())
     except (ValueError, RuntimeError) as error:  # the latter: ~ and no such user
@@ -110,21 +111,12 @@ def read_file(
             with open(path, "rb", buffering=0) as file:
                 data = file.read(size + 1)
                 if len(data) != size:  # it changes, or the system does not know its size
-                    data += _rest(file, most + 1 - len(data))
+                    data += io.BufferedReader(file).read(most + 1 - len(data))
     except OSError as cause:
         raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the path and its permissions") from cause
     if size > most or len(data) > most:
         raise error(f"{shown(path)} has more than {most:,} bytes; expected {what}")
     return data
-
-
-def _rest(file: IO[bytes], most: int) -> bytes:
-    """Return what is left of a file, at most so many bytes."""
-    parts = []
-    while most > 0 and (part := file.read(min(most, 1 << 24))):
-        parts.append(part)
-        most -= len(part)
-    return b"".join(parts)
 
 
 def read_text(
@@ -145,7 +137,7 @@ def decode_text(data: bytes) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """Return a path as messages show it: what cannot be printed is escaped, and long ones are cut."""
+    """Return a path for messages, with unprintable characters escaped and cut if it is long."""
     text = str(path)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 300 else f"{text[:200]}...{text[-60:]}"
@@ -153,7 +145,7 @@ def shown(path: str | Path) -> str:
 
 @contextmanager
 def fetching() -> Iterator[None]:
-    """End connections from which no byte comes, inside the block; libraries set no timeout of their own."""
+    """Set a timeout for connections inside the block, since libraries set none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(STALLED)
     try:
@@ -176,14 +168,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         with full_disk_is_an_error(path):
             yield temporary
-        _open_to_others(temporary)  # mkstemp gives 0600
+        _open_to_others(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def _open_to_others(file: Path) -> None:
-    """Give a file the mode that the umask gives new files."""
+    """Give a file the mode of new files, which mkstemp does not."""
     umask = os.umask(0)
     os.umask(umask)
     file.chmod(0o666 & ~umask)
@@ -254,10 +246,9 @@ def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> 
     """
     try:
         return json.loads(decode_text(text) if isinstance(text, bytes) else text)
-    except RecursionError as error:
-        raise UserError(f"{name} is not valid JSON (nested too deep); {advice}") from error
-    except ValueError as error:
-        raise UserError(f"{name} is not valid JSON ({reason(error)}); {advice}") from error
+    except (RecursionError, ValueError) as error:
+        found = "nested too deep" if isinstance(error, RecursionError) else reason(error)
+        raise UserError(f"{name} is not valid JSON ({found}); {advice}") from error
 
 
 def check_output(path: str | Path, overwrite: bool) -> Path:

@@ -11,7 +11,7 @@ from moco_plugin.files import decode_text, read_file, shown
 MAX_BYTES = 1 << 18
 """Size of the largest YAML file read; configs have a few thousand bytes."""
 MAX_VALUES = 100_000
-"""Values of a YAML file, with each alias counted as a copy of what it stands for."""
+"""Values of a YAML file, with each alias counted as a copy of its values."""
 MAX_DEPTH = 50
 MAX_DIGITS = 400
 

@@ -117,17 +117,13 @@ def build_config(
         leaf = key.removeprefix(prefix)
         if leaf and leaf.split(".")[0] not in valid:
             where = f"under {prefix[:-1]}" if prefix else "at the top"
+            advice = f"valid {where} are {', '.join(valid)}{did_you_mean(leaf, valid)}"
             if meant := same_leaf(schema, leaf, open_keys()):
                 value = OmegaConf.select(overrides, key) if OmegaConf.is_config(overrides) else None
                 given = "" if value is None or OmegaConf.is_config(value) else f"={value}"
-                raise UsageError(
-                    f"unknown config key {key!r}; did you mean {' or '.join(f'{name}{given}' for name in meant)}?"
-                ) from error
-            raise UsageError(
-                f"unknown config key {key!r}; valid {where} are {', '.join(valid)}{did_you_mean(leaf, valid)}"
-            ) from error
-        reason = str(error).splitlines()[0]
-        raise UsageError(f"config key {key!r}: {reason}" if key else f"config: {reason}") from error
+                advice = f"did you mean {' or '.join(f'{name}{given}' for name in meant)}?"
+            raise UsageError(f"unknown config key {key!r}; {advice}") from error
+        raise UsageError(f"config{key and f' key {key!r}'}: {str(error).splitlines()[0]}") from error
     _check_limits(result)
     return result
 

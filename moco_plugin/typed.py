@@ -1,4 +1,4 @@
-"""Annotations, results and logs of others decoded into types: JSON by msgspec, XML by expat; all of it bounded."""
+"""Decoding of annotations, results and logs into types: JSON by msgspec, XML by expat, of bounded size."""
 
 import re
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def decode_or_none(part: msgspec.Raw | bytes, kind: type[T]) -> T | None:
 
 
 def read_elements(path: Path) -> Iterator[ElementTree.Element]:
-    """Yield the root of an XML file, with its attributes alone, and then each of the elements in it, whole.
+    """Yield the root of an XML file with its attributes, then each of its child elements, complete.
 
     Raises:
         UserError: The file cannot be read, is not XML, defines entities, or is nested too deep.

@@ -58,29 +58,17 @@ def test_wide_resnets_have_the_papers_size(width: int, millions: float) -> None:
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
 
 
-def test_small_stem_keeps_the_resolution() -> None:
-    model = create_backbone("resnet18", small_stem=True)
-    assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
-
-
-def test_last_norm_of_a_block_starts_at_one_or_zero() -> None:
+def test_start_and_stem_of_a_resnet() -> None:
     for zero in (False, True):
-        model = create_backbone("resnet18", zero_init_last=zero)
+        model = create_backbone("resnet18", zero_init_last=zero, small_stem=True)
         assert bool((model.layer1[0].bn2.weight == (0 if zero else 1)).all())
+        assert model.forward_features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
 
 
 def v3_vit(**arguments: Any) -> Any:
-    return create_backbone(
-        "vit_tiny_patch16_224",
-        image_size=48,
-        depth=1,
-        embed_dim=16,
-        num_heads=2,
-        weight_init="moco",
-        sincos_position=True,
-        frozen_patch_projection=True,
-        **arguments,
-    )
+    small = {"image_size": 48, "depth": 1, "embed_dim": 16, "num_heads": 2}
+    of_v3 = {"weight_init": "moco", "sincos_position": True, "frozen_patch_projection": True}
+    return create_backbone("vit_tiny_patch16_224", **small, **of_v3, **arguments)
 
 
 def test_sincos_position_in_the_order_of_v3s_code() -> None:

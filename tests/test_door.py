@@ -1,4 +1,4 @@
-"""The one door through which files of others are opened."""
+"""Input files are opened by one module, within bounds."""
 
 import importlib
 import os
@@ -51,7 +51,7 @@ OPENING = re.compile(
     r"np\.(?:load|fromfile|memmap|loadtxt|genfromtxt)\(|(?:Tiff|Zip|Tar)File\(|safe_open\(|pickle\.loads?\(|ElementTree\.(?:parse|fromstring)\(|"
     r"csv\.(?:Dict)?[rR]eader\(|(?:safetensors\.torch\.load_file)\("
 )
-WITHIN = {  # what is opened behind the door, was written by the product itself, or belongs to the system
+WITHIN = {  # of files that were opened or read there, that the product wrote, or of the system
     "files.py": {"return open(path", "with open(path", "json.loads(decode_text("},
     "typed.py": set(),
     "errors.py": {"os.open(os.devnull"},
@@ -73,7 +73,7 @@ WITHIN = {  # what is opened behind the door, was written by the product itself,
         "safe_open(path",  # behind open_file
         "json.loads(header",  # of bounded size
     },
-    "weight_files/unpickle.py": {"ZipFile(sys.stdin.buffer)"},  # in a process with limits, of what the door opened
+    "weight_files/unpickle.py": {"ZipFile(sys.stdin.buffer)"},  # in a process with limits, of what open_file opened
     # written by the product a moment ago
     "checkpoints/formats.py": {
         'open(path, "r+b")',
@@ -96,7 +96,7 @@ WITHIN = {  # what is opened behind the door, was written by the product itself,
 }
 
 
-def test_files_are_opened_at_the_door_alone() -> None:
+def test_only_files_py_opens_files() -> None:
     root = Path(__file__).parents[1]
     package = root / "moco_plugin"
     wrong, used = [], set()

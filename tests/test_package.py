@@ -37,7 +37,7 @@ def wheel(source: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds the wheel alone; what it needs is found in the environment of the tests."""
+    """An environment that contains only the wheel; its dependencies are found in the environment of the tests."""
     folder = tmp_path_factory.mktemp("environment")
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     python = folder / "bin" / "python"
@@ -56,11 +56,16 @@ def test_sdist_gives_the_same_wheel(source: Path, wheel: Path, tmp_path: Path) -
     assert zipfile.ZipFile(again).namelist() == zipfile.ZipFile(wheel).namelist()
 
 
-def test_every_console_command_of_the_installed_wheel(installed: Path, tmp_path: Path) -> None:
-    code = "import moco_plugin; print(moco_plugin.__file__)"
+def test_installed_wheel_has_every_command_and_finds_its_configs(installed: Path, tmp_path: Path) -> None:
+    code = (
+        "import moco_plugin.schema as s; print(s.__file__, s.find_config('moco_v2_resnet50_200ep', 'pretrain'), "
+        "s.find_config('voc/pascal_voc_R_50_C4_24k', 'detectron2'))"
+    )
     python = str(installed / "bin" / "python")
     found = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert found.stdout.startswith(str(installed))
+    package, *configs = found.stdout.split()
+    assert package.startswith(str(installed)) and len(configs) == 2
+    assert all(path.startswith(str(installed)) and "moco_plugin/configs" in path for path in configs)
     commands = sorted((installed / "bin").glob("moco-*"))
     assert len(commands) == len(TOOLS)
     for command in commands:
@@ -68,34 +73,18 @@ def test_every_console_command_of_the_installed_wheel(installed: Path, tmp_path:
         assert shown.returncode == 0 and "example" in shown.stdout, (command, shown.stderr)
 
 
-def test_wheel_holds_all_code_and_configs(wheel: Path) -> None:
+def test_wheel_contains_all_code_and_configs_and_a_command_for_each_tool(wheel: Path) -> None:
     files = set(zipfile.ZipFile(wheel).namelist())
-    for folder, home in (
-        ("moco_plugin", ""),
-        *((f, "moco_plugin/") for f in ("tools", "demo", "benchmarks", "configs")),
-    ):
+    for folder in ("moco_plugin", "tools", "demo", "benchmarks", "configs"):
+        home = "" if folder == "moco_plugin" else "moco_plugin/"
         for path in (ROOT / folder).rglob("*"):
             if path.suffix in (".py", ".yaml", ".html"):
                 assert f"{home}{path.relative_to(ROOT).as_posix()}" in files
-
-
-def test_every_tool_is_a_console_command(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
-    (name,) = (n for n in archive.namelist() if n.endswith("entry_points.txt"))
+    (name,) = (n for n in files if n.endswith("entry_points.txt"))
     entry_points = configparser.ConfigParser(delimiters="=")
     entry_points.read_string(archive.read(name).decode())
     commands = dict(entry_points["console_scripts"])
     assert "timm" in entry_points["moco_plugin.formats"]
     names = {tool: tool.removesuffix("_cli").replace("_", "-") for tool in TOOLS}
     assert commands == {f"moco-{name}": f"moco_plugin.tools.{tool}:main" for tool, name in names.items()}
-
-
-def test_installed_package_finds_its_configs_by_name(installed: Path, tmp_path: Path) -> None:
-    code = (
-        "from moco_plugin.schema import find_config\n"
-        "print(find_config('moco_v2_resnet50_200ep', 'pretrain'), find_config('voc/pascal_voc_R_50_C4_24k', 'detectron2'))"
-    )
-    python = str(installed / "bin" / "python")
-    result = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    paths = result.stdout.split()
-    assert len(paths) == 2 and all(path.startswith(str(installed)) and "moco_plugin/configs" in path for path in paths)

@@ -7,7 +7,6 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO
 
 import cv2
 import numpy as np
@@ -31,7 +30,7 @@ from moco_plugin.files import read_file, shown
 
 __all__ = ["SUFFIXES", "CannotDecode", "decode", "decode_array", "decode_labels", "decode_pixels", "stored_as"]
 
-_FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or are decoded wrongly (FITS)
+_FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or are decoded wrongly (FITS, SGI)
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
     *("DDS", "QOI", "SUN", "TGA"),
 )
@@ -39,12 +38,7 @@ MOST_SCANS = 100  # of a JPEG file; encoders write about 10
 MOST_SCANNED = 1 << 30  # scans times pixels, if a file has more than 32 scans
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
-_JPEG_DIVISORS = {
-    1: 0,
-    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
-    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
-    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
-}
+_JPEG_DIVISORS = {1: 0, 2: 16, 4: 32, 8: 64}  # flags of OpenCV: IMREAD_REDUCED_GRAYSCALE_2 and so on
 _PNG_END = b"IEND\xaeB`\x82"
 _NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
@@ -58,14 +52,14 @@ _suffixes = {suffix for suffix, name in Image.registered_extensions().items() if
 SUFFIXES = tuple(sorted(_suffixes | {".npy"}))
 
 
-def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | None = None) -> Image.Image:
+def decode(source: Path | bytes, name: str, value_range: Sequence[float] | None = None) -> Image.Image:
     """Decode an image file to RGB, upright by its EXIF orientation; of several frames the first.
 
     Images of more than 8 bits are scaled: from ``value_range``, if given; else integers by their bit depth (32-bit
     integers that fit into 16 bits are taken for 16-bit ones), and floats from 0 to 1.
 
     Args:
-        source: The file.
+        source: The file, or its content.
         name: What messages call it.
         value_range: The values that become 0 and 255; those outside are clipped. Only for images of more than 8 bits.
 
@@ -74,8 +68,7 @@ def decode(source: Path | IO[bytes], name: str, value_range: Sequence[float] | N
         UserError: The file cannot be read, has values outside of the range or other than three channels, or contains
             several images (TIFF).
     """
-    content = source if isinstance(source, Path) else source.read()
-    return Image.fromarray(decode_array(content, name, value_range)).convert("RGB")
+    return Image.fromarray(decode_array(source, name, value_range)).convert("RGB")
 
 
 def decode_array(
@@ -107,8 +100,8 @@ def decode_array(
             return array
         if value_range is not None and (bits := _bits_lost(data)):
             raise UserError(
-                f"{name} is an AVIF or HEIC image of {bits} bits, of which 8 are read, so that no range of values applies; "
-                "save it as PNG or TIFF, or give no value_range"
+                f"{name} is an AVIF or HEIC image of {bits} bits, of which 8 are read; expected no value_range, "
+                "or a PNG or TIFF file"
             )
         return _read(data, name, channels).as_8_bits(name, channels, value_range)
 

@@ -64,13 +64,13 @@ class ImageSet:
         return self.source.array if isinstance(self.source, ArraySource) else None
 
     def decoded_for(self, value_range: Sequence[float] | None, channels: int) -> "ImageSet":
-        """Return the same images as a network takes them that was trained with this range and number of channels."""
+        """Return the same images with another range of values and number of channels."""
         other = copy.copy(self)
         other.value_range, other.channels = value_range, channels
         return other
 
     def with_classes(self, classes: tuple[str, ...]) -> "ImageSet":
-        """Return the same images with their labels as indices of other classes, among which are all of the set's."""
+        """Return the same images with their labels as indices of other classes, which include those of the set."""
         assert self.labels is not None and self.classes is not None
         indices = class_indices(self.classes, classes)
         other = copy.copy(self)
@@ -102,17 +102,16 @@ class ImageSet:
         return {"count": len(self), "digest": digest.hexdigest()}
 
     def load(self, index: int) -> Image.Image | Tensor | None:
-        """Return an image as ``try_load`` does, or None if it cannot be decoded.
-
-        Raises:
-            UserError: Its file cannot be read, or has values outside of its range or other channels.
-        """
+        """Return an image as ``try_load`` does, or None if it cannot be decoded."""
         return self.try_load(index)[0]
 
     def try_load(self, index: int) -> tuple[Image.Image | Tensor | None, str]:
         """Return an image, or None and the name of what cannot be decoded.
 
-        Images of three channels are in RGB, of one in grey; those of other numbers are uint8 tensors, C x H x W.
+        Images of three channels are in RGB, of one in grey; others are uint8 tensors, C x H x W.
+
+        Raises:
+            UserError: The file cannot be read, or has values outside of its range or other channels.
         """
         array, name = self.try_load_array(index)
         if array is None:
@@ -143,6 +142,6 @@ class ImageSet:
 
 
 def as_picture(image: np.ndarray) -> Image.Image:
-    """Return an image (uint8, H x W or H x W x C) for display: the first three channels, or only the first as grey."""
+    """Return an image (uint8, H x W or H x W x C) for display; see ``ImageSet.picture``."""
     shown = image if image.ndim == 2 else image[..., :3] if image.shape[2] >= 3 else image[..., 0]
     return Image.fromarray(np.ascontiguousarray(shown)).convert("RGB")

@@ -21,7 +21,7 @@ from moco_plugin.files import MOST_TEXT, decode_text, read_file, read_text
 LONGEST_LINE = 4096  # characters
 MOST_LABELS = 1 << 31  # images times classes of images with several labels
 HIDDEN = ("__MACOSX", "lost+found")  # and names that start with a dot
-CONTAINERS = {  # what people keep images in that is not read
+CONTAINERS = {  # files of images that are not read
     ".parquet": "a Parquet file",
     ".arrow": "an Arrow file",
     ".lmdb": "an LMDB database",
@@ -74,7 +74,7 @@ def image_files(folder: Path) -> list[Path]:
 def folder_labels(folder: Path, files: list[Path]) -> tuple[np.ndarray | None, tuple[str, ...] | None]:
     """Return the labels and classes of a folder's images: its subfolders, or Kaggle's list for ImageNet's flat val.
 
-    A folder of splits (``train``, ``val``) is reported on stderr, since all of them would be used.
+    Subfolders that are splits (``train``, ``val``) are reported on stderr, since all of them are used.
     """
     if not files:
         return None, None
@@ -149,7 +149,7 @@ def read_entries(path: Path, *folders: Path) -> list[Entry]:
         *folders: What paths may be relative to, the first that has the image; by default the list's folder.
 
     Raises:
-        UserError: A line is neither, there is none, or image files are missing.
+        UserError: A line is invalid, no image is listed, or image files are missing.
     """
     exists, folders = _lookup(), folders or (path.parent,)
     data = read_file(path, MOST_TEXT, "a list of images")

@@ -38,8 +38,7 @@ class EpochOrder(Sampler[int]):
     """A new order of the images each epoch, drawn from the seed and the epoch, for one of several processes.
 
     It yields positions, ``epoch * length + image``, so that a dataset can draw new views of an image each
-    epoch (``divmod(position, length)`` gives both back). The batches over all processes are the same whatever
-    the number of processes.
+    epoch (``divmod(position, length)`` returns both). The batches over all processes do not depend on their number.
 
     Args:
         length: Images in the set.
@@ -69,9 +68,9 @@ class EpochOrder(Sampler[int]):
         self.epoch = epoch
 
     def counts(self, batch: int) -> tuple[int, int]:
-        """Return the images of an epoch's n-th batch over all processes, and how many of this process's are its own.
+        """Return the number of images of an epoch's n-th batch over all processes, and of this process's part.
 
-        Those are its first; the others are padding.
+        The part's images come first; the rest of it is padding.
         """
         images = min(self.batch_size, self.length - batch * self.batch_size)
         share = -(-images // self.processes)

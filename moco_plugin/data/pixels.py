@@ -104,14 +104,14 @@ class Pixels:
             refuse_channels(values, name, channels)
         if values.dtype == np.bool_:
             values = values.astype(np.uint8) * 255
-        elif values.dtype != np.uint8 and self.missing is None:
-            values = self._scaled(values, name, value_range)
-        elif values.dtype != np.uint8:
+        elif values.dtype != np.uint8 and self.missing is not None:
             missing = self.missing[..., :count]
             present = values[~missing]
             values = np.where(missing, present.min() if present.size else values.dtype.type(0), values)
             values = self._scaled(values, name, value_range)
             values[np.broadcast_to(missing, values.shape)] = 0
+        elif values.dtype != np.uint8:
+            values = self._scaled(values, name, value_range)
         if (values.shape[2], channels) == (3, 1):
             return np.array(Image.fromarray(np.ascontiguousarray(values)).convert("L"))
         if (values.shape[2], channels) == (1, 3):

@@ -1,4 +1,4 @@
-"""Texts that name an image set: ``source``, ``source[start:stop]`` or ``source[80%:,seed=1]``."""
+"""Names of image sets: ``source``, ``source[start:stop]`` or ``source[80%:,seed=1]``."""
 
 import re
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ _SPEC = re.compile(
 
 @dataclass(frozen=True)
 class Spec:
-    """A parsed text.
+    """A parsed name.
 
     Attributes:
-        source: A path, a URL, or whatever a source takes.
+        source: A path, a URL, or another text that a source opens.
         part: The slice of the images, by index.
         shares: Where the part of each class that is drawn by ``seed`` starts and ends, 0 to 1; None for all.
         seed: Of the draw.

@@ -7,7 +7,7 @@ import struct
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, TiffTags
+from PIL import Image
 
 from moco_plugin.data.pixels import CannotDecode, Pixels, check_pixels, upright
 from moco_plugin.errors import UserError, reason
@@ -94,7 +94,7 @@ def _open(data: bytes) -> "TiffFile":
     try:
         file.pages[MOST_PAGES]
     except IndexError:
-        end, size = file.pages.next_page_offset, file.tiff.offsetsize
+        end, size = file.pages.next_page_offset or 0, file.tiff.offsetsize
         if data[end : end + size] != bytes(size):
             raise CannotDecode("it is cut off or damaged") from None
     else:
@@ -133,10 +133,14 @@ def _axes(series: "TiffPageSeries") -> str:
     return axes
 
 
+def _pages(series: "TiffPageSeries") -> list[Any]:
+    return [page for page in series.pages if page is not None]
+
+
 def _check_whole(data: bytes, series: "TiffPageSeries", page: "TiffPage") -> None:
     """Raise CannotDecode if parts of the image are missing in the file, which tifffile would leave black."""
     size = -(-page.size * page.bitspersample // 8) if page.compression == 1 and page.photometric != 6 else 0
-    for part in filter(None, series.pages):
+    for part in _pages(series):
         counts = part.databytecounts
         ends = (offset + count for offset, count in zip(part.dataoffsets, counts, strict=False))
         if max(ends, default=0) > len(data) or (all(counts) and sum(counts) < size):
@@ -159,7 +163,7 @@ def _unpack(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "Tiff
     step = max(1, _BLOCK // (rows * row))
     stream: Any = file.filehandle
     end = len(data)
-    for part in filter(None, series.pages):
+    for part in _pages(series):
         segments = list(zip(part.dataoffsets, part.databytecounts, strict=True))
         offsets, counts = [0] * len(segments), [0] * len(segments)
         for _, group in itertools.groupby(range(len(segments)), lambda i: (i // strips, i % strips // step)):
@@ -177,22 +181,22 @@ def _unpack(file: "TiffFile", data: bytes, series: "TiffPageSeries", page: "Tiff
                 offsets[i], counts[i] = end, height * row
                 end += counts[i]
         part.dataoffsets, part.databytecounts = tuple(offsets), tuple(counts)
-    for part in filter(None, series.pages):
+    for part in _pages(series):
         part.keyframe.compression, part.keyframe.fillorder = 1, 1
         part.keyframe.predictor = 1 if page.predictor == 3 else page.predictor
 
 
 def _unpack_rows(packed: list[bytes], page: "TiffPage", row: int, rows: int, height: int) -> np.ndarray:
     """Decompress rows of bytes, H x ``row``, which libtiff reads as strips of an 8-bit grey image."""
-    directory = TiffImagePlugin.ImageFileDirectory_v2()
-    sizes = list(map(len, packed))
-    offsets = np.cumsum([0, *sizes[:-1]]).tolist()  # from the end of the directory
-    tags = {256: row, 257: height, 258: 8, 259: int(page.compression), 262: 1, 266: int(page.fillorder), 277: 1}
-    tags |= {278: rows, 273: tuple(offsets), 279: tuple(sizes)}
-    for code, value in tags.items():
-        directory.tagtype[code] = TiffTags.LONG
-        directory[code] = value
-    content = struct.pack("<2sHI", b"II", 42, 8) + directory.tobytes(8) + b"".join(packed)
+    count, sizes = len(packed), list(map(len, packed))
+    end = 8 + 2 + 12 * 10 + 4  # of the directory of ten tags
+    offsets = (end + 8 * count + np.cumsum([0, *sizes[:-1]])).tolist()
+    where, how_large = (offsets[0], sizes[0]) if count == 1 else (end, end + 4 * count)
+    tags = {256: row, 257: height, 258: 8, 259: page.compression, 262: 1, 266: page.fillorder, 273: where, 277: 1}
+    content = struct.pack("<2sHIH", b"II", 42, 8, 10)
+    for code, value in {**tags, 278: rows, 279: how_large}.items():
+        content += struct.pack("<HHII", code, 4, count if code in (273, 279) else 1, value)
+    content += struct.pack(f"<I{2 * count}I", 0, *offsets, *sizes) + b"".join(packed)
     with Image.open(io.BytesIO(content), formats=["TIFF"]) as image:
         return np.asarray(image)
 

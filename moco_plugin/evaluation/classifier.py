@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, cast
 
 import pytorch_lightning as pl
@@ -162,10 +163,7 @@ class ClassifierModule(pl.LightningModule):
         """Log ``top1``, ``top5`` and ``mean_per_class`` over all processes' images."""
         counts = self.trainer.strategy.reduce(self.counts, reduce_op="sum")
         result = scores(cast(Tensor, counts).cpu())
-        self.log("top1", result.top1)
-        self.log("mean_per_class", result.mean_per_class)
-        if result.top5 is not None:
-            self.log("top5", result.top5)
+        self.log_dict({name: value for name, value in asdict(result).items() if value is not None})
 
     def configure_optimizers(self) -> Any:
         """Return the optimizer of the trained parameters, and the learning rate schedule."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from moco_plugin.data.datasets import CorruptImages, LabelledImages
@@ -49,42 +49,6 @@ def keep_whole(samples: list[tuple[Any, int, str]]) -> tuple[Tensor | None, Tens
     return torch.stack(images) if images else None, labels, torch.tensor(positions, dtype=torch.int64), corrupt
 
 
-def _stream(
-    backbone: nn.Module,
-    images: ImageSet,
-    view: View,
-    indices: Sequence[int] | None,
-    normalized: bool,
-    device: torch.device,
-    batch_size: int,
-    workers: int | None,
-    progress: str | None,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Yield features, labels and indices, a batch at a time."""
-    shown = images.decoded_for(view.value_range, view.channels)
-    dataset: Dataset[Any] = LabelledImages(shown, evaluation_transform(view.image_size, view.crop_ratio))
-    chosen = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
-    if indices is not None:
-        dataset = Subset(dataset, indices)
-    processes = (-1 if device.type == "cuda" else 0) if workers is None else workers
-    loader = DataLoader(dataset, batch_size, collate_fn=keep_whole, **training_loader_options(processes))
-    corrupt = CorruptImages(len(chosen))
-    mode = backbone.training
-    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
-    backbone.eval()
-    batches = tqdm(loader, desc=progress, disable=progress is None, leave=False)
-    with ended_with(loader):
-        for part, (batch, labels, positions, names) in zip(chosen.split(batch_size), batches, strict=True):
-            corrupt.add(names)
-            if batch is not None:
-                with torch.no_grad():
-                    features = backbone(
-                        normalize(batch.to(device, non_blocking=True), view.mean, view.std).to(dtype)
-                    ).float()
-                yield F.normalize(features, dim=1) if normalized else features, labels, part[positions]
-    backbone.train(mode)
-
-
 def extract_feature_set(
     backbone: nn.Module,
     images: ImageSet,
@@ -113,24 +77,42 @@ def extract_feature_set(
         progress: Label of a progress bar; None shows none.
     """
     device = torch.device(device)
-    batches = _stream(backbone, images, view, indices, normalized, device, batch_size, workers, progress)
-    count = len(images) if indices is None else len(indices)
-    first = next(batches, None)
-    if first is None:
-        raise UserError(f"none of the {count} images of {images.spec} can be decoded")
+    chosen = torch.arange(len(images)) if indices is None else torch.as_tensor(indices)
+    decoded = images.decoded_for(view.value_range, view.channels)
+    shown = LabelledImages(decoded, evaluation_transform(view.image_size, view.crop_ratio))
+    processes = (-1 if device.type == "cuda" else 0) if workers is None else workers
+    options = training_loader_options(processes)
+    dataset = Subset(shown, range(len(images)) if indices is None else indices)
+    loader = DataLoader(dataset, batch_size, collate_fn=keep_whole, **options)
+    corrupt = CorruptImages(len(chosen))
+    dtype = next((p.dtype for p in backbone.parameters()), torch.float32)
     labels: list[Tensor] = []
     kept: list[Tensor] = []
 
-    def features() -> Iterator[Tensor]:
-        for part, its_labels, its_indices in chain([first], batches):
-            labels.append(its_labels)
-            kept.append(its_indices)
-            yield part if stay else part.cpu()
+    def batches() -> Iterator[Tensor]:
+        bar = tqdm(loader, desc=progress, disable=progress is None, leave=False)
+        for part, (batch, its_labels, positions, names) in zip(chosen.split(batch_size), bar, strict=True):
+            corrupt.add(names)
+            if batch is not None:
+                labels.append(its_labels)
+                kept.append(part[positions])
+                with torch.no_grad():
+                    batch = normalize(batch.to(device, non_blocking=True), view.mean, view.std)
+                    features = backbone(batch.to(dtype)).float()
+                yield F.normalize(features, dim=1) if normalized else features
 
-    size = 4 * count * first[0].shape[1]
-    stay = device.type == "cuda" and 2 * size < torch.cuda.mem_get_info(device)[0]
-    many = disk and not stay and size > IN_MEMORY
-    joined = map_from_disk(features()) if many else torch.cat(list(features()))
+    mode = backbone.training
+    backbone.eval()
+    with ended_with(loader):
+        parts = batches()
+        first = next(parts, None)
+        if first is None:
+            raise UserError(f"none of the {len(chosen)} images of {images.spec} can be decoded")
+        size = 4 * len(chosen) * first.shape[1]
+        stay = device.type == "cuda" and 2 * size < torch.cuda.mem_get_info(device)[0]
+        every = (part if stay else part.cpu() for part in chain([first], parts))
+        joined = map_from_disk(every) if disk and not stay and size > IN_MEMORY else torch.cat(list(every))
+    backbone.train(mode)
     return FeatureSet(joined, torch.cat(labels), torch.cat(kept))
 
 

@@ -129,6 +129,6 @@ def knn_accuracy(
 def default_k(labels: Tensor) -> int:
     """Return 200, or half of the mean number of images of a class if that is less.
 
-    More neighbours than a class has images vote for the largest class, regardless of the features.
+    With more neighbours than images of a class, the largest class wins regardless of the features.
     """
     return max(1, min(200, len(labels) // (2 * len(labels.unique()))))

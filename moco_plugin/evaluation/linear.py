@@ -124,23 +124,17 @@ def _classify(
         metrics = training.run(subject.out or Path(folder) / "result.json")
     if metrics is None:
         return {}
-    compared = baseline(torch.as_tensor(test.labels))
-    print(f"{task}, {protocol}: top-1 {metrics['top1']:.2f}% ({compared})")
-    settings = asdict(config)
-    sizes = {"test_images": len(test)}
-    return subject.write(task, train.spec, test.spec, recipe=protocol, settings=settings, **sizes, **metrics)
+    print(f"{task}, {protocol}: top-1 {metrics['top1']:.2f}% ({baseline(torch.as_tensor(test.labels))})")
+    measured = {"recipe": protocol, "settings": asdict(config), "test_images": len(test)} | metrics
+    return subject.write(task, train.spec, test.spec, **measured)
 
 
 @dataclass(frozen=True)
 class Classification:
-    """A classifier to train and to test.
+    """A classifier to train on images of a set and to test on another.
 
     Attributes:
         task: "linear" or "finetune".
-        config: The protocol.
-        subject: The backbone.
-        train: The training set.
-        test: The test set.
         drawn: Indices of the training images whose labels are used.
         lr: Learning rate at the start.
     """
@@ -190,9 +184,7 @@ class Classification:
             raise UserError("the frozen backbone changed while its classifier was trained; the result was discarded")
         if last is None:
             return None
-        measured: dict[str, Any] = {
-            key: last.get(key) for key in ("top1", "top5", "mean_per_class", "loss", "train_top1")
-        }
+        measured = {key: last.get(key) for key in ("top1", "top5", "mean_per_class", "loss", "train_top1")}
         measured |= {"lr": self.lr, "epochs": last["epochs"], "steps": last["steps"], "train_images": len(self.drawn)}
         return measured | ({"backbone_sha256": digest} if digest else {})
 

@@ -65,36 +65,21 @@ def nearest(
             queries = test[start : start + TEST_BLOCK].to(device)
             best: tuple[Tensor, Tensor] | None = None
             for first in range(0, len(train), TRAIN_BLOCK):
-                block = _block(queries, train[first : first + TRAIN_BLOCK], k, first, start if same else None)
-                best = block if best is None else _merge(best, block, k)
+                keys = train[first : first + TRAIN_BLOCK].to(queries.device)
+                similarities = queries @ keys.T
+                if same:
+                    own = torch.arange(start, start + len(queries), device=queries.device) - first
+                    rows = ((own >= 0) & (own < len(keys))).nonzero()[:, 0]
+                    similarities[rows, own[rows]] = -torch.inf
+                values, indices = similarities.topk(min(k, len(keys)))
+                indices += first
+                if best is not None:
+                    values, order = torch.cat([best[0], values], dim=1).topk(min(k, first + len(keys)))
+                    indices = torch.cat([best[1], indices], dim=1).gather(1, order)
+                best = values, indices
                 bar.update()
             assert best is not None
             yield slice(start, start + len(queries)), *best
-
-
-def _block(queries: Tensor, keys: Tensor, k: int, first: int, start: int | None) -> tuple[Tensor, Tensor]:
-    """Return similarities and indices of the best k within a block.
-
-    Args:
-        queries: The test features.
-        keys: A block of the training features.
-        k: How many.
-        first: Index of the block's first feature.
-        start: Index of the first query where both sets are the same, else None.
-    """
-    similarities = queries @ keys.to(queries.device).T
-    if start is not None:
-        own = torch.arange(start, start + len(queries), device=queries.device) - first
-        rows = ((own >= 0) & (own < len(keys))).nonzero()[:, 0]
-        similarities[rows, own[rows]] = -torch.inf
-    values, indices = similarities.topk(min(k, len(keys)))
-    return values, indices + first
-
-
-def _merge(before: tuple[Tensor, Tensor], block: tuple[Tensor, Tensor], k: int) -> tuple[Tensor, Tensor]:
-    values, indices = (torch.cat(parts, dim=1) for parts in zip(before, block, strict=True))
-    values, order = values.topk(min(k, values.shape[1]))
-    return values, indices.gather(1, order)
 
 
 def nearest_over_processes(similarities: Tensor, labels: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +19,7 @@ from moco_plugin.evaluation.features import FeatureSet, extract_feature_set
 from moco_plugin.files import check_output, write_json
 from moco_plugin.runs.processes import own_device
 
+JSON = dict[str, Any]
 PIXELS = 32  # largest side of the images whose raw pixels are compared
 PACKAGES = ("torchvision", "timm", "lightly", "pytorch-lightning")
 
@@ -65,11 +67,9 @@ class Subject:
         dim: Width of its features.
         view: How images are shown to it.
         encoder: "query" or "key".
-        untrained: Whether the weights are random.
-        batch_size: Images at a time.
-        workers: Loader processes; None uses the available cores on a GPU, and no processes on a CPU.
         out: The JSON file to write, if any.
-        overwrite: Whether files of an earlier evaluation are replaced.
+
+    The other attributes are arguments of ``read_subject``.
     """
 
     checkpoint: Checkpoint
@@ -103,9 +103,7 @@ class Subject:
         bank = self.features(train, "train features", disk=True)
         return bank, bank if train.spec == test.spec else self.features(test, "test features", disk=True)
 
-    def record(
-        self, protocol: str, train: str | None = None, test: str | None = None, **measured: Any
-    ) -> dict[str, Any]:
+    def record(self, protocol: str, train: str | None = None, test: str | None = None, **measured: Any) -> JSON:
         """Return the JSON of an evaluation: measurements, data, weights and versions."""
         checkpoint = self.checkpoint
         return {
@@ -127,16 +125,11 @@ class Subject:
             "parameters": sum(p.numel() for p in self.backbone.parameters()),
             "method": checkpoint.method,
             "epoch": checkpoint.epoch,
-            "versions": {
-                "moco_plugin": version("moco-plugin"),
-                "torch": torch.__version__,
-                **{name: version(name) for name in PACKAGES},
-            },
+            "versions": {"moco_plugin": version("moco-plugin"), "torch": torch.__version__}
+            | {name: version(name) for name in PACKAGES},
         }
 
-    def write(
-        self, protocol: str, train: str | None = None, test: str | None = None, **measured: Any
-    ) -> dict[str, Any]:
+    def write(self, protocol: str, train: str | None = None, test: str | None = None, **measured: Any) -> JSON:
         """Return the JSON of an evaluation, and write it to ``out``."""
         result = self.record(protocol, train, test, **measured)
         if self.out:
@@ -201,8 +194,8 @@ def read_sets(train: str, test: str | None, several: bool = False) -> tuple[Imag
     train_set, test_set = ImageSet(train), ImageSet(test)
     test_set = check_labels(train_set, test_set, several)
     assert train_set.labels is not None and test_set.labels is not None
-    unseen = sorted({*test_set.labels.tolist()} - {*train_set.labels.tolist()}) if train_set.classes is None else []
-    if unseen:
+    unseen = np.setdiff1d(test_set.labels, train_set.labels)
+    if train_set.classes is None and len(unseen):
         raise UsageError(f"the classes of {train} and {test} differ: only {test} has {', '.join(map(str, unseen[:5]))}")
     return train_set, test_set
 

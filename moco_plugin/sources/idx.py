@@ -13,6 +13,7 @@ from moco_plugin.errors import UserError
 from moco_plugin.files import open_file
 
 MOST_COMPRESSED = 1040  # deflate packs at most 1032 bytes into one
+_EXPECTED = "expected a file such as train-images-idx3-ubyte.gz"
 _NAME = re.compile(r"[-.]idx\d-ubyte(\.gz)?$")
 FASHION_MNIST_CLASSES = tuple("T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot".split(","))
 
@@ -31,26 +32,23 @@ def read_idx(path: str | Path) -> np.ndarray:
     """
     path = Path(path)
     try:
-        with open_file(path) as file:
-            packed = file.read(2) == b"\x1f\x8b"
-        with open_file(path) as stored, gzip.open(stored) if packed else stored as file:
-            head = file.read(4)
-            head += file.read(4 * head[3]) if len(head) == 4 else b""
-            whole = len(head) >= 4 and head[:3] == b"\x00\x00\x08" and head[3] < 8 and len(head) == 4 + 4 * head[3]
-            shape = np.frombuffer(head, ">u4", offset=4).tolist() if whole else []
-            most = path.stat().st_size * (MOST_COMPRESSED if packed else 1)
-            body = file.read(min(math.prod(shape), most) + 1) if whole else b""
+        with open_file(path) as stored:
+            packed = stored.read(2) == b"\x1f\x8b"
+            stored.seek(0)
+            with gzip.open(stored) if packed else stored as file:
+                head = file.read(4)
+                head += file.read(4 * head[3]) if len(head) == 4 else b""
+                whole = len(head) >= 4 and head[:3] == b"\0\0\x08" and head[3] < 8 and len(head) == 4 + 4 * head[3]
+                shape = np.frombuffer(head, ">u4", offset=4).tolist() if whole else []
+                most = path.stat().st_size * (MOST_COMPRESSED if packed else 1)
+                body = file.read(min(math.prod(shape), most) + 1) if whole else b""
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read ({error}); is the file whole?") from error
     if not whole:
-        raise UserError(
-            f"{path} is not an idx file of unsigned bytes; expected a file such as train-images-idx3-ubyte.gz"
-        )
+        raise UserError(f"{path} is not an idx file of unsigned bytes; {_EXPECTED}")
     if len(body) != math.prod(shape):
         more = "or more " if len(body) > math.prod(shape) else ""
-        raise UserError(
-            f"{path} contains {len(body)} {more}bytes where its header says {math.prod(shape)}; get the file again"
-        )
+        raise UserError(f"{path} has {len(body)} {more}bytes, and its header {math.prod(shape)}; get the file again")
     return np.frombuffer(body, np.uint8).reshape(shape)
 
 
@@ -84,5 +82,5 @@ def load_idx_images(spec: str) -> tuple[np.ndarray, np.ndarray | None, tuple[str
     """
     source = open_source(spec)
     if not isinstance(source, ArraySource):
-        raise UserError(f"{spec} is not an idx file; expected a file such as train-images-idx3-ubyte.gz")
+        raise UserError(f"{spec} is not an idx file; {_EXPECTED}")
     return source.array, source.labels, source.classes

@@ -41,37 +41,26 @@ class ShardIndex:
     size: int
     stamp: str
     classes: tuple[str, ...]
-    labels: np.ndarray  # indices of classes, -1 for none
     names: np.ndarray  # bytes
+    labels: np.ndarray  # indices of classes, -1 for none
     offsets: np.ndarray
     sizes: np.ndarray
 
     def dump(self) -> str:
-        lists = {
-            "labels": self.labels.tolist(),
-            "names": [name.decode(errors="surrogateescape") for name in self.names.tolist()],
-            "offsets": self.offsets.tolist(),
-            "sizes": self.sizes.tolist(),
-        }
+        names = [name.decode(errors="surrogateescape") for name in self.names.tolist()]
+        numbers = {key: getattr(self, key).tolist() for key in ("labels", "offsets", "sizes")}
         head = {"format": INDEX_FORMAT, "size": self.size, "stamp": self.stamp, "classes": self.classes}
-        return json.dumps({**head, **lists}, separators=(",", ":")) + "\n"
+        return json.dumps({**head, "names": names, **numbers}, separators=(",", ":")) + "\n"
 
     @classmethod
     def parse(cls, text: str | bytes) -> ShardIndex | None:
-        """Return the index that ``dump`` wrote, or None if this is none."""
+        """Return the index that ``dump`` wrote, or None for another text."""
         try:
             value: Any = json.loads(text)
             labels, offsets, sizes = (np.array(value[k], np.int64) for k in ("labels", "offsets", "sizes"))
             names = np.array([str(name).encode(errors="surrogateescape") for name in value["names"]], "S")
-            index = cls(
-                int(value["size"]),
-                str(value["stamp"]),
-                tuple(map(str, value["classes"])),
-                labels,
-                names,
-                offsets,
-                sizes,
-            )
+            size, stamp, classes = int(value["size"]), str(value["stamp"]), tuple(map(str, value["classes"]))
+            index = cls(size, stamp, classes, names, labels, offsets, sizes)
             whole = (
                 value["format"] == INDEX_FORMAT
                 and labels.shape == names.shape == offsets.shape == sizes.shape == (len(names),)
@@ -132,7 +121,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def patiently(url: str, action: Callable[[], _Result]) -> _Result:
-    """Call a function that may fail temporarily, up to four times."""
+    """Call a function, up to four times if it fails for reasons that may pass."""
     for pause in (*PAUSES, None):
         try:
             return action()
@@ -214,10 +203,7 @@ def read_index(url: str) -> ShardIndex:
         return index
     index = _index_beside(url, size) if is_remote(url) else None
     index = replace(index or patiently(url, lambda: scan_shard(url, size)), stamp=stamp)
-    with (
-        contextlib.suppress(OSError, UserError),
-        atomic_path(cached) as temporary,
-    ):  # without a cache it is computed again
+    with contextlib.suppress(OSError, UserError), atomic_path(cached) as temporary:  # else it is computed again
         temporary.write_text(index.dump())
     return index
 
@@ -260,11 +246,8 @@ def scan_shard(url: str, size: int) -> ShardIndex:
                 while (member := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # else it remembers them all
                     file = member.name.rpartition("/")[2]
-                    if len(member.name) > LONGEST_NAME:
-                        count = len(member.name)
-                        raise UserError(
-                            f"{url} has a member whose name has {count} characters; expected at most {LONGEST_NAME}"
-                        )
+                    if (length := len(member.name)) > LONGEST_NAME:
+                        raise UserError(f"{url} has a name of {length} characters; expected at most {LONGEST_NAME}")
                     if not member.isfile() or file.startswith("."):
                         continue
                     if member.name.lower().endswith(SUFFIXES) and not member.issparse():
@@ -289,16 +272,11 @@ def scan_shard(url: str, size: int) -> ShardIndex:
     images = [image for image in images if _key(image[0]) not in keys or _stem(image[0]) == _key(image[0])]
     of_images = [labels.get(_stem(name), labels.get(_key(name))) for name, _, _ in images]
     classes = sort_classes(labels.values())
-    indices = {name: index for index, name in enumerate(classes)}
-    return ShardIndex(
-        size,
-        "",
-        classes,
-        np.array([-1 if label is None else indices[label] for label in of_images], np.int64),
-        np.array([name.encode(errors="surrogateescape") for name, _, _ in images], "S"),
-        np.array([offset for _, offset, _ in images], np.int64),
-        np.array([length for _, _, length in images], np.int64),
-    )
+    indices: dict[str | None, int] = {name: index for index, name in enumerate(classes)}
+    names = np.array([name.encode(errors="surrogateescape") for name, _, _ in images], "S")
+    of_classes = np.array([indices.get(label, -1) for label in of_images], np.int64)
+    offsets, sizes = np.array([image[1:] for image in images], np.int64).reshape(-1, 2).T
+    return ShardIndex(size, "", classes, names, of_classes, offsets, sizes)
 
 
 def _json_label(text: bytes) -> str | None:

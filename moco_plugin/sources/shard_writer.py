@@ -1,13 +1,10 @@
 """Packing of image files into tar shards with their indexes."""
 
 import io
-import shutil
 import tarfile
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -67,7 +64,10 @@ def make_shards(
     shards = [f"{output.name}-{index:0{digits}d}.tar" for index in range(len(starts))]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary_folder(output) as temporary, tqdm(total=len(images), desc="packing", unit="image") as bar:
+        with (
+            TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.", ignore_cleanup_errors=True) as temporary,
+            tqdm(total=len(images), desc="packing", unit="image") as bar,
+        ):
             for shard, start in zip(shards, starts, strict=True):
                 part = slice(start, start + images_per_shard)
                 _pack(Path(temporary, shard), images, part, short_side, bar)
@@ -104,16 +104,6 @@ def _pack(shard: Path, images: ImageSet, part: slice, short_side: int | None, ba
         classes = images.classes or tuple(map(str, range(int(labels.max()) + 1)))
         index_of_shard = replace(index_of_shard, labels=labels[part], classes=classes)
     shard.with_name(shard.name + INDEX_SUFFIX).write_text(index_of_shard.dump())
-
-
-@contextmanager
-def _temporary_folder(output: Path) -> Iterator[Path]:
-    """Yield a new folder next to the shards, which is removed at the end unless it was renamed."""
-    folder = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".{output.name}."))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _shrink(data: bytes, suffix: str, path: Path, short_side: int) -> tuple[bytes, str]:

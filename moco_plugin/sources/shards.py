@@ -30,12 +30,12 @@ _BRACES = re.compile(r"\{(\d{1,99})\.\.(\d{1,99})\}")
 
 
 def open_shards(source: str) -> TarShards | None:
-    """Open tar shards; None for what is none."""
+    """Open tar shards; None for other sources."""
     return TarShards(source) if is_shards(source) else None
 
 
 def is_shards(source: str) -> bool:
-    """Return whether a source is tar shards: a URL, archives by name, or a folder of nothing but archives."""
+    """Return whether a source is tar shards: a URL, archives by name, or a folder of archives alone."""
     if is_remote(source) or _BRACES.search(source):
         return True
     path = Path(source).expanduser()

@@ -21,10 +21,9 @@ def open_zip(source: str) -> ZipImages | None:
 
 
 class ZipImages:
-    """Images of a zip archive, in sorted order, as of the folder that it would unpack to.
+    """Images of a zip archive, in the order of the unpacked folder, without hidden files.
 
-    Hidden files are skipped. Labels are the first level of folders, as of a folder; a single folder around all is
-    passed over.
+    Labels are the first level of folders; a single folder that contains all others is ignored.
 
     Args:
         path: The archive.
@@ -78,10 +77,8 @@ class ZipImages:
             raise CannotDecode(f"more than {MOST_BYTES:,} bytes")
         try:
             return archive.read(name)
-        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, EOFError) as error:
+        except Exception as error:  # decompressors raise many kinds of exceptions
             raise CannotDecode(str(error)) from error
-        except Exception as error:  # of the decompressors
-            raise CannotDecode("") from error
 
     def _archive(self) -> zipfile.ZipFile:
         """Return the archive, opened once per process: a loader process must not share the position in the file."""

@@ -14,7 +14,7 @@ from moco_plugin.data.views import ENGINES, Views
 from tests.conftest import TRAIN
 
 
-def test_epochs_hold_every_image_once_in_orders_of_their_own() -> None:
+def test_each_epoch_has_every_image_once_in_another_order() -> None:
     order, epochs = EpochOrder(20, seed=1), []
     for epoch in range(2):
         order.set_epoch(epoch)
@@ -25,7 +25,7 @@ def test_epochs_hold_every_image_once_in_orders_of_their_own() -> None:
     assert list(EpochOrder(20, seed=1)) == epochs[0] != list(EpochOrder(20, seed=2))
 
 
-def test_batches_are_the_same_whatever_the_number_of_processes() -> None:
+def test_batches_do_not_depend_on_the_number_of_processes() -> None:
     alone = list(EpochOrder(22, 3, batch_size=4))
     assert len(alone) == len(EpochOrder(22, 3, batch_size=4)) == 20
     shares = [list(EpochOrder(22, 3, batch_size=4, rank=rank, processes=2)) for rank in (0, 1)]
@@ -33,17 +33,23 @@ def test_batches_are_the_same_whatever_the_number_of_processes() -> None:
     assert together == alone
 
 
-def test_padding_is_told_from_images() -> None:
-    for processes in (1, 2, 3, 4):
-        orders = [EpochOrder(29, 3, 12, rank, processes, drop_last=False) for rank in range(processes)]
-        shares = [list(order) for order in orders]
-        for batch, images in enumerate((12, 12, 5)):
-            own: list[int] = []
-            for order, share in zip(orders, shares, strict=True):
-                assert order.counts(batch)[0] == images
-                start = batch * 12 // processes
-                own += share[start : start + order.counts(batch)[1]]
-            assert len(own) == len(set(own)) == images
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+def test_last_batch_is_kept_and_its_padding_known(processes: int) -> None:
+    orders = [EpochOrder(29, 3, 12, rank, processes, drop_last=False) for rank in range(processes)]
+    shares = [list(order) for order in orders]
+    assert (
+        {len(share) for share in shares} == {len(order) for order in orders} == {24 // processes + -(-5 // processes)}
+    )
+    whole = list(EpochOrder(29, 3, 12, drop_last=False))
+    for batch, images in enumerate((12, 12, 5)):
+        own: list[int] = []
+        for order, share in zip(orders, shares, strict=True):
+            assert order.counts(batch)[0] == images
+            start = batch * 12 // processes
+            own += share[start : start + order.counts(batch)[1]]
+        assert sorted(own) == sorted(whole[12 * batch : 12 * batch + images])
+    orders[0].resume(0, 2)
+    assert list(orders[0]) == shares[0][24 // processes :]
 
 
 def test_seeded_gives_the_generators_back() -> None:

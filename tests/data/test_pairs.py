@@ -1,4 +1,4 @@
-"""Pairs of views for loops of one's own: those that a run trains on."""
+"""Pairs of views for custom loops: those that a run trains on."""
 
 from pathlib import Path
 

@@ -15,11 +15,10 @@ from torch import nn
 
 from moco_plugin.checkpoints.read import IMAGENET_VIEW, Checkpoint, read_checkpoint
 from moco_plugin.data.images import ImageSet
-from moco_plugin.data.order import EpochOrder
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation.classifier import ClassifierModule, TrainingCrops, training_crop, weights_digest
 from moco_plugin.evaluation.linear import starting_lr
-from moco_plugin.evaluation.protocols import ClassificationConfig, linear_protocol, load_protocol
+from moco_plugin.evaluation.protocols import linear_protocol, load_protocol
 from moco_plugin.tools.evaluate import main
 from tests.conftest import TEST, TRAIN
 
@@ -54,41 +53,32 @@ def linear(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("name", "batch", "epochs", "lr", "factors"),
+    ("task", "name", "batch", "epochs", "lr", "factors"),
     [
-        ("moco_v1", 256, 100, 30.0, {0: 1, 59: 1, 60: 0.1, 79: 0.1, 80: 0.01, 99: 0.01}),
-        ("moco_v3_resnet", 1024, 90, 0.1 * 4, {0: 1, 45: 0.5, 30: 0.75}),
-        ("moco_v3_vit", 1024, 90, 3 * 4, {0: 1, 45: 0.5, 60: 0.25}),
+        ("linear", "moco_v1", 256, 100, 30.0, {0: 1, 59: 1, 60: 0.1, 79: 0.1, 80: 0.01, 99: 0.01}),
+        ("linear", "moco_v3_resnet", 1024, 90, 0.1 * 4, {0: 1, 45: 0.5, 30: 0.75}),
+        ("linear", "moco_v3_vit", 1024, 90, 3 * 4, {0: 1, 45: 0.5, 60: 0.25}),
+        ("finetune", "imagenet", 256, 100, 0.03, {0: 1, 69: 1, 70: 0.1, 89: 0.1, 90: 0.01}),
+        ("finetune", "inaturalist", 256, 100, 0.025, {0: 1, 69: 1, 70: 0.1, 89: 0.1, 90: 0.01}),
     ],
 )
-def test_linear_protocols_are_the_papers(
-    name: str, batch: int, epochs: int, lr: float, factors: dict[int, float]
+def test_protocols_are_the_papers(
+    task: str, name: str, batch: int, epochs: int, lr: float, factors: dict[int, float]
 ) -> None:
-    config = load_protocol("linear", name)
-    optimizer = config.optimizer
-    assert (config.frozen, config.data.batch_size, config.schedule.epochs) == (True, batch, epochs)
-    assert (optimizer.name, optimizer.momentum, optimizer.weight_decay) == ("sgd", 0.9, 0.0)
-    assert (config.data.min_scale, config.data.crop_ratio) == (0.08, 0.875)
+    config = load_protocol(task, name)
+    linear = task == "linear"
+    assert (config.frozen, config.data.batch_size, config.schedule.epochs) == (linear, batch, epochs)
     assert starting_lr(config, untrained=False) == pytest.approx(lr)
-    check_schedule(config, factors)
-
-
-@pytest.mark.parametrize(("name", "lr"), [("imagenet", 0.03), ("inaturalist", 0.025)])
-def test_finetuning_recipes_are_the_papers(name: str, lr: float) -> None:
-    config = load_protocol("finetune", name)
-    assert (config.frozen, config.data.batch_size, config.schedule.epochs) == (False, 256, 100)
-    assert starting_lr(config, untrained=False) == pytest.approx(lr)
-    assert starting_lr(config, untrained=True) == pytest.approx(0.1)
-    check_schedule(config, {0: 1, 69: 1, 70: 0.1, 89: 0.1, 90: 0.01})
-
-
-def check_schedule(config: ClassificationConfig, factors: dict[int, float]) -> None:
+    assert starting_lr(config, untrained=True) == pytest.approx(lr if linear else 0.1)
+    if linear:
+        assert (config.optimizer.name, config.optimizer.momentum, config.optimizer.weight_decay) == ("sgd", 0.9, 0.0)
+        assert (config.data.min_scale, config.data.crop_ratio) == (0.08, 0.875)
     module = ClassifierModule(nn.Linear(2, 2), 2, 2, config, 1.0, IMAGENET_VIEW, (1, 1))
     module.total_steps = 10**6
     made = module.configure_optimizers()
     (group,) = made["optimizer"].param_groups
     lrs = {}
-    for epoch in range(config.schedule.epochs):
+    for epoch in range(epochs):
         lrs[epoch] = group["lr"]
         made["optimizer"].step()
         made["lr_scheduler"]["scheduler"].step()
@@ -124,7 +114,7 @@ def test_result_and_log_of_a_linear_classification(linear: Path, tiny_run: Path)
     assert (result["train_images"], result["test_images"], result["image_size"]) == (80, 37, 32)
     backbone = read_checkpoint(tiny_run / "checkpoints" / "last.ckpt").backbone
     assert result["backbone_sha256"] == weights_digest(backbone)
-    assert state(linear)["state_dict"].keys() == {"fc.weight", "fc.bias"}  # the frozen network lies where it came from
+    assert state(linear)["state_dict"].keys() == {"fc.weight", "fc.bias"}  # the frozen network is in its own checkpoint
     assert result["weights"] == f"{tiny_run}/checkpoints/last.ckpt" and len(result["weights_sha256"]) == 64
     log = rows(linear)
     lrs = [float(row["lr"]) for row in log if row["lr"]]
@@ -176,22 +166,6 @@ def test_evaluation_cut_off_within_an_epoch_ends_as_one_that_was_not(
         after = {k.removeprefix("backbone."): v for k, v in first["state_dict"].items() if k.startswith("backbone.")}
         assert after.keys() == before.keys()
         assert [k for k, v in after.items() if torch.equal(v, before[k])] == []  # everything is trained
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_last_batch_is_kept_and_shared(processes: int) -> None:
-    orders = [EpochOrder(20, 5, 6, rank, processes, drop_last=False) for rank in range(processes)]
-    shares = [list(order) for order in orders]
-    assert all(len(share) == len(order) for share, order in zip(shares, orders, strict=True))
-    assert len({len(share) for share in shares}) == 1
-    every = [position for share in shares for position in share]
-    assert set(every) == set(range(20))
-    assert len(every) == 20 + (-2) % processes  # the last batch holds two
-    step = 6 // processes
-    whole = list(EpochOrder(20, 5, 6, drop_last=False))
-    assert sorted(position for share in shares for position in share[:step]) == sorted(whole[:6])
-    orders[0].resume(0, 2)
-    assert list(orders[0]) == shares[0][2 * step :]
 
 
 def test_label_share_draws_class_by_class(tiny_run: Path, tmp_path: Path) -> None:

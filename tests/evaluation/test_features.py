@@ -33,20 +33,15 @@ def test_mode_of_the_network_is_eval_and_put_back(network: nn.Module) -> None:
     torch.testing.assert_close(found.features.norm(dim=1), torch.ones(20))
 
 
-def test_the_callers_set_stays_as_it_is(network: nn.Module) -> None:
-    images = ImageSet(f"{TEST}[0:4]", [0, 9], channels=1)
-    assert extract_feature_set(network, images, VIEW).features.shape == (4, 4)
-    assert (images.value_range, images.channels) == ([0, 9], 1)
-
-
 def test_some_images_and_no_normalisation(network: nn.Module) -> None:
-    images = ImageSet(f"{TEST}[0:20]")
+    images = ImageSet(f"{TEST}[0:20]", [0, 9], channels=1)
     whole = extract_feature_set(network, images, VIEW, normalized=False)
     part = extract_feature_set(network, images, VIEW, normalized=False, indices=[3, 17, 5], batch_size=2)
     torch.testing.assert_close(part.features, whole.features[[3, 17, 5]])
     assert part.indices.tolist() == [3, 17, 5]
     assert torch.equal(part.labels, whole.labels[[3, 17, 5]])
     assert (whole.features.norm(dim=1) - 1).abs().min() > 1e-3
+    assert (images.value_range, images.channels) == ([0, 9], 1)  # of the caller's set
 
 
 def test_many_features_go_to_disk(network: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ from moco_plugin.data.images import ImageSet
 from moco_plugin.data.views import evaluation_transform
 from moco_plugin.errors import UsageError
 from moco_plugin.evaluation import neighbours
-from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet, map_from_disk
+from moco_plugin.evaluation.features import IN_MEMORY, FeatureSet
 from moco_plugin.evaluation.knn import default_k, knn_accuracy
 from moco_plugin.evaluation.metrics import baseline
 from moco_plugin.evaluation.neighbours import TEST_BLOCK, TRAIN_BLOCK, nearest
@@ -42,39 +42,16 @@ def test_votes_are_weighted_by_similarity() -> None:
         assert knn_accuracy(of(train, labels), of(at(0), torch.tensor([label])), [3], temperature) == {3: expected}
 
 
-def test_equals_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    monkeypatch.setattr(neighbours, "TEST_BLOCK", 7)
-    monkeypatch.setattr(neighbours, "TRAIN_BLOCK", 33)
-    train, test = F.normalize(torch.randn(80, 5), dim=1), F.normalize(torch.randn(30, 5), dim=1)
-    labels, truth = torch.randint(4, (80,)), torch.randint(4, (30,))
-    correct = 0
-    for feature, label in zip(test, truth, strict=True):
-        votes = [0.0] * 4
-        for i in sorted(range(80), key=lambda i: -float(train[i] @ feature))[:20]:
-            votes[int(labels[i])] += math.exp(float(train[i] @ feature) / 0.1)
-        correct += votes.index(max(votes)) == label
-    assert knn_accuracy(of(train, labels), of(test, truth), [20])[20] == pytest.approx(100 * correct / 30)
-
-
-def test_k_above_the_number_of_images() -> None:
-    with pytest.raises(UsageError, match="k is 200 with 3 labelled training images"):
-        knn_accuracy(of(torch.eye(3), torch.arange(3)), of(torch.eye(3), torch.arange(3)))
-
-
-def features_of_fashion_mnist() -> tuple[torch.Tensor, ...]:
-    """L2-normalised pixels: as good as any other features to compare votes on."""
+def test_agrees_with_lightly_and_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On pixels, which are as good as any other features to compare votes on."""
+    monkeypatch.setattr(neighbours, "TEST_BLOCK", 70)
+    monkeypatch.setattr(neighbours, "TRAIN_BLOCK", 333)
     sets: list[torch.Tensor] = []
-    for spec in (TRAIN, TEST):
-        images = ImageSet(spec)
+    for images in map(ImageSet, (TRAIN, TEST)):
         assert images.array is not None
         pixels = torch.from_numpy(images.array.copy()).flatten(1).float()
         sets += [F.normalize(pixels, dim=1), torch.as_tensor(images.labels)]
-    return tuple(sets)
-
-
-def test_agrees_with_lightly_and_scikit_learn() -> None:
-    train, labels, test, truth = features_of_fashion_mnist()
+    train, labels, test, truth = sets
     ks = (1, 10, 20, 200)
     found = knn_accuracy(of(train, labels), of(test, truth), ks)
     for k in ks:
@@ -98,14 +75,6 @@ def test_an_image_is_no_neighbour_of_itself(monkeypatch: pytest.MonkeyPatch) -> 
         list(nearest(points, points, 11, same=True))
 
 
-def test_features_on_disk_count_as_those_in_memory() -> None:
-    train, labels, test, truth = features_of_fashion_mnist()
-    mapped = map_from_disk(train.split(111))
-    assert torch.equal(mapped, train)
-    disk, memory = (knn_accuracy(of(bank, labels), of(test, truth), [20]) for bank in (mapped, train))
-    assert disk == memory
-
-
 MEASURE = """
 import resource, sys, torch
 from moco_plugin.evaluation import neighbours
@@ -127,7 +96,7 @@ print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))
 
 
 def search_bytes(dim: int, k: int, classes: int, test_block: int, train_block: int) -> int:
-    """The memory of a search beside the features, whatever the sizes of the sets.
+    """The memory of a search beside the features, which does not depend on the sizes of the sets.
 
     Two blocks of features, their similarities, the k best of the block before and of this one (values, indices and
     their merger) and, for votes, two tables of test images by classes.

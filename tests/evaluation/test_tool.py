@@ -68,12 +68,12 @@ def test_wrong_arguments(arguments: str, message: str, capsys: pytest.CaptureFix
         ("--weights w --train a", "--weights comes before a command; expected a command first: embed, "),
         (
             "embed --weights w --images s3://bucket/photos --out f.npy",
-            "is a folder of a cloud store, where single images are not",
+            "is a folder of a cloud store, where single images",
         ),
         ("embed --weights w --images empty --out f.npy", "empty is empty, expected a folder of images"),
     ],
 )
-def test_what_cannot_be_is_refused_before_torch_is_imported(
+def test_mistakes_that_are_found_before_torch_is_imported(
     arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "empty").mkdir()

@@ -100,10 +100,7 @@ def test_idx_file_with_slice() -> None:
     [
         (b"", "not an idx file"),
         (b"\x89PNG....", "not an idx file"),
-        (
-            b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567",
-            "contains 7 bytes where its header says 8",
-        ),
+        (b"\0\0\x08\x03" + np.array([2, 2, 2], ">u4").tobytes() + b"1234567", "has 7 bytes, and its header 8"),
         (gzip.compress(b"\0\0\x08\x01\0\0\0\x01a", mtime=0)[:-9], "cannot be read"),
     ],
 )

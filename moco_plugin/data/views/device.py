@@ -27,7 +27,7 @@ Job = tuple[Callable[..., Tensor], list[np.ndarray]]  # (views, arrays on their 
 class PackedPlans(NamedTuple):
     """The plans of a batch of N views as arrays, which stay on the CPU.
 
-    ``operations`` holds indices of ``OPERATIONS``, N x steps, -1 for none.
+    ``operations`` contains indices of ``OPERATIONS``, N x steps, -1 for none.
     """
 
     boxes: np.ndarray
