@@ -1,4 +1,4 @@
-"""The demo's page: right numbers, whole HTML, nothing fetched, and what a browser makes of it."""
+"""The demo's page: correct numbers, complete HTML that fetches nothing, no complaint of a browser."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The verdict of a comparison: how often it is wrong, what it says, and the results of resampled images."""
+"""The verdict of a comparison: its error rate, its sentences, and the results of resampled images."""
 
 import contextlib
 import io
