@@ -69,7 +69,7 @@ def test_layouts_are_the_published_ones(tiny: Path) -> None:
     assert len(lists["train"]) == 4 + 2 and len(lists["val"]) == 3
     assert lists["trainval"] == sorted(lists["train"] + lists["val"])
     with Image.open(tiny / "VOC2012/SegmentationClass/2007_000001.png") as image:
-        colours: list[list[int]] = np.reshape(image.getpalette(), (256, 3)).tolist()
+        colours = np.array(image.getpalette()).reshape(256, 3).tolist()
     assert colours[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]] and colours[255] == [224, 224, 192]
 
 
