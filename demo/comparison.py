@@ -29,7 +29,7 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        """The mean with MoCo less the mean without, or less what pixels reach if that is more."""
+        """Mean with MoCo minus the mean without, or minus the value of pixels if that is higher."""
         return statistics.fmean(self.moco) - max(statistics.fmean(self.baseline), self.pixels or 0.0)
 
     @property

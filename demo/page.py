@@ -61,7 +61,7 @@ def _seed_names(results: DemoResults) -> list[str]:
 
 
 def _main(results: DemoResults) -> list[Comparison]:
-    """Return what is shown first: kNN at k 20 (or the first k), the linear classifier, box AP."""
+    """Return the main results: kNN at k 20 (or the first k), the linear classifier, box AP."""
     nearest = [comparison for comparison in results.features if comparison.name.endswith("(k 20)")]
     return [(nearest or results.features)[0], results.features[-1], *_box_ap(results)]
 

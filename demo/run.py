@@ -59,7 +59,7 @@ def _enter(command: Command, environment: dict[str, str]) -> None:
     if "OMP_NUM_THREADS" in environment and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(int(environment["OMP_NUM_THREADS"]))
     tool = importlib.import_module(f"moco_plugin.tools.{command.name}")
-    # Lightning starts further processes by what was typed
+    # Lightning starts further processes with this command line
     sys.modules["__main__"].__spec__ = None
     sys.argv = [str(tool.__file__), *command.arguments]
     sys.exit(tool.main(command.arguments))

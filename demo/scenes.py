@@ -244,7 +244,12 @@ class CocoRows:
     def add_object(self, image_id: int, category: int, item: SceneObject, **more: Any) -> dict[str, Any]:
         """Add an object, whose mask is stored as run lengths unless ``more`` gives a segmentation; return its row."""
         left, top, right, bottom = item.box
-        row = {"id": len(self.annotations) + 1, "image_id": image_id, "category_id": category, "iscrowd": 0}
+        row: dict[str, Any] = {
+            "id": len(self.annotations) + 1,
+            "image_id": image_id,
+            "category_id": category,
+            "iscrowd": 0,
+        }
         row |= {"bbox": [left, top, right - left, bottom - top], "area": int(item.mask.sum())}
         self.annotations.append({**row, "segmentation": run_lengths(item.mask), **more})
         return self.annotations[-1]

@@ -106,7 +106,7 @@ def _add_image(rows: CocoRows, split: str, scene: TinyScene, **more: Any) -> int
     name = f"{len(rows.images) + 1:012d}.jpg"
     url = f"http://images.cocodataset.org/{split}/{name}"  # LVIS derives the folder from it
     about = {"license": 1, "coco_url": url, "date_captured": "2013-11-14 16:28:13", "flickr_url": ""}
-    return rows.add_image(name, scene.image, **about, **more)
+    return int(rows.add_image(name, scene.image, **about, **more))
 
 
 def polygons(obj: SceneObject) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def read_photo(path: Path) -> np.ndarray | None:
     try:
         with Image.open(path) as image:
             photo = image.convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # what Pillow raises
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # errors of Pillow
         return None
     box = photo.getchannel("A").point(lambda alpha: 255 * (alpha >= 128)).getbbox()
     if box is None or np.asarray(photo.getchannel("A")).min() >= 128:

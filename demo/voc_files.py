@@ -65,7 +65,7 @@ def label_maps(shape: Sequence[int], objects: Sequence[Any], num_classes: int) -
 
 
 def edges(labels: np.ndarray) -> np.ndarray:
-    """Return the pixels whose neighbour to the right or below, or to the left or above, is different (bool, H x W)."""
+    """Return the pixels that differ from one of their four neighbours (bool, H x W)."""
     found = np.zeros(labels.shape, bool)
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = labels[here] != labels[there]

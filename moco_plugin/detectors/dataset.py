@@ -145,7 +145,8 @@ def prepare(out: Path, sources: Sources) -> OwnData:
         for kind in data.categories
     ]
     return OwnData(
-        *[_write(out / f"{name}.json", part, kinds) for name, part in (("train", train), ("test", test))],
+        _write(out / "train.json", train, kinds),
+        _write(out / "test.json", test, kinds),
         images=len(train),
         test_images=len(test),
         classes=tuple(ids),

@@ -24,7 +24,7 @@ from moco_plugin.files import MissingFile, read_file
 
 MOST_MISSING = 0.5  # share of the images that may be missing
 MOST_BROKEN = 0.1  # share that may be broken, or of another size than stated; 3 images always
-_UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # what Label Studio puts before the names of uploads
+_UPLOAD = re.compile(r"^[0-9a-f]{8}-(?=.)")  # prefix of the names of uploads to Label Studio
 
 
 def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -130,7 +130,7 @@ class Opened:
 
 
 def open_image(path: Path, value_range: Sequence[float] | None) -> Opened | str:
-    """Decode an image, and return what is known of it; an empty text if it is missing, else what is wrong."""
+    """Decode an image; return an empty text if it is missing, and a description of the fault if it is broken."""
     try:
         data = read_file(path, what="an image")
         height, width = decode_array(data, str(path), value_range).shape[:2]
@@ -145,7 +145,7 @@ def open_image(path: Path, value_range: Sequence[float] | None) -> Opened | str:
 def open_images(
     data: Annotations, value_range: Sequence[float] | None, notes: list[str]
 ) -> dict[str, list[tuple[Opened, Record]]]:
-    """Find and decode the images of annotations, and add what was left out or assumed to the notes.
+    """Find and decode the images of annotations, and add omissions and assumptions to the notes.
 
     Returns:
         The images of each split with their annotations. Several records of one file are merged.

@@ -164,9 +164,9 @@ class Journal:
         self.path, self.request = folder / JOURNAL, request
         lines = read_text(self.path).splitlines(keepends=True) if self.path.is_file() else []
         self.resumed = lines[:1] == [json.dumps(request) + "\n"]
-        kind = tuple[str, list[dict[str, Any]]]
         whole = [line.encode() for line in lines[1:] if self.resumed and line.endswith("\n")]
-        self.rows = dict(row for line in whole if (row := decode_or_none(line, kind)))
+        rows = [decode_or_none(line, tuple[str, list[dict[str, Any]]]) for line in whole]
+        self.rows: dict[str, list[dict[str, Any]]] = dict(filter(None, rows))
 
     def start(self, pictures: Iterable[Path]) -> None:
         """Write the file, and remove the temporary pictures of a killed call."""

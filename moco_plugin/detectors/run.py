@@ -151,7 +151,7 @@ def train_on_own_data(
 
 
 def _finished(folder: Path) -> int:
-    """Return how many trials a folder holds."""
+    """Return the number of trials in a folder."""
     path = folder / RESULTS
     return len(read_json(path).get("trials", ())) if path.is_file() else 0
 

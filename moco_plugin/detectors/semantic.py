@@ -66,7 +66,7 @@ def prepare_semantic(out: Path, sources: Sources) -> OwnData:
         raise UserError(f"all images of {images} are copies of one; expected 2 or more that differ")
     classes = names or [str(index) for index in range(max(used) + 1)]
     count_classes(dict(enumerate(classes)), train, test, "pixel", notes)
-    files = [_write(out / f"{name}.json", part, classes, binary) for name, part in (("train", train), ("test", test))]
+    files = _write(out / "train.json", train, classes, binary), _write(out / "test.json", test, classes, binary)
     about: dict[str, Any] = {"prefix": SEMANTIC_PREFIX, "value_range": sources.value_range}
     return OwnData(*files, len(train), len(test), tuple(classes), False, tuple(notes), **about)
 
@@ -90,7 +90,7 @@ def _write(path: Path, rows: list[Row], classes: list[str], binary: bool) -> Pat
 def _pair(
     labels: Path, images: Path, names: list[str], value_range: Sequence[float] | None, notes: list[str]
 ) -> list[Row]:
-    """Return the entries of a data set, each with the ``classes`` that occur in it; add what was left out to the notes."""
+    """Return the entries of a data set, each with its ``classes``, and add omissions to the notes."""
     by_name = {path.relative_to(images).with_suffix("").as_posix(): path for path in image_files(images)}
     files, pairs, without = image_files(labels), dict[Path, Path](), list[str]()
     for path in files:

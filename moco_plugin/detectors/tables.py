@@ -92,8 +92,8 @@ def read_table(path: Path, images: Path | None) -> Annotations:
             name = row[columns["image"]].strip()
             record = records.setdefault(name, Record(name))
             kind = row[columns["class"]].strip() if "class" in columns else ONE_CLASS
-            values = [row[columns[name]].strip() for name in shape]
-            item = _runs(values[0], kind) if shape == ("runs",) else _box(values, shape, kind)
+            cells = [row[columns[part]].strip() for part in shape]
+            item = _runs(cells[0], kind) if shape == ("runs",) else _box(cells, shape, kind)
             if item is not None:
                 data.add(record, item, where)
     data.splits[""] = list(records.values())

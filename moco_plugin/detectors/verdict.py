@@ -55,7 +55,7 @@ class Verdict:
         return "pays" if self.difference > 0 else "harms"
 
     def sentence(self, values: str) -> str:
-        """Return the verdict with its interval and, if it is open, what would decide it.
+        """Return the verdict with its interval and, if it is open, advice on how to decide it.
 
         Args:
             values: The two means, as ``box AP 21.0 against 11.0``.

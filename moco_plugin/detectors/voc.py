@@ -61,10 +61,10 @@ def _voc_record(path: Path, data: Annotations) -> Record | None:
             name = (element.findtext("name") or "").strip()
             left, top, right, bottom = (_number(element.findtext(f"bndbox/{key}")) for key in CORNERS)
             # VOC counts pixels from 1 and includes both ends
-            item: Object | str = Object(name, [left - 1, top - 1, right - left + 1, bottom - top + 1])
-            item.crowd = (element.findtext("difficult") or "").strip() == "1"
-            if not name or math.isnan(left + top + right + bottom):
-                item = "objects without a name, or without four numbers in bndbox"
+            box = [left - 1, top - 1, right - left + 1, bottom - top + 1]
+            crowd = (element.findtext("difficult") or "").strip() == "1"
+            odd = "objects without a name, or without four numbers in bndbox"
+            item: Object | str = odd if not name or math.isnan(sum(box)) else Object(name, box, crowd=crowd)
             data.add(record, item, f"object {len(record.objects) + 1} of {path.name}")
     # a file that was renamed with its image still contains the old name
     given = re.split(r"[\\/]", written)[-1].lower()
@@ -110,8 +110,8 @@ def read_cvat(path: Path, images: Path | None) -> Annotations:
             raise UserError(f'{path} has tracks of a video; export the task as "CVAT for images" or as COCO')
         labels += [(name.text or "").strip() for name in element.findall(".//labels/label/name")]
         if element.tag == "image":
-            sides = (_number(element.get(key), 0) for key in ("width", "height"))
-            record = Record(element.get("name", ""), [], *sides)
+            width, height = (_number(element.get(key), 0) for key in ("width", "height"))
+            record = Record(element.get("name", ""), width=width, height=height)
             for shape in element:
                 if shape.tag not in ("tag", "attribute"):
                     where = f"{shape.tag} {len(record.objects) + 1} of {record.name} in {path.name}"

@@ -137,7 +137,7 @@ def _from_yaml(path: Path) -> _Description:
 
 
 def _from_data(path: Path) -> _Description:
-    """Read Darknet's ``obj.data``, whose paths start anywhere."""
+    """Read Darknet's ``obj.data``; its paths may be relative to any folder."""
     pairs = (line.partition("=") for line in read_text(path, MOST_LABEL_BYTES).splitlines())
     content = {key.strip(): value.strip() for key, _, value in pairs}
     splits = {SPLIT_OF[key]: [value] for key, value in content.items() if key in SPLIT_OF}

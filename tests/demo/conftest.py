@@ -32,7 +32,7 @@ def write_transfer(folder: Path, values: dict[str, list[float]]) -> None:
 
 
 def write_accuracies(folder: Path, untrained: float, moco: float, pixels: float = 50.0) -> None:
-    """Write what the evaluations of features write: the same accuracy at two k and of a linear classifier."""
+    """Write results of the evaluations: the same accuracy for two k and a linear classifier."""
     by_k = {
         "knn_random": {"top1_by_k": {"1": untrained, "20": untrained}},
         "knn_moco": {"top1_by_k": {"1": moco, "20": moco}, "pixels": {"1": pixels, "20": pixels}},

@@ -1,4 +1,4 @@
-"""Where Fashion-MNIST comes from, and what is said when it cannot be had."""
+"""The sources of Fashion-MNIST, and the advice if there is none."""
 
 import shutil
 from pathlib import Path

@@ -1,9 +1,10 @@
-"""The demo's page: right numbers, whole HTML, nothing fetched, and what a browser makes of it."""
+"""The demo's page: correct numbers, complete HTML that fetches nothing, no complaint of a browser."""
 
 import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -90,7 +91,12 @@ def test_text_is_escaped(report: tuple[Path, str]) -> None:
         assert text in found.text
 
 
-RETRIEVED = {"recall": {"1": 50.0}, "chance_recall": {"1": 25.0}, "weights": "<b>.ckpt", "weights_sha256": "0" * 64}
+RETRIEVED: dict[str, Any] = {
+    "recall": {"1": 50.0},
+    "chance_recall": {"1": 25.0},
+    "weights": "<b>.ckpt",
+    "weights_sha256": "0" * 64,
+}
 RETRIEVED |= {"untrained": False, "train_images": 2, "test_images": 2}
 
 

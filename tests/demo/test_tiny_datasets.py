@@ -1,4 +1,4 @@
-"""Tiny data sets: deterministic, in the published layouts, and true to what is in their images."""
+"""Tiny data sets: deterministic, in the published layouts, with annotations that match the images."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_layouts_are_the_published_ones(tiny: Path) -> None:
     assert len(lists["train"]) == 4 + 2 and len(lists["val"]) == 3
     assert lists["trainval"] == sorted(lists["train"] + lists["val"])
     with Image.open(tiny / "VOC2012/SegmentationClass/2007_000001.png") as image:
-        colours = np.reshape(image.getpalette(), (256, 3)).tolist()
+        colours = np.array(image.getpalette()).reshape(256, 3).tolist()
     assert colours[:4] == [[0, 0, 0], [128, 0, 0], [0, 128, 0], [128, 128, 0]] and colours[255] == [224, 224, 192]
 
 
@@ -185,7 +185,7 @@ def test_photos_with_transparency_are_objects_too(tmp_path: Path) -> None:
     assert kinds == [folder.name for folder in sorted((tmp_path / "photos").iterdir())]
     train, test = (group_looks(*split) for split in splits)
     assert [len(group) for group in (*train.groups, *test.groups)] == [2, 2, 2, 2]
-    assert train.groups[0][0].shape == (41, 31, 4)  # cut to what is opaque
+    assert train.groups[0][0].shape == (41, 31, 4)  # cropped to the opaque part
     scene = compose_split(train, 1, 96, [0])[0]
     for obj in scene.objects:
         colour = scene.image[obj.mask].mean(axis=0)

@@ -25,7 +25,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def prepared(tmp_path: Path, photos: Path) -> Prepared:
-    """Writes a COCO file ``train.json`` of the photos, prepares it, and returns what ``prepare`` returns."""
+    """Prepares a COCO file ``train.json`` of the photos; see ``Prepared``."""
     from moco_plugin.detectors.dataset import Sources, prepare
 
     def run(change: Change = lambda content: None, **options: Any) -> Any:

@@ -41,10 +41,10 @@ class Sample(NamedTuple):
 SAMPLES: dict[str, Sample] = {}
 
 
-def sample(name: str, *arguments: str, **about: Any) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+def sample(name: str, *arguments: str, **about: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Register the writer of a data set; the arguments are those of tools/transfer.py."""
 
-    def register(write: Callable[[Path], None]) -> Callable[[Path], None]:
+    def register(write: Callable[..., None]) -> Callable[..., None]:
         def run(root: Path) -> list[str]:
             write(root)
             return list(arguments or ("--train-folder", "."))

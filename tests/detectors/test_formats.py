@@ -44,7 +44,8 @@ class Read:
         )
 
 
-Check, Refused = Callable[..., Read], Callable[..., str]
+Check = Callable[..., Read]
+Refused = Callable[..., str]
 
 
 @pytest.fixture
@@ -158,7 +159,7 @@ def test_images_are_found_by_name(pattern: str, here: Path, check: Check) -> Non
     assert "10 images are not where train.json says, and were found by name: " in read.shown
 
 
-def test_names_of_two_images_are_nobodys(here: Path, refused: Refused, check: Check) -> None:
+def test_images_are_not_found_by_a_name_that_two_have(here: Path, refused: Refused, check: Check) -> None:
     photos(here / "a")
     photos(here / "b")
     put(here / "train.json", coco(pattern="c\\{:03}.jpg"))

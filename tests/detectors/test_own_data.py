@@ -1,4 +1,4 @@
-"""Detection on own data: formats, what is left out or refused, the recipe, and the comparison through the tools."""
+"""Detection on own data: preparation, recipe, and the comparison through the tools."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""The verdict of a comparison: how often it is wrong, what it says, and the results of resampled images."""
+"""The verdict of a comparison: its error rate, its sentences, and the results of resampled images."""
 
 import contextlib
 import io
@@ -37,7 +37,8 @@ def verdicts(effect: float, trials: int, noise: tuple[float, float]) -> Counter[
             starts.append([own + random.normal(0, 10, IMAGES) + random.normal(0, deviation) for _ in range(trials)])
         scores = [[lambda weights, values=values: weights @ values / IMAGES for values in start] for start in starts]
         means = [[float(values.mean()) for values in start] for start in starts]
-        found[judge(*means, image_error(*scores, IMAGES), IMAGES).word] += 1
+        error = image_error(scores[0], scores[1], IMAGES)
+        found[judge(means[0], means[1], error, IMAGES).word] += 1
     return found
 
 
