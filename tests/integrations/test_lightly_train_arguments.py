@@ -47,26 +47,31 @@ def test_arguments_are_the_papers_at_imagenets_size() -> None:
     assert defaults == {"moco": 200, "moco_v1": 200, "moco_v3": 100}
 
 
-def test_optimizers_are_the_papers() -> None:
-    (optimizer,), _ = make("moco", batch=512, queue_size=64).configure_optimizers()
-    (group,) = optimizer.param_groups
-    assert type(optimizer) is torch.optim.SGD
-    assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (0.06, 0.9, 1e-4)
-    method = make("moco_v3", batch=4096, hidden_dim=32)
+@pytest.mark.parametrize(
+    ("name", "vit", "arguments", "kind", "values"),
+    [
+        ("moco", False, {"batch": 512, "queue_size": 64}, torch.optim.SGD, (0.06, 0.9, 1e-4)),
+        ("moco_v3", False, {"batch": 4096, "hidden_dim": 32}, LARS, (9.6, 0.9, 1e-6)),
+        ("moco_v3", True, {"batch": 1024, "optim_args": {"weight_decay": 0.05}}, torch.optim.AdamW, (6e-4, None, 0.05)),
+        (
+            "moco",
+            False,
+            {"optim": "adamw", "optim_args": {"lr": 1e-3}},
+            torch.optim.AdamW,
+            (1e-3, None, 0.01),
+        ),  # LightlyTrain's decay
+    ],
+)
+def test_optimizers_are_the_papers(
+    name: str, vit: bool, arguments: dict[str, Any], kind: type, values: tuple[float | None, ...]
+) -> None:
+    method = make(name, network("vit_tiny_patch16_224", depth=1, img_size=32) if vit else None, **arguments)
     (optimizer,), _ = method.configure_optimizers()
     (group,) = optimizer.param_groups
-    assert type(optimizer) is LARS and method.optimizer_args.type().value == "lars"
-    assert (group["initial_lr"], group["momentum"], group["weight_decay"]) == (pytest.approx(9.6), 0.9, 1e-6)
+    assert type(optimizer) is kind and method.optimizer_args.type().value == kind.__name__.lower()
+    assert tuple(map(group.get, ("initial_lr", "momentum", "weight_decay"))) == pytest.approx(values)
     trained = [p for p in method.method.parameters() if p.requires_grad]
     assert {id(p) for p in group["params"]} == {id(p) for p in trained}
-    vit = network("vit_tiny_patch16_224", depth=1, img_size=32)
-    method = make("moco_v3", vit, batch=1024, optim_args={"weight_decay": 0.05}, hidden_dim=32)
-    (optimizer,), _ = method.configure_optimizers()
-    (group,) = optimizer.param_groups
-    assert type(optimizer) is torch.optim.AdamW and method.optimizer_args.type().value == "adamw"
-    assert (group["initial_lr"], group["weight_decay"]) == (pytest.approx(6e-4), 0.05)
-    (optimizer,), _ = make("moco", optim="adamw", optim_args={"lr": 1e-3}, queue_size=64).configure_optimizers()
-    assert type(optimizer) is torch.optim.AdamW and optimizer.param_groups[0]["initial_lr"] == 1e-3
 
 
 def rates(method: Any, steps: int) -> list[float]:
