@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     step.add_argument("--queue-size", type=int, default=65536, help="K (default %(default)s)")
     step.add_argument("--rounds", type=int, default=30, help="steps of each (default %(default)s)")
     step.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default %(default)s")
-    step.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="default %(default)s")
+    precisions = ["float32", "bfloat16", "float16"]
+    step.add_argument("--precision", choices=precisions, default="float32", help="default %(default)s")
     step.add_argument("--compile", action="store_true", help="compile the encoders")
     views = what.add_parser("views", help="two views of JPEG files on one core, compared with other pipelines")
     views.add_argument("--root", help="images, as data.root (default: cuts of scikit-learn's two photographs)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from moco_plugin.data.pixels import SIDEWAYS, CannotDecode, Pixels, check_pixels, upright
+from moco_plugin.data.pixels import SIDEWAYS, CannotDecode, Pixels, check_pixels, check_scans, upright
 from moco_plugin.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -16,11 +16,16 @@ if TYPE_CHECKING:
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 MOST_PAGES = 4096
+MOST_STRIPS = 1 << 20  # or tiles, of a page
+MOST_LZMA = 1 << 28  # bytes, which take 20 s
 ORIENTATION, NODATA, SUBFILES = 274, 42113, 330
 MOST_BANDS = 16  # of an array that tifffile wrote as pages of rows
 _KEPT = {"imagej", "shaped", "stk"}  # formats that tifffile reads whole; others open further files or drop pages
 _BYTEWISE = (5, 8, 32946, 32773, 34925, 50000)  # LZW, deflate (two codes), PackBits, LZMA, zstd: codecs of plain bytes
 _BLOCK = 1 << 26  # bytes that libtiff unpacks at once
+_SPARE = 1 << 20  # bytes that values and strips may share
+_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # of types of values; others 1
+_EXIF = (34665, 34853, 40965)  # pages of metadata
 _AXES = {"S": "samples", "C": "channels", "Z": "depths", "T": "times"}
 _PILLOWS = {(0, 1), (1, 1), (2, 3), (2, 4), (3, 1), (5, 4), (6, 3), (8, 3)}  # colour models and samples: grey to CIELAB
 _WORDS = {0: "white is 0", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
@@ -52,7 +57,8 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     height, width = sizes.pop("Y", 0), sizes.pop("X", 0)
     others = {axis: count for axis, count in sizes.items() if count > 1}
     count = int(np.prod(list(others.values()), dtype=object)) if others else 1
-    check_pixels(width, height, count, max(1, page.bitspersample // 8))
+    padded = [-(-size // side) * side for size, side in ((width, page.tilewidth or 1), (height, page.tilelength or 1))]
+    check_pixels(*padded, count * max(1, page.tiledepth), max(1, page.bitspersample // 8))
     _check_whole(data, series, page)
     colours, bits = int(page.photometric), page.bitspersample
     samples, extra = page.samplesperpixel, [int(kind) for kind in page.extrasamples]
@@ -101,12 +107,16 @@ def _open(data: bytes) -> "TiffFile":
 
 
 def _check_directories(data: bytes) -> None:
-    """Raise CannotDecode if the chain of pages is circular, broken or longer than ``MOST_PAGES``."""
+    """Raise CannotDecode if the pages form a cycle, are broken or too many, or if values or strips share bytes."""
     order, big = "<>"[data[:1] == b"M"], data[2:4].strip(b"\0") == b"+"
     count_format, entry, offset_format = ("Q", 20, "Q") if big else ("H", 12, "I")
     seen: set[int] = set()
-    (offset,) = struct.unpack_from(order + offset_format, data, 8 if big else 4)
-    while offset:
+    total = 0
+    waiting = [*struct.unpack_from(order + offset_format, data, 8 if big else 4)]
+    while waiting:
+        offset = waiting.pop()
+        if not offset:
+            continue
         if offset in seen or len(seen) >= MOST_PAGES:
             raise CannotDecode(f"more than {MOST_PAGES} pages" if offset not in seen else "its pages form a cycle")
         seen.add(offset)
@@ -115,10 +125,17 @@ def _check_directories(data: bytes) -> None:
         if count > 1000 or start + count * entry > len(data):
             raise CannotDecode("it is cut off or damaged")
         for place in range(start, start + count * entry, entry):
-            code, _, values = struct.unpack_from(order + "HH" + offset_format, data, place)
+            code, kind, values = struct.unpack_from(order + "HH" + offset_format, data, place)
+            total += values * _SIZES.get(kind, 1)
+            if code in (273, 324) and values > MOST_STRIPS:
+                raise CannotDecode(f"{values} strips or tiles, more than {MOST_STRIPS}")
             if code == SUBFILES and values > 32:
                 raise CannotDecode(f"a page of {values} smaller ones")
-        (offset,) = struct.unpack_from(order + offset_format, data, start + count * entry)
+            if code in _EXIF or (code == SUBFILES and values == 1):
+                waiting += struct.unpack_from(order + offset_format, data, place + (12 if big else 8))
+        if total > len(data) + _SPARE:
+            raise CannotDecode("its values overlap")
+        waiting += struct.unpack_from(order + offset_format, data, start + count * entry)
 
 
 def _image(file: "TiffFile", name: str) -> "TiffPageSeries":
@@ -139,11 +156,13 @@ def _describe(others: dict[str, int]) -> str:
 
 
 def _check_whole(data: bytes, series: "TiffPageSeries", page: "TiffPage") -> None:
-    """Raise CannotDecode if parts of the image are missing in the file, which tifffile would leave black."""
+    """Raise CannotDecode if parts of the image are missing, which tifffile would leave black, or take too long."""
+    total = 0
     for part in series.pages:
         if part is None:
             continue
         counts = part.databytecounts
+        total += sum(counts)
         if any(offset + count > len(data) for offset, count in zip(part.dataoffsets, counts, strict=False)):
             raise CannotDecode("it is cut off")
         if (
@@ -153,6 +172,14 @@ def _check_whole(data: bytes, series: "TiffPageSeries", page: "TiffPage") -> Non
             and sum(counts) * 8 < page.size * page.bitspersample
         ):
             raise CannotDecode("it is cut off")
+    if total > len(data) + _SPARE:
+        raise CannotDecode("its strips or tiles overlap")
+    if page.compression == 34925 and total > MOST_LZMA:
+        raise CannotDecode(f"{total:,} bytes of LZMA, more than {MOST_LZMA:,}; save it with another compression")
+    if page.compression in (6, 7):
+        strips = zip(page.dataoffsets, page.databytecounts, strict=False)
+        scans = max((data.count(b"\xff\xda", start, start + count) for start, count in strips), default=0)
+        check_scans(scans, page.imagewidth * page.imagelength)
     if len(series.pages) == 1 and series.dataoffset is not None and series.dataoffset + series.nbytes > len(data):
         raise CannotDecode("it is cut off")
 
