@@ -78,11 +78,11 @@ def works(process: subprocess.Popen[bytes], out: Path) -> float:
 def kill(command: list[str], out: Path, whole: Path, count: int, check: Callable[[Path], bool], seed: int) -> None:
     """Run a tool whole, then kill it so often, and print what differs."""
     log, generator = out.parent / f"{out.name}.log", random.Random(seed)
-    process = start([part.replace("OUT", str(whole)) for part in command], log)
+    process = start([part.replace("OUT/", f"{whole}/") for part in command], log)
     began = works(process, whole)
     assert process.wait() == 0, log.read_text()
     lasts, kills, wrong, finished = time.monotonic() - began, 0, 0, 0
-    mine, expected = [part.replace("OUT", str(out)) for part in command], state(whole)
+    mine, expected = [part.replace("OUT/", f"{out}/") for part in command], state(whole)
     while kills < count:
         process = start(mine, log)
         works(process, out)
