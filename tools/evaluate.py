@@ -19,7 +19,8 @@ except ModuleNotFoundError:
 
 from moco_plugin.data.spec import check_images
 from moco_plugin.errors import UsageError, command
-from moco_plugin.files import check_checkpoint
+from moco_plugin.files import check_checkpoint, check_output
+from moco_plugin.runs.run_folder import check_unlocked
 
 SAMPLES = {
     "weights": "runs/photos/checkpoints/last.ckpt",
@@ -148,6 +149,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     check_checkpoint(args.weights)
     for spec in filter(None, map(arguments.get, ("train", "test", "images"))):
         check_images(spec)
+    if out := arguments.get("out"):
+        out = check_output(Path(out).expanduser(), arguments.get("overwrite", False))
+        check_unlocked(out.with_name(f"{out.stem}_run"))  # of linear and finetune
     if run.name not in SEVERAL and os.environ.get("RANK", "0") != "0":
         return 0
     if not picture:

@@ -66,10 +66,11 @@ def prepare_run(overrides: Sequence[str], name: str | Path | None = None, dry: b
         UserError: Nothing is at a path, or the images cannot be opened.
     """
     given = parse_overrides(overrides, PretrainConfig)
+    named = None if name is None else merge_config(name, given)
     if not dry:
-        _check_paths(given)
-    if name is not None:
-        return PreparedRun(merge_config(name, given))
+        _check_paths(given if named is None else OmegaConf.structured(named))
+    if named is not None:
+        return PreparedRun(named)
     import torch
 
     recipe = recipe_named_by(given)
