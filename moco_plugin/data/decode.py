@@ -48,7 +48,8 @@ _FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
     *("DDS", "QOI", "SGI", "SUN", "TGA"),
 )
-MOST_READS = 3 << 23  # by Pillow of a file, and bytes of its header that are read in small parts
+MOST_READS = 1 << 24  # by Pillow of a file, and bytes of its header that are read in small parts
+MOST_SLOW = 3 << 26  # bytes of JPEG 2000, AVIF, HEIC and plain-text PPM, which take about 0.1 s per MB
 MOST_SEGMENTS = 100_000  # before the first scan of a JPEG file
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
@@ -235,6 +236,9 @@ def _opened(data: bytes | IO[bytes]) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise CannotDecode(f"too many pixels; {RAISES}") from error
     check_pixels(*image.size)
+    slow = image.format in ("JPEG2000", "AVIF", "HEIF") or [tile[0] for tile in image.tile] == ["ppm_plain"]
+    if slow and isinstance(data, bytes) and len(data) > MOST_SLOW:
+        raise CannotDecode(f"{len(data):,} bytes of {image.format}, more than {MOST_SLOW:,}")
     file.header = False
     return image
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 MOST_PAGES = 4096
 MOST_STRIPS = 1 << 20  # or tiles, of a page
-MOST_LZMA = 1 << 28  # bytes, which take 20 s
+MOST_LZMA = 1 << 28  # bytes, at about 20 MB a second
 ORIENTATION, NODATA, SUBFILES = 274, 42113, 330
 MOST_BANDS = 16  # of an array that tifffile wrote as pages of rows
 _KEPT = {"imagej", "shaped", "stk"}  # formats that tifffile reads whole; others open further files or drop pages

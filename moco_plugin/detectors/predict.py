@@ -58,7 +58,7 @@ def predict(
 
     Args:
         config: The config that the weights were trained with; a path, or a name below ``configs/detectron2``, or as read.
-            None for the one that the model file holds.
+            None for the one of the model file.
         weights: What training has written, such as ``model_final.pth``.
         images: Image files, or folders of them.
         out: Folder for the pictures.
@@ -75,7 +75,7 @@ def predict(
         The pictures.
 
     Raises:
-        UsageError: An argument that cannot be right, or a picture that exists.
+        UsageError: An invalid argument, or a picture that exists.
         UserError: Weights that leave a part of the model random, or images that cannot be decoded; all others
             have been drawn by then.
     """
@@ -97,7 +97,9 @@ def predict(
                 f"{weights} is of a pre-training run and detects nothing; train a detector from it by tools/transfer.py "
                 "--train-folder FOLDER --weights FILE, and give its model_final.pth"
             )
-        raise UsageError(f"{weights} does not hold its config; give the one that it was trained with as --config-file")
+        raise UsageError(
+            f"{weights} does not contain its config; give the one that it was trained with as --config-file"
+        )
     cfg.MODEL.WEIGHTS = ""  # loaded below, with checks
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = threshold
     fit_device(cfg)
@@ -234,7 +236,7 @@ def class_metadata(cfg: CfgNode, stored: Mapping[str, Any] | None = None) -> Met
 
     Args:
         cfg: The config.
-        stored: ``thing_classes`` or ``stuff_classes`` that the model file holds, which go first.
+        stored: ``thing_classes`` or ``stuff_classes`` of the model file, which take precedence.
 
     Where the names are only known from files that are absent, or do not fit the model, classes are numbered.
     """

@@ -161,7 +161,7 @@ def queue_for(images: int) -> dict[str, Any]:
 
 
 def queue_warning(method: Any, images: int) -> str:
-    """Return a sentence if the queue of a method holds more keys than there are images, else an empty string."""
+    """Return a sentence if the queue of a method contains more keys than there are images, else an empty string."""
     queue_size = method.queue_size or 0
     if queue_size <= images:
         return ""
@@ -173,7 +173,7 @@ def queue_warning(method: Any, images: int) -> str:
         else "choose a smaller method_args.queue_size"
     )
     return (
-        f"warning: the queue holds {queue_size} keys and there are {images} images, so that older keys of an image are "
+        f"warning: the queue contains {queue_size} keys and there are {images} images, so that older keys of an image are "
         f"among its negatives; {smaller}"
     )
 

@@ -239,10 +239,10 @@ def test_names_that_cannot_be_right(tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("".join(f"im.png a{index};b{index}\n" for index in range(40_000)))
     save_images(tmp_path, "im.png")
     refused = {
-        "a\0b": "cannot be a path",
-        "x" * 300: "cannot be a path",
-        "\ud800": "cannot be a path",
-        "~no-such-user/x": "cannot be a path",
+        "a\0b": "is not a valid path",
+        "x" * 300: "is not a valid path",
+        "\ud800": "is not a valid path",
+        "~no-such-user/x": "is not a valid path",
         "": "names no images",
         "[,]": "names no images",
         "/dev/zero": "found a file",
