@@ -232,7 +232,7 @@ def _opened(data: bytes | IO[bytes]) -> Image.Image:
     file = _Counted(io.BytesIO(data) if isinstance(data, bytes) else data)
     most_pixels()
     try:
-        image = Image.open(file, formats=PILLOW_FORMATS)  # type: ignore[arg-type]
+        image = Image.open(file, formats=PILLOW_FORMATS)
     except Image.DecompressionBombError as error:
         raise CannotDecode(f"too many pixels; {RAISES}") from error
     check_pixels(*image.size)

@@ -57,8 +57,9 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     height, width = sizes.pop("Y", 0), sizes.pop("X", 0)
     others = {axis: count for axis, count in sizes.items() if count > 1}
     count = int(np.prod(list(others.values()), dtype=object)) if others else 1
-    padded = [-(-size // side) * side for size, side in ((width, page.tilewidth or 1), (height, page.tilelength or 1))]
-    check_pixels(*padded, count * max(1, page.tiledepth), max(1, page.bitspersample // 8))
+    across, down = page.tilewidth or 1, page.tilelength or 1
+    padded = -(-width // across) * across, -(-height // down) * down
+    check_pixels(padded[0], padded[1], count * max(1, page.tiledepth), max(1, page.bitspersample // 8))
     _check_whole(data, series, page)
     colours, bits = int(page.photometric), page.bitspersample
     samples, extra = page.samplesperpixel, [int(kind) for kind in page.extrasamples]
