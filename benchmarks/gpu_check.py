@@ -70,9 +70,13 @@ def _checks(device: str, folder: Path) -> Iterator[tuple[str, Callable[[], dict[
         yield f"{method.title} step, no waiting", lambda m=method: _step(device, m)  # type: ignore[misc]
     big = {"backbone": "resnet50", "image_size": 224, "batch_size": 256, "precision": "bfloat16"}
     toy = {"backbone": "resnet18", "image_size": 32, "batch_size": 8, "queue_size": 64, "rounds": 1}
-    for compiled in (False, True) if device == "cuda" else (False,):
-        sizes = {**(big if device == "cuda" else toy), "device": device, "compile": compiled}
-        yield f"step{', compiled' * compiled}", lambda s=sizes: _step_speed(**s)  # type: ignore[misc]
+    steps: list[dict[str, Any]] = (
+        [{}, {"compile": True}, {"precision": "float16"}] if device == "cuda" else [{"precision": "float16"}]
+    )
+    for more in steps:
+        sizes = {**(big if device == "cuda" else toy), "device": device, **more}
+        name = "".join(f", {key} {value}" for key, value in more.items())
+        yield f"step{name}", lambda s=sizes: _step_speed(**s)  # type: ignore[misc]
     yield "contrast", lambda: _contrast_speed(device)
     sizes = {} if device == "cuda" else {"image_size": 32, "images": 2, "rounds": 1}
     yield "views, speed", lambda: views.measure(**sizes, device=device)["results"]
@@ -167,7 +171,7 @@ def _contrast_speed(device: str) -> dict[str, Any]:
 
 
 def _runs(device: str, folder: Path) -> Iterator[tuple[str, Callable[[], dict[str, Any] | None]]]:
-    """Yield pre-training on JPEG files with both engines, stopped and resumed, kNN, evaluation and conversion."""
+    """Yield pre-training on JPEG files with both engines, stopped and resumed, kNN, evaluation, conversion, detection."""
     cuda = device == "cuda"
     photos, count = folder / "photos", 512 if cuda else 8
     for index in range(2 * count):
@@ -189,12 +193,29 @@ def _runs(device: str, folder: Path) -> Iterator[tuple[str, Callable[[], dict[st
     last = folder / "device" / "checkpoints" / "last.ckpt"
     sets = ["--weights", last, "--train", photos, "--test", photos]
     yield "evaluate", lambda: _tool("evaluate", "knn", *sets, "--out", folder / "knn")
-    yield "convert", lambda: _tool("convert", last, folder / "network.safetensors", "--to", "timm")
-    if cuda:
-        yield (
-            "demo",
-            lambda: _tool("demo", "--quick", "--out", folder / "demo"),
-        )  # detectors, their training and predictions
+    weights, detector = folder / "network.pkl", folder / "detector"
+    yield "convert", lambda: _tool("convert", last, weights, "--to", "detectron2")
+    configs = ("coco/coco_R_50_FPN_1x_moco", "demo/scenes_R_18_FPN_quarter_moco")
+    keys = f"MODEL.WEIGHTS {weights} MODEL.MASK_ON False MODEL.ROI_HEADS.NUM_CLASSES 2 SOLVER.AMP.ENABLED True"
+    keys += f" DATASETS.TRAIN ('{_boxes(photos)}',) DATASETS.TEST () SOLVER.IMS_PER_BATCH 4 SOLVER.STEPS ()"
+    keys += f" SOLVER.MAX_ITER {50 if cuda else 2} TEST.PRECISE_BN.ENABLED False OUTPUT_DIR {detector}"
+    keys += "" if cuda else " MODEL.RESNETS.RES2_OUT_CHANNELS 64"
+    train = ["train_net", "--config-file", configs[not cuda], *keys.split()]
+    yield "train_net, mixed precision", lambda: _tool(*train)
+    model = ["--weights", detector / "model_final.pth", "--config-file", detector / "config.yaml"]
+    yield "predict", lambda: _tool("predict", *model, "--out", folder / "pictures", *sorted(photos.glob("0/*"))[:8])
+
+
+def _boxes(photos: Path) -> str:
+    """Write a COCO file of a box in each photo, and return its name for detectron2."""
+    images = [{"id": n, "file_name": str(path)} for n, path in enumerate(sorted(photos.rglob("*.jpg")))]
+    images = [{**image, "width": 500, "height": 375} for image in images]
+    box = {"bbox": [100, 100, 200, 150], "area": 30000, "iscrowd": 0}
+    boxes = [{**box, "id": n + 1, "image_id": n, "category_id": 1 + n % 2} for n in range(len(images))]
+    categories = [{"id": 1, "name": "one"}, {"id": 2, "name": "other"}]
+    file = photos.parent / "boxes.json"
+    file.write_text(json.dumps({"images": images, "annotations": boxes, "categories": categories}))
+    return f"coco:{file}"
 
 
 def _command(*arguments: Any) -> list[str]:

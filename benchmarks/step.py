@@ -38,8 +38,8 @@ def measure(
         batch_size: Images.
         queue_size: K.
         rounds: Number of steps of each.
-        device: Where to train; on CUDA the kernels of a step are also counted.
-        precision: "bfloat16" is autocast.
+        device: "cpu" or "cuda"; on CUDA the kernels of a step are also counted.
+        precision: "float32", or "bfloat16" or "float16" for autocast; "float16" with scaled gradients.
         compile: Compile the encoders.
     """
     at_least(1, batch_size=batch_size, image_size=image_size, rounds=rounds)
@@ -56,6 +56,7 @@ def measure(
         for encoder in model.modules_to_compile() if compile else ():
             encoder.compile()
         optimizer = build_optimizer(OptimizerConfig(), model.encoder_q.parameters(), lr=0.03)
+        scaler = torch.amp.GradScaler(device, enabled=precision == "float16")
         ntxent = NTXentLoss(temperature=0.2, memory_bank_size=(queue_size, 128)).to(device)
 
         def loss() -> Any:
@@ -70,10 +71,11 @@ def measure(
 
         def run() -> None:
             optimizer.zero_grad()
-            with torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.autocast(device, getattr(torch, precision), enabled=precision != "float32"):
                 value = loss()
-            value.backward()
-            optimizer.step()
+            scaler.scale(value).backward()
+            scaler.step(optimizer)
+            scaler.update()
 
         return run
 

@@ -1,6 +1,6 @@
 """Reading of input files, and atomic writing of files and folders.
 
-Every file that a user, a list, a config or an archive names is opened here: only regular files of bounded size.
+Every file that a user, a list, a config or an archive names is opened here, if it is a regular file of bounded size.
 """
 
 import codecs
@@ -24,9 +24,9 @@ from moco_plugin.errors import UsageError, UserError, reason
 MOST_BYTES = 1 << 30
 """Size of the largest file that is read whole."""
 MOST_TEXT = 1 << 28
-"""Size of the largest list or other text."""
+"""Size of the largest text file."""
 STALLED = 10
-"""Seconds without a byte, after which a connection counts as interrupted."""
+"""Seconds without data after which a connection is closed."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -49,41 +49,41 @@ class MissingFile(UserError):
 
 
 def check_file(path: str | Path, what: str = "a file", error: type[UserError] = UserError) -> os.stat_result:
-    """Return the status of a regular file, without opening it.
+    """Return the status of a regular file without opening it.
 
     Args:
-        path: Its path; links are followed.
-        what: What is expected there, for messages.
-        error: The class of errors; a file that is missing is a ``MissingFile`` where that is ``UserError``.
+        path: Path of the file; links are followed.
+        what: The expected kind of file, for messages.
+        error: Class of the error; for ``UserError``, a missing file raises ``MissingFile``.
 
     Raises:
-        UserError: Nothing is there, it is a folder, a pipe or a device, or the path cannot be one.
+        UserError: The path is invalid, or no regular file is there.
     """
     try:
         status = os.stat(path)
-    except ValueError as cause:  # NUL, or half a pair of UTF-16
-        raise error(f"{shown(path)} cannot be a path ({reason(cause)}); expected {what}") from cause
+    except ValueError as cause:  # a NUL character or a surrogate
+        raise error(f"{shown(path)} is not a valid path ({reason(cause)}); expected {what}") from cause
     except (FileNotFoundError, NotADirectoryError) as cause:
-        found = "is a link to nothing" if os.path.islink(path) else f"cannot be read ({cause.strerror})"
+        found = "is a broken link" if os.path.islink(path) else f"cannot be read ({cause.strerror})"
         kind = MissingFile if error is UserError else error
         raise kind(f"{shown(path)} {found}; check the path") from cause
     except OSError as cause:
         raise error(f"{shown(path)} cannot be read ({cause.strerror}); check the path and its permissions") from cause
     if not stat.S_ISREG(status.st_mode):
-        kind_of_file = _KINDS.get(stat.S_IFMT(status.st_mode), "no regular file")
+        kind_of_file = _KINDS.get(stat.S_IFMT(status.st_mode), "not a regular file")
         raise error(f"{shown(path)} is {kind_of_file}; expected {what}")
     return status
 
 
 def check_name(path: str | Path) -> None:
-    """Raise UsageError for a text that cannot be a path, for which pathlib raises other errors."""
+    """Raise UsageError for an invalid path, for which pathlib raises other errors."""
     try:
         os.stat(Path(path).expanduser())
-    except (ValueError, RuntimeError) as error:  # the latter: ~ and no such user
-        raise UsageError(f"{shown(path)} cannot be a path ({reason(error)}); check the path") from error
+    except (ValueError, RuntimeError) as error:  # the latter for ~ and an unknown user
+        raise UsageError(f"{shown(path)} is not a valid path ({reason(error)}); check the path") from error
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
-            raise UsageError(f"{shown(path)} cannot be a path ({error.strerror}); check the path") from error
+            raise UsageError(f"{shown(path)} is not a valid path ({error.strerror}); check the path") from error
 
 
 def open_file(path: str | Path, what: str = "a file", error: type[UserError] = UserError) -> IO[bytes]:
@@ -101,7 +101,7 @@ def read_file(
     """Return the bytes of a regular file of at most ``most`` bytes; see ``check_file``.
 
     Raises:
-        UserError: As ``check_file``, or it is larger.
+        UserError: As for ``check_file``, or the file is larger.
     """
     size = check_file(path, what, error).st_size
     try:
@@ -122,12 +122,12 @@ def read_file(
 def read_text(
     path: str | Path, most: int = MOST_TEXT, what: str = "a text file", error: type[UserError] = UserError
 ) -> str:
-    """Return the text of a regular file in the encoding that ``decode_text`` finds, with ``\\n`` at ends of lines."""
+    """Return the text of a regular file; see ``decode_text``."""
     return decode_text(read_file(path, most, what, error))
 
 
 def decode_text(data: bytes) -> str:
-    """Return a text by its byte order mark; without one it is UTF-8, or what Windows writes in the West (cp1252)."""
+    """Decode text by its byte order mark, else as UTF-8 or Windows-1252; lines end with ``\\n``."""
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), "utf-8")
     try:
         text = data.decode(encoding)
@@ -137,7 +137,7 @@ def decode_text(data: bytes) -> str:
 
 
 def shown(path: str | Path) -> str:
-    """Return a path for messages, with unprintable characters escaped and cut if it is long."""
+    """Return a path for messages: unprintable characters are escaped, and long paths are shortened."""
     text = str(path)
     text = text if text.isprintable() else ascii(text)[1:-1]
     return text if len(text) <= 300 else f"{text[:200]}...{text[-60:]}"
@@ -156,7 +156,7 @@ def fetching() -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path next to ``path``, renamed to it only if the block ends without an error."""
+    """Yield a temporary path next to ``path``, which is renamed to ``path`` if the block ends without an error."""
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def _open_to_others(file: Path) -> None:
-    """Give a file the mode of new files, which mkstemp does not."""
+    """Set the mode of a file to that of new files."""
     umask = os.umask(0)
     os.umask(umask)
     file.chmod(0o666 & ~umask)
@@ -219,7 +219,7 @@ def atomic_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write ``value`` as indented JSON, whole or not at all."""
+    """Write ``value`` as indented JSON, atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
 
@@ -228,7 +228,7 @@ def read_json(path: Path) -> Any:
     """Return the content of a JSON file.
 
     Raises:
-        UserError: It cannot be read, or is not valid JSON.
+        UserError: The file cannot be read, or is not valid JSON.
     """
     return parse_json(read_file(path, what="a JSON file"), shown(path))
 
@@ -237,12 +237,12 @@ def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> 
     """Return the content of a JSON text.
 
     Args:
-        text: The text; of bytes, in the encoding of their byte order mark.
-        name: Where it comes from, for messages.
-        advice: What to do about an invalid file.
+        text: The text; bytes are decoded by ``decode_text``.
+        name: Name of the source, for messages.
+        advice: Advice for an invalid file.
 
     Raises:
-        UserError: It is not valid JSON.
+        UserError: The text is not valid JSON.
     """
     try:
         return json.loads(decode_text(text) if isinstance(text, bytes) else text)
@@ -261,7 +261,7 @@ def check_output(path: str | Path, overwrite: bool) -> Path:
 
 
 def check_checkpoint(path: str) -> None:
-    """Raise UserError if a path does not exist and is not the name of a released checkpoint."""
+    """Raise UserError for a path to no file; a name without slash or dot may be a released checkpoint."""
     if "://" in path:
         return
     check_name(path)

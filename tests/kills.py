@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.conftest import TEST, TRAIN
 from tests.detectors.samples import photos
 from tests.helpers.checkpoints import official
 
@@ -77,11 +78,11 @@ def works(process: subprocess.Popen[bytes], out: Path) -> float:
 def kill(command: list[str], out: Path, whole: Path, count: int, check: Callable[[Path], bool], seed: int) -> None:
     """Run a tool whole, then kill it so often, and print what differs."""
     log, generator = out.parent / f"{out.name}.log", random.Random(seed)
-    process = start([part.replace("OUT", str(whole)) for part in command], log)
+    process = start([part.replace("OUT/", f"{whole}/") for part in command], log)
     began = works(process, whole)
     assert process.wait() == 0, log.read_text()
     lasts, kills, wrong, finished = time.monotonic() - began, 0, 0, 0
-    mine, expected = [part.replace("OUT", str(out)) for part in command], state(whole)
+    mine, expected = [part.replace("OUT/", f"{out}/") for part in command], state(whole)
     while kills < count:
         process = start(mine, log)
         works(process, out)
@@ -92,7 +93,10 @@ def kill(command: list[str], out: Path, whole: Path, count: int, check: Callable
         process.wait()
         if not alive:
             finished += 1
-            wrong += process.returncode != 0 or state(out) != expected
+            # a tool may refuse (2) to repeat what was whole when it was killed at its end
+            if process.returncode not in (0, 2) or state(out) != expected:
+                wrong += 1
+                print(f"exit code {process.returncode}\n{log.read_text()[-500:]}", file=sys.stderr)
             shutil.rmtree(out)
             out.mkdir()
         wrong += not check(out)
@@ -104,7 +108,7 @@ def kill(command: list[str], out: Path, whole: Path, count: int, check: Callable
         f"exit code {code}, {len(differ)} of {len(expected)} files differ {differ[:5]}, left over {sorted(set(left))[:9]}",
         flush=True,
     )
-    if code:
+    if code and differ:
         print(log.read_text()[-2000:])
 
 
@@ -134,11 +138,12 @@ def cases(base: Path) -> Iterator[tuple[str, list[str], Callable[[Path], bool]]]
     fit_device(cfg)
     torch.manual_seed(0)
     torch.save({"model": build_model(cfg).state_dict()}, base / "model_final.pth")
-    few = sorted(str(path) for path in new.iterdir())[:40]
+    few = sorted(str(path) for path in new.iterdir())[:20]
     predict = ["--config-file", CONFIG, "--weights", str(base / "model_final.pth"), "--out", "OUT/drawn"]
     more = ["--threshold", "0.02", "--json", "OUT/found.json"]
     yield "predict", [str(TOOLS / "predict.py"), *predict, *more, *few], lambda out: True
-    subprocess.run([sys.executable, str(TOOLS / "make_tiny_datasets.py"), str(base / "tiny")], check=True)
+    sets = ["--train", f"{TRAIN}[0:1000]", "--test", f"{TEST}[0:1000]"]
+    subprocess.run([sys.executable, str(TOOLS / "make_tiny_datasets.py"), str(base / "tiny"), *sets], check=True)
     os.environ["DETECTRON2_DATASETS"] = str(base / "tiny")
     torch.save(official("resnet18", channels=[16, 32, 64, 128]), base / "tiny.pth.tar")
     options = (

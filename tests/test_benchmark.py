@@ -89,6 +89,7 @@ def test_the_check_of_gpus_is_rehearsed(tool: Tool, tmp_path: Path) -> None:
     out = tmp_path / "gpu_check.json"
     printed = tool("benchmark", "gpu-check", "--cpu", "--out", out).stdout
     results = json.loads(out.read_text())["results"]
-    assert {"batch norm", "contrast, T 0.01", "step", "evaluate", "convert"} < results.keys()
+    expected = {"batch norm", "contrast, T 0.01", "step, precision float16", "evaluate", "convert"}
+    assert expected | {"train_net, mixed precision", "predict"} < results.keys()
     assert all(row["passed"] for row in results.values()), results
     assert "| batch norm | yes |" in printed

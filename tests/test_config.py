@@ -88,7 +88,7 @@ def test_queue_larger_than_the_set_is_warned_of() -> None:
 
     assert warning(64, 64) == "" and queue_warning(build_method("moco_v3", nn.Flatten(), 4), 1) == ""
     said = warning(65536, 20_000)
-    assert said.startswith("warning: the queue holds 65536 keys and there are 20000 images")
+    assert said.startswith("warning: the queue contains 65536 keys and there are 20000 images")
     assert "method_args.queue_size=4096 method_args.momentum=0.99" in said
     assert warning(4096, 600).endswith("choose a smaller method_args.queue_size")
 

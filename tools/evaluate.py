@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 try:
@@ -13,7 +14,8 @@ except ModuleNotFoundError:
     sys.exit("error: moco_plugin is not installed in this Python; run `make setup`, then `source .venv/bin/activate`")
 
 from moco_plugin.data.spec import check_images
-from moco_plugin.files import check_checkpoint
+from moco_plugin.files import check_checkpoint, check_output
+from moco_plugin.runs.run_folder import check_unlocked
 from moco_plugin.tools import add_command, new_parser, parse
 
 SAMPLES = {
@@ -64,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     check_checkpoint(arguments["weights"])
     for spec in filter(None, map(arguments.get, ("train", "test", "images"))):
         check_images(spec)
+    if out := arguments.get("out"):
+        out = check_output(Path(out).expanduser(), arguments.get("overwrite", False))
+        check_unlocked(out.with_name(f"{out.stem}_run"))  # of linear and finetune
     if run.name not in SEVERAL and os.environ.get("RANK", "0") != "0":
         return 0
     if not picture:

@@ -24,12 +24,7 @@ from moco_plugin.sources.idx import load_idx_images
 
 PICTURES = Path(__file__).resolve().parents[1] / "pictures"
 TRAIN, TEST = "train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte.gz"
-HEALTHY = {
-    "schedule.epochs": 5,
-    "optimizer.lr": 0.03,
-    "data.view_args.min_scale": 0.2,
-    "trainer.log_every_n_steps": 5,
-}
+HEALTHY = {"schedule.epochs": 5, "optimizer.lr": 0.03, "data.view_args.min_scale": 0.2, "trainer.log_every_n_steps": 5}
 # What differs from the healthy run, and what the picture says of it.
 RUNS: dict[str, tuple[dict[str, object], str]] = {
     "healthy": ({}, "healthy"),

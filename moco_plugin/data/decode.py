@@ -7,18 +7,19 @@ import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from moco_plugin.data.pixels import (
-    MOST_PIXELS,
     NUMPY,
     RAISES,
     CannotDecode,
     Pixels,
     check_pixels,
+    check_scans,
     most_pixels,
     numpy_pixels,
     read_numpy,
@@ -34,8 +35,9 @@ _FORMATS = (  # Pillow's other formats run programs (EPS), have no signature, or
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM", "ICO", "PCX", "PSD"),
     *("DDS", "QOI", "SUN", "TGA"),
 )
-MOST_SCANS = 100  # of a JPEG file; encoders write about 10
-MOST_SCANNED = 1 << 30  # scans times pixels, if a file has more than 32 scans
+MOST_READS = 1 << 24  # by Pillow of a file, and bytes of its header that are read in small parts
+MOST_SLOW = 3 << 26  # bytes of JPEG 2000, AVIF, HEIC and plain-text PPM, which take about 0.1 s per MB
+MOST_SEGMENTS = 100_000  # before the first scan of a JPEG file
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
 _JPEG_DIVISORS = {1: 0, 2: 16, 4: 32, 8: 64}  # flags of OpenCV: IMREAD_REDUCED_GRAYSCALE_2 and so on
@@ -180,13 +182,34 @@ def _decoding() -> Iterator[None]:
 
 def _opened(data: bytes) -> Image.Image:
     """Open an image with Pillow, which reads the header only, and check its size."""
+    file = _Counted(io.BytesIO(data))
     most_pixels()
     try:
-        image = Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)
+        image = Image.open(file, formats=PILLOW_FORMATS)
     except Image.DecompressionBombError as error:
         raise CannotDecode(f"too many pixels; {RAISES}") from error
     check_pixels(*image.size)
+    slow = image.format in ("JPEG2000", "AVIF", "HEIF") or [tile[0] for tile in image.tile] == ["ppm_plain"]
+    if slow and isinstance(data, bytes) and len(data) > MOST_SLOW:
+        raise CannotDecode(f"{len(data):,} bytes of {image.format}, more than {MOST_SLOW:,}")
+    file.header = False
     return image
+
+
+class _Counted:
+    """A file of which Pillow may read so many parts: its parsers and some decoders are Python, and slow for many."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file, self.left, self.header = file, MOST_READS, True
+
+    def read(self, size: int = -1) -> bytes:
+        self.left -= 1 + (size if self.header and 0 < size < 1 << 16 else 0)
+        if self.left < 0:
+            raise CannotDecode("a header or parts that take too long to read; save it again")
+        return self.file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
 
 
 def _jpeg(data: bytes, shrink: Callable[[int, int], int] | None, channels: int) -> np.ndarray | None:
@@ -194,8 +217,7 @@ def _jpeg(data: bytes, shrink: Callable[[int, int], int] | None, channels: int) 
     width, height, stored, single = _jpeg_header(data)
     check_pixels(width, height)
     scans = 1 if single else data.count(b"\xff\xda")
-    if scans > MOST_SCANS or (scans > 32 and scans * (width * height or MOST_PIXELS) > MOST_SCANNED):
-        raise CannotDecode(f"{scans} scans, which take too long to decode; save it again")
+    check_scans(scans, width * height)
     whole = data.endswith(_JPEG_END)  # OpenCV may decode truncated files partially
     if not whole or stored not in _JPEG_CHANNELS or (channels != 3 and channels != stored):
         return None
@@ -206,7 +228,9 @@ def _jpeg(data: bytes, shrink: Callable[[int, int], int] | None, channels: int) 
 def _jpeg_header(data: bytes) -> tuple[int, int, int, bool]:
     """Return stored width, height and channels of a JPEG file, and whether it has a single scan; zeros for others."""
     place, frame, header = 2, 0, (0, 0, 0)
-    while place + 10 <= len(data) and data[place] == 0xFF:
+    for _ in range(MOST_SEGMENTS):
+        if place + 10 > len(data) or data[place] != 0xFF:
+            break
         marker, length = data[place + 1], int.from_bytes(data[place + 2 : place + 4], "big")
         if marker == 0xFF:  # padding
             place += 1

@@ -15,6 +15,8 @@ MAX_PIXELS = "MOCO_MAX_PIXELS"  # environment variable that overrides MOST_PIXEL
 MOST_PIXELS = 178_956_970  # of an image of any format; Pillow's limit
 RAISES = f"{MAX_PIXELS}=N in the environment raises the limit"
 MOST_CHANNELS = 512
+MOST_SCANS = 100  # of a JPEG image; encoders write about 10
+MOST_SCANNED = 1 << 30  # scans times pixels, if an image has more than 32 scans
 NUMPY = b"\x93NUMPY"
 IN_CHANS = "backbone_args.in_chans"
 _ROWS = 256  # rows that are scaled at once
@@ -42,6 +44,12 @@ def check_pixels(width: int, height: int, channels: int = 3, itemsize: int = 1) 
     else:
         return
     raise CannotDecode(f"{found}; {RAISES}")
+
+
+def check_scans(scans: int, pixels: int) -> None:
+    """Raise CannotDecode for a JPEG image that takes long to decode since it has many scans; 0 pixels are unknown."""
+    if scans > MOST_SCANS or (scans > 32 and scans * (pixels or MOST_PIXELS) > MOST_SCANNED):
+        raise CannotDecode(f"{scans} scans, which take too long to decode; save it again")
 
 
 def most_pixels() -> int | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from moco_plugin.data.pixels import CannotDecode, Pixels, check_pixels, upright
+from moco_plugin.data.pixels import CannotDecode, Pixels, check_pixels, check_scans, upright
 from moco_plugin.errors import UserError, reason
 
 if TYPE_CHECKING:
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two: BigTIFF
 MOST_PAGES, MOST_SUBFILES = 4096, 32
-ORIENTATION, NODATA = 274, 42113
+MOST_STRIPS = 1 << 20  # or tiles, of a page
+MOST_LZMA = 1 << 28  # bytes, at about 20 MB a second
+ORIENTATION, NODATA, SUBFILES = 274, 42113, 330
 MOST_BANDS = 16  # of an array that tifffile wrote as pages of rows
 _KEPT = {"imagej", "shaped", "stk"}  # formats that tifffile reads whole; others open further files or drop pages
 _BYTEWISE = (5, 8, 32946, 32773, 34925, 50000)  # LZW, deflate (two codes), PackBits, LZMA, zstd: codecs of plain bytes
 _BLOCK = 1 << 26  # bytes that libtiff unpacks at once
+_SPARE = 1 << 20  # bytes that values and strips may share
+_SIZES = {3: 2, 4: 4, 5: 8, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}  # of types of values; others 1
+_EXIF = (34665, 34853, 40965)  # pages of metadata
 _AXES = {"S": "samples", "C": "channels", "Z": "depths", "T": "times"}
 _PILLOWS = {(0, 1), (1, 1), (2, 3), (2, 4), (3, 1), (5, 4), (6, 3), (8, 3)}  # colour models and samples: grey to CIELAB
 _WORDS = {0: "white is 0", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "CIELAB"}
@@ -46,7 +51,9 @@ def tiff_pixels(data: bytes, name: str) -> Pixels | None:
     height, width = shape[axes.index("Y")], shape[axes.index("X")]
     others = [(axis, size) for axis, size in zip(axes, shape, strict=True) if axis not in "YX" and size > 1]
     count = int(np.prod([size for _, size in others], dtype=object))
-    check_pixels(width, height, count, max(1, page.bitspersample // 8))
+    across, down = page.tilewidth or 1, page.tilelength or 1
+    padded = -(-width // across) * across, -(-height // down) * down
+    check_pixels(*padded, count * max(1, page.tiledepth), max(1, page.bitspersample // 8))
     _check_whole(data, series, page)
     colours, bits, samples = int(page.photometric), page.bitspersample, page.samplesperpixel
     opacity = len(page.extrasamples) > 0 and int(page.extrasamples[-1]) in (1, 2)
@@ -84,24 +91,46 @@ def _open(data: bytes) -> "TiffFile":
     """Open a file, but no other files that its metadata name.
 
     Raises:
-        CannotDecode: Its chain of pages is circular, broken or longer than ``MOST_PAGES``.
+        CannotDecode: Its pages form a cycle, are broken, or are more than ``MOST_PAGES``; or its values overlap.
     """
     import tifffile  # slow to import, and rarely needed
 
+    _check_directories(data)
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # it logs many lines about broken files
     others: Any = {f"is_{flag}": False for flag in tifffile.TIFF.FILE_FLAGS - _KEPT}
-    file = tifffile.TiffFile(io.BytesIO(data), **others)
-    try:
-        file.pages[MOST_PAGES]
-    except IndexError:
-        end, size = file.pages.next_page_offset or 0, file.tiff.offsetsize
-        if data[end : end + size] != bytes(size):
-            raise CannotDecode("it is cut off or damaged") from None
-    else:
-        raise CannotDecode(f"more than {MOST_PAGES} pages, or pages that form a cycle")
-    if any(len(page.subifds or ()) > MOST_SUBFILES for page in file.pages):
-        raise CannotDecode(f"a page of more than {MOST_SUBFILES} smaller ones")
-    return file
+    return tifffile.TiffFile(io.BytesIO(data), **others)
+
+
+def _check_directories(data: bytes) -> None:
+    """Raise CannotDecode if the pages form a cycle, are broken or too many, or if values or strips share bytes."""
+    order, big = "<>"[data[:1] == b"M"], data[2:4].strip(b"\0") == b"+"
+    count_format, entry, offset_format = ("Q", 20, "Q") if big else ("H", 12, "I")
+    seen: set[int] = set()
+    total = 0
+    waiting = [*struct.unpack_from(order + offset_format, data, 8 if big else 4)]
+    while waiting:
+        offset = waiting.pop()
+        if not offset:
+            continue
+        if offset in seen or len(seen) >= MOST_PAGES:
+            raise CannotDecode(f"more than {MOST_PAGES} pages" if offset not in seen else "its pages form a cycle")
+        seen.add(offset)
+        (count,) = struct.unpack_from(order + count_format, data, offset)
+        start = offset + struct.calcsize(count_format)
+        if count > 1000 or start + count * entry > len(data):
+            raise CannotDecode("it is cut off or damaged")
+        for place in range(start, start + count * entry, entry):
+            code, kind, values = struct.unpack_from(order + "HH" + offset_format, data, place)
+            total += values * _SIZES.get(kind, 1)
+            if code in (273, 324) and values > MOST_STRIPS:
+                raise CannotDecode(f"{values} strips or tiles, more than {MOST_STRIPS}")
+            if code == SUBFILES and values > MOST_SUBFILES:
+                raise CannotDecode(f"a page of {values} smaller ones")
+            if code in _EXIF or (code == SUBFILES and values == 1):
+                waiting += struct.unpack_from(order + offset_format, data, place + (12 if big else 8))
+        if total > len(data) + _SPARE:
+            raise CannotDecode("its values overlap")
+        waiting += struct.unpack_from(order + offset_format, data, start + count * entry)
 
 
 def _image(file: "TiffFile", name: str) -> "TiffPageSeries":
@@ -138,13 +167,23 @@ def _pages(series: "TiffPageSeries") -> list[Any]:
 
 
 def _check_whole(data: bytes, series: "TiffPageSeries", page: "TiffPage") -> None:
-    """Raise CannotDecode if parts of the image are missing in the file, which tifffile would leave black."""
+    """Raise CannotDecode if parts of the image are missing, which tifffile would leave black, or take too long."""
     size = -(-page.size * page.bitspersample // 8) if page.compression == 1 and page.photometric != 6 else 0
+    total = 0
     for part in _pages(series):
         counts = part.databytecounts
+        total += sum(counts)
         ends = (offset + count for offset, count in zip(part.dataoffsets, counts, strict=False))
         if max(ends, default=0) > len(data) or (all(counts) and sum(counts) < size):
             raise CannotDecode("it is cut off")
+    if total > len(data) + _SPARE:
+        raise CannotDecode("its strips or tiles overlap")
+    if page.compression == 34925 and total > MOST_LZMA:
+        raise CannotDecode(f"{total:,} bytes of LZMA, more than {MOST_LZMA:,}; save it with another compression")
+    if page.compression in (6, 7):
+        strips = zip(page.dataoffsets, page.databytecounts, strict=False)
+        scans = max((data.count(b"\xff\xda", start, start + count) for start, count in strips), default=0)
+        check_scans(scans, page.imagewidth * page.imagelength)
     if len(series.pages) == 1 and series.dataoffset is not None and series.dataoffset + series.nbytes > len(data):
         raise CannotDecode("it is cut off")
 

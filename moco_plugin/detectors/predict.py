@@ -93,8 +93,6 @@ def predict(
         raise UsageError(f"--threshold is a score from 0 to 1, got {threshold}")
     pictures, names = _outputs(images, Path(out))
     ids = _image_ids(Path(coco), list(pictures)) if coco is not None else names
-    if results is not None:
-        check_output(Path(results), overwrite)
     content = read_file(weights) if weights else None
     described: dict[str, Any] = (content or {}).get("moco_plugin") or {}
     if isinstance(config, CfgNode):
@@ -116,15 +114,16 @@ def predict(
     if value_range is not None:
         cfg.INPUT.VALUE_RANGE = list(value_range)
     asked = {"weights": sha256(weights) if content else "", "config": cfg.dump(), "images": list(names.values())}
+    asked["results"] = str(results)
     journal = Journal(Path(out), hashlib.sha256(json.dumps(asked).encode()).hexdigest())
-    for source, picture in pictures.items():
-        if names[source] not in journal.rows:
-            check_output(picture, overwrite or journal.resumed)
+    written = [*pictures.values(), *([Path(results)] if results is not None else [])]
+    for path in written:
+        check_output(path, overwrite or journal.resumed)
     predictor = DefaultPredictor(cfg)
     _load_whole(predictor.model, weights, content, cfg)
     metadata = class_metadata(cfg, described.get("classes") or {})
     kinds = described.get("category_ids") or range(len(metadata.get("thing_classes", ())))
-    journal.start(pictures.values())
+    journal.start(written)
     broken, todo = [], [source for source in pictures if names[source] not in journal.rows]
     for source in tqdm(todo, desc="images", unit="image", disable=not progress):
         try:
@@ -168,14 +167,14 @@ class Journal:
         rows = [decode_or_none(line, tuple[str, list[dict[str, Any]]]) for line in whole]
         self.rows: dict[str, list[dict[str, Any]]] = dict(filter(None, rows))
 
-    def start(self, pictures: Iterable[Path]) -> None:
-        """Write the file, and remove the temporary pictures of a killed call."""
+    def start(self, written: Iterable[Path]) -> None:
+        """Write the file before the first picture, and remove the temporary files of a killed call."""
         with atomic_path(self.path) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in (self.request, *self.rows.items())))
-        names = {(picture.parent, picture.stem) for picture in pictures}
-        for folder in {folder for folder, _ in names} if self.resumed else ():
-            for left in folder.glob(".*.png"):
-                if (folder, left.stem[1:].rpartition(".")[0]) in names:
+        names = {(path.parent, path.stem, path.suffix) for path in (self.path, *written)}
+        for folder in {folder for folder, _, _ in names} if self.resumed else ():
+            for left in folder.glob(".*"):
+                if (folder, left.stem[1:].rpartition(".")[0], left.suffix) in names:
                     left.unlink()
 
     def add(self, name: str, rows: list[dict[str, Any]]) -> None:

@@ -66,10 +66,11 @@ def prepare_run(overrides: Sequence[str], name: str | Path | None = None, dry: b
         UserError: Nothing is at a path, or the images cannot be opened.
     """
     given = parse_overrides(overrides, PretrainConfig)
+    named = None if name is None else merge_config(name, given)
     if not dry:
-        _check_paths(given)
-    if name is not None:
-        return PreparedRun(merge_config(name, given))
+        _check_paths(given if named is None else OmegaConf.structured(named))
+    if named is not None:
+        return PreparedRun(named)
     import torch
 
     recipe = recipe_named_by(given)
@@ -172,7 +173,7 @@ def queue_warning(method: Any, images: int) -> str:
         else "choose a smaller method_args.queue_size"
     )
     return (
-        f"warning: the queue holds {queue_size} keys and there are {images} images, so that older keys of an image are "
+        f"warning: the queue contains {queue_size} keys and there are {images} images, so that older keys of an image are "
         f"among its negatives; {smaller}"
     )
 

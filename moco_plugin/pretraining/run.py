@@ -101,7 +101,7 @@ def _check_folder(out: Path) -> None:
     """Raise UsageError if a folder contains files but no run."""
     names = {path.name for path in out.iterdir() if path.name[0] != "."} if out.is_dir() else set()
     if names and not names & set(FILES):
-        raise UsageError(f"{out} contains files of something else and was kept; choose another out=")
+        raise UsageError(f"{out} contains other files and was kept; choose another out=")
 
 
 def measure_missing_statistics(config: PretrainConfig, images: ImageSet) -> None:

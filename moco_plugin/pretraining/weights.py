@@ -45,7 +45,7 @@ def start_from(backbone: nn.Module, config: PretrainConfig) -> None:
 
 
 def wiring_differences(one: nn.Module, other: nn.Module) -> list[tuple[str, Any, Any]]:
-    """Return differences between networks that hold the same weights: heads, strides, epsilons, activations, pooling.
+    """Return differences between networks with the same weights: heads, strides, epsilons, activations, pooling.
 
     Returns:
         Name of the layer and its attribute, and the value in both; what only training uses (dropout) is left out.

@@ -140,7 +140,7 @@ def _may_change(key: str) -> bool:
 
 
 def check_unlocked(folder: Path) -> None:
-    """Raise UsageError if another process holds a folder's lock; only the first process of a run checks it."""
+    """Raise UsageError if a folder is locked by another process; only the first process of a run checks."""
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
     if (folder / LOCK).is_file() and all(os.environ.get(name, "0") == "0" for name in ranks):
         with locked(folder):
@@ -149,10 +149,10 @@ def check_unlocked(folder: Path) -> None:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create a run's folder and hold its lock; the operating system releases the lock when the process ends.
+    """Create a run's folder and lock it; the operating system releases the lock when the process ends.
 
     Raises:
-        UsageError: Another process holds the lock.
+        UsageError: The folder is locked by another process.
         UserError: The folder cannot be written.
     """
     try:

@@ -2,6 +2,7 @@
 
 import io
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +192,27 @@ def test_many_scans_are_refused() -> None:
     scan = data[data.rfind(b"\xff\xda") : -2]
     with pytest.raises(CannotDecode, match="110 scans, which take too long"):
         decode_array(data[:-2] + 100 * scan + data[-2:], "a")
+
+
+def test_files_of_many_parts_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = {}
+    for kind in ("JPEG", "GIF", "PPM", "PNG", "JPEG2000", "AVIF"):
+        Image.effect_noise((64, 64), 80).save(file := io.BytesIO(), kind)
+        images[kind] = file.getvalue()
+        decode_array(images[kind], "a")
+    monkeypatch.setattr("moco_plugin.data.decode.MOST_READS", 20_000)
+    monkeypatch.setattr("moco_plugin.data.decode.MOST_SLOW", 100)
+    gif, png, jpeg = images["GIF"], images["PNG"], images["JPEG"]
+    comments = gif[:781] + 5000 * b"!\xfe\1a\0" + gif[781:]  # after the colours
+    chunks = png[:33] + 5000 * (b"\0\0\0\0teSt" + zlib.crc32(b"teSt").to_bytes(4, "big")) + png[33:]
+    segments = jpeg[:2] + 200_000 * b"\xff\xe5\0\2" + jpeg[2:]
+    plain = b"P2 #" + 30_000 * b"x" + b"\n200 200 255\n" + 40_000 * b"1 "
+    for data in (comments, chunks, segments, plain):
+        with pytest.raises(CannotDecode, match="parts that take too long"):
+            decode_array(data, "a")
+    for kind in ("JPEG2000", "AVIF"):
+        with pytest.raises(CannotDecode, match=f"bytes of {kind}, more than 100"):
+            decode_array(images[kind], "a")
 
 
 def test_check_finds_images_that_are_cut_off(tmp_path: Path) -> None:

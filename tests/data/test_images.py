@@ -53,7 +53,7 @@ def test_specs(text: str, source: str, part: slice, shares: tuple[float, float] 
         ("FOLDER/a.parquet", "a Parquet file, which is not read.*moco-make-shards"),
         ("FOLDER/parquet", "a Parquet file, which is not read.*moco-make-shards"),
         ("[FOLDER, FOLDER/absent]", "absent: found nothing"),
-        *((text, "cannot be a path") for text in ("a\0b", "x" * 300, "\ud800", "~no-such-user/x")),
+        *((text, "is not a valid path") for text in ("a\0b", "x" * 300, "\ud800", "~no-such-user/x")),
         ("", "names no images"),
         ("[,]", "names no images"),
         ("/dev/zero", "found a file"),

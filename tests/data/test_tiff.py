@@ -174,13 +174,47 @@ def test_unsupported_files_are_described(name: str) -> None:
 
 
 def header(
-    width: int, height: int, compression: int = 8, samples: int = 1, body: bytes = b"x", bits: int = 16
+    width: int,
+    height: int,
+    compression: int = 8,
+    samples: int = 1,
+    body: bytes = b"x",
+    bits: int = 16,
+    strips: int = 1,
+    more: tuple[tuple[int, int, int], ...] = (),
 ) -> bytes:
-    tags = {256: width, 257: height, 258: bits, 259: compression, 262: 1, 273: 122, 277: samples, 278: height}
-    content = struct.pack("<2sHIH", b"II", 42, 8, 9)
-    for code, value in {**tags, 279: len(body)}.items():
-        content += struct.pack("<HHII", code, 4, 1, value)
-    return content + struct.pack("<I", 0) + body
+    """Return a file; several strips are the same bytes. ``more`` are code, count and value of further tags."""
+    start = 122 + 12 * len(more)
+    tables = struct.pack(f"<{strips}I", *strips * [start + 8 * strips]) + struct.pack(
+        f"<{strips}I", *strips * [len(body)]
+    )
+    places = (start, start + 4 * strips) if strips > 1 else (start, len(body))
+    tags = {256: width, 257: height, 258: bits, 259: compression, 262: 1, 273: places[0], 277: samples}
+    tags |= {278: height // strips, 279: places[1]}
+    rows = [(code, strips if code in (273, 279) else 1, value) for code, value in tags.items()]
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(rows) + len(more))
+    for code, count, value in (*rows, *more):
+        content += struct.pack("<HHII", code, 4, count, value)
+    return content + struct.pack("<I", 0) + (tables if strips > 1 else b"") + body
+
+
+def test_bounds_on_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = io.BytesIO()
+    Image.fromarray(GREY).save(many, "JPEG", progressive=True)
+    jpeg = many.getvalue()
+    jpeg = jpeg[:-2] + 110 * jpeg[jpeg.rfind(b"\xff\xda") : -2] + jpeg[-2:]
+    monkeypatch.setattr("moco_plugin.data.tiff.MOST_LZMA", 10)
+    cases = {
+        "MOCO_MAX_PIXELS": header(16, 65536, more=((322, 1, 1 << 20), (323, 1, 16))),  # tiles of 65536 x the width
+        "strips or tiles overlap": header(64, 64, strips=64, body=bytes(1 << 16)),
+        "2097152 strips": header(64, 64, more=((324, 1 << 21, 0),)),
+        "values overlap": header(64, 64, more=((40000, 1 << 19, 0),)),
+        "scans, which take too long": header(90, 70, compression=7, bits=8, body=jpeg),
+        "bytes of LZMA": header(64, 64, compression=34925, body=bytes(20)),
+    }
+    for message, data in cases.items():
+        with pytest.raises(CannotDecode, match=message):
+            decode_array(data, "a", channels=1)
 
 
 def test_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,12 +198,22 @@ def _two_directories(archive: bytes, which: int) -> bytes:
     return archive[:begin] + first + second + bytes(tail)
 
 
+def _links(path: Path, links: dict[str, str]) -> None:
+    """Make folders with links in them."""
+    for name, target in links.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).symlink_to(target)
+
+
 SPECIAL: dict[str, Callable[[Path], None]] = {
     "fifo": os.mkfifo,
     "device": lambda path: path.symlink_to("/dev/zero"),
     "dangling link": lambda path: path.symlink_to("nothing"),
     "link to itself": lambda path: path.symlink_to(path),
     "folder": Path.mkdir,
+    "link to the folder above": lambda path: _links(path, {"up": "..", "more": "..", "again": "../."}),
+    "folders linked to each other": lambda path: _links(path, {"a/b": "../c", "c/d": "../a", "c/e": "."}),
+    "deep folders": lambda path: (path / "/".join("ab" * 300)).mkdir(parents=True),
 }
 
 

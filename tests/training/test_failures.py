@@ -3,6 +3,8 @@
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -11,8 +13,9 @@ import pytest
 from PIL import Image
 
 from moco_plugin.errors import UsageError
-from moco_plugin.runs.run_folder import Identity, SavedRun, differences
+from moco_plugin.runs.run_folder import Identity, SavedRun, differences, locked
 from moco_plugin.tools.pretrain import main
+from tests.conftest import TRAIN
 from tests.helpers.processes import Tool, output_of, start_tool
 
 FAULTS = Path(__file__).with_name("run_with.py")
@@ -118,6 +121,25 @@ def test_second_run_in_a_folder_is_refused_until_the_first_ends(
     (run / "paused").unlink()
     assert main(command) == 0  # at once, though the loader processes of the first may still be ending
     assert (run / "result.json").exists()
+
+
+def test_a_locked_or_full_output_is_refused_before_torch_is_imported(tmp_path: Path) -> None:
+    config, full = tmp_path / "config.yaml", tmp_path / "full.json"
+    config.write_text(f"method: moco\ndata:\n  root: {TRAIN}\nout: {tmp_path / 'run'}\n")
+    full.touch()
+    evaluate = ["--weights", str(config), "--train", TRAIN, "--test", TRAIN, "--out"]
+    cases = [
+        ("pretrain", ["--config", str(config)], "run is in use"),
+        ("evaluate", ["linear", *evaluate, str(tmp_path / "a.json")], "a_run is in use"),
+        ("evaluate", ["finetune", *evaluate, str(full)], "full.json exists already"),
+    ]
+    with locked(tmp_path / "run"), locked(tmp_path / "a_run"):
+        for name, arguments, message in cases:
+            code = (
+                f"import sys, moco_plugin.tools.{name} as tool; print(tool.main({arguments}), 'torch' in sys.modules)"
+            )
+            ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+            assert ran.stdout == "2 False\n" and message in ran.stderr, ran
 
 
 def test_stale_files_of_killed_processes_are_removed(command: list[str], tmp_path: Path) -> None:
