@@ -17,6 +17,7 @@ from moco_plugin.demo.tiny_scenes import Looks, compose_split, group_looks, read
 from moco_plugin.demo.voc_files import label_maps
 from moco_plugin.errors import UserError
 from moco_plugin.sources.idx import load_idx_images
+from moco_plugin.tools import make_scenes
 from moco_plugin.tools.make_tiny_datasets import main
 from tests.conftest import TEST, TRAIN
 
@@ -217,6 +218,18 @@ def test_refusals(
     assert main(arguments.split()) in (1, 2)
     assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "precious"]
+
+
+def test_photos_make_scenes(tmp_path: Path) -> None:
+    write_photos(tmp_path / "photos")
+    given = f"{tmp_path}/made --photos {tmp_path}/photos --num-train 3 --num-test 0 --size 80".split()
+    assert make_scenes.main(given) == 0
+    train, test = (
+        json.loads((tmp_path / f"made/annotations/instances_{n}.json").read_text()) for n in ("train", "test")
+    )
+    assert [category["name"] for category in train["categories"]] == ["apples", "pears"]
+    assert len(train["images"]) == 3 and train["annotations"] and not test["images"]
+    assert make_scenes.main([*given, "--overwrite", "--train", TRAIN]) == 2
 
 
 def test_the_tool(tmp_path: Path) -> None:
