@@ -56,7 +56,7 @@ WITHIN = {  # of files that were opened or read there, that the product wrote, o
     "typed.py": set(),
     "errors.py": {"os.open(os.devnull"},
     "__init__.py": {"Path(__file__).read_text("},
-    "data/decode.py": {"Image.open(io.BytesIO(data), formats=PILLOW_FORMATS)"},
+    "data/decode.py": {"Image.open(file, formats=PILLOW_FORMATS)"},
     "data/tiff.py": {"TiffFile(io.BytesIO(data)", "Image.open(io.BytesIO("},
     "data/listing.py": {"csv.reader(read_text(", "csv.reader([line])"},
     "detectors/tables.py": {"csv.reader(lines"},  # of a text that was read

@@ -190,7 +190,7 @@ def _opened(data: bytes) -> Image.Image:
         raise CannotDecode(f"too many pixels; {RAISES}") from error
     check_pixels(*image.size)
     slow = image.format in ("JPEG2000", "AVIF", "HEIF") or [tile[0] for tile in image.tile] == ["ppm_plain"]
-    if slow and isinstance(data, bytes) and len(data) > MOST_SLOW:
+    if slow and len(data) > MOST_SLOW:
         raise CannotDecode(f"{len(data):,} bytes of {image.format}, more than {MOST_SLOW:,}")
     file.header = False
     return image
