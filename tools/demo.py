@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--out", type=Path, help="folder for everything (default runs/demo or runs/demo_quick)")
     parser.add_argument("--images", type=Path, help="folder with Fashion-MNIST's four files (default: found or got)")
     parser.add_argument("--seed", type=int, default=0, help="of the pre-training (default %(default)s)")
-    parser.add_argument("--overwrite", action="store_true", help="throw away what is in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the folder")
     args = parser.parse_args(argv)
 
     from moco_plugin.demo.run import Demo

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     parser.add_argument("--machine-rank", type=int, default=0, help="of this machine (default: %(default)s)")
     parser.add_argument("--dist-url", help="where the machines meet, such as tcp://10.0.0.1:29500")
     parser.add_argument("--out", type=Path, help="folder for everything (default: runs/transfer/TASK/INIT)")
-    parser.add_argument("--overwrite", action="store_true", help="throw away the trials in the folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the trials in the folder")
     parser.add_argument(
         "overrides", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="change the config, after scaling"
     )

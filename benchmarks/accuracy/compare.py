@@ -46,7 +46,7 @@ def measure(
         folder: For images, trainings and the picture, accuracy.png (default runs/accuracy).
 
     Raises:
-        UsageError: An unknown contestant, or a number that cannot be right.
+        UsageError: An unknown contestant, or an invalid number.
         UserError: A training failed.
     """
     at_least(TIMED[1], images=images)

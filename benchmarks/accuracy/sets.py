@@ -78,7 +78,9 @@ def _stamps(folder: Path) -> list[Pictures]:
             photos.setdefault(category, []).append(photo)
     kept = [found for _, found in sorted(photos.items()) if len(found) >= LEAST_PHOTOS]
     if not kept:
-        raise UserError(f"{STAMPS} holds no photos; run `apt-get install tuxpaint-stamps-default` on Debian or Ubuntu")
+        raise UserError(
+            f"{STAMPS} contains no photos; run `apt-get install tuxpaint-stamps-default` on Debian or Ubuntu"
+        )
     made = []
     for seed, (half, count) in enumerate(((0, UNLABELLED), (0, BANK), (1, QUERIES))):
         objects = [(photo, label) for label, found in enumerate(kept) for photo in found[half::2]]

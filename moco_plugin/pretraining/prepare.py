@@ -181,7 +181,7 @@ def queue_warning(method: Any, images: int) -> str:
 def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> list[str]:
     """Change unnamed settings to values for a small set, or for a CPU.
 
-    Below ``SMALL_SET`` images the queue and the momentum are those of the authors' CIFAR-10 demo, and the queue holds
+    Below ``SMALL_SET`` images the queue and the momentum are those of the authors' CIFAR-10 demo, and the queue contains
     no more keys than there are images. On a CPU the network, the images, the batch and the length shrink.
 
     Args:

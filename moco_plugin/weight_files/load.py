@@ -117,7 +117,7 @@ def _load_torch(path: Path) -> dict[Any, Any]:
     return content
 
 
-def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
+def read_pickle(path: str | Path) -> Any:
     """Return the content of a torch file of any version or of a plain pickle: a dict or a Placeholder.
 
     A process with limits on memory and time unpickles the file (``unpickle.py``) and returns plain containers; tensors and
@@ -125,14 +125,13 @@ def read_pickle(path: str | Path, *, placeholders: bool = True) -> Any:
 
     Args:
         path: The file.
-        placeholders: Accept tensors and, as ``Placeholder``, objects of frameworks; otherwise only containers and arrays.
 
     Raises:
         UserError: There is no such file, or it is a pipe or a device.
         UnsafePickle: It names something that could run code.
         BrokenPickle: It is not a complete pickle, or takes more time or memory than a file of its size may.
     """
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unpickle; unpickle.main({placeholders})"
+    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import unpickle; unpickle.main()"
     with open_file(os.path.expanduser(path), WHAT) as file:
         if not os.fstat(file.fileno()).st_size:
             raise BrokenPickle("it is empty")

@@ -181,11 +181,10 @@ def _long(code: bytes, length: str, kind: str) -> Callable[[Any], None]:
 
 
 class Unpickler(pickle._Unpickler):
-    """The standard library's unpickler, which calls only ``constructors``.
+    """The standard library's unpickler, which calls only ``constructors``; objects of FRAMEWORKS become a ``Placeholder``.
 
     Args:
         file: At the pickle's first byte; reading leaves it behind the last.
-        placeholders: Accept tensors and, as ``Placeholder``, objects of FRAMEWORKS.
 
     Attributes:
         storages: Type and count of each storage, by key.
@@ -194,11 +193,11 @@ class Unpickler(pickle._Unpickler):
     stack: list[Any]
     append: Callable[[Any], None]
 
-    def __init__(self, file: mmap.mmap, placeholders: bool) -> None:
+    def __init__(self, file: mmap.mmap) -> None:
         super().__init__(file, encoding="latin1")
-        self.file, self.placeholders = file, placeholders
+        self.file = file
         self.storages: dict[str, tuple[str, int]] = {}
-        self.constructors = {**ARRAYS, **TENSORS} if placeholders else ARRAYS
+        self.constructors = {**ARRAYS, **TENSORS}
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         """Return the replacement of a class or function; the unpickler calls only what this returns."""
@@ -206,7 +205,7 @@ class Unpickler(pickle._Unpickler):
         full = f"{module_name}.{global_name}"
         if full in self.constructors:
             return self.constructors[full]
-        if self.placeholders and (FRAMEWORKS.fullmatch(module_name) or full == "builtins.object"):
+        if FRAMEWORKS.fullmatch(module_name) or full == "builtins.object":
             return Placeholder(full)
         raise UnsafePickle(full[:100])
 
@@ -282,7 +281,7 @@ def _records(file: mmap.mmap) -> dict[str, tuple[int, int]]:
     return records
 
 
-def read(file: mmap.mmap, placeholders: bool) -> dict[str, Any]:
+def read(file: mmap.mmap) -> dict[str, Any]:
     """Return the ``content`` of a file, the ``size`` of its pickle, and ``about`` its storages: see ``load.Content``.
 
     Raises:
@@ -301,7 +300,7 @@ def read(file: mmap.mmap, placeholders: bool) -> dict[str, Any]:
         file.seek(start)
         places = {name[5:]: place for name, place in records.items() if name.startswith("data/")}
     limit(len(file), size)
-    unpickler = Unpickler(file, placeholders)
+    unpickler = Unpickler(file)
     content = unpickler.load()
     if not is_zip and type(content) is int and content == LEGACY_MAGIC:  # several pickles, and the numbers at the end
         unpickler.load(), unpickler.load()  # version and machine
@@ -325,14 +324,14 @@ def limit(mapped: int, size: int) -> None:
             resource.setrlimit(kind, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
-def main(placeholders: bool) -> None:
+def main() -> None:
     """Read the file at standard input and write the outcome to standard output."""
     gc.disable()
     sys.setrecursionlimit(DEEPEST)
     try:
         with mmap.mmap(0, 0, access=mmap.ACCESS_READ) as file:
             limit(len(file), 0)
-            outcome = read(file, placeholders)
+            outcome = read(file)
         stream = BytesIO()
         pickle.Pickler(stream, 5).dump(outcome["content"])
         if stream.tell() > MOST_STRUCTURE + outcome["size"]:
