@@ -23,7 +23,7 @@ def measure(
     queue_size: int = 65536,
     rounds: int = 30,
     device: Literal["cpu", "cuda"] = "cpu",
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Literal["float32", "bfloat16", "float16"] = "float32",
     compile: bool = False,
 ) -> dict[str, Any]:
     """Time a training step of MoCo v2, compared with its encoders alone and with lightly's example.
