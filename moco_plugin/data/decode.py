@@ -40,7 +40,12 @@ MOST_SLOW = 3 << 26  # bytes of JPEG 2000, AVIF, HEIC and plain-text PPM, which 
 MOST_SEGMENTS = 100_000  # before the first scan of a JPEG file
 _JPEG, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
 _JPEG_CHANNELS = {1: cv2.IMREAD_GRAYSCALE, 3: cv2.IMREAD_COLOR_RGB}
-_JPEG_DIVISORS = {1: 0, 2: 16, 4: 32, 8: 64}  # flags of OpenCV: IMREAD_REDUCED_GRAYSCALE_2 and so on
+_JPEG_DIVISORS = {
+    1: 0,
+    2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+    4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+    8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
+}
 _PNG_END = b"IEND\xaeB`\x82"
 _NETPBM = re.compile(rb"P([2356])" + rb"(?:\s|#[^\n]*\n)+(\d{1,9})" * 3 + rb"\s")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # of JPEG 2000
