@@ -56,7 +56,7 @@ def parse_overrides(overrides: Sequence[str], schema: Any = None) -> Any:
     tree = OmegaConf.create()
     for override in overrides:
         key, equals, value = override.partition("=")
-        if not equals or key.count(".") > MAX_DEPTH:
+        if not equals or set(key) & set("[]") or key.count(".") > MAX_DEPTH:
             raise UsageError(f"{override[:80]!r} is not an override; expected key=value, such as data.batch_size=64")
         kind = None if schema is None or not value or value[0] in "'\"" else _type_of(schema, key)
         try:

@@ -43,6 +43,11 @@ SPECIAL = (
     "log",
     *safety_cases.ANNOTATIONS,
 )
+PRELOADED = (
+    *(f"moco_plugin.tools.{name}" for name in ("convert", "pretrain", "report", "train_net", "transfer")),
+    *(f"moco_plugin.{name}" for name in ("pretraining.run", "checkpoints.read", "detectors.prepare", "detectors.run")),
+    *("tifffile", "cv2", "detectron2.data", "detectron2.engine", "msgspec"),
+)
 TOKENS = [
     b"!!python/object/apply:os.system [id]",
     b"*a",
@@ -316,7 +321,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["moco_plugin.pretraining.run", "moco_plugin.checkpoints.read"])
+    context.set_forkserver_preload(list(PRELOADED))
     generator = random.Random(args.seed)
     columns = ("inputs", "code runs", "tracebacks", "over 30 s", "partial files")
     failed = 0

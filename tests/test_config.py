@@ -144,6 +144,7 @@ def test_own_file_inherits(tmp_path: Path) -> None:
         (["data.root=x", "knn.k=-1"], "knn.k is -1; expected a number above 0"),
         ([], "data.root is not set"),
         (["--overwrit"], "expected key=value"),
+        (["[a=1"], "expected key=value"),
         (["data.root=x", "batch_size=64"], r"unknown config key .*did you mean data\.batch_size=64\?"),
         (["data.root=x", "epochs=10"], r"did you mean schedule\.epochs=10\?"),
         (["data.root=x", "lr=0.1"], r"did you mean .*optimizer\.lr=0\.1\?"),
