@@ -45,7 +45,7 @@ SPECIAL = (
 )
 PRELOADED = (
     *(f"moco_plugin.tools.{name}" for name in ("convert", "pretrain", "report", "train_net", "transfer")),
-    *(f"moco_plugin.{name}" for name in ("pretraining.run", "checkpoints.read", "detectors.prepare", "detectors.run")),
+    *(f"moco_plugin.{name}" for name in ("pretraining.run", "checkpoints.read", "detectors.train")),
     *("tifffile", "cv2", "detectron2.data", "detectron2.engine", "msgspec"),
 )
 TOKENS = [

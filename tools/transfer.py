@@ -148,7 +148,7 @@ def _machines(args: argparse.Namespace) -> "Machines":
 def _own_data(args: argparse.Namespace) -> int:
     moco_plugin.transfer.register()
     from moco_plugin.detectors.dataset import Sources
-    from moco_plugin.detectors.run import Starts, train_on_own_data
+    from moco_plugin.detectors.train import Starts, train_on_own_data
     from moco_plugin.pages.comparison import compare_starts, comparison_table, write_comparison
 
     if args.task:
