@@ -60,7 +60,8 @@ def line_chart(
     """
 
     def draw(text: str, grid: str, lines: Sequence[str]) -> Image.Image:
-        figure = Figure(figsize=(4.4, 3.0), dpi=180, layout="constrained")
+        legend_rows = -(-len(curves) // 2) if len(curves) > 1 or "" not in curves else 0
+        figure = Figure(figsize=(4.4, 3.0 + 0.2 * legend_rows), dpi=180, layout="constrained")
         axes = figure.add_subplot()
         for index, (name, (steps, values)) in enumerate(curves.items()):
             colour = lines[index % len(lines)]
@@ -94,8 +95,8 @@ def line_chart(
             )
         if limits is not None:
             axes.set_ylim(*limits)
-        if len(curves) > 1 or "" not in curves:
-            axes.legend(frameon=False, fontsize=9, labelcolor=text)
+        if legend_rows:  # below the axes, where it covers no curve
+            figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9, labelcolor=text)
         axes.set_title(title, loc="left", fontsize=11, fontweight="bold", color=text)
         axes.set_xlabel(horizontal, color=text)
         axes.grid(axis="y", color=grid, linewidth=0.8)
