@@ -122,7 +122,7 @@ def test_shipped_configs_load_and_survive_a_round_trip(name: str) -> None:
     config = load_config(name, ["data.root=x"])
     assert config.method in METHODS
     assert config_dict(config)["data"]["root"] == "x"
-    small = {"queue_size": 16} if "queue_size" in config.method_args else {"hidden_dim": 8}
+    small = {key: value for key, value in (("queue_size", 16), ("hidden_dim", 8)) if key in config.method_args}
     build_method(config.method, nn.Flatten(), 4, **{**config.method_args, **small})
 
 

@@ -60,6 +60,11 @@ class _Retrieval(Evaluation):
     recall: dict[str, float]
 
 
+class _MultiLabel(Evaluation):
+    knn_map: float
+    linear_map: float
+
+
 class _Realm(TypedDict):
     mean_per_class: float
     top1: float
@@ -79,6 +84,7 @@ KINDS: dict[str, Any] = {
     "lowshot": _LowShot,
     "knn": _Neighbours,
     "retrieve": _Retrieval,
+    "multilabel": _MultiLabel,
     "omnibenchmark": _OmniBenchmark,
 }
 
@@ -189,12 +195,14 @@ CAPTIONS = {
     "lowshot": ("Few labels", "Linear classification with a share of the labels, top-1 accuracy in percent."),
     "knn": ("Nearest neighbours", "Weighted votes of k neighbours, top-1 accuracy in percent."),
     "retrieve": ("Retrieval", "Test images with one of their class among the k nearest, in percent."),
+    "multilabel": ("Several labels", "Mean average precision over the classes, in percent."),
 }
 COLUMNS = {
     "finetune": ("initialisation", "recipe", "top-1", "test images"),
     "lowshot": ("pre-training", "labels", "images", "top-1", "test images"),
     "knn": ("pre-training", "k", "top-1", "test images"),
     "retrieve": ("pre-training", "k", "recall", "test images"),
+    "multilabel": ("pre-training", "kNN", "linear", "test images"),
 }
 
 
@@ -224,6 +232,8 @@ def _cells(result: dict[str, Any]) -> list[tuple[str, ...]]:
         return [
             (f"{100 * one['share']:g}%", str(one["train_images"]), _number(one["top1"])) for one in result["shares"]
         ]
+    if result["protocol"] == "multilabel":
+        return [(_number(result["knn_map"]), _number(result["linear_map"]))]
     by_k = result.get("recall") or result.get("top1_by_k") or {str(result["k"]): result["top1"]}
     return [(k, _number(value)) for k, value in by_k.items()]
 

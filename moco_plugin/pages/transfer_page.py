@@ -11,7 +11,7 @@ from moco_plugin.data.decode import CannotDecode, decode
 from moco_plugin.errors import UserError
 from moco_plugin.files import read_text
 from moco_plugin.pages.curves import line_chart
-from moco_plugin.pages.evaluation_results import linear_table, other_tables, read_evaluations
+from moco_plugin.pages.evaluation_results import CAPTIONS, linear_table, other_tables, read_evaluations
 from moco_plugin.pages.page import Page, Picture
 from moco_plugin.pages.transfer_table import read_transfers, run_name, transfer_table
 from moco_plugin.transfer.tasks import TASKS, Task
@@ -181,7 +181,12 @@ def _add_evaluations(page: Page, results: Sequence[dict[str, Any]]) -> str:
         {f"{Path(path).name}, {digest[:8]}": f"{path}, SHA-256 {digest}" for digest, path in checkpoints.items()},
     )
     page.add("text", _versions(results))
-    return "\n\n".join(f"{heading}\n{table.text()}" for heading, table in tables)
+    texts = [f"{heading}\n{table.text()}" for heading, table in tables]
+    kinds = {str(result["protocol"]) for result in results} - {"linear", "linear_fast", *CAPTIONS}
+    if kinds := {kind for kind in kinds if not kind.startswith("omnibenchmark")}:
+        texts.append(f"Results without a table: {', '.join(sorted(kinds))}.")
+        page.add("text", texts[-1])
+    return "\n\n".join(texts)
 
 
 def _add_making(page: Page, runs: Sequence[TransferRun]) -> None:

@@ -71,13 +71,16 @@ def test_page_shows_every_kind(tmp_path: Path) -> None:
         evaluation(
             "omnibenchmark", mean_per_class=30.0, top1=31.0, partial=True, missing=["car"], realms={"bird": realm}
         ),
-        evaluation("omnibenchmark_realm", realm="bird", top1=31.0),
+        evaluation("omnibenchmark_realm_val", realm="bird", top1=31.0),
+        evaluation("multilabel", knn_map=51.23, linear_map=61.34),
+        evaluation("width", width=2048),
     )
     page = tmp_path / "page.html"
     text, html = write_report(folder, page), page.read_text()
     for shown in (text, html):
-        for value in ("67.5 ± 0.1", "67.0", "77.2", "43.2", "48.8", "40.1", "34.8", "mean (partial, 1 realms missing)"):
+        for value in ("67.5 ± 0.1", "67.0", "77.2", "43.2", "48.8", "40.1", "51.2", "34.8"):
             assert value in shown, value
+        assert "mean (partial, 1 realms missing)" in shown and "Results without a table: width." in shown
     assert "Missing: car." in html and "0" * 64 in html and "http" not in html.split("</style>")[1]
-    assert html.count("<h2>") == 7
+    assert html.count("<h2>") == 8
     assert re.search(r"^MoCo v3 ViT-S \(paper\) +DeiT's +81\.4", text, re.M) and "rows with DeiT&#39;s recipe" in html
