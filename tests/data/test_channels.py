@@ -150,6 +150,14 @@ def test_statistics() -> None:
     assert mean == [0.3] and std == [pytest.approx(np.std([0, 1, 0, 0.2]), abs=1e-4)]
 
 
+def test_statistics_name_what_they_leave_out(tool: Tool, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), (255, 0, 51)).save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
+    shown = tool("image_statistics", str(tmp_path))
+    assert shown.stdout == "data.mean=[1,0,0.2] data.std=[1,1,1]\n"
+    assert f"left out 1 of 2 images, such as {tmp_path}/b.png" in shown.stderr
+
+
 @pytest.fixture(scope="module")
 def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Tiles of four deep channels of two photographs, as arrays and TIFF files."""
