@@ -76,21 +76,22 @@ def test_pretrained_vit_keeps_its_positions_and_heads() -> None:
 
 
 def test_small_sets_have_one_rule() -> None:
-    paper, small = {"queue_size": 65536, "momentum": 0.999}, {"queue_size": 4096, "momentum": 0.99}
-    assert queue_for(100_000) == paper and queue_for(99_999) == small
+    rows = ((1_300_000, 65536, 0.999), (100_000, 12_500, 0.999), (99_999, 4096, 0.99), (50_000, 4096, 0.99))
+    for images, queue_size, momentum in (*rows, (1_000, 125, 0.99), (100, 12, 0.99)):
+        assert queue_for(images) == {"queue_size": queue_size, "momentum": momentum}
+    assert queue_for(1_000, keys=256)["queue_size"] == 256
     one_gpu = load_config("one_gpu", ["data.root=x"]).method_args
-    assert {key: one_gpu[key] for key in small} == small
+    assert one_gpu["queue_size"] == 4096 and one_gpu["momentum"] == 0.99
 
 
-def test_queue_larger_than_the_set_is_warned_of() -> None:
+def test_queue_with_keys_of_the_same_images_is_warned_of() -> None:
     def warning(queue_size: int, images: int) -> str:
         return queue_warning(build_method("moco", nn.Flatten(), 4, queue_size=queue_size), images)
 
-    assert warning(64, 64) == "" and queue_warning(build_method("moco_v3", nn.Flatten(), 4), 1) == ""
+    assert warning(64, 256) == "" and queue_warning(build_method("moco_v3", nn.Flatten(), 4), 1) == ""
     said = warning(65536, 20_000)
     assert said.startswith("warning: the queue contains 65536 keys and there are 20000 images")
-    assert "method_args.queue_size=4096 method_args.momentum=0.99" in said
-    assert warning(4096, 600).endswith("choose a smaller method_args.queue_size")
+    assert "method_args.queue_size=2500, or the keys of a batch, avoids it" in said
 
 
 @pytest.mark.parametrize(

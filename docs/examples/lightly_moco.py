@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     views = loader(args.train, MoCoV2Transform(input_size=args.image_size), train=True)
     classes = len(train.dataset.dataset.classes)
 
-    method_args = queue_for(len(views.dataset))  # K and m: the paper's, smaller ones below 100,000 images
+    method_args = queue_for(len(views.dataset), args.batch_size)  # K and m: the paper's, smaller ones for small sets
     if args.queue_size:
         method_args["queue_size"] = args.queue_size
     model = MoCoModule(args.backbone, args.batch_size, **method_args)

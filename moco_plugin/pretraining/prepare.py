@@ -150,39 +150,37 @@ def describe_recipe(name: str, config: PretrainConfig) -> str:
     )
 
 
-def queue_for(images: int) -> dict[str, Any]:
-    """Return ``queue_size`` and ``momentum`` for a set of so many images.
+def queue_for(images: int, keys: int = 1) -> dict[str, Any]:
+    """Return ``queue_size`` and ``momentum`` for a set of images.
 
-    From ``SMALL_SET`` images on they are the papers'; below, those of the authors' CIFAR-10 demo (50,000 images).
+    They are the papers' from ``SMALL_SET`` images on, below those of the authors' CIFAR-10 demo (50,000 images), but the
+    queue is at most an eighth of the set: a longer one often contains a key of the same image from the last epoch.
+
+    Args:
+        images: In the set.
+        keys: Of a batch, which the queue must hold.
     """
     recipe = "moco_v2" if images >= SMALL_SET else "moco_cifar10_resnet18"
     arguments = read_yaml(find_config(recipe, "pretrain")).method_args
-    return {key: arguments[key] for key in ("queue_size", "momentum")}
+    queue_size = max(keys, min(arguments["queue_size"], images // 8))
+    return {"queue_size": queue_size, "momentum": arguments["momentum"]}
 
 
 def queue_warning(method: Any, images: int) -> str:
-    """Return a sentence if the queue of a method is longer than the set of images, else an empty string."""
-    queue_size = method.queue_size or 0
-    if queue_size <= images:
+    """Return a sentence if the queue of a method is longer than a quarter of the set, else an empty string."""
+    if (method.queue_size or 0) <= images / 4:
         return ""
-    advice = queue_for(images)
-    smaller = (
-        f"for fewer than {SMALL_SET:,} images, method_args.queue_size={advice['queue_size']} "
-        f"method_args.momentum={advice['momentum']} are the values of the authors' CIFAR-10 demo"
-        if advice["queue_size"] < queue_size
-        else "choose a smaller method_args.queue_size"
-    )
     return (
-        f"warning: the queue contains {queue_size} keys and there are {images} images, so that older keys of an image are "
-        f"among its negatives; {smaller}"
+        f"warning: the queue contains {method.queue_size} keys and there are {images} images, so that earlier keys of an "
+        f"image are among its negatives; method_args.queue_size={queue_for(images)['queue_size']}, or the keys of a batch, "
+        "avoids it"
     )
 
 
 def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> list[str]:
     """Change unnamed settings to values for a small set, or for a CPU.
 
-    Below ``SMALL_SET`` images the queue and the momentum are those of the authors' CIFAR-10 demo, and the queue contains
-    no more keys than there are images. On a CPU the network, the images, the batch and the length shrink.
+    The queue and the momentum are those of ``queue_for``. On a CPU the network, the images, the batch and the length shrink.
 
     Args:
         config: The recipe with its overrides; changed in place.
@@ -219,12 +217,9 @@ def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> 
     if sizes:
         why = "a CPU" if cpu else f"{images} images"
         lines.append(f"for {why}: {' '.join(sizes)}; name a key to override it, or a recipe by --config")
-    if images < SMALL_SET and "queue_size" in config.method_args:
-        values = queue_for(images)
+    if "queue_size" in config.method_args:
         keys = data.batch_size * (2 if config.method_args.get("symmetric") else 1)  # of a batch
-        values["queue_size"] = max(keys, min(values["queue_size"], images))
-        if queue := choose(config.method_args, "method_args.", **values):
-            lines.append(
-                f"for {images} images, below {SMALL_SET:,}: {' '.join(queue)}, as in the authors' CIFAR-10 demo"
-            )
+        if queue := choose(config.method_args, "method_args.", **queue_for(images, keys)):
+            momentum = ", m of the authors' CIFAR-10 demo" if images < SMALL_SET else ""
+            lines.append(f"for {images} images: {' '.join(queue)} (K at most an eighth of the images{momentum})")
     return lines

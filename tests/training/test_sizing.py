@@ -34,10 +34,12 @@ def adapted(images: int, cpu: bool, *overrides: str) -> tuple[PretrainConfig, li
 
 
 def test_small_sets_take_the_authors_small_queue() -> None:
-    config, (line,) = adapted(1000, False, "method=moco")
-    assert (config.method_args["queue_size"], config.method_args["momentum"]) == (1000, 0.99)
-    assert "for 1000 images" in line and "method_args.queue_size=1000" in line
-    config, lines = adapted(100_000, False, "method=moco")
+    config, (line,) = adapted(1000, False, "method=moco", "data.batch_size=64")
+    assert (config.method_args["queue_size"], config.method_args["momentum"]) == (125, 0.99)
+    assert "for 1000 images" in line and "method_args.queue_size=125 method_args.momentum=0.99" in line
+    config, (line,) = adapted(100_000, False, "method=moco")
+    assert line == "for 100000 images: method_args.queue_size=12500 (K at most an eighth of the images)"
+    config, lines = adapted(600_000, False, "method=moco")
     assert lines == [] and config.method_args["queue_size"] == 65536
 
 

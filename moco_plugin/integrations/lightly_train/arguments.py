@@ -12,7 +12,7 @@ from lightly_train._optim.optimizer_args import OptimizerArgs
 from lightly_train._optim.optimizer_type import OptimizerType
 from lightly_train._optim.sgd_args import SGDArgs
 from lightly_train._transforms.transform import SolarizeArgs
-from pydantic import Field, create_model, model_validator
+from pydantic import Field, PrivateAttr, create_model, model_validator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -96,6 +96,7 @@ class MoCoArgs(MethodArgs):
     last one of each residual block (v3); for v3's plain ViTs Xavier's initialisation, a fixed sin-cos position
     embedding and a frozen patch projection."""
     schedule: ScheduleArgs
+    _chosen_queue: bool = PrivateAttr(False)  # the method raises it to the keys of a batch
 
     @model_validator(mode="before")
     @classmethod
@@ -112,6 +113,7 @@ class MoCoArgs(MethodArgs):
         """Replace each "auto" by the recipe's value for this network and this number of images and epochs."""
         recipe = recipe_of(self.method, wrapped_model)
         queue = queue_for(scaling_info.dataset_size) if "queue_size" in self.own else {}
+        self._chosen_queue = bool(queue) and getattr(self, "queue_size", None) == "auto"
         values = recipe.method_args | queue
         for name in self.own:
             if getattr(self, name) == "auto" and name != "batch_norm":  # whose "auto" is the method's own

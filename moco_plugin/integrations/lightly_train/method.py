@@ -139,6 +139,9 @@ class MoCoMethod(Method):
         if method_args.paper_start and isinstance(model, nn.Module):
             start_as_in_paper(model, recipe_of(self.method_name, embedding_model.wrapped_model))
         arguments = {name: getattr(method_args, name) for name in method_args.own}
+        if method_args._chosen_queue:
+            keys = global_batch_size * (2 if arguments.get("symmetric") else 1)
+            arguments["queue_size"] = max(keys, arguments["queue_size"])
         self.batch_norms = batch_norms(embedding_model)  # before the method puts its own in their place
         self.method = build_method(self.method_name, Features(embedding_model), embedding_model.embed_dim, **arguments)
 
