@@ -119,7 +119,7 @@ def _read(
             raise UserError(f"{file.path} has no tensor whose name starts with {prefix!r}")
     location = locate(tensors, architecture or claimed_architecture(file))
     if location is None:
-        keys = ", ".join(str(key)[:60] for key in list(file.content)[:4])
+        keys = ", ".join(key[:60] if isinstance(key, str) else type(key).__name__ for key in list(file.content)[:4])
         raise UserError(f"{file.path} has no known layout (its first keys: {keys}); expected {KNOWN}")
     layout, before = location.layout, location.query if encoder == "query" else location.key
     if before is None:

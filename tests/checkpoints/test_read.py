@@ -255,6 +255,7 @@ def test_files_that_are_no_checkpoints(tmp_path: Path, tiny_run: Path) -> None:
         "empty": (b"", "is not a complete torch checkpoint"),
         "list": ([1, 2], "contains a list"),
         "other": ({"weights": {"a": torch.zeros(1)}}, "has no known layout .its first keys: weights."),
+        "tuple": (b"\x80\x02})" + b"2\x86" * 20 + b"K\x01s.", "its first keys: tuple"),  # of a million empty ones
         "incomplete": (spoiled("layer2.0.conv1.weight", None), r"Missing keys: layer2\.0\.conv1\.weight"),
         "block": (spoiled("layer1.0.se.weight", torch.zeros(1)), r"unknown keys: layer1\.0\.se\.weight"),
         "layer": (spoiled("gate.weight", torch.zeros(1)), r"encoder were not read, .*gate\.weight first.*--archi"),
