@@ -234,7 +234,7 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> Any:
-    """Return the content of a JSON text.
+    """Return the content of a JSON text; half a surrogate pair, which no output can hold, becomes a question mark.
 
     Args:
         text: The text; bytes are decoded by ``decode_text``.
@@ -245,7 +245,11 @@ def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> 
         UserError: The text is not valid JSON.
     """
     try:
-        return json.loads(decode_text(text) if isinstance(text, bytes) else text)
+        text = decode_text(text) if isinstance(text, bytes) else text
+        value = json.loads(text)
+        if "\\ud" in text.lower():
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+        return value
     except (RecursionError, ValueError) as error:
         found = "nested too deep" if isinstance(error, RecursionError) else reason(error)
         raise UserError(f"{name} is not valid JSON ({found}); {advice}") from error

@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 from moco_plugin.errors import UserError
+from moco_plugin.files import parse_json
 from moco_plugin.tools.convert import main as convert
 from moco_plugin.tools.predict import main as predict
 from moco_plugin.tools.pretrain import main as pretrain
@@ -145,3 +146,7 @@ def test_garbled_log_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     for text in ("step,loss\nx,1\n", "\0\n", f"step,loss\n{'9' * 400},1\n", "step,loss\n1,x\n", "step,step\n1\n"):
         (tmp_path / "metrics.csv").write_text(text)
         sentence(capsys, lambda: report([str(tmp_path)]))
+
+
+def test_half_a_surrogate_pair_in_json_can_be_printed() -> None:
+    assert parse_json('{"a\\ud800": ["\\ud83d\\ude00", NaN, 1]}', "a.json")["a?"][::2] == ["\U0001f600", 1]

@@ -79,7 +79,7 @@ class Page:
         """Write the page, whole or not at all."""
         html = self.html()
         with atomic_path(path) as temporary:
-            temporary.write_text(html, encoding="utf-8")
+            temporary.write_text(html, encoding="utf-8", errors="replace")  # names of files may be no text
 
 
 def _data_uri(image: Image.Image, kind: str = "PNG") -> str:

@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 
 from moco_plugin.checkpoints.released import is_released
 from moco_plugin.data.order import seed_of
-from moco_plugin.errors import UsageError
+from moco_plugin.errors import UsageError, UserError, reason
 from moco_plugin.files import write_json
 from moco_plugin.transfer.checks import check_datasets
 from moco_plugin.transfer.compat import prepare_cityscapes
@@ -64,6 +64,19 @@ class Trainer(DefaultTrainer):
         self.loss_normalizers: list[float] = []
         super().__init__(cfg)
         self.checkpointer.add_checkpointable("moco_plugin", _Description(cfg))
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> Any:
+        """Return the config's network.
+
+        Raises:
+            UserError: Its parts do not fit together.
+        """
+        try:
+            return super().build_model(cfg)
+        except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
+            found = f"{type(error).__name__}: {reason(error)}"
+            raise UserError(f"the config's network cannot be built ({found}); check the keys of MODEL") from error
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume the run in ``OUTPUT_DIR`` if requested and possible; otherwise load ``MODEL.WEIGHTS``."""

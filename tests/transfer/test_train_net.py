@@ -210,6 +210,14 @@ def test_mistakes_end_in_one_sentence(
     assert message in line and "Traceback" not in captured.err
 
 
+def test_parts_that_do_not_fit_end_in_one_sentence(
+    datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parts = ["MODEL.RPN.IN_FEATURES", "['res9']", "OUTPUT_DIR", str(tmp_path / "run")]
+    assert main(["--config-file", FPN, *TINY, *TOY, *parts]) == 1
+    assert "network cannot be built (KeyError: 'res9'); check the keys of MODEL" in capsys.readouterr().err
+
+
 def test_wrong_key_in_a_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "wrong.yaml"
     path.write_text("MODEL:\n  RESNETS:\n    DEPT: 50\nVERSION: 2\n")
