@@ -40,7 +40,7 @@ def test_features_of_the_encoder(method: str, tool: Tool, tmp_path: Path) -> Non
 
 def test_queue_larger_than_the_set_is_said(tool: Tool, tmp_path: Path) -> None:
     short = [*TINY, "schedule.epochs=1", "knn.train=null", f"out={tmp_path / 'run'}"]
-    assert "warning" not in tool("pretrain", *short).stdout
+    assert "warning" not in tool("pretrain", *short, "method_args.queue_size=16").stdout
     said = tool("pretrain", *short, "method_args.queue_size=80", "--overwrite").stdout
     assert "warning: the queue contains 80 keys and there are 64 images" in said
     assert "a step takes about" in said and "to go, " in said
