@@ -52,7 +52,7 @@ OPENING = re.compile(
     r"csv\.(?:Dict)?[rR]eader\(|(?:safetensors\.torch\.load_file)\("
 )
 WITHIN = {  # of files that were opened or read there, that the product wrote, or of the system
-    "files.py": {"return open(path", "with open(path", "json.loads(decode_text("},
+    "files.py": {"return open(path", "with open(path", "json.loads(text)", "json.loads(json.dumps(value"},
     "typed.py": set(),
     "errors.py": {"os.open(os.devnull"},
     "__init__.py": {"Path(__file__).read_text("},
