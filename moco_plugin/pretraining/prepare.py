@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,31 +150,37 @@ def describe_recipe(name: str, config: PretrainConfig) -> str:
     )
 
 
-def queue_for(images: int, keys: int = 1) -> dict[str, Any]:
-    """Return ``queue_size`` and ``momentum`` for a set of images.
+def queue_for(images: int, keys: int = 1, recipe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return ``queue_size`` and, if the method has one, ``momentum`` for a set of images.
 
-    They are the papers' from ``SMALL_SET`` images on, below those of the authors' CIFAR-10 demo (50,000 images), but the
+    They are the recipe's from ``SMALL_SET`` images on, below those of the authors' CIFAR-10 demo (50,000 images), but the
     queue is at most an eighth of the set: a longer one often contains a key of the same image from the last epoch.
 
     Args:
         images: In the set.
         keys: Of a batch, which the queue must hold.
+        recipe: Arguments of the method; None for those of v2.
     """
-    recipe = "moco_v2" if images >= SMALL_SET else "moco_cifar10_resnet18"
-    arguments = read_yaml(find_config(recipe, "pretrain")).method_args
-    queue_size = max(keys, min(arguments["queue_size"], images // 8))
-    return {"queue_size": queue_size, "momentum": arguments["momentum"]}
+    if images < SMALL_SET or recipe is None:
+        name = "moco_v2" if images >= SMALL_SET else "moco_cifar10_resnet18"
+        recipe = read_yaml(find_config(name, "pretrain")).method_args
+    values = {key: recipe[key] for key in ("queue_size", "momentum") if key in recipe}
+    values["queue_size"] = max(keys, min(values["queue_size"], images // 8))
+    return values
+
+
+def keys_of_batch(batch_size: int, arguments: Mapping[str, Any]) -> int:
+    """Return how many keys a batch enqueues, over all processes, with some arguments of a method."""
+    return batch_size * (2 if arguments.get("symmetric") else 1)
 
 
 def queue_warning(method: Any, images: int) -> str:
     """Return a sentence if the queue of a method is longer than a quarter of the set, else an empty string."""
     if (method.queue_size or 0) <= images / 4:
         return ""
-    return (
-        f"warning: the queue contains {method.queue_size} keys and there are {images} images, so that earlier keys of an "
-        f"image are among its negatives; method_args.queue_size={queue_for(images)['queue_size']}, or the keys of a batch, "
-        "avoids it"
-    )
+    smaller = f"method_args.queue_size={queue_for(images)['queue_size']}, or the keys of a batch, avoids it"
+    found = f"the queue contains {method.queue_size} keys and there are {images} images"
+    return f"warning: {found}, so that earlier keys of an image are among its negatives; {smaller}"
 
 
 def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> list[str]:
@@ -218,8 +224,9 @@ def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> 
         why = "a CPU" if cpu else f"{images} images"
         lines.append(f"for {why}: {' '.join(sizes)}; name a key to override it, or a recipe by --config")
     if "queue_size" in config.method_args:
-        keys = data.batch_size * (2 if config.method_args.get("symmetric") else 1)  # of a batch
-        if queue := choose(config.method_args, "method_args.", **queue_for(images, keys)):
-            momentum = ", m of the authors' CIFAR-10 demo" if images < SMALL_SET else ""
-            lines.append(f"for {images} images: {' '.join(queue)} (K at most an eighth of the images{momentum})")
+        values = queue_for(images, keys_of_batch(data.batch_size, config.method_args), config.method_args)
+        reasons = {"queue_size": "K at most an eighth of the images", "momentum": "m of the authors' CIFAR-10 demo"}
+        if queue := choose(config.method_args, "method_args.", **values):
+            why = ", ".join(reason for key, reason in reasons.items() if any(f".{key}=" in text for text in queue))
+            lines.append(f"for {images} images: {' '.join(queue)} ({why})")
     return lines

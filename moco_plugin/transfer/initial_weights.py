@@ -14,7 +14,7 @@ from moco_plugin.checkpoints.released import is_released, resolve
 from moco_plugin.errors import UsageError, UserError
 from moco_plugin.files import sha256
 from moco_plugin.transfer.config import fit_device
-from moco_plugin.transfer.weights import fetch, fill, read_file
+from moco_plugin.transfer.weights import building_a_network, fetch, fill, read_file
 
 
 @dataclass(frozen=True)
@@ -82,10 +82,12 @@ def check_weights(cfg: CfgNode, content: dict[str, Any] | None) -> dict[str, Any
         Where the weights come from, as our converters write it into the file.
 
     Raises:
-        UserError: The weights contradict the config, or leave the backbone random in part.
+        UserError: The network cannot be built; the weights contradict the config, or leave the backbone random in part.
     """
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "cpu"
     fit_device(cfg, say=False)
-    coverage = fill(build_model(cfg), cfg.MODEL.WEIGHTS, content, cfg=cfg)
+    with building_a_network():
+        model = build_model(cfg)
+    coverage = fill(model, cfg.MODEL.WEIGHTS, content, cfg=cfg)
     return {key: value for key, value in coverage.metadata.items() if key != "proof"}

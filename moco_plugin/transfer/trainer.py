@@ -22,7 +22,7 @@ from detectron2.utils.logger import setup_logger
 
 from moco_plugin.checkpoints.released import is_released
 from moco_plugin.data.order import seed_of
-from moco_plugin.errors import UsageError, UserError, reason
+from moco_plugin.errors import UsageError
 from moco_plugin.files import write_json
 from moco_plugin.transfer.checks import check_datasets
 from moco_plugin.transfer.compat import prepare_cityscapes
@@ -32,7 +32,7 @@ from moco_plugin.transfer.initial_weights import find_weights
 from moco_plugin.transfer.launch import Machines, launch
 from moco_plugin.transfer.mapper import Mapper
 from moco_plugin.transfer.train_loader import TrainLoader
-from moco_plugin.transfer.weights import load_weights, read_file
+from moco_plugin.transfer.weights import building_a_network, load_weights, read_file
 
 RESULTS = "results.json"
 COCO_DETECTIONS = 100  # per image in COCO's evaluation
@@ -67,16 +67,9 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> Any:
-        """Return the config's network.
-
-        Raises:
-            UserError: Its parts do not fit together.
-        """
-        try:
+        """Return the config's network, or raise UserError if its parts do not fit together."""
+        with building_a_network():
             return super().build_model(cfg)
-        except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
-            found = f"{type(error).__name__}: {reason(error)}"
-            raise UserError(f"the config's network cannot be built ({found}); check the keys of MODEL") from error
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Resume the run in ``OUTPUT_DIR`` if requested and possible; otherwise load ``MODEL.WEIGHTS``."""

@@ -1,7 +1,8 @@
 """Loading of weights into a detector, with a count of the backbone tensors that were filled."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -45,6 +46,16 @@ class Coverage:
             return "weights: none, random initialisation"
         filled = len(self.tensors) - len(self.missing)
         return f"weights: {filled} of {len(self.tensors)} backbone tensors filled from {self.source}"
+
+
+@contextmanager
+def building_a_network() -> Iterator[None]:
+    """Raise UserError for what detectron2 raises if the parts of a config's network do not fit together."""
+    try:
+        yield
+    except (AssertionError, KeyError, IndexError, TypeError, ValueError) as error:
+        found = f"{type(error).__name__}: {reason(error)}"
+        raise UserError(f"the config's network cannot be built ({found}); check the keys of MODEL") from error
 
 
 def backbone_tensors(model: nn.Module) -> list[str]:

@@ -35,10 +35,8 @@ def test_arguments_are_the_papers_at_imagenets_size() -> None:
     assert (v3.momentum, v3.momentum_schedule, v3.temperature) == (0.99, "cosine", 1.0)
     small = make("moco", images=50_000).method  # the authors' CIFAR-10 recipe
     assert (len(small.queue), small.momentum) == (4096, 0.99)
-    tiny = make(
-        "moco", images=1_000, batch=64, symmetric=True
-    ).method  # its batch has more keys than an eighth of the set
-    assert len(tiny.queue) == 128
+    tiny = make("moco", images=1_000, batch=64, symmetric=True).method
+    assert len(tiny.queue) == 128  # the keys of a batch, more than an eighth of the set
     given = make("moco", images=50_000, queue_size=512, momentum=0.9, symmetric=True).method
     assert (len(given.queue), given.momentum, given.symmetric) == (512, 0.9, True)
     vit = network("vit_tiny_patch16_224", depth=1, img_size=32)

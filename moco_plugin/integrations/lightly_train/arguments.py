@@ -112,7 +112,7 @@ class MoCoArgs(MethodArgs):
     def resolve_auto(self, scaling_info: Any, optimizer_args: OptimizerArgs, wrapped_model: Any) -> None:
         """Replace each "auto" by the recipe's value for this network and this number of images and epochs."""
         recipe = recipe_of(self.method, wrapped_model)
-        queue = queue_for(scaling_info.dataset_size) if "queue_size" in self.own else {}
+        queue = queue_for(scaling_info.dataset_size, 1, recipe.method_args) if "queue_size" in self.own else {}
         self._chosen_queue = bool(queue) and getattr(self, "queue_size", None) == "auto"
         values = recipe.method_args | queue
         for name in self.own:

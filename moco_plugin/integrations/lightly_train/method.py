@@ -32,7 +32,7 @@ from moco_plugin.integrations.lightly_train.arguments import (
 from moco_plugin.methods import METHODS, build_method
 from moco_plugin.methods.batch_norm import SyncBatchNorm
 from moco_plugin.pretraining.config import PretrainConfig
-from moco_plugin.pretraining.prepare import queue_warning
+from moco_plugin.pretraining.prepare import keys_of_batch, queue_warning
 from moco_plugin.pretraining.run import check_batch
 from moco_plugin.runs.config import ScheduleConfig
 from moco_plugin.runs.schedules import lr_schedule, with_schedule
@@ -140,8 +140,7 @@ class MoCoMethod(Method):
             start_as_in_paper(model, recipe_of(self.method_name, embedding_model.wrapped_model))
         arguments = {name: getattr(method_args, name) for name in method_args.own}
         if method_args._chosen_queue:
-            keys = global_batch_size * (2 if arguments.get("symmetric") else 1)
-            arguments["queue_size"] = max(keys, arguments["queue_size"])
+            arguments["queue_size"] = max(arguments["queue_size"], keys_of_batch(global_batch_size, arguments))
         self.batch_norms = batch_norms(embedding_model)  # before the method puts its own in their place
         self.method = build_method(self.method_name, Features(embedding_model), embedding_model.embed_dim, **arguments)
 
