@@ -47,16 +47,15 @@ START = {
 }
 """The demo's recipe before the search."""
 AXES: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = (
-    (
-        "colours",
-        ({"data.view_args.cj_hue": "0.5", "data.view_args.random_gray_scale": "0.5"}, {"data.views": "moco_v1"}),
-    ),
-    ("learning rate", ({"optimizer.lr": "0.1"}, {"optimizer.lr": "0.3"})),
-    ("symmetric", ({"method_args.symmetric": "true"},)),
     ("crops from", ({"data.view_args.min_scale": "0.35"}, {"data.view_args.min_scale": "0.5"})),
+    ("learning rate", ({"optimizer.lr": "0.06"}, {"optimizer.lr": "0.12"})),
+    ("batch", ({"data.batch_size": "64"}, {"data.batch_size": "256"})),
+    ("K", ({"method_args.queue_size": "512"}, {"method_args.queue_size": "8192"})),
+    ("m", ({"method_args.momentum": "0.9"}, {"method_args.momentum": "0.999"})),
+    ("groups", ({"method_args.batch_norm_groups": "2"}, {"method_args.batch_norm": "plain"})),
     ("T", ({"method_args.temperature": "0.2"},)),
     ("head", ({"method_args.mlp": "true"},)),
-    ("groups", ({"method_args.batch_norm_groups": "2"}, {"method_args.batch_norm": "plain"})),
+    ("symmetric", ({"method_args.symmetric": "true"},)),
     (
         "network",
         (
@@ -66,9 +65,10 @@ AXES: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = (
     ),
     ("pixels", ({"data.image_size": "32"}, {"data.image_size": "48"})),
     ("blur", ({"data.view_args.gaussian_blur": "0.0"},)),
-    ("batch", ({"data.batch_size": "64"}, {"data.batch_size": "256"})),
-    ("K", ({"method_args.queue_size": "512"}, {"method_args.queue_size": "8192"})),
-    ("m", ({"method_args.momentum": "0.9"}, {"method_args.momentum": "0.999"})),
+    (
+        "colours",
+        ({"data.view_args.cj_hue": "0.5", "data.view_args.random_gray_scale": "0.5"}, {"data.views": "moco_v1"}),
+    ),
     ("weight decay", ({"optimizer.weight_decay": "5e-4"},)),
 )
 """What is tried in turn: a name, and changes of the recipe."""

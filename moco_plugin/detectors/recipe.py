@@ -29,6 +29,7 @@ LEAST_STEPS, LEAST_STEPS_ON_CPU = 1000, 300
 BATCH_ON_CPU = 2
 SIDE_ON_CPU = 320  # pixels of the short side
 REGIONS_ON_CPU = 128  # of an image that the heads are trained on; 512 on a GPU
+PROPOSALS_ON_CPU = 300  # of a test image, as in the paper of Faster R-CNN; 1000 on a GPU or for many objects
 CROP, CROP_ON_CPU = 513, 257  # pixels of the sides of FCN's crops
 USUAL_DETECTIONS = 100  # of an image, in detectron2 and in COCO's evaluation
 SPARE = 1.25  # detections for each object of the fullest image, where there are more
@@ -163,6 +164,7 @@ def _for_objects(kind: str, data: OwnData, masks: bool, keypoints: int, cpu: boo
         chosen |= {"INPUT.MIN_SIZE_TRAIN": (SIDE_ON_CPU,), "INPUT.MIN_SIZE_TEST": SIDE_ON_CPU}
         chosen |= {"INPUT.MAX_SIZE_TRAIN": 2 * SIDE_ON_CPU, "INPUT.MAX_SIZE_TEST": 2 * SIDE_ON_CPU}
         chosen["MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE"] = REGIONS_ON_CPU
+        chosen.setdefault("MODEL.RPN.POST_NMS_TOPK_TEST", PROPOSALS_ON_CPU)
     return chosen
 
 

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
     from moco_plugin.data.images import ImageSet
     from moco_plugin.methods import Method
 
-SMALL_SET = 100_000
-"""Images below which ``queue_for`` takes a shorter queue and a smaller momentum."""
-CPU_BACKBONE, CPU_IMAGE_SIZE, CPU_BATCH = "resnet18", 96, 64
+SMALL_SET = 100_000  # images below which ``queue_for`` takes a shorter queue and a smaller momentum
+CPU_BACKBONE, CPU_IMAGE_SIZE, CPU_BATCH, CPU_QUEUE = "resnet18", 96, 64, 512
 CPU_STEPS = 500  # of a run whose length was not named
 
 
@@ -186,7 +185,7 @@ def queue_warning(method: Any, images: int) -> str:
 def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> list[str]:
     """Change unnamed settings to values for a small set, or for a CPU.
 
-    The queue and the momentum are those of ``queue_for``. On a CPU the network, the images, the batch and the length shrink.
+    The queue and the momentum are those of ``queue_for``. On a CPU network, images, batch, length and queue shrink.
 
     Args:
         config: The recipe with its overrides; changed in place.
@@ -210,22 +209,23 @@ def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> 
                 changed.append(f"{prefix}{name}={value}")
         return changed
 
-    lines, data = [], config.data
+    lines, sizes, data = list[str](), list[str](), config.data
     largest = min(data.batch_size, images // 8 * 8 or images)
-    sizes = []
     if cpu:
         sizes += choose(config, "", backbone=CPU_BACKBONE) + choose(data, "data.", image_size=CPU_IMAGE_SIZE)
     sizes += choose(data, "data.", batch_size=max(1, min(CPU_BATCH, largest) if cpu else largest))
     if cpu and not config.schedule.steps:
-        steps = max(1, images // data.batch_size)
-        epochs = min(config.schedule.epochs, max(1, -(-CPU_STEPS // steps)))
+        epochs = min(config.schedule.epochs, max(1, -(-CPU_STEPS // max(1, images // data.batch_size))))
         sizes += choose(config.schedule, "schedule.", epochs=epochs)
     if sizes:
-        why = "a CPU" if cpu else f"{images} images"
-        lines.append(f"for {why}: {' '.join(sizes)}; name a key to override it, or a recipe by --config")
+        what = f"for {'a CPU' if cpu else f'{images} images'}: {' '.join(sizes)}"
+        lines.append(f"{what}; name a key to override it, or a recipe by --config")
     if "queue_size" in config.method_args:
-        values = queue_for(images, keys_of_batch(data.batch_size, config.method_args), config.method_args)
-        reasons = {"queue_size": "K at most an eighth of the images", "momentum": "m of the authors' CIFAR-10 demo"}
+        keys = keys_of_batch(data.batch_size, config.method_args)
+        values = queue_for(images, keys, config.method_args)
+        values["queue_size"] = max(keys, min(values["queue_size"], CPU_QUEUE if cpu else images))
+        eighth = "K at most an eighth of the images" + f" and {CPU_QUEUE} on a CPU" * cpu
+        reasons = {"queue_size": eighth, "momentum": "m of the authors' CIFAR-10 demo"}
         if queue := choose(config.method_args, "method_args.", **values):
             why = ", ".join(reason for key, reason in reasons.items() if any(f".{key}=" in text for text in queue))
             lines.append(f"for {images} images: {' '.join(queue)} ({why})")

@@ -102,7 +102,7 @@ def evaluate_omnibenchmark(
 
     Raises:
         UserError: ``root`` has no realm, or a file of one is invalid.
-        UsageError: ``NAME_realms`` has results of other weights.
+        UsageError: ``NAME_realms`` has results of other weights or of another ``root``.
     """
     if protocol not in ("v1", "v2"):
         raise UsageError(f"protocol is {protocol!r}; expected v1 or v2")
@@ -118,7 +118,7 @@ def evaluate_omnibenchmark(
     results: dict[str, Any] = {}
     for position, (name, realm) in enumerate(realms.items(), start=1):
         part = out.with_name(f"{out.stem}_realms") / f"{name}.json" if out else None
-        result = None if part is None or subject.overwrite else _measured(part, subject, protocol)
+        result = None if part is None or subject.overwrite else _measured(part, subject, protocol, root)
         if result is None:
             result = _measure(name, realm, subject, protocol) | {"root": str(root)}
             if part:
@@ -149,15 +149,15 @@ def evaluate_omnibenchmark(
     )
 
 
-def _measured(path: Path, subject: Subject, protocol: str) -> dict[str, Any] | None:
+def _measured(path: Path, subject: Subject, protocol: str, root: Path) -> dict[str, Any] | None:
     """Return the result of an earlier run of the same command, or None."""
     if not path.is_file():
         return None
     result = read_json(path)
     if not isinstance(result, dict):
         raise UserError(f"{path} is not a result of a realm; remove it to measure that realm again")
-    now = subject.record(f"omnibenchmark_realm_{protocol}")
-    keys = ("protocol", "weights_sha256", "encoder", "untrained", "image_size")
+    now = subject.record(f"omnibenchmark_realm_{protocol}", root=str(root))
+    keys = ("protocol", "root", "weights_sha256", "encoder", "untrained", "image_size")
     if changed := differences(*({key: part.get(key) for key in keys} for part in (result, now))):
         raise UsageError(
             f"{path} is another run's ({changed[0]}) and was kept; choose another --out, or --overwrite to start again"

@@ -50,6 +50,8 @@ def make_shards(
     output = Path(output).expanduser()
     if not images.paths:
         raise UsageError(f"{images.spec} is not a folder or list of image files; there is nothing to pack")
+    if images.labels is not None and images.labels.ndim > 1:
+        raise UsageError(f"{images.spec} has several labels per image, and a shard stores one; expected one or none")
     if images_per_shard < 1:
         raise UsageError(f"expected at least one image per shard, got {images_per_shard}")
     if short_side is not None and short_side < 1:

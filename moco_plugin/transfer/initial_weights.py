@@ -60,15 +60,15 @@ def find_weights(init: str, weights: str | Checkpoint | None, default: str) -> I
         UsageError: A random start with weights, or MoCo's without.
         UserError: There is no such file, or it cannot be fetched.
     """
+    given = str(weights.path) if isinstance(weights, Checkpoint) else weights or default
     if init == "random":
         if weights:
-            raise UsageError(f"--init random starts without weights, and --weights is {weights}; leave one out")
+            raise UsageError(f"--init random starts without weights, and --weights is {given}; leave one out")
         return InitialWeights()
     if not weights and init == "moco":
         raise UsageError("--init moco starts from weights; pass --weights CHECKPOINT, or --init random or supervised")
-    given = weights or default
-    if isinstance(given, Checkpoint):
-        return InitialWeights(str(given.path), given, given.sha256)
+    if isinstance(weights, Checkpoint):
+        return InitialWeights(given, weights, weights.sha256)
     path = fetch(given) if "://" in given and not is_released(given) else resolve(given)
     if not path.is_file():
         raise UserError(f"weights {given}: no such file; check --weights")

@@ -172,6 +172,7 @@ def test_the_limit_of_detections_follows_from_the_data(prepared: Prepared) -> No
     data = prepared(crowded)
     recipe = choose_recipe("fpn", data, None, 1)
     assert recipe.settings["TEST.DETECTIONS_PER_IMAGE"] == 300
+    assert recipe.settings["MODEL.RPN.POST_NMS_TOPK_TEST"] == 1000
     assert any("up to 200 objects in an image: up to 300 are looked for" in sentence for sentence in recipe.sentences)
     cfg = get_cfg()
     cfg.TEST.DETECTIONS_PER_IMAGE = 300
@@ -238,6 +239,7 @@ def test_recipe_follows_the_data(prepared: Prepared) -> None:
     recipe = choose_recipe("fpn", data, None, 1)
     assert recipe.settings["MODEL.ROI_HEADS.NUM_CLASSES"] == 2 and recipe.settings["MODEL.MASK_ON"] is True
     assert recipe.settings["SOLVER.MAX_ITER"] == 300 and recipe.settings["SOLVER.BASE_LR"] == 0.0025
+    assert recipe.settings["MODEL.RPN.POST_NMS_TOPK_TEST"] == 300
     assert "8 training images, 2 classes: cat, hot dog" in recipe.sentences[0]
     retina = choose_recipe("retinanet", data, None, 1)
     assert "MODEL.RETINANET.NUM_CLASSES" in retina.settings and len(retina.task.metrics) == 3
@@ -277,6 +279,9 @@ def test_comparison_through_the_tools(tmp_path: Path, photos: Path, tool: Tool) 
     assert {row["category_id"] for row in json.loads(found.read_text())} <= {3, 17}
     refused = tool("transfer", *data, "--weights", weights, "--model", "c4", "--out", tmp_path / "c4", code=2).stderr
     assert "contains a resnet18, which does not fit --model c4; choose --model fpn" in refused
+    both = ["--weights", weights, "--init", "random", "--out", tmp_path / "random"]
+    refused = tool("transfer", *data, *both, code=2).stderr
+    assert f"starts without weights, and --weights is {weights}; leave one out" in refused
 
 
 def with_keypoints(content: Content) -> None:

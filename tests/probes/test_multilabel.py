@@ -56,6 +56,8 @@ def test_through_the_tool(lists: Path, tiny_run: Path, tool: Tool) -> None:
     assert (
         "train.csv has several labels per image, expected one; evaluate multilabel takes such lists" in refused.stderr
     )
+    refused = tool("make_shards", lists / "train.csv", lists / "shards" / "train", code=2)
+    assert "several labels per image, and a shard stores one; expected one or none" in refused.stderr
 
 
 def test_one_folder_is_split(tiny_run: Path, tool: Tool, tmp_path: Path) -> None:

@@ -67,6 +67,9 @@ def test_probe_of_each_realm_and_the_mean(
     capsys.readouterr()
     assert main([*command, "--untrained"]) == 2
     assert "is another run's (untrained was False, now True) and was kept" in capsys.readouterr().err
+    assert main(arguments(tiny_run, root.rename(tmp_path / "moved"), "--out", str(out))) == 2
+    assert f"is another run's (root was {root}, now {tmp_path / 'moved'}) and was kept" in capsys.readouterr().err
+    (tmp_path / "moved").rename(root)
     assert main([*command, "--overwrite"]) == 0
     assert json.loads(out.read_text())["realms"] == result["realms"]
     assert "chooses by test (--protocol v1)" in capsys.readouterr().out

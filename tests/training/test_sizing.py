@@ -49,6 +49,8 @@ def test_cpu_runs_are_small_and_what_is_named_stays() -> None:
     assert config.schedule.epochs == 42 and config.method_args["queue_size"] == 512  # 42 x 12 steps
     assert "for a CPU: backbone=resnet18 data.batch_size=64 schedule.epochs=42" in lines[0]
     assert "momentum=0.99" in lines[1] and "queue_size" not in lines[1]
+    config, lines = adapted(40_000, True, "method=moco")
+    assert config.method_args["queue_size"] == 512 and "K at most an eighth of the images and 512 on a CPU" in lines[1]
 
 
 def test_a_queue_holds_the_keys_of_a_symmetric_batch() -> None:
