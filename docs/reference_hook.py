@@ -55,6 +55,7 @@ DETECTOR_TEXTS = {
     "INPUT.MAX_SIZE_TEST": "Long side of test images in pixels, at most.",
     "INPUT.CROP.SIZE": "Height and width of a crop in pixels; 16 k + 1 fits the network's features.",
     "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "Regions of an image that the heads are trained on.",
+    "MODEL.RPN.POST_NMS_TOPK_TEST": "Proposals of a test image.",
     "MODEL.RESNETS.RES5_DILATION": "Dilation of the last stage; 2 keeps its stride at 16.",
     "DATALOADER.NUM_WORKERS": "Loader processes of each training process.",
     "TEST.PRECISE_BN.NUM_ITER": "Batches that the statistics of batch norm are measured on before a test.",
