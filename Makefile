@@ -26,7 +26,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt tools/install_detectron2.p
 	@touch $@
 	@echo "Installed. Next: source .venv/bin/activate"
 
-demo: $(INSTALLED)  ## learn from unlabelled images, then detect: minutes on two cores (QUICK=1: three at most)
+demo: $(INSTALLED)  ## learn from unlabelled images, then detect: 12 minutes on two cores (QUICK=1: one)
 	$(BIN)/python tools/demo.py $(if $(QUICK),--quick)
 
 gpu-check: $(INSTALLED)  ## compare and time everything on a GPU: ten minutes, no network (CPU=1: rehearse at toy size)
