@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -149,7 +150,7 @@ def describe_recipe(name: str, config: PretrainConfig) -> str:
     )
 
 
-def queue_for(images: int, keys: int = 1, recipe: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def queue_for(images: int, keys: int = 1, recipe: Mapping[str, Any] | None = None, most: float = inf) -> dict[str, Any]:
     """Return ``queue_size`` and, if the method has one, ``momentum`` for a set of images.
 
     They are the recipe's from ``SMALL_SET`` images on, below those of the authors' CIFAR-10 demo (50,000 images), but the
@@ -159,12 +160,13 @@ def queue_for(images: int, keys: int = 1, recipe: Mapping[str, Any] | None = Non
         images: In the set.
         keys: Of a batch, which the queue must hold.
         recipe: Arguments of the method; None for those of v2.
+        most: Largest queue, unless a batch has more keys.
     """
     if images < SMALL_SET or recipe is None:
         name = "moco_v2" if images >= SMALL_SET else "moco_cifar10_resnet18"
         recipe = read_yaml(find_config(name, "pretrain")).method_args
     values = {key: recipe[key] for key in ("queue_size", "momentum") if key in recipe}
-    values["queue_size"] = max(keys, min(values["queue_size"], images // 8))
+    values["queue_size"] = max(keys, min(values["queue_size"], images // 8, most))
     return values
 
 
@@ -209,7 +211,7 @@ def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> 
                 changed.append(f"{prefix}{name}={value}")
         return changed
 
-    lines, sizes, data = list[str](), list[str](), config.data
+    lines, sizes, data, arguments = list[str](), list[str](), config.data, config.method_args
     largest = min(data.batch_size, images // 8 * 8 or images)
     if cpu:
         sizes += choose(config, "", backbone=CPU_BACKBONE) + choose(data, "data.", image_size=CPU_IMAGE_SIZE)
@@ -218,15 +220,13 @@ def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> 
         epochs = min(config.schedule.epochs, max(1, -(-CPU_STEPS // max(1, images // data.batch_size))))
         sizes += choose(config.schedule, "schedule.", epochs=epochs)
     if sizes:
-        what = f"for {'a CPU' if cpu else f'{images} images'}: {' '.join(sizes)}"
-        lines.append(f"{what}; name a key to override it, or a recipe by --config")
-    if "queue_size" in config.method_args:
-        keys = keys_of_batch(data.batch_size, config.method_args)
-        values = queue_for(images, keys, config.method_args)
-        values["queue_size"] = max(keys, min(values["queue_size"], CPU_QUEUE if cpu else images))
+        why = "a CPU" if cpu else f"{images} images"
+        lines.append(f"for {why}: {' '.join(sizes)}; name a key to override it, or a recipe by --config")
+    if "queue_size" in arguments:
+        values = queue_for(images, keys_of_batch(data.batch_size, arguments), arguments, CPU_QUEUE if cpu else inf)
         eighth = "K at most an eighth of the images" + f" and {CPU_QUEUE} on a CPU" * cpu
         reasons = {"queue_size": eighth, "momentum": "m of the authors' CIFAR-10 demo"}
-        if queue := choose(config.method_args, "method_args.", **values):
+        if queue := choose(arguments, "method_args.", **values):
             why = ", ".join(reason for key, reason in reasons.items() if any(f".{key}=" in text for text in queue))
             lines.append(f"for {images} images: {' '.join(queue)} ({why})")
     return lines
