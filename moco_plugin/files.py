@@ -247,7 +247,7 @@ def parse_json(text: str | bytes, name: str, advice: str = "check the file") -> 
     try:
         text = decode_text(text) if isinstance(text, bytes) else text
         value = json.loads(text)
-        if "\\ud" in text.lower():
+        if "\\ud" in text or "\\uD" in text:
             value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
         return value
     except (RecursionError, ValueError) as error:
