@@ -47,7 +47,7 @@ DETECTOR_TEXTS = {
     "MODEL.ROI_HEADS.NUM_CLASSES": "Classes of the data.",
     "MODEL.RETINANET.NUM_CLASSES": "Classes of the data.",
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "Classes of the data.",
-    "MODEL.MASK_ON": "Masks are trained when all objects have one.",
+    "MODEL.MASK_ON": "Masks are trained when an object has one.",
     "INPUT.MASK_FORMAT": "Form of masks in memory; bitmask reads polygons and run lengths.",
     "INPUT.MIN_SIZE_TRAIN": "Short side of training images in pixels, one of these.",
     "INPUT.MIN_SIZE_TEST": "Short side of test images in pixels.",

@@ -67,6 +67,7 @@ def choose_recipe(
     if kind not in MODELS or (kind == "timm") != bool(network) or (kind == "fcn") != semantic:
         known = ("fcn",) if semantic else ("fpn", "c4", "retinanet", "timm:NAME")
         raise UsageError(f"--model is {model!r}; expected {', '.join(known)}{did_you_mean(kind, MODELS)}")
+    typed = dict(zip(overrides[::2], overrides[1::2], strict=False))
     config, rate = MODELS[kind]
     own: dict[str, Any] = {"MODEL.TIMM.NAME": network} if network else _resnet(kind, checkpoint)
     cpu = not torch.cuda.is_available()
@@ -96,7 +97,8 @@ def choose_recipe(
         if shallow:
             notes.append("res5 has stride 32: a ResNet-18 or 34 of detectron2's has no dilation")
     else:
-        masks, keypoints = data.masks and kind != "retinanet", data.keypoints if kind == "fpn" else 0
+        masks = data.masks and kind != "retinanet" and typed.get("MODEL.MASK_ON") != "False"
+        keypoints = data.keypoints if kind == "fpn" else 0
         config = KEYPOINT_CONFIG if keypoints else config
         settings |= _for_objects(kind, data, masks, keypoints, cpu)
         groups = ["bbox", *["segm"] * masks, *["keypoints"] * bool(keypoints)]
@@ -115,17 +117,14 @@ def choose_recipe(
         f"{data.images} training images, {len(data.classes)} classes: {', '.join(data.classes[:10])}"
         + (" ..." if len(data.classes) > 10 else ""),
         *notes,
-        _training(
-            f"{model}: {trained}", settings, f"{epochs} epochs, and {least} steps at least", overrides, data.images
-        ),
+        _training(f"{model}: {trained}", settings, f"{epochs} epochs, and {least} steps at least", typed, data.images),
     )
     task = Task(f"own_{kind}", f"own data, {model}", configs, data.names, tuple(metrics))
     return Recipe(data, task, settings, sentences)
 
 
-def _training(what: str, settings: dict[str, Any], length: str, overrides: Sequence[str], images: int) -> str:
+def _training(what: str, settings: dict[str, Any], length: str, typed: dict[str, str], images: int) -> str:
     """Describe the training with its final settings."""
-    typed = dict(zip(overrides[::2], overrides[1::2], strict=False))
     batch, rate, steps = (f"{(settings | typed)[f'SOLVER.{k}']}" for k in ("IMS_PER_BATCH", "BASE_LR", "MAX_ITER"))
     sentence = f"{what}, batch {batch}, learning rate {rate}, {steps} steps"
     if batch.isdecimal() and steps.isdecimal():  # the runner refuses others

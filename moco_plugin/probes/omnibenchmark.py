@@ -106,7 +106,7 @@ def evaluate_omnibenchmark(
     """
     if protocol not in ("v1", "v2"):
         raise UsageError(f"protocol is {protocol!r}; expected v1 or v2")
-    root = Path(root).expanduser()
+    root = Path(root).expanduser().resolve()
     realms = {name: realm for name in REALMS if (realm := read_realm(root, name))}
     missing = [name for name in REALMS if name not in realms]
     if not realms:

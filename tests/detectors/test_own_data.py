@@ -241,6 +241,8 @@ def test_recipe_follows_the_data(prepared: Prepared) -> None:
     assert recipe.settings["SOLVER.MAX_ITER"] == 300 and recipe.settings["SOLVER.BASE_LR"] == 0.0025
     assert recipe.settings["MODEL.RPN.POST_NMS_TOPK_TEST"] == 300
     assert "8 training images, 2 classes: cat, hot dog" in recipe.sentences[0]
+    assert len(recipe.task.metrics) == 6
+    assert len(choose_recipe("fpn", data, None, 1, ["MODEL.MASK_ON", "False"]).task.metrics) == 3
     retina = choose_recipe("retinanet", data, None, 1)
     assert "MODEL.RETINANET.NUM_CLASSES" in retina.settings and len(retina.task.metrics) == 3
     assert choose_recipe("timm:convnext_tiny", data, None, 1).settings["MODEL.TIMM.NAME"] == "convnext_tiny"
