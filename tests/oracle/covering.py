@@ -109,6 +109,8 @@ LOOP: dict[str, list[Any]] = {
     "processes": [1, 2],
     "channels_last": [True, False],
     "precision": ["32-true", "64-true"],
+    "workers": OPTIONS["workers"],
+    "source": OPTIONS["source"],
 }
 LIGHTLY_TRAIN: dict[str, list[Any]] = {
     "method": OPTIONS["method"],

@@ -1,4 +1,4 @@
-"""README's training loop on one process or several: FOLDER CASE, with ``views.pt`` in the folder (see runs.py)."""
+"""README's training loop on one process or several, which share a batch: IMAGES FOLDER CASE."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from moco_plugin import METHODS
-from tests.oracle.covering import Case
-from tests.oracle.runs import backbone, method_arguments
+from moco_plugin import METHODS, PairLoader
+from tests.oracle.covering import BATCH, Case
+from tests.oracle.runs import SIZE, VIEWS, backbone, method_arguments
 
 
-def main(folder: Path, case: Case) -> None:
+def main(images: str, folder: Path, case: Case) -> None:
     rank = int(os.environ.get("RANK", "0"))
     if case.processes > 1:
         torch.distributed.init_process_group("gloo")
@@ -26,14 +26,14 @@ def main(folder: Path, case: Case) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.03, momentum=0.9, weight_decay=1e-4)
     trained = DistributedDataParallel(model) if case.processes > 1 else model
-    loader = torch.load(folder / "views.pt", weights_only=True)
+    pairs = PairLoader(images, BATCH, SIZE, views=VIEWS.get(case.method, "moco_v2"), workers=case.workers)
 
     def mine(view: Tensor) -> Tensor:
         return view.chunk(case.processes)[rank].to(dtype, memory_format=layout)
 
-    for number, (view_q, view_k) in enumerate(loader):
+    for number, (view_q, view_k) in enumerate(pairs):
         state = {name: value.clone() for name, value in model.state_dict().items()}
-        loss, _ = trained(mine(view_q), mine(view_k), number / len(loader))
+        loss, _ = trained(mine(view_q), mine(view_k), number / len(pairs))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -44,4 +44,4 @@ def main(folder: Path, case: Case) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Case.parse(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), Case.parse(sys.argv[3]))

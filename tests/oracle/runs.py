@@ -28,6 +28,7 @@ from tests.oracle.oracle import (
 )
 
 SIZE = 40
+VIEWS = {"moco_v1": "moco_v1", "v3_resnet": "moco_v3", "v3_vit": "moco_v3"}  # of the others: "moco_v2"
 CHANNELS = [8, 16, 24, 32]
 VIT: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 OPTIMIZER = {"v3_resnet": "lars", "v3_vit": "adamw"}  # sgd for all others
@@ -219,7 +220,7 @@ def _plain(state: State) -> State:
 def expected_views(case: Case, folder: Path, mean: list[float], std: list[float]) -> list[Batch]:
     """Return the views of every batch by Pillow and torchvision."""
     pictures, _ = read_set(folder, case.source, "train", case.channels)
-    name = {"moco_v1": "moco_v1", "v3_resnet": "moco_v3", "v3_vit": "moco_v3"}.get(case.method, "moco_v2")
+    name = VIEWS.get(case.method, "moco_v2")
     smaller = {"min_scale": 0.08} if case.method == "v3_vit" else {}  # v3, appendix
     batches: list[Batch] = []
     for epoch in range(EPOCHS):
