@@ -54,6 +54,8 @@ AXES: tuple[tuple[str, tuple[dict[str, str], ...]], ...] = (
     ("m", ({"method_args.momentum": "0.9"}, {"method_args.momentum": "0.999"})),
     ("groups", ({"method_args.batch_norm_groups": "2"}, {"method_args.batch_norm": "plain"})),
     ("T", ({"method_args.temperature": "0.2"},)),
+    ("crops from, once more", ({"data.view_args.min_scale": "0.7"},)),
+    ("K, once more", ({"method_args.queue_size": "256"},)),
     ("head", ({"method_args.mlp": "true"},)),
     ("symmetric", ({"method_args.symmetric": "true"},)),
     (

@@ -176,12 +176,8 @@ class _Float64(TorchFunctionMode):
     """Computes in float64 with float32 weights, which are converted one by one to save memory."""
 
     def __torch_function__(self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        args, kwargs = tree_map_only(Tensor, _to_float64, (args, kwargs or {}))
+        args, kwargs = tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, (args, kwargs or {}))
         return function(*args, **kwargs)
-
-
-def _to_float64(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.float64) if tensor.is_floating_point() else tensor
 
 
 @torch.no_grad()

@@ -170,6 +170,14 @@ def queue_for(images: int, keys: int = 1, recipe: Mapping[str, Any] | None = Non
     return values
 
 
+def has_native_bfloat16() -> bool:
+    """Return whether this CPU multiplies in bfloat16, in which a step takes about half of the time of float32."""
+    import torch
+
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
 def keys_of_batch(batch_size: int, arguments: Mapping[str, Any]) -> int:
     """Return how many keys a batch enqueues, over all processes, with some arguments of a method."""
     return batch_size * (2 if arguments.get("symmetric") else 1)
@@ -187,7 +195,8 @@ def queue_warning(method: Any, images: int) -> str:
 def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> list[str]:
     """Change unnamed settings to values for a small set, or for a CPU.
 
-    The queue and the momentum are those of ``queue_for``. On a CPU network, images, batch, length and queue shrink.
+    The queue and the momentum are those of ``queue_for``. On a CPU network, images, batch, length and queue shrink, and
+    the precision is bfloat16 where ``has_native_bfloat16``.
 
     Args:
         config: The recipe with its overrides; changed in place.
@@ -215,6 +224,7 @@ def adapt_recipe(config: PretrainConfig, given: Any, images: int, cpu: bool) -> 
     largest = min(data.batch_size, images // 8 * 8 or images)
     if cpu:
         sizes += choose(config, "", backbone=CPU_BACKBONE) + choose(data, "data.", image_size=CPU_IMAGE_SIZE)
+        sizes += choose(config.trainer, "trainer.", precision="bf16-mixed") if has_native_bfloat16() else []
     sizes += choose(data, "data.", batch_size=max(1, min(CPU_BATCH, largest) if cpu else largest))
     if cpu and not config.schedule.steps:
         epochs = min(config.schedule.epochs, max(1, -(-CPU_STEPS // max(1, images // data.batch_size))))

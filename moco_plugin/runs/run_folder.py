@@ -112,7 +112,8 @@ class SavedRun:
     def check_same(self, now: Identity) -> None:
         """Raise UsageError if a setting or an image set differs from those of the run that resumes."""
         then, state = self.identity, now.state()
-        settings = ({k: v for k, v in part["settings"].items() if not _may_change(k)} for part in (then, state))
+        free = tuple(f"{name}." for name in MAY_CHANGE)
+        settings = ({k: v for k, v in p["settings"].items() if not f"{k}.".startswith(free)} for p in (then, state))
         # keys that others are derived from come first: the user typed them
         if changed := sorted(differences(*settings), key=lambda text: not text.startswith(CAUSES)):
             more = f", and {len(changed) - 1} more" if changed[1:] else ""
@@ -133,10 +134,6 @@ class SavedRun:
             raise UsageError(
                 f"the images of {key} changed: {what}; restore them, choose another output, or --overwrite to start again"
             )
-
-
-def _may_change(key: str) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
 
 
 def check_unlocked(folder: Path) -> None:

@@ -84,7 +84,7 @@ def test_changed_images_are_refused(command: list[str], photos: Path, capsys: py
     "setting",
     [
         "trainer.accumulate_grad_batches=2",
-        "trainer.precision=bf16-mixed",
+        "trainer.precision=64-true",
         "trainer.gradient_clip_val=1.0",
         "trainer.limit_train_batches=2",
         "data.image_size=40",

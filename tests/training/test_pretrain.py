@@ -209,7 +209,7 @@ def test_folder_of_something_else_is_kept(tmp_path: Path, capsys: pytest.Capture
 def test_a_run_goes_on_with_fewer_processes(tool: Tool, tmp_path: Path) -> None:
     """Without batch norm, the number of processes changes nothing but the rounding."""
     more = "backbone_args.norm_layer=groupnorm1 views.engine=fast data.workers=0 schedule.epochs=1 knn.train=null"
-    arguments = [*TINY, *more.split(), "trainer.accelerator=cpu"]
+    arguments = [*TINY, *more.split(), "trainer.accelerator=cpu", "trainer.precision=32-true"]
     for out, processes, *stop in (("one", 1), ("both", 2, "trainer.max_steps=2"), ("both", 1)):
         tool("pretrain", *arguments, f"trainer.devices={processes}", f"out={tmp_path}/{out}", *stop)
     torch.testing.assert_close(weights(tmp_path / "both"), weights(tmp_path / "one"), rtol=1e-3, atol=1e-5)

@@ -43,13 +43,19 @@ def test_small_sets_take_the_authors_small_queue() -> None:
     assert lines == [] and config.method_args["queue_size"] == 65536
 
 
-def test_cpu_runs_are_small_and_what_is_named_stays() -> None:
+@pytest.mark.parametrize("native", [False, True])
+def test_cpu_runs_are_small_and_what_is_named_stays(native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native, "amx_bf16": False}, raising=False
+    )
     config, lines = adapted(800, True, "method=moco", "data.image_size=160", "method_args.queue_size=512")
     assert (config.backbone, config.data.image_size, config.data.batch_size) == ("resnet18", 160, 64)
     assert config.schedule.epochs == 42 and config.method_args["queue_size"] == 512  # 42 x 12 steps
-    assert "for a CPU: backbone=resnet18 data.batch_size=64 schedule.epochs=42" in lines[0]
+    precision = " trainer.precision=bf16-mixed" if native else ""
+    assert f"for a CPU: backbone=resnet18{precision} data.batch_size=64 schedule.epochs=42" in lines[0]
     assert "momentum=0.99" in lines[1] and "queue_size" not in lines[1]
-    config, lines = adapted(40_000, True, "method=moco")
+    config, lines = adapted(40_000, True, "method=moco", "trainer.precision=32-true")
+    assert config.trainer["precision"] == "32-true"
     assert config.method_args["queue_size"] == 512 and "K at most an eighth of the images and 512 on a CPU" in lines[1]
 
 

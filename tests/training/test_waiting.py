@@ -24,7 +24,7 @@ COPIES = 2 + 1  # of a step to the GPU, none of which the host waits for: two vi
 def run(out: Path, *more: str) -> list[str]:
     kept = [option for option in TINY if not option.startswith(("knn", "data.root", "trainer", "schedule", "views"))]
     run = [*kept, f"data.root={TRAIN}[0:128]", "views.engine=fast", "schedule.epochs=1", "trainer.log_every_n_steps=3"]
-    return [*run, "data.workers=0", f"out={out}", *more]
+    return [*run, "data.workers=0", "trainer.precision=32-true", f"out={out}", *more]  # as on a GPU
 
 
 @pytest.mark.parametrize("method", ["moco", "moco_v3"])

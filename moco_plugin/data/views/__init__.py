@@ -123,7 +123,8 @@ class Views:
         batches = []
         for arrays in zip(*views, strict=True):
             channels = max(1 if array.ndim == 2 else array.shape[2] for array in arrays)
-            batches.append(default_collate([_with_channels(array, channels) for array in arrays]))
+            alike = [a if a.ndim == 3 else np.repeat(a[..., None], channels, axis=2) for a in arrays]
+            batches.append(default_collate(alike))
         return batches, [device.pack(of_view) for of_view in zip(*plans, strict=True)], list(corrupt)
 
     def finish(self, arrays: Sequence[Tensor], plans: Sequence[device.PackedPlans]) -> list[Tensor]:
@@ -135,10 +136,6 @@ class Views:
         scale = min(arguments["min_scale"] for arguments in self.arguments)
         least = min(math.sqrt(scale * width * height * 3 / 4), width, height)  # 3/4 is the narrowest crop's ratio
         return max((divisor for divisor in (2, 4, 8) if least >= divisor * self.image_size), default=1)
-
-
-def _with_channels(array: np.ndarray, channels: int) -> np.ndarray:
-    return array if array.ndim == 3 else np.repeat(array[..., None], channels, axis=2)
 
 
 def evaluation_transform(image_size: int, crop_ratio: float) -> Callable[[Image.Image | Tensor], Tensor]:
