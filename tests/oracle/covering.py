@@ -69,6 +69,10 @@ class Case:
         return self.method.startswith("v3")
 
     @property
+    def epochs(self) -> int:
+        return 1 if self.entry == "loop" else EPOCHS
+
+    @property
     def steps_per_epoch(self) -> int:
         return -(-BATCHES // self.accumulate)
 

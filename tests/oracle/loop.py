@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moco_plugin import METHODS, PairLoader
 from tests.oracle.covering import BATCH, Case
-from tests.oracle.runs import SIZE, VIEWS, backbone, method_arguments
+from tests.oracle.runs import SIZE, backbone, method_arguments
 
 
 def main(images: str, folder: Path, case: Case) -> None:
@@ -26,7 +26,7 @@ def main(images: str, folder: Path, case: Case) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=0.03, momentum=0.9, weight_decay=1e-4)
     trained = DistributedDataParallel(model) if case.processes > 1 else model
-    pairs = PairLoader(images, BATCH, SIZE, views=VIEWS.get(case.method, "moco_v2"), workers=case.workers)
+    pairs = PairLoader(images, BATCH, SIZE, views=model.views, workers=case.workers)
 
     def mine(view: Tensor) -> Tensor:
         return view.chunk(case.processes)[rank].to(dtype, memory_format=layout)

@@ -28,7 +28,6 @@ from tests.oracle.oracle import (
 )
 
 SIZE = 40
-VIEWS = {"moco_v1": "moco_v1", "v3_resnet": "moco_v3", "v3_vit": "moco_v3"}  # of the others: "moco_v2"
 CHANNELS = [8, 16, 24, 32]
 VIT: dict[str, Any] = {"depth": 1, "embed_dim": 48, "num_heads": 3, "patch_size": 8}
 OPTIMIZER = {"v3_resnet": "lars", "v3_vit": "adamw"}  # sgd for all others
@@ -150,7 +149,7 @@ def experiment(case: Case, channels_last: bool) -> Experiment:
         weight_decay=0.01,
         clip=case.clip,
         accumulate=case.accumulate,
-        epochs=EPOCHS,
+        epochs=case.epochs,
         warmup=int(case.schedule == "step"),
         per_step=case.schedule == "step",
         precision=torch.float32 if bfloat16 else torch.float64,
@@ -158,7 +157,7 @@ def experiment(case: Case, channels_last: bool) -> Experiment:
         seeded_steps=case.entry != "loop",
     )
     if case.entry == "loop":  # as in README
-        common = replace(common, lr=0.03, weight_decay=1e-4, epochs=1, warmup=0, per_step=False)
+        common = replace(common, lr=0.03, weight_decay=1e-4, warmup=0, per_step=False)
     if case.entry == "lightly_train_cli":  # the recipe's schedule, its warm-up as large a share of fewer epochs
         warmup = {"v3_resnet": 10 * EPOCHS / 100, "v3_vit": 40 * EPOCHS / 300}.get(case.method, 0)
         common = replace(common, per_step=case.v3, warmup=warmup)
@@ -220,10 +219,10 @@ def _plain(state: State) -> State:
 def expected_views(case: Case, folder: Path, mean: list[float], std: list[float]) -> list[Batch]:
     """Return the views of every batch by Pillow and torchvision."""
     pictures, _ = read_set(folder, case.source, "train", case.channels)
-    name = VIEWS.get(case.method, "moco_v2")
+    name = {"moco_v1": "moco_v1", "v3_resnet": "moco_v3", "v3_vit": "moco_v3"}.get(case.method, "moco_v2")
     smaller = {"min_scale": 0.08} if case.method == "v3_vit" else {}  # v3, appendix
     batches: list[Batch] = []
-    for epoch in range(EPOCHS):
+    for epoch in range(case.epochs):
         for images in epoch_order(len(pictures), BATCH, 0, epoch):
             both = [two_views(pictures[i], name, SIZE, 0, epoch * len(pictures) + i, **smaller) for i in images]
             first, second = (normalized(torch.stack([pair[i] for pair in both]), mean, std) for i in (0, 1))
@@ -253,7 +252,7 @@ def run_oracle(
         )
         labels = [label for _, of_set in sets for label in of_set]
     followed = None if case.precision == "64-true" else recorded.states
-    per_epoch = len(views) // (1 if case.entry == "loop" else EPOCHS)
+    per_epoch = len(views) // case.epochs
     outcome = train(
         experiment(case, recorded.channels_last),
         recorded.states[0],
